@@ -1,0 +1,459 @@
+"""Settings of an experiment: strict, frozen, and complete (every key must be given).
+
+A settings file lies in a folder `config/`; the paths it implies (data/..., results/...) are relative to the
+folder above. Keys are grouped by the stage they influence, so that the workflow can rerun a stage exactly
+when one of its own keys changes.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sublora.errors import UserError
+
+FIXED_PREFIX = "fixed-"
+
+
+class Section(BaseModel):
+    """Base of all groups of settings: unknown keys refused, values immutable, types not coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class RunSpec(Section):
+    """One training: a point of the grid."""
+
+    budget: PositiveInt
+    """d, the dimension of the subspace."""
+    allocation: str
+    """uniform, fixed-<share of B> or learned."""
+    seed: Annotated[int, Field(ge=0)]
+    """Seed of base weights, LoRA init and batch order."""
+
+    @field_validator("allocation")
+    @classmethod
+    def _known_allocation(cls, value: str) -> str:
+        parse_allocation(value)
+        return value
+
+    @property
+    def name(self) -> str:
+        return f"d{self.budget}_{self.allocation}_seed{self.seed}"
+
+    @property
+    def mode(self) -> str:
+        return parse_allocation(self.allocation)[0]
+
+    @property
+    def ratio(self) -> float | None:
+        """Share of B for a fixed allocation, None otherwise."""
+        return parse_allocation(self.allocation)[1]
+
+
+def parse_allocation(text: str) -> tuple[str, float | None]:
+    """(mode, share of B or None) of an allocation's name; ValueError if there is no such allocation."""
+    if text in ("uniform", "learned"):
+        return text, None
+    try:
+        ratio = float(text.removeprefix(FIXED_PREFIX)) if text.startswith(FIXED_PREFIX) else math.nan
+    except ValueError:
+        ratio = math.nan
+    if not 0.0 < ratio < 1.0:
+        raise ValueError(
+            f"allocation '{text}' is none of uniform, learned, fixed-<ratio> with 0 < ratio < 1 (for example fixed-0.2)"
+        )
+    return "fixed", ratio
+
+
+class Grid(Section):
+    """The sweep: every combination of budget, allocation and seed is one run."""
+
+    budgets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    """Subspace dimensions d."""
+    allocations: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Any of uniform, fixed-<share of B>, learned."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Seeds of base weights, LoRA init and batch order."""
+
+    @field_validator("allocations")
+    @classmethod
+    def _known_allocations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            parse_allocation(item)
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Grid":
+        for name in ("budgets", "allocations", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} holds a value twice: {list(values)}")
+        return self
+
+    def runs(self) -> tuple[RunSpec, ...]:
+        """All runs, seeds fastest. Their number is what the arm's index costs in the message."""
+        return tuple(
+            RunSpec(budget=budget, allocation=allocation, seed=seed)
+            for budget in self.budgets
+            for allocation in self.allocations
+            for seed in self.seeds
+        )
+
+
+class HuggingFaceCorpus(Section):
+    """A dataset of the Hugging Face hub, read from its parquet files."""
+
+    kind: Literal["huggingface"]
+    dataset: str
+    """Identifier on the hub."""
+    revision: str
+    """Branch or commit; refs/convert/parquet is the hub's own parquet conversion."""
+    split: str
+    text_field: str
+
+
+class FolderCorpus(Section):
+    """A folder of .txt files (a document each) and .jsonl files (a document a line)."""
+
+    kind: Literal["folder"]
+    path: str
+    """Relative to the folder above config/, or absolute."""
+    text_field: str
+    """Key of the text in a .jsonl line."""
+
+
+class DocstringCorpus(Section):
+    """Docstrings of the standard library and of installed packages, read without importing them."""
+
+    kind: Literal["docstrings"]
+    packages: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Import names; 'stdlib' is the standard library."""
+
+
+class Data(Section):
+    """Where documents come from and how they are split and tokenized."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Files lie in data/{name}/."""
+    corpus: Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus, Field(discriminator="kind")]
+    tokenizer: Literal["gpt2", "bytes"]
+    """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
+    min_characters: Annotated[int, Field(ge=1)]
+    """Shorter documents are left out."""
+    val_documents: PositiveInt
+    """Documents for every choice made after looking at losses."""
+    test_documents: PositiveInt
+    """Documents that are only ever reported."""
+    shuffle_seed: Annotated[int, Field(ge=0)]
+    workers: PositiveInt
+    """Processes that tokenize; does not change the result."""
+
+
+class Model(Section):
+    """GPT-2 with frozen random weights."""
+
+    n_layer: PositiveInt
+    n_head: PositiveInt
+    n_embd: PositiveInt
+    context_length: PositiveInt
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Model":
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters on the frozen weights: W x + (alpha / rank) B A x."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    targets: Annotated[tuple[Literal["query", "value", "head"], ...], Field(min_length=1)]
+
+
+class Subspace(Section):
+    """The random projection from w to the LoRA parameters."""
+
+    projection: Literal["kronecker_qr"]
+    projection_seed: Annotated[int, Field(ge=0)]
+
+
+class Gating(Section):
+    """The learned allocation: soft masks that narrow, then hard splits."""
+
+    learning_rate: PositiveFloat
+    mask_width_start: PositiveFloat
+    """Temperature tau of the mask at the first step, as a share of d."""
+    mask_width_end: PositiveFloat
+    """Temperature tau, in coordinates, at the end of the soft phase."""
+    soft_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the steps with soft masks; the rest trains with the hard split."""
+
+
+class Training(Section):
+    """Optimization of w (and gates): AdamW, linear warm-up, cosine decay."""
+
+    steps: PositiveInt
+    tokens_per_step: PositiveInt
+    """A multiple of model.context_length."""
+    micro_batch_sequences: PositiveInt
+    """Sequences that go through the model at once; gradients accumulate over a step."""
+    learning_rate: PositiveFloat
+    final_learning_rate: NonNegativeFloat
+    warmup_fraction: Fraction
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]]
+    epsilon: PositiveFloat
+    weight_decay: NonNegativeFloat
+    gradient_clip: PositiveFloat
+    """Largest norm of a step's gradient."""
+    eval_interval_steps: PositiveInt
+    eval_sequences: PositiveInt
+    """Sequences of train and of val for each periodic evaluation."""
+    log_interval_steps: PositiveInt
+    save_interval_steps: PositiveInt
+    """Steps between saves of the resume state."""
+    keep_initialization: bool
+    """Also write the initial weights in full (500 MB for GPT-2 small)."""
+
+
+class Compute(Section):
+    """Where and in which precision networks run."""
+
+    device: Literal["cuda", "cpu"]
+    dtype: Literal["float32", "bfloat16"]
+    """Type of the frozen weights and activations; w and its projection stay in float32."""
+    threads: PositiveInt
+    """CPU threads of a training or scoring job."""
+    scoring_batch_tokens: PositiveInt
+    """Tokens that go through the model at once when documents are scored."""
+
+
+class Message(Section):
+    """How a trained w becomes a message."""
+
+    quantizer: Literal["plain"]
+    """plain: uniform levels, 16-bit codebook, transmitted counts."""
+    levels: Annotated[int, Field(ge=2, le=255)]
+    extra_bits: NonNegativeFloat
+    """Bits owed for choices made by hand on this data (log2 of the number of alternatives tried)."""
+
+
+class Scoring(Section):
+    """Per-document losses of the decoded model."""
+
+    documents: PositiveInt
+    """m: training documents drawn with replacement after the message is frozen."""
+    sliding_window: PositiveInt
+    """Tokens by which the window moves in documents longer than the context."""
+    smoothing: Annotated[tuple[Probability, ...], Field(min_length=1)]
+    """Grid of a in p_a = (1 - a) p + a / V."""
+    val_documents: PositiveInt
+    """Val documents on which the smoothing is chosen."""
+    test_documents: PositiveInt
+    """Test documents whose loss is reported."""
+
+
+class Bound(Section):
+    """The inequality and its confidence."""
+
+    delta: Probability
+    """The bounds hold with probability 1 - delta."""
+    delta_sample: Probability
+    """Part of delta spent on scoring m of the n documents."""
+
+    @model_validator(mode="after")
+    def _sample_below_total(self) -> "Bound":
+        if self.delta_sample >= self.delta:
+            raise ValueError(f"delta_sample {self.delta_sample} must be smaller than delta {self.delta}")
+        return self
+
+
+class Settings(Section):
+    """A whole settings file."""
+
+    grid: Grid
+    data: Data
+    model: Model
+    lora: Lora
+    subspace: Subspace
+    gating: Gating
+    training: Training
+    compute: Compute
+    message: Message
+    scoring: Scoring
+    bound: Bound
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        context = self.model.context_length
+        found = []
+        if self.training.tokens_per_step % (context * self.training.micro_batch_sequences):
+            found.append(
+                f"training.tokens_per_step {self.training.tokens_per_step} is not a multiple of model.context_length x "
+                f"training.micro_batch_sequences = {context * self.training.micro_batch_sequences}"
+            )
+        if self.scoring.sliding_window > context:
+            found.append(
+                f"scoring.sliding_window {self.scoring.sliding_window} exceeds model.context_length {context}"
+            )
+        for key in ("val_documents", "test_documents"):
+            have, wanted = getattr(self.data, key), getattr(self.scoring, key)
+            if wanted > have:
+                found.append(f"scoring.{key} {wanted} exceeds data.{key} {have}")
+        largest, parameters = max(self.grid.budgets), self.lora_parameters_without_head_rows()
+        if "head" not in self.lora.targets and largest > parameters:
+            found.append(f"grid.budgets holds {largest}, more than the {parameters} LoRA parameters")
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+    def lora_parameters_without_head_rows(self) -> int:
+        """LoRA parameters, leaving out the head's B, whose size depends on the vocabulary of the data."""
+        r, width = self.lora.rank, self.model.n_embd
+        attention = sum(target in self.lora.targets for target in ("query", "value"))
+        return 2 * r * width * attention * self.model.n_layer + r * width * ("head" in self.lora.targets)
+
+
+STAGE_SECTIONS = {
+    "data": ("data",),
+    "train": ("data", "model", "lora", "subspace", "gating", "training", "compute"),
+    "score": ("message", "scoring", "bound"),
+    "bound": ("message", "scoring", "bound"),
+}
+"""Which sections a stage reads itself; what earlier stages read reaches it through their files."""
+
+STAGES_THAT_PAY_FOR_THE_SWEEP = ("score", "bound")
+"""Of the grid these read only the number of runs: the arm's index is part of the message."""
+
+WITHOUT_EFFECT = {
+    "data": ("workers",),
+    "training": ("log_interval_steps", "save_interval_steps"),
+    "compute": ("scoring_batch_tokens",),
+}
+"""Keys that change how fast or how visibly a stage runs, never its numbers."""
+
+
+def stage_settings(settings: Settings, stage: str) -> dict[str, Any]:
+    """The settings whose change must rerun `stage`, as plain JSON values."""
+    values = settings.model_dump(mode="json", include=set(STAGE_SECTIONS[stage]))
+    for section, keys in WITHOUT_EFFECT.items():
+        for key in keys:
+            values.get(section, {}).pop(key, None)
+    if stage in STAGES_THAT_PAY_FOR_THE_SWEEP:
+        values["sweep_size"] = len(settings.grid.runs())
+    return values
+
+
+def digest(value: object) -> str:
+    """sha256, in hexadecimal, of the canonical JSON of a value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a settings file; UserError names the file, the key and the mend."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such settings file; give one with --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_settings(values, source=str(path))
+
+
+def parse_settings(values: object, source: str) -> Settings:
+    """Check settings given as plain values; `source` names them in errors."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected a mapping with the keys {', '.join(Settings.model_fields)}")
+    try:
+        return Settings.model_validate(_with_tuples(values))
+    except ValidationError as error:
+        raise UserError(f"{source}: {describe_validation_error(error)}") from None
+
+
+CORPUS_KINDS = tuple(
+    kind.model_fields["kind"].annotation.__args__[0] for kind in (HuggingFaceCorpus, FolderCorpus, DocstringCorpus)
+)
+"""pydantic names the chosen kind in the location of an error; a settings file has no such level."""
+
+
+def _with_tuples(value: Any) -> Any:
+    """YAML lists as tuples, which is what frozen settings hold."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """All complaints of pydantic in one line, unknown keys with the nearest known one."""
+    complaints = []
+    for item in error.errors(include_url=False):
+        location = [str(part) for part in item["loc"] if part not in CORPUS_KINDS]
+        key = ".".join(location)
+        if item["type"] == "extra_forbidden":
+            complaints.append(f"unknown key '{key}'{_nearest_key(location)}")
+        elif item["type"] == "missing":
+            complaints.append(f"key '{key}' is missing")
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            text = text[:1].lower() + text[1:]
+            prefix = f"{key}: " if key else ""
+            found = f", found {item['input']!r}" if item["type"] != "value_error" else ""
+            complaints.append(f"{prefix}{text}{found}{_yaml_number_hint(item)}")
+    return "; ".join(complaints)
+
+
+def _yaml_number_hint(item: Any) -> str:
+    if item["type"] != "float_type" or not isinstance(item["input"], str):
+        return ""
+    try:
+        value = float(item["input"])
+    except ValueError:
+        return ""
+    return f" (YAML reads numbers without a dot before the exponent as text: write {value:.1e})"
+
+
+def _nearest_key(location: Iterable[str]) -> str:
+    *parents, key = location
+    known = _known_keys(parents)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean '{'.'.join([*parents, nearest[0]])}'?"
+    return f"; known keys here: {', '.join(known)}"
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    """Keys of the section at a path, as its JSON schema lists them."""
+    schema = Settings.model_json_schema()
+    node: Any = schema
+    for parent in parents:
+        node = _resolve(node, schema)
+        mapping = node.get("discriminator", {}).get("mapping", {})
+        node = {"$ref": mapping[parent]} if parent in mapping else node.get("properties", {}).get(parent, {})
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: Any, schema: Any) -> Any:
+    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+
+
+def root_of(config_path: Path) -> Path:
+    """The folder that data/ and results/ of a settings file are relative to: the one above config/."""
+    return Path(config_path).resolve().parent.parent

@@ -1,0 +1,11 @@
+"""Numerics versions: one integer a stage, raised whenever the stage's numbers change.
+
+The workflow passes them as rule parameters, so that a change of numbers reruns exactly the stages it
+touches, while a refactoring that keeps the numbers reruns nothing. A test with golden values fails when
+the numbers of a stage change and its version does not.
+"""
+
+NUMERICS_VERSIONS = {"data": 1, "train": 1, "score": 1, "bound": 1, "figures": 1}
+
+CERTIFICATE_FORMAT = 1
+"""Version of the layout of certificate.bin; a reader refuses every other one."""
