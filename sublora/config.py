@@ -170,6 +170,8 @@ class Model(Section):
     n_head: PositiveInt
     n_embd: PositiveInt
     context_length: PositiveInt
+    init_std: PositiveFloat
+    """Standard deviation of the frozen weights; 0.02 in GPT-2."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Model":
@@ -376,6 +378,14 @@ def load_settings(path: Path) -> Settings:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse_settings(values, source=str(path))
+
+
+def parse_run(budget: int, allocation: str, seed: int) -> RunSpec:
+    """A grid point from the command line; UserError if it is none."""
+    try:
+        return RunSpec(budget=budget, allocation=allocation, seed=seed)
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error)) from None
 
 
 def parse_settings(values: object, source: str) -> Settings:

@@ -1,0 +1,107 @@
+"""The command line. Heavy modules are imported inside the commands, so that --help is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sublora import __version__
+from sublora.errors import UserError
+
+app = typer.Typer(
+    name="sublora",
+    help="Generalization bounds for language models through compression.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="Settings file, for example demo/config/config.yaml.")]
+OptionalConfig = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings file; must fit the training. Default: the checkpoint's own settings."),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained run.", show_default=False)]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Folder that holds data/. Default: above the config file or above DIR.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def prepare(config: ConfigOption) -> None:
+    """Download or read the corpus, tokenize it, and write data/{name}/."""
+    from sublora.config import load_settings, root_of
+    from sublora.data.prepare import prepare_dataset
+
+    print(prepare_dataset(load_settings(config).data, root_of(config)))
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    budget: Annotated[int, typer.Option(help="Dimension d of the subspace.")],
+    allocation: Annotated[str, typer.Option(help="uniform, fixed-<share of B> (for example fixed-0.2), or learned.")],
+    seed: Annotated[int, typer.Option(help="Seed of base weights, LoRA init and batch order.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, metrics and resume state.")],
+) -> None:
+    """Train one model; goes on from the last saved state if it was stopped."""
+    from sublora.config import load_settings, parse_run, root_of
+
+    settings = load_settings(config)
+    run = parse_run(budget, allocation, seed)
+    from sublora.stages.train import train_run
+
+    print(train_run(settings, run, root=root_of(config), out=out))
+
+
+@app.command()
+def encode(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
+    """Write the trained model as a message: certificate.bin."""
+    from sublora.stages.encode import encode_run
+
+    print(encode_run(run, config_path=config, root=root))
+
+
+@app.command()
+def score(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
+    """Encode, then score the decoded model on documents: certificate.bin and losses.npz."""
+    from sublora.stages.score import score_run
+
+    print(score_run(run, config_path=config, root=root))
+
+
+@app.command()
+def bound(run: RunArgument, config: OptionalConfig = None) -> None:
+    """Compute every bound from the certificate and the losses: bounds.json and bounds_metrics.pt."""
+    from sublora.stages.bound import bound_run
+
+    print(bound_run(run, config_path=config))
+
+
+@app.command()
+def status(config: ConfigOption = Path("config/config.yaml")) -> None:
+    """Show how far each run of the grid has come."""
+    from sublora.stages.status import print_status
+
+    print_status(config)
+
+
+def main() -> None:
+    """Entry point: a UserError is one line on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

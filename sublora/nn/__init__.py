@@ -1,0 +1,1 @@
+"""The frozen network, its adapters, and the subspace they are trained in."""

@@ -1,0 +1,69 @@
+"""A run's folder: where its files are, and the network its checkpoint stands for."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sublora import config
+from sublora.data.dataset import TokenDataset
+from sublora.errors import UserError
+from sublora.nn.language_model import LanguageModel, build
+from sublora.training import checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """A trained run, its settings (the checkpoint's own), and the data it was trained on."""
+
+    path: Path
+    root: Path
+    checkpoint: dict[str, Any]
+    settings: config.Settings
+    run: config.RunSpec
+
+    @classmethod
+    def open(cls, path: Path, config_path: Path | None = None, root: Path | None = None) -> "RunDirectory":
+        """Read the checkpoint; with `config_path` the later stages follow that file, which must fit the training.
+
+        UserError if the checkpoint is missing, damaged or of another config, or if the data cannot be found.
+        """
+        ckpt_path = path / checkpoint.CHECKPOINT_NAME
+        loaded = checkpoint.load(ckpt_path)
+        settings, run = checkpoint.settings_of(loaded, ckpt_path)
+        if config_path is not None:
+            given = config.load_settings(config_path)
+            checkpoint.check_settings(loaded, given, ckpt_path)
+            settings, root = given, root or config.root_of(config_path)
+        return cls(path, root or find_root(path, settings.data.name), loaded, settings, run)
+
+    @functools.cached_property
+    def dataset(self) -> TokenDataset:
+        """The data of the training; UserError if it is not the same data any more."""
+        dataset = TokenDataset.open(self.root, self.settings.data)
+        if dataset.data_hash != self.checkpoint["data_hash"]:
+            raise UserError(
+                f"{self.root / 'data' / self.settings.data.name}: data hash {dataset.data_hash[:12]}..., but "
+                f"{self.path.name} was trained on {self.checkpoint['data_hash'][:12]}...; train again or bring that data back"
+            )
+        return dataset
+
+    def build_model(self, device: torch.device) -> LanguageModel:
+        """The run's network at its start, base weights checked against the checkpoint's hash."""
+        model = build(self.settings, self.run, self.dataset.vocab_size, device)
+        checkpoint.restore(model, self.checkpoint, self.path / checkpoint.CHECKPOINT_NAME)
+        return model
+
+
+def find_root(path: Path, data_name: str) -> Path:
+    """The nearest folder above a run, or above the working directory, that holds data/{data_name}."""
+    for start in (path.resolve(), Path.cwd()):
+        for folder in (start, *start.parents):
+            if (folder / "data" / data_name / "meta.json").exists():
+                return folder
+    raise UserError(
+        f"{path}: no data/{data_name} in any folder above it; prepare the data (sublora prepare) or name the folder "
+        "that holds data/ with --root"
+    )

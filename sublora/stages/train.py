@@ -1,0 +1,73 @@
+"""Train one run of the grid."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sublora import config
+from sublora.data.dataset import TokenDataset
+from sublora.device import claim_device
+from sublora.errors import UserError
+from sublora.nn.language_model import build
+from sublora.training import checkpoint
+from sublora.training.loop import Trainer
+from sublora.training.progress import Progress
+
+LOCK_NAME = "lock"
+
+
+def train_run(settings: config.Settings, run: config.RunSpec, *, root: Path, out: Path) -> Path:
+    """Train `run` and write best_ckpt.pt, metrics.csv and gating_trace.csv into `out`; returns the checkpoint.
+
+    Two processes never train in one folder at once: the second waits for the first, and takes its result if it
+    is the very same training. UserError for bad data, a bad budget, or a missing GPU.
+    """
+    _check_data_size(settings, dataset := TokenDataset.open(root, settings.data))
+    training = settings.training
+    with Progress(run.name, steps=training.steps, tokens_per_step=training.tokens_per_step) as progress:
+        with _sole_trainer(out, progress) as waited:
+            digest = checkpoint.training_digest(settings, run, dataset.data_hash)
+            finished = out / checkpoint.CHECKPOINT_NAME
+            if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
+                progress.say(f"{finished}: written by the process that was waited for")
+                return finished
+            with claim_device(settings.compute) as device:
+                model = build(settings, run, dataset.vocab_size, device)
+                trainer = Trainer(settings, run, dataset, model, device=device, out=out, progress=progress)
+                result = trainer.train()
+            shutil.rmtree(out / "state")
+    return result
+
+
+@contextlib.contextmanager
+def _sole_trainer(out: Path, progress: Progress) -> Iterator[bool]:
+    """Hold the lock of a run directory; yields whether another process had to be waited for.
+
+    The lock belongs to the process, so a killed trainer leaves none behind.
+    """
+    state = out / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(state / LOCK_NAME)
+    waited = False
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.say(f"{out}: another process is training this run; waiting for it to end")
+        waited = True
+        lock.acquire()
+    try:
+        yield waited
+    finally:
+        lock.release()
+
+
+def _check_data_size(settings: config.Settings, dataset: TokenDataset) -> None:
+    """UserError if the data cannot give the documents that scoring needs."""
+    if settings.scoring.documents > dataset.n_documents:
+        raise UserError(
+            f"scoring.documents is {settings.scoring.documents}, but data/{settings.data.name} has only "
+            f"{dataset.n_documents} training documents; lower scoring.documents"
+        )

@@ -1,0 +1,1 @@
+"""Training in the subspace: loop, schedules, checkpoints and resume."""

@@ -1,0 +1,110 @@
+"""best_ckpt.pt and the resume state: small, loadable without running code, refused when they do not fit."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sublora import config
+from sublora.errors import UserError
+from sublora.files import atomic_path, write_bytes
+from sublora.nn.language_model import LanguageModel
+from sublora.versions import NUMERICS_VERSIONS
+
+CHECKPOINT_FORMAT = 1
+CHECKPOINT_NAME = "best_ckpt.pt"
+
+
+def save(path: Path, value: dict[str, Any]) -> None:
+    """torch.save through memory: the bytes do not depend on the file's name, and the file appears whole."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Load with weights_only=True; UserError for a missing or damaged file."""
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; train the run first (sublora train --out {path.parent})") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it and train again") from None
+    if not isinstance(value, dict) or value.get("format") != CHECKPOINT_FORMAT:
+        found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        raise UserError(f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; delete it and train again")
+    return value
+
+
+def training_digest(settings: config.Settings, run: config.RunSpec, data_hash: str) -> str:
+    """Identifies everything a training's result depends on."""
+    return config.digest(
+        {
+            "settings": config.stage_settings(settings, "train"),
+            "run": run.model_dump(mode="json"),
+            "data": data_hash,
+            "numerics": NUMERICS_VERSIONS["train"],
+        }
+    )
+
+
+def settings_of(checkpoint: dict[str, Any], path: Path) -> tuple[config.Settings, config.RunSpec]:
+    """The settings and the grid point that a checkpoint carries."""
+    settings = config.parse_settings(checkpoint["settings"], source=str(path))
+    return settings, config.RunSpec.model_validate(checkpoint["run"])
+
+
+def check_settings(checkpoint: dict[str, Any], settings: config.Settings, path: Path) -> None:
+    """UserError naming the first differing key if the checkpoint was trained with other settings."""
+    trained = config.stage_settings(settings_of(checkpoint, path)[0], "train")
+    wanted = config.stage_settings(settings, "train")
+    for section in wanted:
+        for key, value in wanted[section].items():
+            if trained[section].get(key) != value:
+                raise UserError(
+                    f"{path}: checkpoint of another config: {section}.{key} is {trained[section].get(key)!r} in the "
+                    f"checkpoint, {value!r} in the settings; train again or score with the checkpoint's own settings"
+                )
+
+
+def restore(model: LanguageModel, checkpoint: dict[str, Any], path: Path) -> None:
+    """Load w and gates into the model, after checking that the rebuilt base weights are the trained ones."""
+    if model.base_sha256 != checkpoint["base_sha256"]:
+        raise UserError(
+            f"{path}: base weights rebuilt from the seed hash to {model.base_sha256[:12]}..., the checkpoint has "
+            f"{checkpoint['base_sha256'][:12]}...; use the same sublora and numpy versions it was trained with"
+        )
+    try:
+        model.subspace.load_state_dict(checkpoint["raw_model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: parameters do not fit the settings: {' '.join(str(error).split())}") from None
+
+
+def save_initialization(folder: Path, model: LanguageModel) -> None:
+    """The initial weights in full, under the names published code uses (500 MB for GPT-2 small)."""
+    base = {name.replace("__", "."): value.cpu() for name, value in model.base.named_buffers()}
+    theta = model.subspace.theta_init.cpu()
+    lora = {
+        f"{e.group}.{e.target}.lora_{e.factor}": theta[e.start : e.stop].view(e.shape).clone()
+        for e in model.layout.entries
+    }
+    files = {
+        "ckpt_at_random_initialization.pt": {"raw_model": model.subspace.state_dict()},
+        "forward_ckpt_at_random_initialization.pt": {"forward_model": base | lora},
+        "trainable_initparams.pt": {"trainable_initparams": list(lora.values())},
+        "names.pt": {"names": list(lora)},
+    }
+    for name, value in files.items():
+        save(folder / name, {"format": CHECKPOINT_FORMAT, **value})
+
+
+def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Comma-separated rows with a header; floats with 7 significant digits."""
+    lines = [",".join(columns)]
+    for row in rows:
+        lines.append(",".join(f"{v:.7g}" if isinstance(v, float | np.floating) else str(v) for v in row))
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

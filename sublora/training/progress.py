@@ -1,0 +1,50 @@
+"""A progress bar on a terminal, plain lines otherwise."""
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Progress:
+    """Loss, tokens per second and time left of a training; silent steps when stderr is not a terminal."""
+
+    def __init__(self, title: str, *, steps: int, tokens_per_step: int) -> None:
+        self._interactive = sys.stderr.isatty()
+        self._tokens_per_step = tokens_per_step
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._interactive,
+        )
+        self._task = self._bar.add_task(title, total=steps, facts="")
+
+    def update(self, step: int, loss_bits: float, *, val_loss_bits: float | None = None) -> None:
+        """Show a finished step; losses in bits per token. Lines are printed only with a val loss."""
+        self._bar.update(self._task, completed=step)
+        speed = self._bar.tasks[0].speed
+        rate = f" {speed * self._tokens_per_step:,.0f} tokens/s" if speed else ""
+        val = "" if val_loss_bits is None else f" val {val_loss_bits:.4f}"
+        facts = f"loss {loss_bits:.4f}{val} bits{rate}"
+        self._bar.update(self._task, facts=facts)
+        if not self._interactive and val_loss_bits is not None:
+            print(f"step {step}: {facts}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
