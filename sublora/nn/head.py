@@ -33,9 +33,7 @@ def head_cross_entropy(
         up_VR = hidden_KC.new_zeros(weight_VC.shape[0], 1)
     if position_weights_K is None:
         position_weights_K = torch.full((positions,), 1.0 / positions, device=hidden_KC.device)
-    return _FrozenHeadCrossEntropy.apply(
-        hidden_KC, weight_VC, down_KR, up_VR, targets_K, position_weights_K, smoothing
-    )
+    return _FrozenHeadCrossEntropy.apply(hidden_KC, weight_VC, down_KR, up_VR, targets_K, position_weights_K, smoothing)
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):

@@ -149,7 +149,8 @@ class StructuredIDModule(nn.Module):
         size_a, size_b = (_length(self.layout.span(factor)) for factor in ("A", "B"))
         if self.budget > self.layout.size:
             raise UserError(
-                f"budget {self.budget} exceeds the {self.layout.size} LoRA parameters; lower grid.budgets or raise lora.rank"
+                f"budget {self.budget} exceeds the {self.layout.size} LoRA parameters; "
+                "lower grid.budgets or raise lora.rank"
             )
         if self.split is None:
             return

@@ -10,6 +10,7 @@ import torch
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
+from sublora.names import CHECKPOINT_NAME
 from sublora.nn.language_model import LanguageModel, build
 from sublora.training import checkpoint
 
@@ -30,7 +31,7 @@ class RunDirectory:
 
         UserError if the checkpoint is missing, damaged or of another config, or if the data cannot be found.
         """
-        ckpt_path = path / checkpoint.CHECKPOINT_NAME
+        ckpt_path = path / CHECKPOINT_NAME
         loaded = checkpoint.load(ckpt_path)
         settings, run = checkpoint.settings_of(loaded, ckpt_path)
         if config_path is not None:
@@ -46,14 +47,15 @@ class RunDirectory:
         if dataset.data_hash != self.checkpoint["data_hash"]:
             raise UserError(
                 f"{self.root / 'data' / self.settings.data.name}: data hash {dataset.data_hash[:12]}..., but "
-                f"{self.path.name} was trained on {self.checkpoint['data_hash'][:12]}...; train again or bring that data back"
+                f"{self.path.name} was trained on {self.checkpoint['data_hash'][:12]}...; "
+                "train again or bring back that data"
             )
         return dataset
 
     def build_model(self, device: torch.device) -> LanguageModel:
         """The run's network at its start, base weights checked against the checkpoint's hash."""
         model = build(self.settings, self.run, self.dataset.vocab_size, device)
-        checkpoint.restore(model, self.checkpoint, self.path / checkpoint.CHECKPOINT_NAME)
+        checkpoint.restore(model, self.checkpoint, self.path / CHECKPOINT_NAME)
         return model
 
 

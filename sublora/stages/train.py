@@ -11,6 +11,7 @@ from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.errors import UserError
+from sublora.names import CHECKPOINT_NAME
 from sublora.nn.language_model import build
 from sublora.training import checkpoint
 from sublora.training.loop import Trainer
@@ -25,20 +26,21 @@ def train_run(settings: config.Settings, run: config.RunSpec, *, root: Path, out
     Two processes never train in one folder at once: the second waits for the first, and takes its result if it
     is the very same training. UserError for bad data, a bad budget, or a missing GPU.
     """
-    _check_data_size(settings, dataset := TokenDataset.open(root, settings.data))
+    dataset = TokenDataset.open(root, settings.data)
+    _check_data_size(settings, dataset)
     training = settings.training
-    with Progress(run.name, steps=training.steps, tokens_per_step=training.tokens_per_step) as progress:
-        with _sole_trainer(out, progress) as waited:
-            digest = checkpoint.training_digest(settings, run, dataset.data_hash)
-            finished = out / checkpoint.CHECKPOINT_NAME
-            if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
-                progress.say(f"{finished}: written by the process that was waited for")
-                return finished
-            with claim_device(settings.compute) as device:
-                model = build(settings, run, dataset.vocab_size, device)
-                trainer = Trainer(settings, run, dataset, model, device=device, out=out, progress=progress)
-                result = trainer.train()
-            shutil.rmtree(out / "state")
+    progress = Progress(run.name, steps=training.steps, tokens_per_step=training.tokens_per_step)
+    with progress, _sole_trainer(out, progress) as waited:
+        digest = checkpoint.training_digest(settings, run, dataset.data_hash)
+        finished = out / CHECKPOINT_NAME
+        if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
+            progress.say(f"{finished}: written by the process that was waited for")
+            return finished
+        with claim_device(settings.compute) as device:
+            model = build(settings, run, dataset.vocab_size, device)
+            trainer = Trainer(settings, run, dataset, model, device=device, out=out, progress=progress)
+            result = trainer.train()
+        shutil.rmtree(out / "state")
     return result
 
 

@@ -15,7 +15,6 @@ from sublora.nn.language_model import LanguageModel
 from sublora.versions import NUMERICS_VERSIONS
 
 CHECKPOINT_FORMAT = 1
-CHECKPOINT_NAME = "best_ckpt.pt"
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
@@ -30,9 +29,13 @@ def load(path: Path) -> dict[str, Any]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint; train the run first (sublora train --out {path.parent})") from None
+        raise UserError(
+            f"{path}: no such checkpoint; train the run first (sublora train --out {path.parent})"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it and train again") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it and train again"
+        ) from None
     if not isinstance(value, dict) or value.get("format") != CHECKPOINT_FORMAT:
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
         raise UserError(f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; delete it and train again")

@@ -18,6 +18,7 @@ from sublora.data.batches import BatchSampler, evaluation_batches
 from sublora.data.dataset import TokenDataset
 from sublora.device import gpu_name, peak_memory_mib
 from sublora.errors import UserError
+from sublora.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.nn import allocation
 from sublora.nn.language_model import LanguageModel
 from sublora.training import checkpoint
@@ -123,7 +124,9 @@ class Trainer:
         self._set_rates(step)
         if self.settings.lora.dropout:
             torch.manual_seed(random.stream_key(self.run.seed, "dropout", step) % 2**63)
-        inputs, targets = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in self.sampler.batch(step))
+        inputs, targets = (
+            torch.from_numpy(part).to(self.device, non_blocking=True) for part in self.sampler.batch(step)
+        )
         rows = self.settings.training.micro_batch_sequences
         pieces = inputs.shape[0] // rows
         theta = self.model.subspace(self._mask_width(step))
@@ -195,11 +198,15 @@ class Trainer:
                 "step": done,
                 "train_loss_bits": losses["train"],
                 "val_loss_bits": losses["val"],
-                "raw_model": {name: value.detach().cpu().clone() for name, value in self.model.subspace.state_dict().items()},
+                "raw_model": {
+                    name: value.detach().cpu().clone() for name, value in self.model.subspace.state_dict().items()
+                },
             }
         self.progress.update(done, train_loss_bits, val_loss_bits=losses["val"])
 
-    def _record(self, train_loss_bits: float, losses: dict[str, float], gradient_norm: float, mask_width: float) -> None:
+    def _record(
+        self, train_loss_bits: float, losses: dict[str, float], gradient_norm: float, mask_width: float
+    ) -> None:
         training, history = self.settings.training, self.history
         tokens = history.step * training.tokens_per_step
         history.metrics.append(
@@ -225,13 +232,13 @@ class Trainer:
     def _loss_bits(self, split: str, adapters: Any) -> float:
         """Mean loss in bits per token over fixed, evenly spread sequences of a split."""
         training, context = self.settings.training, self.settings.model.context_length
-        inputs, targets = evaluation_batches(self.dataset.tokens(split), context, training.eval_sequences)
-        total = torch.zeros((), device=self.device)
-        rows = training.micro_batch_sequences
-        for start in range(0, inputs.shape[0], rows):
-            x, y = (torch.from_numpy(part[start : start + rows]).to(self.device) for part in (inputs, targets))
-            total += self.model.base.loss(x, y, adapters) * x.shape[0]
-        return float(total) / inputs.shape[0] * BITS_PER_NAT
+        total, sequences = torch.zeros((), device=self.device), 0
+        tokens = self.dataset.tokens(split)
+        for batch in evaluation_batches(tokens, context, training.eval_sequences, training.micro_batch_sequences):
+            inputs, targets = (torch.from_numpy(part).to(self.device) for part in batch)
+            total += self.model.base.loss(inputs, targets, adapters) * inputs.shape[0]
+            sequences += inputs.shape[0]
+        return float(total) / sequences * BITS_PER_NAT
 
     def _mean_train_loss_bits(self) -> float:
         value = float(self._loss_sum) / self._loss_steps * BITS_PER_NAT
@@ -242,7 +249,9 @@ class Trainer:
         return value
 
     def _refuse_non_finite(self) -> None:
-        saved = f"the state before is kept in {self.state_path}" if self.state_path.exists() else "no state was saved yet"
+        saved = (
+            f"the state before is kept in {self.state_path}" if self.state_path.exists() else "no state was saved yet"
+        )
         raise UserError(
             f"{self.run.name}: the loss is not finite at step {self.history.step}; {saved}; "
             "lower training.learning_rate or training.gradient_clip"
@@ -291,9 +300,9 @@ class Trainer:
         best = self.history.best
         if best is None:
             raise RuntimeError("the last evaluation always keeps a checkpoint")
-        path = self.out / checkpoint.CHECKPOINT_NAME
-        checkpoint.write_csv(self.out / "metrics.csv", METRIC_COLUMNS, self.history.metrics)
-        checkpoint.write_csv(self.out / "gating_trace.csv", GATE_COLUMNS, self.history.gates)
+        path = self.out / CHECKPOINT_NAME
+        checkpoint.write_csv(self.out / METRICS_NAME, METRIC_COLUMNS, self.history.metrics)
+        checkpoint.write_csv(self.out / GATES_NAME, GATE_COLUMNS, self.history.gates)
         checkpoint.save(
             path,
             {
@@ -318,6 +327,6 @@ class Trainer:
             "peak_memory_mib": peak_memory_mib(self.device),
             "gpu": gpu_name(self.device),
             "python": sys.version.split()[0],
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         }

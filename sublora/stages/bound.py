@@ -1,0 +1,113 @@
+"""Turn a certificate and its losses into bounds. Needs no network, no data and no GPU."""
+
+import json
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sublora import __version__, config
+from sublora.bounds.record import bound_record
+from sublora.errors import UserError
+from sublora.files import write_json
+from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
+from sublora.nn.lora import build_layout
+from sublora.scoring.documents import TOP_K
+from sublora.stages.message import charged_bits, read_message
+from sublora.training import checkpoint
+
+PT_KEYS = ("kl_divergence", "empirical_bpd", "bound_value", "compressed_size_bits", "bound_hoeffding", "code_bits")
+
+
+def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
+    """Write bounds.json and bounds_metrics.pt of the run in `path`; returns the first.
+
+    UserError if the certificate or the losses are missing, damaged, or of another config.
+    """
+    started = time.monotonic()
+    header, contents, payload = read_message(path / CERTIFICATE_NAME)
+    settings = config.parse_settings(header["settings"], source=str(path / CERTIFICATE_NAME))
+    if config_path is not None:
+        settings = _settings_in_force(config_path, settings, path)
+    run = config.RunSpec.model_validate(header["run"])
+    losses = read_losses(path / LOSSES_NAME)
+    trained = checkpoint.load(path / CHECKPOINT_NAME)["provenance"]
+    chosen = contents.smoothing_index
+    _, items = charged_bits(payload.items, settings)
+    groups = build_layout(settings.model, settings.lora, header["vocab_size"]).groups
+    record = bound_record(
+        run=run,
+        losses=losses["losses_bits"][:, chosen],
+        topk_errors_DK=losses["topk_errors"],
+        top_k=TOP_K,
+        smoothing=settings.scoring.smoothing[chosen],
+        vocab_size=header["vocab_size"],
+        code_items=items,
+        n_documents=header["n_documents"],
+        delta=settings.bound.delta,
+        delta_sample=settings.bound.delta_sample,
+        sweep_size=len(settings.grid.runs()),
+        val_loss_bits=losses["val_losses_bits"][:, chosen].mean(),
+        val_loss_unquantized_bits=losses["val_losses_unquantized_bits"][:, chosen].mean(),
+        test_loss_bits=losses["test_losses_bits"][:, chosen].mean(),
+        gates=dict(zip(groups, contents.gates, strict=False)),
+        environment=_environment(trained, losses["provenance"], time.monotonic() - started),
+    )
+    checkpoint.save(
+        path / BOUNDS_PT_NAME, {"format": checkpoint.CHECKPOINT_FORMAT} | {key: record[key] for key in PT_KEYS}
+    )
+    write_json(path / BOUNDS_NAME, record)
+    return path / BOUNDS_NAME
+
+
+def read_losses(path: Path) -> dict[str, Any]:
+    """The arrays of losses.npz as float64, and its provenance; UserError for a missing or damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); score the run again (sublora score {path.parent})") from None
+    provenance = json.loads(str(arrays.pop("provenance")))
+    return {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in arrays.items()} | {
+        "provenance": provenance
+    }
+
+
+def _settings_in_force(config_path: Path, encoded: config.Settings, path: Path) -> config.Settings:
+    """The settings of the file, if the run was scored with the same ones."""
+    given = config.load_settings(config_path)
+    wanted, found = (config.stage_settings(settings, "bound") for settings in (given, encoded))
+    for section, values in wanted.items():
+        if values != found[section]:
+            raise UserError(
+                f"{path / CERTIFICATE_NAME}: written with other settings: {section} is {found[section]}, "
+                f"{config_path} has {values}; score the run again (sublora score {path})"
+            )
+    return given
+
+
+def _environment(trained: dict[str, Any], scored: dict[str, Any], seconds: float) -> dict[str, Any]:
+    names = ("torch", "numpy", "scipy", "constriction")
+    return {
+        "seconds": {"train": trained["seconds"], **scored["seconds"], "bound": seconds},
+        "peak_memory_mib": {"train": trained["peak_memory_mib"], "score": scored["peak_memory_mib"]},
+        "versions": {"sublora": __version__, "python": platform.python_version(), **{n: version(n) for n in names}},
+        "gpu": trained["gpu"],
+        "commit": _commit(),
+        "slurm_job_ids": {"train": trained["slurm_job_id"], "score": scored["slurm_job_id"]},
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of the package's checkout, None outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
