@@ -1,0 +1,120 @@
+"""Bit strings: writer, reader, and Elias' prefix-free codes of the positive integers.
+
+Source of the codes: P. Elias, Universal codeword sets and representations of the integers, IEEE Transactions on
+Information Theory 21 (1975), 194-203.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bits = NDArray[np.uint8]
+"""Zeros and ones, most significant bit first."""
+
+
+def index_bits(count: int) -> int:
+    """ceil(log2 count): bits of an index into `count` alternatives that both sides know."""
+    if count < 1:
+        raise ValueError(f"an index needs at least one alternative, got {count}")
+    return (count - 1).bit_length()
+
+
+def elias_gamma_bits(value: int) -> int:
+    """Length of the gamma code of value >= 1: 2 floor(log2 value) + 1."""
+    return 2 * value.bit_length() - 1
+
+
+def elias_delta_bits(value: int) -> int:
+    """Length of the delta code of value >= 1: floor(log2 value) + 2 floor(log2(floor(log2 value) + 1)) + 1."""
+    return value.bit_length() - 1 + elias_gamma_bits(value.bit_length())
+
+
+def uint_to_bits(value: int, width: int) -> Bits:
+    """`width` bits of 0 <= value < 2^width."""
+    if not 0 <= value < 1 << width:
+        raise ValueError(f"{value} does not fit into {width} unsigned bits")
+    padded = -width % 8
+    return np.unpackbits(np.frombuffer(value.to_bytes((width + padded) // 8, "big"), dtype=np.uint8))[padded:]
+
+
+def bits_to_uint(bits: Bits) -> int:
+    padded = np.concatenate([np.zeros(-len(bits) % 8, dtype=np.uint8), bits])
+    return int.from_bytes(np.packbits(padded).tobytes(), "big")
+
+
+def bits_to_bytes(bits: Bits) -> bytes:
+    """Bytes that hold the bits, the last one filled up with zeros."""
+    return np.packbits(bits).tobytes()
+
+
+def bytes_to_bits(data: bytes) -> Bits:
+    return np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+
+
+class BitWriter:
+    """Appends fields; `bits()` is everything written so far."""
+
+    def __init__(self) -> None:
+        self._parts: list[Bits] = []
+        self.position = 0
+        """Bits written so far."""
+
+    def write_bits(self, bits: Bits) -> None:
+        self._parts.append(np.asarray(bits, dtype=np.uint8))
+        self.position += len(bits)
+
+    def write_uint(self, value: int, width: int) -> None:
+        self.write_bits(uint_to_bits(value, width))
+
+    def write_elias_gamma(self, value: int) -> None:
+        """value >= 1: floor(log2 value) zeros, then its binary digits."""
+        if value < 1:
+            raise ValueError(f"Elias codes start at 1, got {value}")
+        self.write_uint(value, elias_gamma_bits(value))
+
+    def write_elias_delta(self, value: int) -> None:
+        """value >= 1: the gamma code of its number of binary digits, then the digits after the leading one."""
+        if value < 1:
+            raise ValueError(f"Elias codes start at 1, got {value}")
+        digits = value.bit_length()
+        self.write_elias_gamma(digits)
+        self.write_uint(value - (1 << (digits - 1)), digits - 1)
+
+    def bits(self) -> Bits:
+        return np.concatenate(self._parts) if self._parts else np.zeros(0, dtype=np.uint8)
+
+
+class BitReader:
+    """Reads fields from the front of a bit string; what follows them is never interpreted.
+
+    Every method raises ValueError when the string ends before the field does.
+    """
+
+    def __init__(self, bits: Bits) -> None:
+        self._bits = np.asarray(bits, dtype=np.uint8)
+        self.position = 0
+        """Bits read so far."""
+
+    def rest(self) -> Bits:
+        """All bits not read yet, without reading them."""
+        return self._bits[self.position :]
+
+    def read_bits(self, count: int) -> Bits:
+        if count > len(self._bits) - self.position:
+            raise ValueError(
+                f"the bit string ends early: {count} more bits wanted at bit {self.position} of {len(self._bits)}"
+            )
+        self.position += count
+        return self._bits[self.position - count : self.position]
+
+    def read_uint(self, width: int) -> int:
+        return bits_to_uint(self.read_bits(width))
+
+    def read_elias_gamma(self) -> int:
+        zeros = 0
+        while not self.read_bits(1)[0]:
+            zeros += 1
+        return (1 << zeros) + self.read_uint(zeros)
+
+    def read_elias_delta(self) -> int:
+        digits = self.read_elias_gamma()
+        return (1 << (digits - 1)) + self.read_uint(digits - 1)

@@ -1,0 +1,106 @@
+"""certificate.bin: a frozen payload, and beside it what a reader needs to know to use it.
+
+Layout, integers big-endian:
+
+    8 bytes   magic
+    2 bytes   format version (sublora.versions.CERTIFICATE_FORMAT)
+    4 bytes   H, length of the header in bytes
+    H bytes   header: JSON, keys sorted, no spaces, ASCII
+    8 bytes   P, length of the payload in bits
+    ceil(P/8) bytes   payload, filled up with zero bits
+    32 bytes  sha256 of everything before
+
+The header names what was fixed without the training data (config digest, seeds, projection, quantizer) or is
+checked rather than believed (hashes, versions), and the arm, which is charged ceil(log2 |sweep|) bits. Equal header
+and payload give equal bytes.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sublora.coding.payload import Payload
+from sublora.errors import UserError
+from sublora.files import write_bytes
+from sublora.versions import CERTIFICATE_FORMAT
+
+MAGIC = b"SUBLORA\x00"
+CHECKSUM_BYTES = hashlib.sha256().digest_size
+MEND = "write it again with `sublora encode`"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What certificate.bin holds."""
+
+    header: dict[str, Any]
+    payload_bytes: bytes
+    payload_bits: int
+
+
+def write_certificate(path: Path, header: Mapping[str, Any], payload: Payload) -> None:
+    """Write certificate.bin. ValueError for a header that is no plain JSON (NaN, infinity)."""
+    text = json.dumps(dict(header), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    body = b"".join(
+        [
+            MAGIC,
+            struct.pack(">HI", CERTIFICATE_FORMAT, len(text)),
+            text,
+            struct.pack(">Q", payload.bits),
+            payload.data,
+        ]
+    )
+    write_bytes(path, body + hashlib.sha256(body).digest())
+
+
+def read_certificate(path: Path) -> Certificate:
+    """Read and check certificate.bin.
+
+    Raises:
+        UserError: the file is missing, no certificate, of another format version, truncated, longer than it says, or
+            its checksum does not match.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such certificate; {MEND}") from None
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise UserError(f"{path}: not a certificate: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
+    fields = _Fields(path, data, len(MAGIC))
+    (version,) = struct.unpack(">H", fields.take(2, "format version"))
+    if version != CERTIFICATE_FORMAT:
+        raise UserError(f"{path}: certificate format {version}, this version reads {CERTIFICATE_FORMAT}; {MEND}")
+    (header_bytes,) = struct.unpack(">I", fields.take(4, "header length"))
+    text = fields.take(header_bytes, "header")
+    (payload_bits,) = struct.unpack(">Q", fields.take(8, "payload length"))
+    payload_bytes = fields.take((payload_bits + 7) // 8, "payload")
+    body_bytes = fields.position
+    checksum = fields.take(CHECKSUM_BYTES, "checksum")
+    if len(data) > fields.position:
+        raise UserError(f"{path}: {len(data) - fields.position} bytes follow the certificate's end; {MEND}")
+    if hashlib.sha256(data[:body_bytes]).digest() != checksum:
+        raise UserError(f"{path}: checksum does not match, the certificate was damaged or edited; {MEND}")
+    return Certificate(json.loads(text), payload_bytes, payload_bits)
+
+
+class _Fields:
+    """Takes fields one after the other; a file that ends inside one is refused by the field's name."""
+
+    def __init__(self, path: Path, data: bytes, position: int) -> None:
+        self._path, self._data, self.position = path, data, position
+
+    def take(self, count: int, name: str) -> bytes:
+        end = self.position + count
+        if end > len(self._data):
+            raise UserError(
+                f"{self._path}: truncated: its {name} should end at byte {end}, the file ends at {len(self._data)}; "
+                f"{MEND}"
+            )
+        field = self._data[self.position : end]
+        self.position = end
+        return field

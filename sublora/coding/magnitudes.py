@@ -1,0 +1,181 @@
+"""The adaptive model of integer coefficients k: how many bits they take, and their code.
+
+A magnitude |k| is written in unary as flags "|k| > 0?", "|k| > 1?", ...: flag plane j holds the answers to
+"|k| > j?" of all coefficients with |k| >= j. Within a plane the flags are coded adaptively: with `passed` ones among
+the `reached` flags seen so far,
+
+    P(one) = (passed + a_j) / (reached + a_j + b_j),
+
+the predictive probability of a Beta(a_j, b_j) prior. Planes 0 and 1 start from a = b = 1/2 (Krichevsky and Trofimov,
+The performance of universal encoding, IEEE Transactions on Information Theory 27 (1981)): the share of zeros stands
+for itself, so that no deadzone or surplus of zeros costs anything. From plane 2 on the prior is the previous plane's
+final estimate, worth PRIOR_STRENGTH observations. For geometric (Laplace) tails all these shares are equal, for a
+Gaussian they drift slowly, so about two or three parameters are learned whatever the alphabet, and no parameter and
+no largest magnitude is transmitted: a plane that nobody reaches is not written.
+
+The sign of k != 0 is one bit: a random projection has no preferred sign. What a magnitude exceeds MAX_PLANES by
+follows as an Elias delta code.
+
+All probabilities are integers (pseudo-counts in units of 1/UNIT), hence the same on every machine.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublora.coding.bits import BitReader, BitWriter, elias_delta_bits
+from sublora.coding.range_coder import TOTAL, RangeDecoder, RangeEncoder, flag_frequencies
+
+MAX_PLANES = 64
+PRIOR_STRENGTH = 32
+"""Observations that the previous plane's estimate is worth, but never more than there were. Between 8 and 128 the
+code length of 1,000 Gaussian, Laplace or mixed coefficients at 0.5 to 3.5 bits each varies by less than 1 %."""
+
+UNIT = 1 << 12
+MAX_COEFFICIENTS = 1 << 23
+"""So that every product below stays within 63 bits."""
+MAX_MAGNITUDE = (1 << 31) - 1
+
+Integers = NDArray[np.int64]
+
+
+class Prior(NamedTuple):
+    """Beta prior of a plane, in units of 1/UNIT observations."""
+
+    ones: int
+    total: int
+
+
+FRESH = Prior(UNIT // 2, UNIT)
+
+
+def next_prior(plane: int, prior: Prior, reached: int, passed: int) -> Prior:
+    """Prior of plane + 1 after `passed` of the `reached` flags of `plane` were ones."""
+    if plane == 0:
+        return FRESH
+    total = UNIT * min(PRIOR_STRENGTH, max(reached, 1))
+    ones = total * (prior.ones + UNIT * passed) // (prior.total + UNIT * reached)
+    # An estimate near 0 or 1 of a few flags must not forbid the other answer.
+    return Prior(min(max(ones, total // 64), total - total // 64), total)
+
+
+def plane_counts(magnitudes: Integers) -> tuple[list[int], list[int]]:
+    """(reached, passed): for each plane that some coefficient reaches, its number of flags and of ones among them."""
+    histogram = np.bincount(np.minimum(magnitudes, MAX_PLANES), minlength=1)
+    at_least = np.append(np.cumsum(histogram[::-1])[::-1], 0)
+    planes = min(len(histogram), MAX_PLANES)
+    return at_least[:planes].tolist(), at_least[1 : planes + 1].tolist()
+
+
+def check_symbols(symbols: NDArray) -> Integers:
+    """The coefficients as int64, shape (d,); ValueError if they are no integers the code covers."""
+    symbols = np.asarray(symbols)
+    if symbols.ndim != 1 or not len(symbols) or not np.issubdtype(symbols.dtype, np.integer):
+        raise ValueError("symbols must be a non-empty vector of integers")
+    if len(symbols) > MAX_COEFFICIENTS:
+        raise ValueError(f"at most {MAX_COEFFICIENTS} coefficients, got {len(symbols)}")
+    if int(symbols.max()) > MAX_MAGNITUDE or int(symbols.min()) < -MAX_MAGNITUDE:
+        raise ValueError(f"symbols must lie between -{MAX_MAGNITUDE} and {MAX_MAGNITUDE}; choose a larger step")
+    return symbols.astype(np.int64)
+
+
+def ideal_bits(symbols: NDArray) -> float:
+    """Information content in bits of integer coefficients, shape (d,), under this model, without encoding them.
+
+    The coder adds less than 2 bits, and about 1e-4 bits a flag because its state is finite. Closed form: a plane
+    costs log2 B(a, b) - log2 B(a + passed, b + reached - passed), B the beta function.
+    """
+    magnitudes = np.abs(check_symbols(symbols))
+    nats, prior = 0.0, FRESH
+    for plane, (reached, passed) in enumerate(zip(*plane_counts(magnitudes), strict=True)):
+        a, b = prior.ones / UNIT, (prior.total - prior.ones) / UNIT
+        nats += _log_beta(a, b) - _log_beta(a + passed, b + reached - passed)
+        prior = next_prior(plane, prior, reached, passed)
+    escaped = magnitudes[magnitudes >= MAX_PLANES]
+    escape_bits = sum(elias_delta_bits(int(excess)) for excess in escaped - MAX_PLANES + 1)
+    return nats / math.log(2) + np.count_nonzero(magnitudes) + escape_bits
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def magnitude_bits(magnitudes: Integers, *, learned_from: NDArray) -> NDArray[np.float64]:
+    """Bits, sign included, of one more coefficient of each magnitude after the symbols `learned_from`, shape (d,).
+
+    The prices that rate-distortion rounding goes by; the result has the shape of `magnitudes`.
+    """
+    reached_counts, passed_counts = plane_counts(np.abs(check_symbols(learned_from)))
+    table, prior, passing_bits = np.empty(MAX_PLANES + 1), FRESH, 0.0
+    for plane in range(MAX_PLANES):
+        reached, passed = (counts[plane] if plane < len(counts) else 0 for counts in (reached_counts, passed_counts))
+        one = (prior.ones + UNIT * passed) / (prior.total + UNIT * reached)
+        table[plane] = passing_bits - math.log2(1.0 - one)
+        passing_bits -= math.log2(one)
+        prior = next_prior(plane, prior, reached, passed)
+    table[MAX_PLANES] = passing_bits
+    bits = table[np.minimum(magnitudes, MAX_PLANES)] + (magnitudes > 0)
+    escaped = magnitudes >= MAX_PLANES
+    bits[escaped] += [elias_delta_bits(excess) for excess in (magnitudes[escaped] - MAX_PLANES + 1).tolist()]
+    return bits
+
+
+def _frequency_of_one(ones: int | Integers, total: int | Integers) -> int | Integers:
+    """Integer frequency in [1, TOTAL - 1]; `ones` and `total` count prior and flags seen, in units of 1/UNIT."""
+    return 1 + ones * (TOTAL - 2) // total
+
+
+def encode_magnitudes(encoder: RangeEncoder, magnitudes: Integers) -> None:
+    """Append the flag planes of magnitudes, shape (d,), to a range coder."""
+    prior, remaining = FRESH, magnitudes
+    for plane in range(MAX_PLANES):
+        if not len(remaining):
+            return
+        flags = (remaining > plane).astype(np.int64)
+        seen = np.arange(len(flags), dtype=np.int64)
+        ones = _frequency_of_one(prior.ones + UNIT * (np.cumsum(flags) - flags), prior.total + UNIT * seen)
+        encoder.encode(flags, flag_frequencies(ones))
+        prior = next_prior(plane, prior, len(flags), int(flags.sum()))
+        remaining = remaining[flags == 1]
+
+
+def decode_magnitudes(decoder: RangeDecoder, count: int) -> Integers:
+    """Inverse of encode_magnitudes, except that magnitudes of MAX_PLANES and more come back as MAX_PLANES."""
+    magnitudes = np.zeros(count, dtype=np.int64)
+    prior, remaining = FRESH, np.arange(count)
+    for plane in range(MAX_PLANES):
+        if not len(remaining):
+            break
+        ones, total, flags = prior.ones, prior.total, []
+        for _ in range(len(remaining)):
+            flag = decoder.decode_flag(_frequency_of_one(ones, total))
+            flags.append(flag)
+            ones += UNIT * flag
+            total += UNIT
+        prior = next_prior(plane, prior, len(flags), sum(flags))
+        remaining = remaining[np.array(flags) == 1]
+        magnitudes[remaining] = plane + 1
+    return magnitudes
+
+
+def write_signs_and_excesses(writer: BitWriter, symbols: Integers) -> None:
+    """What the flag planes leave open, as plain bits: signs (one = negative), then Elias delta codes."""
+    nonzero = symbols[symbols != 0]
+    writer.write_bits((nonzero < 0).astype(np.uint8))
+    for magnitude in np.abs(nonzero[np.abs(nonzero) >= MAX_PLANES]).tolist():
+        writer.write_elias_delta(magnitude - MAX_PLANES + 1)
+
+
+def read_signs_and_excesses(reader: BitReader, magnitudes: Integers) -> Integers:
+    """The signed coefficients, from magnitudes cut off at MAX_PLANES and the bits that follow them."""
+    negative = np.zeros(len(magnitudes), dtype=bool)
+    negative[magnitudes != 0] = reader.read_bits(int(np.count_nonzero(magnitudes))) == 1
+    magnitudes = magnitudes.copy()
+    for index in np.flatnonzero(magnitudes == MAX_PLANES):
+        excess = reader.read_elias_delta() - 1
+        if excess > MAX_MAGNITUDE - MAX_PLANES:
+            raise ValueError(f"the message holds a magnitude above {MAX_MAGNITUDE}")
+        magnitudes[index] += excess
+    return np.where(negative, -magnitudes, magnitudes)

@@ -1,0 +1,166 @@
+"""The payload: the part of the message whose every bit is charged, and the count C of all bits charged.
+
+Layout, in this order, without padding between fields:
+
+| item | plain | entropy |
+|---|---|---|
+| length | Elias gamma code of K, the bits that follow | none |
+| codebook | 16 bits a level | steps of 10 bits (and two flags if there are several segments) |
+| counts | ceil(log2(d + 1)) bits a level | none |
+| symbols | range-coded | range-coded flags, signs, excesses |
+| gates | ceil(log2(d + 1)) bits each | the same |
+| smoothing | ceil(log2 of the grid's size) bits | the same |
+
+Every field ends itself given the PayloadContext, so neither scheme owes its length. The plain scheme carries one all
+the same: the published accounting turns K bits into K + 2 log2 K + 1, and the gamma code, 2 floor(log2 K) + 1 bits, is
+the prefix-free code behind that term. It stands in the payload, so that the bits charged are the bits in the file.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sublora.coding import entropy, plain
+from sublora.coding.bits import BitReader, BitWriter, bits_to_bytes, bytes_to_bits, index_bits
+from sublora.coding.entropy import EntropyWeights
+from sublora.coding.plain import PlainWeights
+
+ITEMS = ("codebook", "counts", "symbols", "gates", "smoothing", "length")
+"""What the payload's bits are spent on; a scheme without an item spends 0 on it."""
+
+
+@dataclass(frozen=True)
+class PayloadContext:
+    """What writer and reader agree on independently of the training data."""
+
+    budget: int
+    """d, the number of coefficients."""
+    quantizer: str
+    """plain or entropy."""
+    levels: int
+    """Levels of the plain scheme."""
+    gate_count: int
+    """Gates of the allocation; 0 where nothing is learned."""
+    smoothing_count: int
+    """Size of the grid of smoothing values."""
+    segment_lengths: tuple[int, ...]
+    """Coefficients of each segment, (d,) or (d_A, d_B); only the entropy scheme uses them."""
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in (plain.NAME, entropy.NAME):
+            raise ValueError(f"quantizer '{self.quantizer}' is none of {plain.NAME}, {entropy.NAME}")
+        if self.budget < 1 or self.levels < 1 or self.gate_count < 0 or self.smoothing_count < 1:
+            raise ValueError(f"impossible sizes in {self}")
+        if not self.segment_lengths or min(self.segment_lengths) < 1 or sum(self.segment_lengths) != self.budget:
+            raise ValueError(f"segments of {self.segment_lengths} coefficients do not make {self.budget}")
+
+
+@dataclass(frozen=True)
+class MessageContents:
+    """Everything the training data chose, as far as the payload carries it."""
+
+    weights: PlainWeights | EntropyWeights
+    gates: tuple[int, ...]
+    """Hard gates k, 0 <= k <= d, in an order fixed beforehand: layers 0, 1, ..., then the head."""
+    smoothing_index: int
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Frozen bits: `data` holds `bits` of them, most significant first, filled up with zeros to whole bytes."""
+
+    data: bytes
+    bits: int
+    items: dict[str, int]
+    """Bits of each of ITEMS; they sum to `bits`."""
+
+
+def write_payload(contents: MessageContents, context: PayloadContext) -> Payload:
+    """Encode. ValueError if the contents do not fit the context."""
+    wanted = PlainWeights if context.quantizer == plain.NAME else EntropyWeights
+    if not isinstance(contents.weights, wanted):
+        raise ValueError(f"quantizer {context.quantizer} needs {wanted.__name__}")
+    if len(contents.gates) != context.gate_count:
+        raise ValueError(f"{context.gate_count} gates expected, got {len(contents.gates)}")
+    if not all(0 <= gate <= context.budget for gate in contents.gates):
+        raise ValueError(f"gates must lie between 0 and {context.budget}, got {contents.gates}")
+    if not 0 <= contents.smoothing_index < context.smoothing_count:
+        raise ValueError(f"smoothing index {contents.smoothing_index} is outside a grid of {context.smoothing_count}")
+
+    body = BitWriter()
+    items = dict.fromkeys(ITEMS, 0)
+    if isinstance(contents.weights, PlainWeights):
+        items |= plain.write_plain(contents.weights, context.budget, context.levels, body)
+    else:
+        items |= entropy.write_entropy(contents.weights, context.segment_lengths, body)
+    after_weights = body.position
+    for gate in contents.gates:
+        body.write_uint(gate, index_bits(context.budget + 1))
+    items["gates"] = body.position - after_weights
+    body.write_uint(contents.smoothing_index, index_bits(context.smoothing_count))
+    items["smoothing"] = body.position - after_weights - items["gates"]
+
+    writer = BitWriter()
+    if context.quantizer == plain.NAME:
+        writer.write_elias_gamma(body.position)
+    items["length"] = writer.position
+    writer.write_bits(body.bits())
+    return Payload(bits_to_bytes(writer.bits()), writer.position, items)
+
+
+def read_payload(data: bytes, context: PayloadContext) -> tuple[MessageContents, Payload]:
+    """Decode the payload at the front of `data`; whatever follows it is not looked at.
+
+    Returns:
+        The contents, and the payload as read: its own bits (without what follows) and their items.
+
+    Raises:
+        ValueError: the bits are no payload of this context.
+    """
+    bits = bytes_to_bits(data)
+    reader = BitReader(bits)
+    items = dict.fromkeys(ITEMS, 0)
+    body_bits = reader.read_elias_gamma() if context.quantizer == plain.NAME else None
+    items["length"] = reader.position
+    weights: PlainWeights | EntropyWeights
+    if context.quantizer == plain.NAME:
+        weights, weight_items = plain.read_plain(context.budget, context.levels, reader)
+    else:
+        weights, weight_items = entropy.read_entropy(context.segment_lengths, reader)
+    items |= weight_items
+    after_weights = reader.position
+    gates = tuple(reader.read_uint(index_bits(context.budget + 1)) for _ in range(context.gate_count))
+    items["gates"] = reader.position - after_weights
+    smoothing_index = reader.read_uint(index_bits(context.smoothing_count))
+    items["smoothing"] = reader.position - after_weights - items["gates"]
+
+    if body_bits not in (None, reader.position - items["length"]):
+        raise ValueError(f"the payload says {body_bits} bits follow its length, {reader.position - items['length']} do")
+    if any(gate > context.budget for gate in gates):
+        raise ValueError(f"the payload holds gates above the budget {context.budget}: {gates}")
+    if smoothing_index >= context.smoothing_count:
+        raise ValueError(f"the payload holds smoothing index {smoothing_index} of a grid of {context.smoothing_count}")
+    payload = Payload(bits_to_bytes(bits[: reader.position]), reader.position, items)
+    return MessageContents(weights, gates, smoothing_index), payload
+
+
+def total_code_bits(
+    items: Mapping[str, float], *, sweep_size: int, extra_bits: float = 0.0
+) -> tuple[float, dict[str, float]]:
+    """C, every bit that is charged, and its items.
+
+    Args:
+        items: bits of the payload's items.
+        sweep_size: runs of the sweep. Naming one costs ceil(log2 sweep_size) bits, always charged, so that the
+            bounds of all runs hold at once and the best may be picked.
+        extra_bits: for choices made by hand on this data, log2 of the number of alternatives tried.
+
+    Returns:
+        (C, items with "arm" and "extra" added); the items sum to C.
+    """
+    if not (math.isfinite(extra_bits) and extra_bits >= 0):
+        raise ValueError(f"extra_bits must be finite and not negative, got {extra_bits}")
+    if not all(math.isfinite(bits) and bits >= 0 for bits in items.values()):
+        raise ValueError(f"items must be finite and not negative, got {dict(items)}")
+    charged = {**items, "arm": index_bits(sweep_size), "extra": extra_bits}
+    return sum(charged.values()), charged

@@ -1,0 +1,193 @@
+"""Range coding of integer symbols with integer frequencies, ended at the first bit that suffices.
+
+The arithmetic is constriction's range coder (words of 32 bits, a state of 64, probabilities in units of 2^-24).
+Two things are added here.
+
+**Frequencies, exactly.** A model is a row of integers, each at least 1, that sum to TOTAL = 2^24. constriction takes
+floating-point weights p_0 ... p_{n-1} and makes the cumulative frequencies
+
+    c_i = floor((p_0 + ... + p_{i-1}) * (2^24 - n) / (p_0 + ... + p_{n-1})) + i.
+
+Given p_i = f_i - 1, all partial sums are integers below 2^24, which float32 holds exactly in any order of summation,
+the quotient is exactly 1, and so c_i = f_0 + ... + f_{i-1}. No operation rounds, hence every machine codes with the
+same integers. `tests/test_coding_range_coder.py` compares the result with arbitrary-precision integers.
+
+**The end.** The symbols shrink [0, 1) to an interval [low, high); every real number in it, read as a stream of bits,
+decodes to the same symbols. The message is the shortest bit string t of length L with [t 2^-L, (t+1) 2^-L) inside
+[low, high): whatever follows it, the stream stays in the interval, so the message ends itself and its length is owed
+nothing. Messages of equally many symbols are prefix-free (their intervals are disjoint), and
+L < log2(1 / (high - low)) + 2.
+"""
+
+import constriction
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sublora.coding.bits import Bits, uint_to_bits
+
+PRECISION_BITS = 24
+TOTAL = 1 << PRECISION_BITS
+"""Sum of the frequencies of a model."""
+
+WORD_BITS = 32
+STATE_BITS = 64
+
+_FAMILY = constriction.stream.model.Categorical(perfect=False)
+
+
+def scale_frequencies(counts: ArrayLike) -> NDArray[np.int64]:
+    """Frequencies (each >= 1, sum TOTAL) nearly proportional to positive integer counts, by integer arithmetic.
+
+    The few units left by rounding down go to the first of the largest counts.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    if counts.ndim != 1 or not len(counts) or counts.min() < 1:
+        raise ValueError("counts must be a row of positive integers")
+    if counts.sum() > TOTAL or len(counts) > TOTAL // 2:
+        raise ValueError(f"counts must sum to at most {TOTAL}, over at most {TOTAL // 2} symbols")
+    frequencies = 1 + counts * (TOTAL - len(counts)) // counts.sum()
+    frequencies[np.argmax(counts)] += TOTAL - frequencies.sum()
+    return frequencies
+
+
+def flag_frequencies(ones: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Frequencies of 0 and 1, shape (d, 2), from those of 1, shape (d,)."""
+    return np.stack([TOTAL - ones, ones], axis=1)
+
+
+def _check(frequencies: ArrayLike) -> NDArray[np.int64]:
+    frequencies = np.asarray(frequencies)
+    if not np.issubdtype(frequencies.dtype, np.integer) or frequencies.ndim not in (1, 2) or not frequencies.shape[-1]:
+        raise ValueError("frequencies must be integers of shape (alphabet) or (symbols, alphabet)")
+    if frequencies.size and (frequencies.min() < 1 or (frequencies.sum(axis=-1, dtype=np.int64) != TOTAL).any()):
+        raise ValueError(f"frequencies must be at least 1 and sum to {TOTAL}")
+    return frequencies
+
+
+def _weights(frequencies: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What constriction turns back into exactly these frequencies (see the module's docstring)."""
+    return np.ascontiguousarray(frequencies - 1, dtype=np.float32)
+
+
+class RangeEncoder:
+    """Encodes symbols one batch after the other; `finish()` gives the bits."""
+
+    def __init__(self) -> None:
+        self._encoder = constriction.stream.queue.RangeEncoder()
+
+    def encode(self, symbols: ArrayLike, frequencies: ArrayLike) -> None:
+        """Append symbols.
+
+        Args:
+            symbols: integers in [0, alphabet), shape (d,).
+            frequencies: integers >= 1 with sum TOTAL; shape (alphabet,) for all symbols, or (d, alphabet) with a row
+                for each symbol.
+
+        Raises:
+            ValueError: symbols outside the alphabet, or frequencies that break the rule above.
+        """
+        frequencies = _check(frequencies)
+        symbols = np.asarray(symbols)
+        alphabet = frequencies.shape[-1]
+        if symbols.ndim != 1 or (frequencies.ndim == 2 and len(frequencies) != len(symbols)):
+            raise ValueError("symbols must have shape (d,) and a frequency row each, or one row for all")
+        if not len(symbols):
+            return
+        if not np.issubdtype(symbols.dtype, np.integer) or symbols.min() < 0 or symbols.max() >= alphabet:
+            raise ValueError(f"symbols must be integers from 0 to {alphabet - 1}")
+        if alphabet == 1:
+            return
+        symbols = np.ascontiguousarray(symbols, dtype=np.int32)
+        weights = _weights(frequencies)
+        if weights.ndim == 2:
+            self._encoder.encode(symbols, _FAMILY, weights)
+        else:
+            self._encoder.encode(symbols, constriction.stream.model.Categorical(weights, perfect=False))
+
+    def finish(self) -> Bits:
+        """The shortest bits every continuation of which decodes to the symbols; none if nothing was encoded."""
+        if self._encoder.is_empty():
+            return np.zeros(0, dtype=np.uint8)
+        position, (low_state, width) = self._encoder.pos()
+        window = WORD_BITS * position + STATE_BITS
+        # constriction's own ending is some point of the interval; it tells the digits of `low` above the state,
+        # which hold the carries: low <= point < low + 2^64 and low = low_state modulo 2^64.
+        words = self._encoder.get_compressed()
+        point = int.from_bytes(words.astype(">u4").tobytes(), "big") << (window - WORD_BITS * len(words))
+        low = point - ((point - low_state) & ((1 << STATE_BITS) - 1))
+        # 2^(window - L) <= width is necessary; one more bit always suffices.
+        length = window - width.bit_length() + 1
+        while True:
+            shift = window - length
+            prefix = -(-low >> shift)
+            if (prefix + 1) << shift <= low + width:
+                return uint_to_bits(prefix, length)
+            length += 1
+
+
+class RangeDecoder:
+    """Decodes what RangeEncoder wrote at the front of `bits`, whatever follows it."""
+
+    def __init__(self, bits: Bits) -> None:
+        self._bits = np.asarray(bits, dtype=np.uint8)
+        padded = np.concatenate([self._bits, np.zeros(-len(self._bits) % WORD_BITS, dtype=np.uint8)])
+        words = np.packbits(padded).view(">u4").astype(np.uint32)
+        self._decoder = constriction.stream.queue.RangeDecoder(words)
+        # Encoding the decoded symbols again tells where the message ended.
+        self._mirror = RangeEncoder()
+        self._flags: list[int] = []
+        self._ones: list[int] = []
+        self._flag_weights = np.zeros((1, 2), dtype=np.float32)
+
+    def decode(self, frequencies: ArrayLike, count: int | None = None) -> NDArray[np.int32]:
+        """The next symbols: one for each row of (d, alphabet) frequencies, or `count` with one row (alphabet,).
+
+        Raises ValueError if the bits are no message under these frequencies.
+        """
+        frequencies = _check(frequencies)
+        count = len(frequencies) if frequencies.ndim == 2 else count
+        if count is None or count < 0:
+            raise ValueError("a single row of frequencies needs the count of symbols")
+        if not count or frequencies.shape[-1] == 1:
+            return np.zeros(count, dtype=np.int32)
+        weights = _weights(frequencies)
+        try:
+            if weights.ndim == 2:
+                symbols = self._decoder.decode(_FAMILY, weights)
+            else:
+                symbols = self._decoder.decode(constriction.stream.model.Categorical(weights, perfect=False), count)
+        except AssertionError:
+            raise ValueError("these bits are no range-coded message of this model") from None
+        self._mirror_flags()
+        self._mirror.encode(symbols, frequencies)
+        return symbols
+
+    def decode_flag(self, frequency_of_one: int) -> int:
+        """The next symbol of the alphabet {0, 1}, for models that adapt after each symbol."""
+        weights = self._flag_weights
+        weights[0, 0] = TOTAL - 1 - frequency_of_one
+        weights[0, 1] = frequency_of_one - 1
+        try:
+            flag = int(self._decoder.decode(_FAMILY, weights)[0])
+        except AssertionError:
+            raise ValueError("these bits are no range-coded message of this model") from None
+        self._flags.append(flag)
+        self._ones.append(frequency_of_one)
+        return flag
+
+    def _mirror_flags(self) -> None:
+        self._mirror.encode(
+            np.array(self._flags, dtype=np.int32), flag_frequencies(np.array(self._ones, dtype=np.int64))
+        )
+        self._flags, self._ones = [], []
+
+    def finish(self) -> int:
+        """Length in bits of the message, all of whose symbols must have been decoded.
+
+        Raises ValueError if these bits are not what RangeEncoder writes for the decoded symbols.
+        """
+        self._mirror_flags()
+        message = self._mirror.finish()
+        if not np.array_equal(message, self._bits[: len(message)]):
+            raise ValueError("these bits are no range-coded message of this model, or they end early")
+        return len(message)
