@@ -14,9 +14,31 @@ TINY = {
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "init_std": 0.05},
     "lora": {"rank": 2, "alpha": 8.0},
     "grid": {"budgets": [40, 60], "seeds": [1, 2]},
-    "training": {"tokens_per_step": 128, "steps": 20, "eval_interval_steps": 5, "save_interval_steps": 4},
+    "training": {
+        "tokens_per_step": 128,
+        "micro_batch_sequences": 4,
+        "steps": 20,
+        "eval_interval_steps": 5,
+        "eval_sequences": 16,
+        "save_interval_steps": 4,
+    },
     "scoring": {"sliding_window": 10, "documents": 50, "val_documents": 20, "test_documents": 20},
-    "data": {"val_documents": 30, "test_documents": 30},
+    "data": {
+        "name": "markov",
+        "corpus": {
+            "kind": "markov",
+            "symbols": 6,
+            "concentration": 1.0,
+            "documents": 300,
+            "min_length": 60,
+            "max_length": 100,
+            "seed": 3,
+        },
+        "min_characters": 1,
+        "val_documents": 30,
+        "test_documents": 30,
+        "workers": 1,
+    },
 }
 
 
@@ -32,7 +54,27 @@ def merged(values: dict, changes: dict) -> dict:
     return result
 
 
+def write_settings(root: Path, changes: dict | None = None) -> Path:
+    """A settings file root/config/config.yaml: the tiny one with changes."""
+    path = root / "config" / "config.yaml"
+    path.parent.mkdir(exist_ok=True)
+    values = merged(merged(demo_values(), TINY), changes or {})
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def tiny_settings() -> config.Settings:
     """A network of two layers, sixteen wide, with byte tokens."""
     return config.parse_settings(merged(demo_values(), TINY), source="tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny settings in config/ and their prepared data; tests do not write into it."""
+    root = tmp_path_factory.mktemp("tiny")
+    settings = config.load_settings(write_settings(root))
+    from sublora.data.prepare import prepare_dataset
+
+    prepare_dataset(settings.data, root)
+    return root

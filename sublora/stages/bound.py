@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import time
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def read_losses(path: Path) -> dict[str, Any]:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged ({error}); score the run again (sublora score {path.parent})") from None
     provenance = json.loads(str(arrays.pop("provenance")))
     return {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in arrays.items()} | {

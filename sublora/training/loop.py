@@ -263,7 +263,8 @@ class Trainer:
         self._stop_signal = number
 
     def _save_state(self) -> None:
-        if not math.isfinite(float(self._loss_sum)):
+        finite = torch.isfinite(self._loss_sum) & torch.isfinite(self.model.subspace.subspace_params).all()
+        if not bool(finite):
             self._refuse_non_finite()
         checkpoint.save(
             self.state_path,

@@ -1,0 +1,158 @@
+"""From a checkpoint to a bound: files, determinism, and what is refused."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_settings
+
+from sublora import config
+from sublora.bounds.inequalities import betting_subsampled, hoeffding_subsampled
+from sublora.bounds.selection import loss_range
+from sublora.errors import UserError
+from sublora.stages.bound import bound_run, read_losses
+from sublora.stages.message import read_message
+from sublora.stages.run_directory import RunDirectory, find_root
+from sublora.stages.score import draw_documents, score_run
+from sublora.stages.train import train_run
+from sublora.training import checkpoint
+
+ALLOCATIONS = ["uniform", "fixed-0.8", "learned"]
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_root, tmp_path_factory):
+    """A copy of the tiny folder with three runs trained, scored and bounded."""
+    root = tmp_path_factory.mktemp("experiment") / "root"
+    shutil.copytree(tiny_root, root)
+    config_path = root / "config" / "config.yaml"
+    for allocation in ALLOCATIONS:
+        run = config.RunSpec(budget=40, allocation=allocation, seed=1)
+        out = root / "results" / "runs" / run.name
+        train_run(config.load_settings(config_path), run, root=root, out=out)
+        score_run(out, config_path=config_path)
+        bound_run(out, config_path=config_path)
+    return root
+
+
+def folder(root, allocation="learned"):
+    return root / "results" / "runs" / f"d40_{allocation}_seed1"
+
+
+def copy_of(root, tmp_path, allocation="learned"):
+    shutil.copytree(root, tmp_path / "root")
+    return folder(tmp_path / "root", allocation)
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_record_follows_from_the_files(experiment, allocation):
+    """bounds.json, recomputed here from certificate and losses with the formulas alone."""
+    path = folder(experiment, allocation)
+    record = json.loads((path / "bounds.json").read_text())
+    header, contents, payload = read_message(path / "certificate.bin")
+    losses = read_losses(path / "losses.npz")
+    a = losses["smoothing"][contents.smoothing_index]
+    values = losses["losses_bits"][:, contents.smoothing_index]
+    lower, upper = loss_range(a, header["vocab_size"])
+    code_bits = payload.bits + math.ceil(math.log2(20))  # 2 budgets x 5 allocations x 2 seeds
+    assert record["code_bits"] == code_bits == sum(record["code_items"].values())
+    assert record["compressed_size_bits"] == payload.bits
+    assert record["kl_divergence"] == pytest.approx(code_bits * math.log(2))
+    assert record["empirical_bpd"] == pytest.approx(values.mean())
+    common = {"lower": lower, "upper": upper, "code_bits": code_bits, "n": header["n_documents"], "delta": 0.05}
+    assert record["bound_hoeffding"] == pytest.approx(hoeffding_subsampled(values, **common))
+    assert record["bound_value"] == pytest.approx(betting_subsampled(values, **common, delta_sample=0.045))
+    assert record["bound_value"] == record["bounds"][record["bound_inequality"]] > record["empirical_bpd"]
+    saved = torch.load(path / "bounds_metrics.pt", weights_only=True)
+    assert all(saved[key] == record[key] for key in saved if key != "format")
+    assert set(record["gamma"]) == ({"0", "1", "head"} if allocation == "learned" else set())
+    assert record["vacuous_bits"] == pytest.approx(math.log2(257))
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_scoring_again_gives_the_same_certificate_and_losses(experiment, tmp_path, allocation):
+    path = copy_of(experiment, tmp_path, allocation)
+    before = (path / "certificate.bin").read_bytes(), read_losses(path / "losses.npz")
+    score_run(path)
+    assert (path / "certificate.bin").read_bytes() == before[0]
+    after = read_losses(path / "losses.npz")
+    for name in ("indices", "losses_bits", "val_losses_bits", "test_losses_bits", "topk_errors"):
+        np.testing.assert_array_equal(after[name], before[1][name])
+
+
+def test_scored_model_is_the_decoded_one(experiment, tmp_path):
+    """Scoring does not depend on the float parameters once the certificate is written."""
+    path = copy_of(experiment, tmp_path)
+    _, contents, _ = read_message(path / "certificate.bin")
+    trained = checkpoint.load(path / "best_ckpt.pt")["raw_model"]["subspace_params"].numpy()
+    decoded = contents.weights.values()
+    assert decoded.shape == trained.shape and not np.array_equal(decoded, trained)
+    assert len(np.unique(decoded)) <= 11 < len(np.unique(trained))
+
+
+def test_documents_are_drawn_by_payload_and_data():
+    draw = draw_documents(b"payload", "hash", n=1000, m=500)
+    assert np.array_equal(draw, draw_documents(b"payload", "hash", n=1000, m=500))
+    assert not np.array_equal(draw, draw_documents(b"payloae", "hash", n=1000, m=500))
+    assert not np.array_equal(draw, draw_documents(b"payload", "hasi", n=1000, m=500))
+    assert draw.min() >= 0 and draw.max() < 1000 and len(np.unique(draw)) < 500
+
+
+def test_losses_stay_within_the_range_of_their_smoothing(experiment):
+    for allocation in ALLOCATIONS:
+        losses = read_losses(folder(experiment, allocation) / "losses.npz")
+        for column, a in enumerate(losses["smoothing"]):
+            lower, upper = loss_range(float(a), 257)
+            assert lower <= losses["losses_bits"][:, column].min() <= losses["losses_bits"][:, column].max() <= upper
+
+
+def test_run_of_another_config_is_refused(experiment, tmp_path):
+    path = copy_of(experiment, tmp_path)
+    other = write_settings(tmp_path / "root", {"training": {"steps": 21}})
+    with pytest.raises(UserError, match="another config: training.steps is 20 in the checkpoint, 21 in the settings"):
+        score_run(path, config_path=other)
+    other = write_settings(tmp_path / "root", {"bound": {"delta": 0.1}})
+    with pytest.raises(UserError, match="written with other settings: bound"):
+        bound_run(path, config_path=other)
+
+
+def test_other_data_are_refused(experiment, tmp_path):
+    from sublora.data.prepare import prepare_dataset
+
+    path = copy_of(experiment, tmp_path)
+    settings = config.load_settings(write_settings(tmp_path / "root", {"data": {"shuffle_seed": 1}}))
+    prepare_dataset(settings.data, tmp_path / "root")
+    with pytest.raises(UserError, match="data"):
+        score_run(path)
+
+
+def test_missing_and_damaged_files_are_named(experiment, tmp_path):
+    path = copy_of(experiment, tmp_path)
+    losses = path / "losses.npz"
+    losses.write_bytes(losses.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"losses.npz: damaged .*; score the run again"):
+        bound_run(path)
+    losses.unlink()
+    with pytest.raises(UserError, match=r"losses.npz: no such file; score the run first"):
+        bound_run(path)
+    (path / "best_ckpt.pt").unlink()
+    with pytest.raises(UserError, match=r"best_ckpt.pt: no such checkpoint; train the run first"):
+        score_run(path)
+
+
+def test_changed_base_weights_are_noticed(experiment, tmp_path):
+    path = copy_of(experiment, tmp_path)
+    loaded = checkpoint.load(path / "best_ckpt.pt")
+    checkpoint.save(path / "best_ckpt.pt", loaded | {"base_sha256": "0" * 64})
+    with pytest.raises(UserError, match="base weights rebuilt from the seed hash to"):
+        RunDirectory.open(path).build_model(torch.device("cpu"))
+
+
+def test_root_is_found_above_the_run(experiment, tmp_path, monkeypatch):
+    assert find_root(folder(experiment), "markov") == experiment.resolve()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no data/nothing in any folder above it"):
+        find_root(folder(experiment), "nothing")

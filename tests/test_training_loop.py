@@ -1,0 +1,290 @@
+"""Training: determinism, resume, comparability of the arms, and what is refused."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from conftest import TINY, demo_values, merged
+
+from sublora import config
+from sublora.data.dataset import TokenDataset
+from sublora.errors import UserError
+from sublora.names import CHECKPOINT_NAME
+from sublora.nn.language_model import tensors_sha256
+from sublora.stages import train as train_stage
+from sublora.training import checkpoint
+from sublora.training.loop import Interrupted, Trainer
+from sublora.training.progress import Progress
+from sublora.training.schedule import learning_rate
+
+ALLOCATIONS = ["uniform", "fixed-0.2", "learned"]
+
+
+def settings_with(changes: dict | None = None) -> config.Settings:
+    return config.parse_settings(merged(merged(demo_values(), TINY), changes or {}), source="tiny")
+
+
+def run_of(allocation: str, seed: int = 1) -> config.RunSpec:
+    return config.RunSpec(budget=40, allocation=allocation, seed=seed)
+
+
+def train(root, out, allocation="uniform", changes=None, seed=1) -> dict:
+    path = train_stage.train_run(settings_with(changes), run_of(allocation, seed), root=root, out=out)
+    return checkpoint.load(path)
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    header, *lines = path.read_text().splitlines()
+    return [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_same_job_gives_the_same_bytes(tiny_root, tmp_path, allocation):
+    first, second = (train(tiny_root, tmp_path / name, allocation) for name in "ab")
+    assert tensors_sha256(first["raw_model"]) == tensors_sha256(second["raw_model"])
+    assert {k: v for k, v in first.items() if k not in ("raw_model", "provenance")} == {
+        k: v for k, v in second.items() if k not in ("raw_model", "provenance")
+    }
+    assert first["raw_model"]["subspace_params"].abs().max() > 0
+    assert not (tmp_path / "a" / "state").exists()
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("killed_at", [3, 9, 18])
+def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, monkeypatch, allocation, killed_at):
+    """Dropped in the middle of a step, before, between and after saves, with dropout's random numbers in play."""
+    changes = {"lora": {"dropout": 0.2}}
+    whole = train(tiny_root, tmp_path / "whole", allocation, changes)
+    original = Trainer._step
+
+    def die(self, step):
+        if step == killed_at:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "_step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_root, tmp_path / "killed", allocation, changes)
+    monkeypatch.setattr(Trainer, "_step", original)
+    assert not (tmp_path / "killed" / CHECKPOINT_NAME).exists()
+    resumed = train(tiny_root, tmp_path / "killed", allocation, changes)
+    assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
+    assert resumed["step"] == whole["step"]
+    whole_rows, resumed_rows = (rows_of(tmp_path / name / "metrics.csv") for name in ("whole", "killed"))
+    timing = {"tokens_per_second", "seconds"}
+    assert [{k: v for k, v in row.items() if k not in timing} for row in whole_rows] == [
+        {k: v for k, v in row.items() if k not in timing} for row in resumed_rows
+    ]
+
+
+def test_sigterm_saves_and_exits(tiny_root, tmp_path, monkeypatch):
+    whole = train(tiny_root, tmp_path / "whole")
+    original = Trainer._step
+
+    def be_asked_to_stop(self, step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "_step", be_asked_to_stop)
+    with pytest.raises(Interrupted) as stopped:
+        train(tiny_root, tmp_path / "stopped")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    (state,) = (tmp_path / "stopped" / "state").glob("*.pt")
+    assert checkpoint.load(state)["history"]["step"] == 7
+    monkeypatch.setattr(Trainer, "_step", original)
+    resumed = train(tiny_root, tmp_path / "stopped")
+    assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
+
+
+def test_arms_start_alike(tiny_root, tmp_path):
+    """Same base, same init, same batches: the first step's loss and the base's hash agree across arms."""
+    changes = {"training": {"steps": 1, "eval_interval_steps": 1}}
+    for allocation in (*ALLOCATIONS, "fixed-0.8"):
+        train(tiny_root, tmp_path / allocation, allocation, changes)
+    losses = {rows_of(tmp_path / a / "metrics.csv")[0]["train_loss_bits"] for a in (*ALLOCATIONS, "fixed-0.8")}
+    bases = {checkpoint.load(tmp_path / a / CHECKPOINT_NAME)["base_sha256"] for a in ALLOCATIONS}
+    assert len(losses) == 1 and len(bases) == 1
+
+
+def test_micro_batches_do_not_change_the_gradient(tiny_root, tmp_path):
+    whole, pieces = (
+        train(tiny_root, tmp_path / str(n), changes={"training": {"micro_batch_sequences": n}}) for n in (8, 2)
+    )
+    torch.testing.assert_close(
+        whole["raw_model"]["subspace_params"], pieces["raw_model"]["subspace_params"], rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_best_checkpoint_is_the_best_of_the_hard_phase(tiny_root, tmp_path, allocation):
+    changes = {"training": {"learning_rate": 0.5, "final_learning_rate": 0.5, "eval_interval_steps": 1}}
+    best = train(tiny_root, tmp_path, allocation, changes)
+    soft_steps = 16 if allocation == "learned" else 0
+    rows = [row for row in rows_of(tmp_path / "metrics.csv") if int(row["step"]) > soft_steps]
+    wanted = min(rows, key=lambda row: float(row["val_loss_bits"]))
+    assert best["step"] == int(wanted["step"])
+    assert best["val_loss_bits"] == pytest.approx(float(wanted["val_loss_bits"]), rel=1e-6)
+
+
+def test_gate_trace_ends_on_integer_splits(tiny_root, tmp_path):
+    train(tiny_root, tmp_path, "learned")
+    rows = rows_of(tmp_path / "gating_trace.csv")
+    assert {row["group"] for row in rows} == {"0", "1", "head"}
+    last = [row for row in rows if row["step"] == "20"]
+    assert all(float(row["mask_width"]) == 0.0 for row in last)
+    assert all(float(row["gamma"]) * 40 == pytest.approx(round(float(row["gamma"]) * 40), abs=1e-5) for row in last)
+
+
+def test_training_lowers_the_loss(tiny_root, tmp_path):
+    train(tiny_root, tmp_path, changes={"training": {"steps": 60, "learning_rate": 0.05}})
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert float(rows[-1]["val_loss_bits"]) < float(rows[0]["val_loss_bits"]) - 0.1
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_state(tiny_root, tmp_path, monkeypatch):
+    original = Trainer._step
+
+    def explode(self, step):
+        if step == 6:
+            with torch.no_grad():
+                self.model.subspace.subspace_params.fill_(float("inf"))
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "_step", explode)
+    with pytest.raises(UserError, match=r"d40_uniform_seed1: the loss is not finite .*; the state before is kept in"):
+        train(tiny_root, tmp_path)
+    (state,) = (tmp_path / "state").glob("*.pt")
+    assert bool(torch.isfinite(checkpoint.load(state)["subspace"]["subspace_params"]).all())
+
+
+def test_state_of_another_config_is_not_used(tiny_root, tmp_path, monkeypatch, capfd):
+    original = Trainer._step
+
+    def die(self, step):
+        if step == 9:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "_step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_root, tmp_path)
+    monkeypatch.setattr(Trainer, "_step", original)
+    other = {"training": {"learning_rate": 0.01}}
+    result = train(tiny_root, tmp_path, changes=other)
+    assert "a state of other settings or data" in capfd.readouterr().err
+    alone = train(tiny_root, tmp_path / "alone", changes=other)
+    assert tensors_sha256(result["raw_model"]) == tensors_sha256(alone["raw_model"])
+
+
+HOLD_LOCK = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(0.5)
+"""
+
+
+def test_second_trainer_waits_for_the_first(tmp_path):
+    (tmp_path / "state").mkdir()
+    lock = str(tmp_path / "state" / train_stage.LOCK_NAME)
+    with (
+        subprocess.Popen([sys.executable, "-c", HOLD_LOCK, lock], stdout=subprocess.PIPE) as other,
+        Progress("x", steps=1, tokens_per_step=1) as progress,
+    ):
+        assert other.stdout.readline() == b"held\n"
+        with train_stage._sole_trainer(tmp_path, progress) as waited:
+            assert waited and other.wait(timeout=5) == 0
+    with train_stage._sole_trainer(tmp_path, progress) as waited:
+        assert not waited
+
+
+def test_result_of_the_process_waited_for_is_taken(tiny_root, tmp_path, monkeypatch):
+    """After waiting, the very same training is not done twice; another one is."""
+    train(tiny_root, tmp_path)
+
+    @contextlib.contextmanager
+    def waited(out, progress):
+        (out / "state").mkdir(exist_ok=True)
+        yield True
+
+    monkeypatch.setattr(train_stage, "_sole_trainer", waited)
+    steps = []
+    original = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, step: steps.append(step) or original(self, step))
+    train(tiny_root, tmp_path)
+    assert steps == []
+    train(tiny_root, tmp_path, seed=2)
+    assert steps == list(range(20))
+
+
+@pytest.mark.parametrize("bad", ["parameters", "loss"])
+def test_a_state_that_is_not_finite_is_never_saved(tiny_root, tmp_path, monkeypatch, bad):
+    """A gradient that breaks w in the very step of a save must not replace the good state before it."""
+    original = Trainer._step
+
+    def explode(self, step):
+        norm = original(self, step)
+        if step == 7:
+            with torch.no_grad():
+                (self.model.subspace.subspace_params if bad == "parameters" else self._loss_sum).fill_(float("nan"))
+        return norm
+
+    monkeypatch.setattr(Trainer, "_step", explode)
+    with pytest.raises(UserError, match="not finite at step 8"):
+        train(tiny_root, tmp_path)
+    (state,) = (tmp_path / "state").glob("*.pt")
+    assert checkpoint.load(state)["history"]["step"] == 4
+
+
+def test_keep_initialization_writes_the_start(tiny_root, tmp_path):
+    train(tiny_root, tmp_path, changes={"training": {"keep_initialization": True, "steps": 1}})
+    start = checkpoint.load(tmp_path / "ckpt_at_random_initialization.pt")["raw_model"]
+    assert float(start["subspace_params"].abs().max()) == 0.0
+    forward = checkpoint.load(tmp_path / "forward_ckpt_at_random_initialization.pt")["forward_model"]
+    names = checkpoint.load(tmp_path / "names.pt")["names"]
+    values = checkpoint.load(tmp_path / "trainable_initparams.pt")["trainable_initparams"]
+    assert all(torch.equal(forward[name], value) for name, value in zip(names, values, strict=True))
+    assert forward["wte.weight"].shape == (257, 16)
+
+
+def test_checkpoint_of_another_config_is_refused(tiny_root, tmp_path):
+    loaded = train(tiny_root, tmp_path)
+    other = settings_with({"training": {"learning_rate": 0.123}})
+    with pytest.raises(UserError, match=r"another config: training.learning_rate is .* in the checkpoint, 0.123"):
+        checkpoint.check_settings(loaded, other, tmp_path / "best_ckpt.pt")
+    checkpoint.check_settings(loaded, settings_with({"training": {"log_interval_steps": 3}}), tmp_path / "best_ckpt.pt")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign object", "not a zip", "missing"])
+def test_damaged_checkpoints_are_refused(tiny_root, tmp_path, damage):
+    path = tmp_path / "best_ckpt.pt"
+    if damage == "truncated":
+        train(tiny_root, tmp_path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif damage == "foreign object":
+        torch.save({"format": 1, "x": threading.Thread}, path)
+    elif damage == "not a zip":
+        path.write_bytes(b"hello")
+    with pytest.raises(UserError, match="best_ckpt.pt: "):
+        checkpoint.load(path)
+
+
+def test_schedule_warms_up_then_falls_along_a_cosine():
+    rates = [learning_rate(s, steps=101, peak=1.0, final=0.1, warmup_steps=10) for s in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(1.0) and rates[-1] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.55)  # half way down
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_more_scored_documents_than_there_are_is_refused(tiny_root, tmp_path):
+    dataset = TokenDataset.open(tiny_root, settings_with().data)
+    with pytest.raises(UserError, match=f"has only {dataset.n_documents} training documents"):
+        train(tiny_root, tmp_path, changes={"scoring": {"documents": 100000}})
