@@ -1,0 +1,1 @@
+"""Generalization bounds from a message's length and per-document losses (numpy and scipy only)."""

@@ -1,0 +1,61 @@
+"""What every inequality asks of its inputs, and how its result is rounded."""
+
+import math
+
+import numpy as np
+
+LN2 = math.log(2.0)
+
+ROUNDING = 1e-12
+"""Floating-point slack, as a share of the loss range: every bound is raised by it, so that rounding errors
+of the arithmetic (about 1e-15) cannot make a bound smaller than its formula."""
+
+RANGE_TOLERANCE = 1e-9
+"""A mean over tokens may leave its range by rounding, as a share of the range; such values are clipped."""
+
+
+def checked_losses(losses, *, lower: float, upper: float) -> np.ndarray:
+    """Losses as float64, shape (documents,), inside [lower, upper]; ValueError for anything else."""
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise ValueError(f"the loss range needs finite lower < upper, found [{lower}, {upper}]")
+    values = np.asarray(losses, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"losses must be one-dimensional and not empty, found shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"losses hold {np.count_nonzero(~np.isfinite(values))} values that are not finite")
+    slack = RANGE_TOLERANCE * (upper - lower)
+    smallest, largest = values.min(), values.max()
+    if smallest < lower - slack or largest > upper + slack:
+        raise ValueError(f"losses span [{smallest}, {largest}], outside the stated range [{lower}, {upper}]")
+    return np.clip(values, lower, upper)
+
+
+def check_probability(name: str, value: float) -> None:
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, found {value}")
+
+
+def check_split(delta: float, delta_sample: float) -> None:
+    """delta_sample is a part of delta, and the rest must be positive."""
+    check_probability("delta", delta)
+    check_probability("delta_sample", delta_sample)
+    if delta_sample >= delta:
+        raise ValueError(f"delta_sample {delta_sample} must be smaller than delta {delta}, of which it is a part")
+
+
+def check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or value != int(value) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, found {value}")
+
+
+def complexity_nats(code_bits: float, delta: float) -> float:
+    """B = C ln 2 + ln(1/delta), what a union over all messages costs one of code_bits bits."""
+    check_probability("delta", delta)
+    if not (math.isfinite(code_bits) and code_bits >= 0):
+        raise ValueError(f"code_bits must be finite and not negative, found {code_bits}")
+    return code_bits * LN2 - math.log(delta)
+
+
+def rounded_up(bound: float, *, lower: float, upper: float) -> float:
+    """The bound plus the rounding slack, but never above the largest possible loss."""
+    return float(min(upper, bound + ROUNDING * (upper - lower)))

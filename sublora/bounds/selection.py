@@ -1,0 +1,145 @@
+"""Choices made on val documents by what they would do to the bound, and the bound's slope in the code length.
+
+The functions with (losses, ..., n, delta, m, delta_sample) suppose that the training documents have losses like the
+ones given, of which there may be any number. Without m and delta_sample all n documents will be scored; with
+them, m drawn ones. Their results are estimates for choosing and for training, never bounds.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sublora.bounds.checks import (
+    LN2,
+    check_count,
+    check_probability,
+    check_split,
+    checked_losses,
+    complexity_nats,
+    rounded_up,
+)
+from sublora.bounds.full_sample import BETS_J, betting_headroom
+from sublora.bounds.subsampled import SUBSAMPLED_BETS_J, growth_optimal_play, relative_gain
+
+
+def loss_range(smoothing: float, vocab_size: int) -> tuple[float, float]:
+    """(lower, upper), in bits per token, of a loss under p_a = (1 - a) p + a / V, with a = smoothing.
+
+    lower = -log2(1 - a + a/V), where p is 1; upper = log2(V/a), where p is 0. Source: prediction smoothing,
+    Lotfi et al. 2024.
+    """
+    check_probability("smoothing", smoothing)
+    check_count("vocab_size", vocab_size)
+    return -math.log2(1.0 - smoothing + smoothing / vocab_size), math.log2(vocab_size / smoothing)
+
+
+def choose_smoothing(
+    val_losses_DA,
+    smoothing: Sequence[float],
+    *,
+    vocab_size: int,
+    code_bits: float,
+    n: int,
+    delta: float,
+    m: int | None = None,
+    delta_sample: float | None = None,
+) -> int:
+    """Index of the smoothing whose estimated bound is smallest, the first of equals.
+
+    val_losses_DA: bits per token, shape (val documents, smoothing values); smoothing: the values a, in the same
+    order. The index travels in the message, so the choice is paid for wherever it comes from.
+    """
+    val_losses_DA = np.asarray(val_losses_DA, dtype=np.float64)
+    if val_losses_DA.ndim != 2 or val_losses_DA.shape[1] != len(smoothing):
+        raise ValueError(f"val losses of shape {val_losses_DA.shape} for {len(smoothing)} smoothing values")
+    estimates = []
+    for losses_D, value in zip(val_losses_DA.T, smoothing, strict=True):
+        lower, upper = loss_range(value, vocab_size)
+        estimates.append(
+            estimated_bound(
+                losses_D,
+                lower=lower,
+                upper=upper,
+                code_bits=code_bits,
+                n=n,
+                delta=delta,
+                m=m,
+                delta_sample=delta_sample,
+            )
+        )
+    return int(np.argmin(estimates))
+
+
+def estimated_bound(
+    losses,
+    *,
+    lower: float,
+    upper: float,
+    code_bits: float,
+    n: int,
+    delta: float,
+    m: int | None = None,
+    delta_sample: float | None = None,
+) -> float:
+    """`betting`, or with m and delta_sample `betting_subsampled`, to be expected; in the unit of the losses."""
+    values = checked_losses(losses, lower=lower, upper=upper)
+    solution = _solve(upper - values, code_bits, n, delta, m, delta_sample)
+    return rounded_up(upper - solution.headroom, lower=lower, upper=upper)
+
+
+def bound_slope_per_bit(
+    losses,
+    *,
+    lower: float,
+    upper: float,
+    code_bits: float,
+    n: int,
+    delta: float,
+    m: int | None = None,
+    delta_sample: float | None = None,
+) -> float:
+    """d `estimated_bound` / d C: what one more bit of message costs, in the unit of the losses per bit.
+
+    By the implicit function theorem at the bet (and stake) that attains the estimate; 0 where the bound is `upper`.
+    """
+    values = checked_losses(losses, lower=lower, upper=upper)
+    headroom_D = upper - values
+    solution = _solve(headroom_D, code_bits, n, delta, m, delta_sample)
+    if solution.headroom == 0.0:
+        return 0.0
+    v, bet, allowance = solution.headroom, solution.bet, solution.allowance
+    fall_D = bet * headroom_D / v**2 / (1.0 + bet * (headroom_D / v - 1.0))  # -dY/dv
+    if solution.stake is None:
+        return float(LN2 / n / fall_D.mean())
+    gain_D = relative_gain(headroom_D, v, bet, allowance)
+    factor_D = 1.0 + solution.stake * gain_D
+    # d gain / d allowance = -(1 + gain) / (allowance - a) and d gain / d v = -fall / (allowance - a).
+    return float(LN2 / n * ((1.0 + gain_D) / factor_D).mean() / (fall_D / factor_D).mean())
+
+
+class _Solution(NamedTuple):
+    """Headroom v = upper - bound in bits, the bet and stake (None if all documents are scored) behind it, and c."""
+
+    headroom: float
+    bet: float
+    stake: float | None
+    allowance: float
+
+
+def _solve(
+    headroom_D: np.ndarray, code_bits: float, n: int, delta: float, m: int | None, delta_sample: float | None
+) -> _Solution:
+    check_count("n", n)
+    if m is None and delta_sample is None:
+        allowance = (complexity_nats(code_bits, delta) + math.log(len(BETS_J))) / n
+        headroom, bet = betting_headroom(headroom_D, allowance)
+        return _Solution(headroom, bet, None, allowance)
+    if m is None or delta_sample is None:
+        raise ValueError("m and delta_sample belong together: give both or neither")
+    check_count("m", m)
+    check_split(delta, delta_sample)
+    allowance = (complexity_nats(code_bits, delta - delta_sample) + math.log(len(SUBSAMPLED_BETS_J))) / n
+    play = growth_optimal_play(headroom_D, allowance, -math.log(delta_sample) / m)
+    return _Solution(play.headroom, play.bet, play.stake, allowance)

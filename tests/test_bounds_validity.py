@@ -1,0 +1,160 @@
+"""The bounds hold as often as they claim, and the same tests catch bounds that do not."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from sublora.bounds import inequalities
+
+FULL = ["hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form"]
+SUBSAMPLED = ["hoeffding_subsampled", "kl_inverse_subsampled", "betting_subsampled"]
+
+
+def bound(name, losses, *, n, code_bits, lower=0.0, upper=1.0, delta=0.05, delta_sample=0.03):
+    arguments = {"lower": lower, "upper": upper, "code_bits": code_bits, "n": n, "delta": delta}
+    if name in ("kl_inverse_subsampled", "betting_subsampled"):
+        arguments["delta_sample"] = delta_sample
+    return getattr(inequalities, name)(losses, **arguments)
+
+
+def coins(ones, count, low=0.0, high=1.0):
+    return np.repeat([high, low], [ones, count - ones])
+
+
+# (a) Bernoulli losses: the probability of a miss, summed over all outcomes.
+
+GRID_P = np.concatenate([[1e-3, 5e-3], np.linspace(0.01, 0.99, 197), [0.995, 0.999]])
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.3])
+@pytest.mark.parametrize("n", [50, 200])
+@pytest.mark.parametrize("name", FULL)
+def test_exact_miss_probability(name, n, delta):
+    bounds = np.array([bound(name, coins(ones, n), n=n, code_bits=0.0, delta=delta) for ones in range(n + 1)])
+    misses = [binom.pmf(np.arange(n + 1), n, p) @ (bounds < p) for p in GRID_P]
+    assert max(misses) <= delta
+    assert max(misses) > 0  # the bound can fail, so the line above says something
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 20), (50, 100), (200, 40)])
+@pytest.mark.parametrize("name", ["hoeffding_subsampled", "kl_inverse_subsampled"])
+def test_exact_miss_probability_of_a_draw(name, n, m):
+    delta, delta_sample = 0.3, 0.2
+    bounds = np.array(
+        [bound(name, coins(k, m), n=n, code_bits=0.0, delta=delta, delta_sample=delta_sample) for k in range(m + 1)]
+    )
+    drawn = binom.pmf(np.arange(m + 1)[None, :], m, np.arange(n + 1)[:, None] / n)  # given the ones among the n
+    misses = [binom.pmf(np.arange(n + 1), n, p) @ drawn @ (bounds < p) for p in GRID_P]
+    assert 0 < max(misses) <= delta
+
+
+def test_exact_miss_probability_of_betting_on_a_draw():
+    # Bets follow the order of the draw, so every sequence of outcomes is gone through.
+    n, m, delta, delta_sample = 50, 10, 0.3, 0.2
+    sequences = np.array(list(itertools.product([0.0, 1.0], repeat=m)))
+    bounds = np.array(
+        [
+            bound("betting_subsampled", losses, n=n, code_bits=0.0, delta=delta, delta_sample=delta_sample)
+            for losses in sequences
+        ]
+    )
+    ones, shares = sequences.sum(axis=1), np.arange(n + 1)[:, None] / n
+    drawn = shares**ones * (1 - shares) ** (m - ones)
+    misses = [binom.pmf(np.arange(n + 1), n, p) @ drawn @ (bounds < p) for p in GRID_P]
+    assert 0 < max(misses) <= delta
+
+
+def test_betting_on_a_draw_when_the_draw_can_miss_the_bad_documents():
+    # A few documents lose everything. n is so large that only the draw is left to chance; the bound is below
+    # the mean exactly when the draw contains too few of them.
+    n, m, delta, delta_sample, replications = 10**9, 100, 0.1, 0.0999, 300
+    random = np.random.default_rng(11)
+    worst = []
+    for bad in (0.01, 0.02, 0.1):
+        mean = bad + (1 - bad) * 0.3
+        missed = 0
+        for _ in range(replications):
+            losses = np.where(random.random(m) < bad, 1.0, 0.3)
+            missed += (
+                bound("betting_subsampled", losses, n=n, code_bits=0.0, delta=delta, delta_sample=delta_sample) < mean
+            )
+        worst.append(missed)
+    assert max(worst) <= binom.ppf(0.999, replications, delta)
+    assert max(worst) > 0
+
+
+# (b) A memorizer: a document is a key, uniform on 64, and a fair bit repeated 16 times. A hypothesis predicts, for
+# each key, one value of the bit with probability 0.9; the one that fits the sample best is taken, so C = 64 bits.
+# Fresh bits are fair, so the true risk of every hypothesis is the mean of the two losses.
+
+KEYS, TOKENS, CODE_BITS, DELTA = 64, 16, 64.0, 0.05
+RIGHT, WRONG = -math.log2(0.9), -math.log2(0.1)
+LOWER, UPPER = 0.1, 3.5
+TRUE_RISK = 0.5 * (RIGHT + WRONG)
+
+
+def memorizer_errors(random, n):
+    """Documents whose bit the best hypothesis gets wrong: of every key, the minority."""
+    keys, bits = random.integers(KEYS, size=n), random.integers(2, size=n)
+    ones, counts = np.bincount(keys, bits, minlength=KEYS), np.bincount(keys, minlength=KEYS)
+    return int(np.minimum(ones, counts - ones).sum())
+
+
+def violations(name, *, documents, charged_bits, replications, repeats=1, seed=5):
+    """How often the bound lies below the true risk; repeats: losses counted once a token, not once a document."""
+
+    @functools.cache
+    def value(errors):
+        losses = np.repeat(coins(errors, documents, RIGHT, WRONG), repeats)
+        return bound(name, losses, n=losses.size, code_bits=charged_bits, lower=LOWER, upper=UPPER, delta=DELTA)
+
+    random = np.random.default_rng(seed)
+    return sum(value(memorizer_errors(random, documents)) < TRUE_RISK for _ in range(replications))
+
+
+def violations_of_a_draw(name, *, documents, m, charged_bits, replications, n=None, seed=6):
+    random = np.random.default_rng(seed)
+    count = 0
+    for _ in range(replications):
+        losses = random.permutation(coins(memorizer_errors(random, documents), documents, RIGHT, WRONG))
+        drawn = losses[random.integers(documents, size=m)]
+        value = bound(name, drawn, n=n or documents, code_bits=charged_bits, lower=LOWER, upper=UPPER, delta=DELTA)
+        count += value < TRUE_RISK
+    return count
+
+
+@pytest.mark.parametrize("documents", [64, 400])
+@pytest.mark.parametrize("name", FULL)
+def test_a_memorizer_stays_within_delta(name, documents):
+    count = violations(name, documents=documents, charged_bits=CODE_BITS, replications=1000)
+    assert count <= binom.ppf(0.999, 1000, DELTA)
+
+
+@pytest.mark.parametrize("name", SUBSAMPLED)
+def test_a_memorizer_scored_on_a_draw_stays_within_delta(name):
+    count = violations_of_a_draw(name, documents=400, m=100, charged_bits=CODE_BITS, replications=1000)
+    assert count <= binom.ppf(0.999, 1000, DELTA)
+
+
+# (c) The same experiment must catch a wrong bound.
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_an_uncharged_message_is_caught(name):
+    assert violations(name, documents=64, charged_bits=0.0, replications=1000) > 500
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_counting_tokens_as_documents_is_caught(name):
+    assert violations(name, documents=64, charged_bits=CODE_BITS, replications=1000, repeats=TOKENS) > 500
+
+
+@pytest.mark.parametrize("name", SUBSAMPLED)
+def test_wrong_bounds_from_a_draw_are_caught(name):
+    draw = {"documents": 64, "m": 500, "replications": 150}
+    assert violations_of_a_draw(name, **draw, charged_bits=0.0) > 75
+    assert violations_of_a_draw(name, **draw, charged_bits=CODE_BITS, n=64 * TOKENS) > 75
