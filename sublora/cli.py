@@ -87,6 +87,14 @@ def bound(run: RunArgument, config: OptionalConfig = None) -> None:
 
 
 @app.command()
+def verify(run: RunArgument, root: RootOption = None) -> None:
+    """Recompute a claimed bound from its certificate and the data; exit status 0 only if all of it agrees."""
+    from sublora.stages.verify import verify_and_print
+
+    raise typer.Exit(0 if verify_and_print(run, root=root) else 1)
+
+
+@app.command()
 def status(config: ConfigOption = Path("config/config.yaml")) -> None:
     """Show how far each run of the grid has come."""
     from sublora.stages.status import print_status

@@ -119,7 +119,7 @@ class HuggingFaceCorpus(Section):
 
     kind: Literal["huggingface"]
     dataset: str
-    """Identifier on the hub."""
+    """Identifier on the hub, or a folder of parquet files (relative to the folder above config/, or absolute)."""
     revision: str
     """Branch or commit; refs/convert/parquet is the hub's own parquet conversion."""
     split: str
@@ -137,11 +137,40 @@ class FolderCorpus(Section):
 
 
 class DocstringCorpus(Section):
-    """Docstrings of the standard library and of installed packages, read without importing them."""
+    """Docstrings of the standard library and of installed packages, read without importing them.
+
+    Folders named test or tests are left out: some installers strip them.
+    """
 
     kind: Literal["docstrings"]
     packages: Annotated[tuple[str, ...], Field(min_length=1)]
     """Import names; 'stdlib' is the standard library."""
+
+
+class MarkovCorpus(Section):
+    """Independent documents of a Markov chain whose entropy rate is known: a source to test bounds against.
+
+    A symbol is one ASCII byte, so the tokenizer must be 'bytes'. No document may occur twice, or deduplication
+    would make the documents dependent: lengths too short for that are refused when the corpus is read.
+    """
+
+    kind: Literal["markov"]
+    symbols: Annotated[int, Field(ge=2, le=94)]
+    """Size of the alphabet."""
+    concentration: Annotated[float, Field(ge=0.05, allow_inf_nan=False)]
+    """Each row of the transition matrix is drawn from a symmetric Dirichlet distribution with this parameter."""
+    documents: PositiveInt
+    min_length: PositiveInt
+    """In symbols; lengths are uniform on min_length ... max_length."""
+    max_length: PositiveInt
+    seed: Annotated[int, Field(ge=0)]
+    """Seed of the transition matrix and of the documents."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "MarkovCorpus":
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} exceeds max_length {self.max_length}")
+        return self
 
 
 class Data(Section):
@@ -149,7 +178,7 @@ class Data(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Files lie in data/{name}/."""
-    corpus: Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus, Field(discriminator="kind")]
+    corpus: Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus | MarkovCorpus, Field(discriminator="kind")]
     tokenizer: Literal["gpt2", "bytes"]
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
     min_characters: Annotated[int, Field(ge=1)]
@@ -161,6 +190,17 @@ class Data(Section):
     shuffle_seed: Annotated[int, Field(ge=0)]
     workers: PositiveInt
     """Processes that tokenize; does not change the result."""
+
+    @model_validator(mode="after")
+    def _markov_symbols_are_tokens(self) -> "Data":
+        if isinstance(self.corpus, MarkovCorpus):
+            if self.tokenizer != "bytes":
+                raise ValueError(f"a markov corpus needs tokenizer 'bytes', found '{self.tokenizer}'")
+            if self.min_characters > self.corpus.min_length:
+                raise ValueError(
+                    f"min_characters {self.min_characters} exceeds corpus.min_length {self.corpus.min_length}"
+                )
+        return self
 
 
 class Model(Section):
@@ -311,9 +351,7 @@ class Settings(Section):
                 f"training.micro_batch_sequences = {context * self.training.micro_batch_sequences}"
             )
         if self.scoring.sliding_window > context:
-            found.append(
-                f"scoring.sliding_window {self.scoring.sliding_window} exceeds model.context_length {context}"
-            )
+            found.append(f"scoring.sliding_window {self.scoring.sliding_window} exceeds model.context_length {context}")
         for key in ("val_documents", "test_documents"):
             have, wanted = getattr(self.data, key), getattr(self.scoring, key)
             if wanted > have:
@@ -399,7 +437,8 @@ def parse_settings(values: object, source: str) -> Settings:
 
 
 CORPUS_KINDS = tuple(
-    kind.model_fields["kind"].annotation.__args__[0] for kind in (HuggingFaceCorpus, FolderCorpus, DocstringCorpus)
+    kind.model_fields["kind"].annotation.__args__[0]
+    for kind in (HuggingFaceCorpus, FolderCorpus, DocstringCorpus, MarkovCorpus)
 )
 """pydantic names the chosen kind in the location of an error; a settings file has no such level."""
 

@@ -57,7 +57,7 @@ def reference(base: FrozenGPT, adapters: Adapters, document: np.ndarray, stride:
         context = torch.from_numpy(inputs[max(0, stop - CONTEXT) : position + 1])[None]
         logits = base.logits(base.hidden(context, adapters)[0, -1:], adapters)[0]
         p.append(float(logits.softmax(0)[target]))
-        ranks.append(int((logits > logits[target]).sum()))
+        ranks.append(int((logits >= logits[target]).sum()) - 1)
     return np.array(p), np.array(ranks)
 
 

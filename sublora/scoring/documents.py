@@ -103,7 +103,10 @@ def _assemble(
 def _targets_in_batch(
     base: FrozenGPT, adapters: Adapters, tokens_NT: Tensor, targets_NT: Tensor, scored_NT: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log p (nats) of each scored target, and its rank: the number of tokens with a larger logit."""
+    """log p (nats) of each scored target, and its rank: the number of other tokens with at least its logit.
+
+    Ties count against the model: a constant predictor is not always right.
+    """
     hidden_KC = base.hidden(tokens_NT, adapters)[scored_NT]
     targets_K = targets_NT[scored_NT]
     log_p, ranks = [], []
@@ -112,7 +115,7 @@ def _targets_in_batch(
         logits = base.logits(hidden_KC[start : start + rows], adapters).float()
         target_logits = logits.gather(1, targets_K[start : start + rows, None])
         log_p.append((target_logits - logits.logsumexp(1, keepdim=True))[:, 0])
-        ranks.append((logits > target_logits).sum(1, dtype=torch.int32))
+        ranks.append((logits >= target_logits).sum(1, dtype=torch.int32) - 1)
     return torch.cat(log_p).cpu().numpy(), torch.cat(ranks).cpu().numpy()
 
 

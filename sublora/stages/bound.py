@@ -13,8 +13,9 @@ import numpy as np
 
 from sublora import __version__, config
 from sublora.bounds.record import bound_record
+from sublora.coding.payload import MessageContents, Payload
 from sublora.errors import UserError
-from sublora.files import write_json
+from sublora.files import sha256_of_file, write_json
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.nn.lora import build_layout
 from sublora.scoring.documents import TOP_K
@@ -34,13 +35,31 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     settings = config.parse_settings(header["settings"], source=str(path / CERTIFICATE_NAME))
     if config_path is not None:
         settings = _settings_in_force(config_path, settings, path)
-    run = config.RunSpec.model_validate(header["run"])
     losses = read_losses(path / LOSSES_NAME)
     trained = checkpoint.load(path / CHECKPOINT_NAME)["provenance"]
+    environment = _environment(trained, losses["provenance"], time.monotonic() - started)
+    record = run_record(header, settings, contents, payload, losses, environment)
+    record["certificate_sha256"] = sha256_of_file(path / CERTIFICATE_NAME)
+    numbers = {"format": checkpoint.CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}}
+    checkpoint.save(path / BOUNDS_PT_NAME, numbers)
+    write_json(path / BOUNDS_NAME, record)
+    return path / BOUNDS_NAME
+
+
+def run_record(
+    header: dict[str, Any],
+    settings: config.Settings,
+    contents: MessageContents,
+    payload: Payload,
+    losses: dict[str, Any],
+    environment: dict[str, Any],
+) -> dict[str, Any]:
+    """What bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz."""
+    run = config.RunSpec.model_validate(header["run"])
     chosen = contents.smoothing_index
     _, items = charged_bits(payload.items, settings)
     groups = build_layout(settings.model, settings.lora, header["vocab_size"]).groups
-    record = bound_record(
+    return bound_record(
         run=run,
         losses=losses["losses_bits"][:, chosen],
         topk_errors_DK=losses["topk_errors"],
@@ -55,14 +74,9 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
         val_loss_bits=losses["val_losses_bits"][:, chosen].mean(),
         val_loss_unquantized_bits=losses["val_losses_unquantized_bits"][:, chosen].mean(),
         test_loss_bits=losses["test_losses_bits"][:, chosen].mean(),
-        gates=dict(zip(groups, contents.gates, strict=False)),
-        environment=_environment(trained, losses["provenance"], time.monotonic() - started),
+        gates=dict(zip(groups, contents.gates, strict=True)) if contents.gates else {},
+        environment=environment,
     )
-    checkpoint.save(
-        path / BOUNDS_PT_NAME, {"format": checkpoint.CHECKPOINT_FORMAT} | {key: record[key] for key in PT_KEYS}
-    )
-    write_json(path / BOUNDS_NAME, record)
-    return path / BOUNDS_NAME
 
 
 def read_losses(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sublora.bounds.selection import choose_smoothing
 from sublora.coding.certificate import write_certificate
 from sublora.coding.payload import MessageContents, Payload, write_payload
 from sublora.coding.plain import quantize_plain
+from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.names import CERTIFICATE_NAME
 from sublora.nn.language_model import LanguageModel
@@ -72,19 +73,23 @@ def encode(directory: RunDirectory, model: LanguageModel) -> Encoded:
 def val_losses(directory: RunDirectory, model: LanguageModel, w: np.ndarray, gates: tuple[int, ...]) -> np.ndarray:
     """Losses of the val documents at every smoothing value, float64 (documents x values), for given w and gates."""
     documents = [directory.dataset.document("val", i) for i in range(directory.settings.scoring.val_documents)]
-    return losses_on(directory, model, decoded_adapters(model, w, gates), documents).losses_DA
+    adapters = decoded_adapters(model, w, gates)
+    return losses_on(directory.settings, directory.dataset, model, adapters, documents).losses_DA
 
 
 def losses_on(
-    directory: RunDirectory, model: LanguageModel, adapters: Adapters, documents: list[np.ndarray]
+    settings: config.Settings,
+    dataset: TokenDataset,
+    model: LanguageModel,
+    adapters: Adapters,
+    documents: list[np.ndarray],
 ) -> DocumentLosses:
-    """`score_documents` with the run's settings."""
-    settings = directory.settings
+    """`score_documents` as the settings say."""
     return score_documents(
         model.base,
         adapters,
         documents,
-        eot_id=directory.dataset.eot_id,
+        eot_id=dataset.eot_id,
         stride=settings.scoring.sliding_window,
         smoothing=settings.scoring.smoothing,
         batch_tokens=settings.compute.scoring_batch_tokens,

@@ -38,10 +38,10 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         dataset, scoring = directory.dataset, directory.settings.scoring
         indices = draw_documents(payload.data, dataset.data_hash, n=dataset.n_documents, m=scoring.documents)
         distinct, position = np.unique(indices, return_inverse=True)
-        train = losses_on(directory, model, adapters, [dataset.document("train", i) for i in distinct])
-        test = losses_on(
-            directory, model, adapters, [dataset.document("test", i) for i in range(scoring.test_documents)]
-        )
+        scored = [dataset.document("train", i) for i in distinct]
+        train = losses_on(directory.settings, dataset, model, adapters, scored)
+        reported = [dataset.document("test", i) for i in range(scoring.test_documents)]
+        test = losses_on(directory.settings, dataset, model, adapters, reported)
         facts: dict[str, Any] = {
             "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},
             "peak_memory_mib": peak_memory_mib(device),

@@ -1,0 +1,230 @@
+"""A prepared dataset: tokens on disk, read through memory maps.
+
+Light to import and to open: no network library, no full read of the tokens.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sublora import config
+from sublora.data.tokenizers import TOKENIZERS
+from sublora.errors import UserError
+from sublora.files import sha256_of_file
+
+SPLITS = ("train", "val", "test")
+META_FILE = "meta.json"
+EOT_INDICES_FILE = "eot_indices.npy"
+DOC_LENGTHS_FILE = "doc_lengths.npy"
+TOKEN_FILES = tuple(f"{split}.bin" for split in SPLITS)
+FILES = (*TOKEN_FILES, EOT_INDICES_FILE, DOC_LENGTHS_FILE)
+META_KEYS = ("tokenizer", "vocab_size", "eot_id", "splits", "files", "settings")
+
+TOKEN_TYPE = np.dtype("<u2")
+BLOCK_TOKENS = 1 << 20
+"""Tokens that are in memory at once when a whole split is read."""
+
+PREPARE_AGAIN = "run: sublora prepare --config FILE"
+
+
+def dataset_folder(root: Path, data: config.Data) -> Path:
+    """Folder of a dataset's files."""
+    return Path(root) / "data" / data.name
+
+
+def settings_with_effect(data: config.Data) -> dict[str, Any]:
+    """The data settings that determine the files, as JSON values."""
+    return data.model_dump(mode="json", exclude=set(config.WITHOUT_EFFECT["data"]))
+
+
+class TokenDataset:
+    """Tokens and document index of a dataset.
+
+    Attributes:
+        folder: where the files are.
+        meta: meta.json.
+        tokenizer: name of the tokenizer.
+        vocab_size: V, the end-of-text token included.
+        eot_id: the token after each document.
+        n_documents: n, the number of train documents.
+        eot_indices: int64 (n,), position of each train document's end-of-text token in train.bin.
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Use `open`, which checks the files."""
+        self.folder = folder
+        self.meta = meta
+        self.tokenizer: str = meta["tokenizer"]
+        self.vocab_size: int = meta["vocab_size"]
+        self.eot_id: int = meta["eot_id"]
+        self.n_documents: int = meta["splits"]["train"]["documents"]
+        self.eot_indices: np.ndarray = np.load(folder / EOT_INDICES_FILE, mmap_mode="r")
+        self._train_lengths: np.ndarray = np.load(folder / DOC_LENGTHS_FILE, mmap_mode="r")
+        self._end_of_text_positions: dict[str, np.ndarray] = {"train": self.eot_indices}
+
+    @classmethod
+    def open(cls, root: Path, data: config.Data) -> "TokenDataset":
+        """Open the dataset that settings describe, below `root`.
+
+        Raises UserError if it is missing, was made with other settings, or its files are not those that meta.json
+        lists (sizes and counts; `verify_hashes` compares contents).
+        """
+        folder = dataset_folder(root, data)
+        meta = _read_meta(folder)
+        _check_settings(folder, meta, data)
+        _check_sizes(folder, meta)
+        dataset = cls(folder, meta)
+        dataset._check_index()
+        return dataset
+
+    def _check_index(self) -> None:
+        documents, tokens = (self.meta["splits"]["train"][key] for key in ("documents", "tokens"))
+        for name, values in ((EOT_INDICES_FILE, self.eot_indices), (DOC_LENGTHS_FILE, self._train_lengths)):
+            if values.shape != (documents,) or values.dtype != np.int64:
+                raise UserError(
+                    f"{self.folder / name}: found {values.dtype} of shape {values.shape}, expected int64 of shape "
+                    f"({documents},), an entry a train document; {PREPARE_AGAIN}"
+                )
+        if documents and int(self.eot_indices[-1]) != tokens - 1:
+            raise UserError(
+                f"{self.folder / EOT_INDICES_FILE}: the last document ends at token {int(self.eot_indices[-1])}, "
+                f"expected {tokens - 1}, the last of train.bin; {PREPARE_AGAIN}"
+            )
+
+    @cached_property
+    def data_hash(self) -> str:
+        """sha256, in hexadecimal, of the files' hashes and the tokenizer's facts: the identity of the dataset.
+
+        Hashes are those in meta.json; `verify_hashes` says whether the files still have them.
+        """
+        facts = {key: self.meta[key] for key in ("tokenizer", "vocab_size", "eot_id")}
+        return config.digest(facts | {"files": {name: self.meta["files"][name]["sha256"] for name in FILES}})
+
+    def tokens(self, split: str) -> np.memmap:
+        """All tokens of a split, uint16 (tokens,), documents ended by `eot_id`; read-only."""
+        return np.memmap(self.folder / f"{self._known(split)}.bin", dtype=TOKEN_TYPE, mode="r")
+
+    def document(self, split: str, i: int) -> np.ndarray:
+        """Tokens of document i without its end-of-text token, uint16 (length,). IndexError beyond the last."""
+        ends = self._ends(split)
+        if not 0 <= i < len(ends):
+            raise IndexError(f"document {i} of {split}, which has {len(ends)}")
+        start = int(ends[i - 1]) + 1 if i else 0
+        return np.asarray(self.tokens(split)[start : int(ends[i])])
+
+    def document_lengths(self, split: str) -> np.ndarray:
+        """Tokens of each document without end-of-text, int64 (documents,)."""
+        if self._known(split) == "train":
+            return self._train_lengths
+        return np.diff(self._ends(split), prepend=-1) - 1
+
+    def unigram_entropy_bits(self, split: str) -> float:
+        """Entropy of the split's token frequencies (end-of-text included), in bits a token.
+
+        The loss of the best model that ignores context.
+        """
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for block in self._blocks(split):
+            counts += np.bincount(block, minlength=self.vocab_size)
+        shares = counts[counts > 0] / counts.sum()
+        return float(-(shares * np.log2(shares)).sum())
+
+    def verify_hashes(self) -> None:
+        """Read all files; UserError if one differs from its sha256 in meta.json."""
+        for name in FILES:
+            found, expected = sha256_of_file(self.folder / name), self.meta["files"][name]["sha256"]
+            if found != expected:
+                raise UserError(
+                    f"{self.folder / name}: sha256 {found}, expected {expected} as in {META_FILE}; {PREPARE_AGAIN}"
+                )
+
+    def _known(self, split: str) -> str:
+        if split not in SPLITS:
+            raise ValueError(f"no split '{split}', expected one of {', '.join(SPLITS)}")
+        return split
+
+    def _blocks(self, split: str) -> Iterator[np.ndarray]:
+        """The split's tokens in pieces, read without a memory map so that no page stays resident."""
+        with open(self.folder / f"{self._known(split)}.bin", "rb") as handle:
+            while block := handle.read(BLOCK_TOKENS * TOKEN_TYPE.itemsize):
+                yield np.frombuffer(block, dtype=TOKEN_TYPE)
+
+    def _ends(self, split: str) -> np.ndarray:
+        """Positions of the split's end-of-text tokens, int64 (documents,)."""
+        if self._known(split) not in self._end_of_text_positions:
+            starts = range(0, self.meta["splits"][split]["tokens"], BLOCK_TOKENS)
+            positions = [
+                start + np.flatnonzero(block == self.eot_id)
+                for start, block in zip(starts, self._blocks(split), strict=True)
+            ]
+            ends = np.concatenate(positions)
+            expected = self.meta["splits"][split]["documents"]
+            if len(ends) != expected:
+                raise UserError(
+                    f"{self.folder / f'{split}.bin'}: {len(ends)} end-of-text tokens, expected {expected} documents; "
+                    f"{PREPARE_AGAIN}"
+                )
+            self._end_of_text_positions[split] = ends
+        return self._end_of_text_positions[split]
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / META_FILE
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, the dataset is not prepared; {PREPARE_AGAIN}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path}: not valid JSON; {PREPARE_AGAIN}") from None
+    missing = [key for key in META_KEYS if key not in meta] if isinstance(meta, dict) else list(META_KEYS)
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; {PREPARE_AGAIN}")
+    return meta
+
+
+def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> None:
+    """The tokenizer, its vocabulary and all other data settings are those that made the files."""
+    path = folder / META_FILE
+    if meta["tokenizer"] != data.tokenizer:
+        raise UserError(
+            f"{path}: the dataset was made with tokenizer '{meta['tokenizer']}', data.tokenizer is "
+            f"'{data.tokenizer}'; change the setting or {PREPARE_AGAIN}"
+        )
+    tokenizer = TOKENIZERS[data.tokenizer]
+    for key in ("vocab_size", "eot_id"):
+        expected = getattr(tokenizer, key)
+        if meta[key] != expected:
+            raise UserError(
+                f"{path}: {key} {meta[key]} does not fit tokenizer '{data.tokenizer}', which has {expected}; "
+                f"{PREPARE_AGAIN}"
+            )
+    wanted = settings_with_effect(data)
+    for key, value in wanted.items():
+        if meta["settings"].get(key) != value:
+            raise UserError(
+                f"{path}: the dataset was made with data.{key} {json.dumps(meta['settings'].get(key))}, the settings "
+                f"say {json.dumps(value)}; change the setting or {PREPARE_AGAIN}"
+            )
+
+
+def _check_sizes(folder: Path, meta: dict[str, Any]) -> None:
+    """Each file is there and as long as meta.json says, and the token files as long as their token counts."""
+    for name in FILES:
+        path = folder / name
+        expected = meta["files"][name]["bytes"]
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, expected {expected} bytes; {PREPARE_AGAIN}")
+        found = path.stat().st_size
+        if found != expected:
+            raise UserError(f"{path}: found {found} bytes, expected {expected}; {PREPARE_AGAIN}")
+    for split, name in zip(SPLITS, TOKEN_FILES, strict=True):
+        tokens = meta["splits"][split]["tokens"]
+        if tokens * TOKEN_TYPE.itemsize != meta["files"][name]["bytes"]:
+            raise UserError(
+                f"{folder / META_FILE}: {tokens} tokens of {split} do not fit the {meta['files'][name]['bytes']} "
+                f"bytes of {name}; {PREPARE_AGAIN}"
+            )

@@ -1,0 +1,80 @@
+"""Documents of a folder: a .txt file is one, each line of a .jsonl file is one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from sublora import config
+from sublora.data.corpora import TextBatch, batch_texts
+from sublora.errors import UserError
+
+SUFFIXES = (".txt", ".jsonl")
+
+
+class FolderReader:
+    """Reads .txt and .jsonl files below a folder, subfolders included, hidden ones left out; text is UTF-8.
+
+    Memory is bounded by the largest .txt file or .jsonl line.
+    """
+
+    unit = "documents"
+    total = None
+
+    def __init__(self, settings: config.FolderCorpus, root: Path) -> None:
+        self.settings = settings
+        self.folder = Path(root) / settings.path
+        self.where = f"folder {self.folder}"
+        if not self.folder.is_dir():
+            found = "is a file, expected a folder" if self.folder.exists() else "does not exist"
+            raise UserError(
+                f"data.corpus.path: {self.folder} {found}; "
+                "relative paths start at the folder above config/, mend the path"
+            )
+        present = sorted(path for path in self.folder.rglob("*") if path.is_file() and not self._hidden(path))
+        self.files = [path for path in present if path.suffix in SUFFIXES]
+        if not self.files:
+            raise UserError(
+                f"data.corpus.path: no .txt or .jsonl file in {self.where} ({len(present)} other files); "
+                "put the text there or mend the path"
+            )
+
+    def _hidden(self, path: Path) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(self.folder).parts)
+
+    def batches(self) -> Iterator[TextBatch]:
+        return batch_texts(text for path in self.files for text in self._texts(path))
+
+    def provenance(self) -> dict[str, object]:
+        return {"files": len(self.files), "bytes": sum(path.stat().st_size for path in self.files)}
+
+    def _texts(self, path: Path) -> Iterator[str]:
+        if path.suffix == ".txt":
+            yield _decode(path.read_bytes(), str(path))
+            return
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield self._text_of_line(line, f"{path}, line {number}")
+
+    def _text_of_line(self, line: bytes, where: str) -> str:
+        try:
+            value = json.loads(_decode(line, where))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not valid JSON ({error.msg}); expected an object a line") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
+        field = self.settings.text_field
+        if field not in value:
+            raise UserError(
+                f"{where}: no key '{field}', found {', '.join(map(repr, value))}; mend data.corpus.text_field"
+            )
+        if not isinstance(value[field], str):
+            raise UserError(f"{where}: key '{field}' holds {type(value[field]).__name__}, expected text")
+        return value[field]
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None

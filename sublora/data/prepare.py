@@ -1,0 +1,290 @@
+"""From a corpus to token files: train.bin, val.bin, test.bin, the document index and meta.json.
+
+One pass over the text in worker processes, one over the tokens. Documents are ordered by a digest of their
+text, keyed with the shuffle seed (see `sublora.data.spill`): the first are val, the next test, the rest train.
+So the files depend on the set of texts and on the seed alone, not on the order of the corpus or the number of
+workers, and no text is in two splits. Memory does not grow with the corpus, except for 8 bytes a document.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import multiprocessing
+import shutil
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sublora import config
+from sublora.data.corpora import Batch, Reader, open_reader
+from sublora.data.dataset import (
+    DOC_LENGTHS_FILE,
+    EOT_INDICES_FILE,
+    META_FILE,
+    SPLITS,
+    dataset_folder,
+    settings_with_effect,
+)
+from sublora.data.spill import Spill, make_record
+from sublora.data.tokenizers import TOKENIZERS, load_tokenizer
+from sublora.errors import UserError
+from sublora.files import atomic_path, sha256_of_file, write_json
+from sublora.versions import NUMERICS_VERSIONS
+
+QUEUED_BATCHES_PER_WORKER = 4
+PROGRESS_INTERVAL = 1000
+LOCK_FILE = ".prepare.lock"
+WORK_FOLDER = ".prepare"
+
+
+@dataclass
+class TokenizedBatch:
+    """What a worker makes of a batch, and the sum of such counts."""
+
+    units: int = 0
+    documents: int = 0
+    too_short: int = 0
+    unparsable_files: int = 0
+    records: list[bytes] = field(default_factory=list)
+
+    def count(self, other: "TokenizedBatch") -> None:
+        self.units += other.units
+        self.documents += other.documents
+        self.too_short += other.too_short
+        self.unparsable_files += other.unparsable_files
+
+
+def tokenize_batch(batch: Batch, *, tokenizer: str, min_characters: int, shuffle_seed: int) -> TokenizedBatch:
+    """Read a batch and make a record of each document that is long enough."""
+    texts = batch.read()
+    long_enough = [_valid_unicode(text) for text in texts.documents if len(text) >= min_characters]
+    tokens = load_tokenizer(tokenizer).encode_batch(long_enough)
+    return TokenizedBatch(
+        units=len(batch),
+        documents=len(texts.documents),
+        too_short=len(texts.documents) - len(long_enough),
+        unparsable_files=texts.unparsable_files,
+        records=[make_record(text.encode(), ids, shuffle_seed) for text, ids in zip(long_enough, tokens, strict=True)],
+    )
+
+
+def _valid_unicode(text: str) -> str:
+    """The text with lone surrogates, which JSON and Python literals can hold and UTF-8 cannot, replaced by '?'."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text
+
+
+def prepare_dataset(data: config.Data, root: Path) -> Path:
+    """Build the dataset that settings describe and return its folder, {root}/data/{name}.
+
+    Always builds anew. Files appear whole or not at all, meta.json last; while it is missing, the dataset does
+    not open. Temporary files in that folder take about as much space as the result.
+
+    Raises UserError for a corpus that cannot be read or holds too few documents, for a tokenizer without its
+    vocabulary, and if another process is writing the same folder.
+    """
+    load_tokenizer(data.tokenizer)  # before a corpus is downloaded that could not be tokenized
+    reader = open_reader(data.corpus, root)
+    folder = dataset_folder(root, data)
+    with _work_folder(folder) as work, Spill(work / "records") as spill, _progress() as progress:
+        counts = _tokenize_corpus(reader, data, spill, progress)
+        if not spill.added:
+            raise UserError(
+                f"data.corpus: {reader.where}: read {counts.documents} documents, {counts.too_short} of them shorter "
+                f"than data.min_characters {data.min_characters}, none left; mend the corpus or lower min_characters"
+            )
+        lengths, files = _write_splits(folder, data, spill, progress)
+        files |= _write_index(folder, lengths["train"])
+        write_json(folder / META_FILE, _meta(data, reader, counts, spill.added, lengths, files))
+    return folder
+
+
+def _meta(
+    data: config.Data,
+    reader: Reader,
+    counts: TokenizedBatch,
+    long_enough: int,
+    lengths: dict[str, array],
+    files: dict[str, dict[str, object]],
+) -> dict[str, object]:
+    """What meta.json holds; the same bytes for the same text and settings."""
+    tokenizer = TOKENIZERS[data.tokenizer]
+    kept = sum(len(values) for values in lengths.values())
+    return {
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+        "splits": {
+            split: {"documents": len(values), "tokens": sum(values) + len(values)} for split, values in lengths.items()
+        },
+        "files": files,
+        "documents": {
+            "read": counts.documents,
+            "too_short": counts.too_short,
+            "duplicates": long_enough - kept,
+            "kept": kept,
+        },
+        "provenance": reader.provenance() | {"unparsable_files": counts.unparsable_files},
+        "settings": settings_with_effect(data),
+        "numerics_version": NUMERICS_VERSIONS["data"],
+    }
+
+
+def _tokenize_corpus(reader: Reader, data: config.Data, spill: Spill, progress: Progress) -> TokenizedBatch:
+    """Fill `spill` with all documents that are long enough; counts of what was read."""
+    work = functools.partial(
+        tokenize_batch,
+        tokenizer=data.tokenizer,
+        min_characters=data.min_characters,
+        shuffle_seed=data.shuffle_seed,
+    )
+    counts = TokenizedBatch()
+    task = progress.add_task(f"tokenizing ({reader.unit})", total=reader.total)
+    for tokenized in map_in_processes(work, reader.batches(), data.workers):
+        for record in tokenized.records:
+            spill.add(record)
+        counts.count(tokenized)
+        progress.update(task, completed=counts.units)
+    return counts
+
+
+def map_in_processes(
+    work: Callable[[Batch], TokenizedBatch], batches: Iterable[Batch], workers: int
+) -> Iterator[TokenizedBatch]:
+    """Results in the order of the batches, of which only a few per worker are held at a time."""
+    if workers == 1:
+        yield from map(work, batches)
+        return
+    # A fresh process each: forking one that runs threads (pyarrow, a progress bar) can deadlock.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    queued: deque[Future[TokenizedBatch]] = deque()
+    try:
+        for batch in batches:
+            queued.append(pool.submit(work, batch))
+            if len(queued) >= QUEUED_BATCHES_PER_WORKER * workers:
+                yield queued.popleft().result()
+        while queued:
+            yield queued.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"data.workers {workers}: a tokenizing process died (killed for lack of memory?); use fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class SplitWriter:
+    """A .bin file while it is written: documents as uint16, each followed by the end-of-text token."""
+
+    def __init__(self, path: Path, eot_id: int) -> None:
+        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
+        self._end_of_text = eot_id.to_bytes(2, "little")
+        self._sha256 = hashlib.sha256()
+        self._bytes = 0
+        self.lengths = array("q")
+        """Tokens of each document, without end-of-text."""
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, tokens: bytes) -> None:
+        data = tokens + self._end_of_text
+        self._file.write(data)
+        self._sha256.update(data)
+        self._bytes += len(data)
+        self.lengths.append(len(tokens) // 2)
+
+    def facts(self) -> dict[str, object]:
+        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
+
+
+def _write_splits(
+    folder: Path, data: config.Data, spill: Spill, progress: Progress
+) -> tuple[dict[str, array], dict[str, dict[str, object]]]:
+    """Write train.bin, val.bin and test.bin; document lengths and file facts of each."""
+    first_test = data.val_documents
+    first_train = first_test + data.test_documents
+    task = progress.add_task("writing (documents)", total=spill.added)
+    with contextlib.ExitStack() as stack:
+        writers = {}
+        for split in SPLITS:
+            path = stack.enter_context(atomic_path(folder / f"{split}.bin"))
+            writers[split] = stack.enter_context(SplitWriter(path, TOKENIZERS[data.tokenizer].eot_id))
+        kept = 0
+        for kept, tokens in enumerate(spill.sorted_documents(), start=1):
+            split = "val" if kept <= first_test else "test" if kept <= first_train else "train"
+            writers[split].add(tokens)
+            if kept % PROGRESS_INTERVAL == 0:
+                progress.update(task, completed=kept)
+        progress.update(task, completed=spill.added)
+        if kept <= first_train:
+            raise UserError(
+                f"data.corpus: {kept} documents are left ({spill.added - kept} duplicates removed), expected at least "
+                f"{first_train + 1}: data.val_documents {data.val_documents} + data.test_documents "
+                f"{data.test_documents} + 1 to train on; lower those or give more text"
+            )
+        # From the first renamed file on, an earlier meta.json would describe other files.
+        (folder / META_FILE).unlink(missing_ok=True)
+    return (
+        {split: writer.lengths for split, writer in writers.items()},
+        {f"{split}.bin": writer.facts() for split, writer in writers.items()},
+    )
+
+
+def _write_index(folder: Path, train_lengths: array) -> dict[str, dict[str, object]]:
+    """Write eot_indices.npy and doc_lengths.npy of the train documents, int64; facts of the files."""
+    lengths = np.frombuffer(train_lengths, dtype=np.int64)
+    arrays = {EOT_INDICES_FILE: np.cumsum(lengths + 1) - 1, DOC_LENGTHS_FILE: lengths}
+    facts: dict[str, dict[str, object]] = {}
+    for name, values in arrays.items():
+        with atomic_path(folder / name) as temporary, open(temporary, "wb") as handle:
+            np.save(handle, values)
+        facts[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)}
+    return facts
+
+
+@contextlib.contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder for temporary files, held by one process at a time and removed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another `sublora prepare` is writing here; wait for it or stop it") from None
+        work = folder / WORK_FOLDER
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _progress() -> Progress:
+    """A bar on stderr where that is a terminal, nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

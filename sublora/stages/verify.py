@@ -1,0 +1,176 @@
+"""Check a claimed bound from its certificate: decode, rebuild, re-score, recompute, compare."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sublora import config
+from sublora.bounds.record import ENVIRONMENT_KEYS
+from sublora.data.dataset import TokenDataset
+from sublora.device import claim_device
+from sublora.errors import UserError
+from sublora.files import sha256_of_file
+from sublora.names import BOUNDS_NAME, CERTIFICATE_NAME, LOSSES_NAME
+from sublora.nn.language_model import build
+from sublora.stages.bound import read_losses, run_record
+from sublora.stages.encode import decoded_adapters, losses_on
+from sublora.stages.message import read_message
+from sublora.stages.run_directory import find_root
+from sublora.stages.score import draw_documents
+
+LOSS_TOLERANCE_BITS = 2e-3
+"""Largest difference of a document's loss on other hardware, bits per token (float32; 0.05 for bfloat16)."""
+BFLOAT16_TOLERANCE_BITS = 5e-2
+TOPK_TOLERANCE = 2e-2
+"""Largest difference of a document's top-k error: near ties may fall the other way."""
+RESCORED_KEYS = (
+    "empirical_bpd",
+    "bound_value",
+    "bound_hoeffding",
+    "bound_all_runs",
+    "bounds",
+    "topk_errors",
+    "topk_bounds",
+)
+"""Keys of bounds.json that hang on the losses of the scored documents."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One row of the table: what was claimed, what came out, and how far apart they may be."""
+
+    name: str
+    claimed: Any
+    recomputed: Any
+    tolerance: float | None = None
+    """None: they must be equal."""
+
+    @property
+    def agrees(self) -> bool:
+        if self.tolerance is None:
+            return bool(self.claimed == self.recomputed)
+        return isinstance(self.claimed, int | float) and abs(self.claimed - self.recomputed) <= self.tolerance
+
+
+def verify_and_print(path: Path, *, root: Path | None = None) -> bool:
+    """Print the table of claimed against recomputed values; True if all of them agree."""
+    checks = verify_run(path, root=root)
+    table = Table("checked", "claimed", "recomputed", "tolerance", "")
+    for check in checks:
+        tolerance = "exact" if check.tolerance is None else f"{check.tolerance:g}"
+        verdict = "ok" if check.agrees else "DIFFERS"
+        table.add_row(check.name, _shown(check.claimed), _shown(check.recomputed), tolerance, verdict)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    wrong = [check.name for check in checks if not check.agrees]
+    print(f"{path}: {'verified' if not wrong else 'NOT verified, differs in: ' + ', '.join(wrong)}")
+    return not wrong
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
+    """Recompute everything bounds.json claims of the run in `path`, using nothing but the certificate and the data.
+
+    The checkpoint is not read. UserError if a file is missing or damaged, or if data or base weights are others.
+    """
+    header, contents, payload = read_message(path / CERTIFICATE_NAME)
+    settings = config.parse_settings(header["settings"], source=str(path / CERTIFICATE_NAME))
+    claimed, stored = _read_claim(path / BOUNDS_NAME), read_losses(path / LOSSES_NAME)
+    dataset = TokenDataset.open(root or find_root(path, settings.data.name), settings.data)
+    dataset.verify_hashes()
+    if dataset.data_hash != header["data_hash"]:
+        raise UserError(
+            f"{path / CERTIFICATE_NAME}: made for data with hash {header['data_hash'][:12]}..., "
+            f"data/{settings.data.name} has {dataset.data_hash[:12]}...; bring that data back"
+        )
+    indices = draw_documents(payload.data, dataset.data_hash, n=dataset.n_documents, m=settings.scoring.documents)
+    checks = [
+        Check("settings digest", header["settings_digest"], config.digest(settings.model_dump(mode="json"))),
+        Check("certificate sha256", claimed.get("certificate_sha256"), sha256_of_file(path / CERTIFICATE_NAME)),
+        Check("training documents n", header["n_documents"], dataset.n_documents),
+        Check("drawn documents", _digest(stored["indices"]), _digest(indices)),
+    ]
+    rescored = stored | _rescore(header, settings, contents, dataset, indices)
+    checks += _loss_checks(stored, rescored, contents.smoothing_index, settings)
+    environment = {key: claimed.get(key) for key in ENVIRONMENT_KEYS}
+    from_file = run_record(header, settings, contents, payload, stored, environment)
+    recomputed = run_record(header, settings, contents, payload, rescored, environment)
+    tolerance = _tolerance(settings)
+    for key, value in _flat(from_file).items():
+        hangs_on_losses = key.split(".")[0] in RESCORED_KEYS
+        checks.append(Check(key, _flat(claimed).get(key), value))
+        if hangs_on_losses:
+            topk = key.startswith("topk")
+            limit = TOPK_TOLERANCE if topk else tolerance
+            checks.append(Check(f"{key}, re-scored", _flat(claimed).get(key), _flat(recomputed)[key], limit))
+    return checks
+
+
+def _rescore(
+    header: dict[str, Any], settings: config.Settings, contents: Any, dataset: TokenDataset, indices: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Losses of the decoded model on the drawn documents, one row a draw."""
+    run = config.RunSpec.model_validate(header["run"])
+    with claim_device(settings.compute) as device:
+        model = build(settings, run, dataset.vocab_size, device)
+        if model.base_sha256 != header["base_sha256"]:
+            raise UserError(
+                f"base weights rebuilt from seed {run.seed} hash to {model.base_sha256[:12]}..., the certificate names "
+                f"{header['base_sha256'][:12]}...; use the versions it names: {header['environment']}"
+            )
+        distinct, position = np.unique(indices, return_inverse=True)
+        documents = [dataset.document("train", i) for i in distinct]
+        adapters = decoded_adapters(model, contents.weights.values(), contents.gates)
+        scored = losses_on(settings, dataset, model, adapters, documents)
+    return {
+        "losses_bits": scored.losses_DA[position].astype(np.float32).astype(np.float64),
+        "topk_errors": scored.topk_errors_DK[position].astype(np.float32).astype(np.float64),
+    }
+
+
+def _loss_checks(
+    stored: dict[str, Any], rescored: dict[str, Any], chosen: int, settings: config.Settings
+) -> list[Check]:
+    shapes = stored["losses_bits"].shape, rescored["losses_bits"].shape
+    if shapes[0] != shapes[1]:
+        return [Check("shape of the losses", *shapes)]
+    difference = np.abs(stored["losses_bits"] - rescored["losses_bits"])[:, chosen].max()
+    return [Check("largest difference of a document's loss", 0.0, float(difference), _tolerance(settings))]
+
+
+def _tolerance(settings: config.Settings) -> float:
+    return BFLOAT16_TOLERANCE_BITS if settings.compute.dtype == "bfloat16" else LOSS_TOLERANCE_BITS
+
+
+def _read_claim(path: Path) -> dict[str, Any]:
+    try:
+        claim = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; compute the bound first (sublora bound {path.parent})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: not valid JSON ({error}); compute the bound again (sublora bound {path.parent})"
+        ) from None
+    if not isinstance(claim, dict):
+        raise UserError(f"{path}: expected a JSON object; compute the bound again (sublora bound {path.parent})")
+    return claim
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, so that every number is compared on its own."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _digest(indices: np.ndarray) -> str:
+    return config.digest([int(i) for i in indices])[:16]
