@@ -3,6 +3,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -11,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from data_samples import markov_corpus
+from data_samples import folder_data, markov_corpus
 
 from sublora import config
 from sublora.data.corpora import BATCH_CHARACTERS, batch_texts, open_reader
@@ -304,3 +305,17 @@ def test_every_corpus_kind_has_a_reader():
     assert {kind.__name__ for kind in kinds} == {"HuggingFaceCorpus", "FolderCorpus", "DocstringCorpus", "MarkovCorpus"}
     with pytest.raises(TypeError, match="no reader for Grid"):
         open_reader(config.Grid(budgets=(1,), allocations=("uniform",), seeds=(0,)), Path())
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({"kind": "folder", "pth": "x", "text_field": "t"}, "'data.corpus.pth'; did you mean 'data.corpus.path'?"),
+        ({"kind": "docstrings", "package": ["x"]}, "'data.corpus.package'; did you mean 'data.corpus.packages'?"),
+        (markov_corpus().model_dump() | {"symbol": 3}, "'data.corpus.symbol'; did you mean 'data.corpus.symbols'?"),
+    ],
+)
+def test_a_misspelt_key_of_a_corpus_names_the_known_one(corpus, message):
+    values = folder_data().model_dump() | {"corpus": corpus}
+    with pytest.raises(UserError, match=re.escape(f"unknown key {message}")):
+        config.parse_settings({"data": values}, source="file")

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -67,6 +68,14 @@ def test_documents_and_lengths_equal_a_split_at_the_end_of_text(root, monkeypatc
         for beyond in (-1, len(pieces)):
             with pytest.raises(IndexError, match=f"document {beyond} of {split}, which has {len(pieces)}"):
                 dataset.document(split, beyond)
+
+
+def test_many_documents_need_no_many_open_files(root):
+    dataset = TokenDataset.open(root, folder_data())
+    before = len(os.listdir("/proc/self/fd"))
+    held = [dataset.document(split, 0) for split in module.SPLITS * 20]
+    assert len(os.listdir("/proc/self/fd")) - before <= len(module.SPLITS)
+    assert len(held) == 60
 
 
 @pytest.mark.parametrize("block", [5, 1 << 20])

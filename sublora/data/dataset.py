@@ -65,6 +65,7 @@ class TokenDataset:
         self.eot_indices: np.ndarray = np.load(folder / EOT_INDICES_FILE, mmap_mode="r")
         self._train_lengths: np.ndarray = np.load(folder / DOC_LENGTHS_FILE, mmap_mode="r")
         self._end_of_text_positions: dict[str, np.ndarray] = {"train": self.eot_indices}
+        self._maps: dict[str, np.memmap] = {}
 
     @classmethod
     def open(cls, root: Path, data: config.Data) -> "TokenDataset":
@@ -106,15 +107,17 @@ class TokenDataset:
 
     def tokens(self, split: str) -> np.memmap:
         """All tokens of a split, uint16 (tokens,), documents ended by `eot_id`; read-only."""
-        return np.memmap(self.folder / f"{self._known(split)}.bin", dtype=TOKEN_TYPE, mode="r")
+        if self._known(split) not in self._maps:  # a map holds a file descriptor: one a split
+            self._maps[split] = np.memmap(self.folder / f"{split}.bin", dtype=TOKEN_TYPE, mode="r")
+        return self._maps[split]
 
     def document(self, split: str, i: int) -> np.ndarray:
-        """Tokens of document i without its end-of-text token, uint16 (length,). IndexError beyond the last."""
+        """Tokens of document i without its end-of-text token, uint16 (length,), a copy. IndexError beyond the last."""
         ends = self._ends(split)
         if not 0 <= i < len(ends):
             raise IndexError(f"document {i} of {split}, which has {len(ends)}")
         start = int(ends[i - 1]) + 1 if i else 0
-        return np.asarray(self.tokens(split)[start : int(ends[i])])
+        return np.array(self.tokens(split)[start : int(ends[i])])
 
     def document_lengths(self, split: str) -> np.ndarray:
         """Tokens of each document without end-of-text, int64 (documents,)."""
