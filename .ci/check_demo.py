@@ -1,0 +1,58 @@
+"""The demo's files are all there and say something: python .ci/check_demo.py demo"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from sublora.config import load_settings
+
+FINITE = ("kl_divergence", "empirical_bpd", "bound_value", "compressed_size_bits")
+FIGURES = ("pareto_d{}", "compression_d{}", "bound_decomposition_d{}", "gating_heatmap_d{}")
+FIGURES_OF_ALL = ("allocation_grid", "gating_trend")
+
+
+def check_run(folder: Path) -> float:
+    """The run's bound in bits per token; stops if a value is missing, not finite, or the bound is vacuous."""
+    torch.load(folder / "best_ckpt.pt", weights_only=True)
+    record = json.loads((folder / "bounds.json").read_text())
+    metrics = torch.load(folder / "bounds_metrics.pt", weights_only=True)
+    for key in FINITE:
+        assert math.isfinite(record[key]), f"{folder.name}: {key} is {record[key]}"
+        assert metrics[key] == record[key], f"{folder.name}: {key} is {metrics[key]} in bounds_metrics.pt"
+    assert record["bound_value"] < record["vacuous_bits"], f"{folder.name}: the bound is vacuous"
+    return record["bound_value"]
+
+
+def print_seconds(logs: Path) -> None:
+    """Where the time went: jobs and seconds a rule, from the benchmark files."""
+    seconds: dict[str, list[float]] = {}
+    for path in sorted(logs.rglob("*.benchmark.tsv")):
+        rule = path.relative_to(logs).parts[0].removesuffix(".benchmark.tsv")
+        seconds.setdefault(rule, []).append(float(pd.read_csv(path, sep="\t")["s"].iloc[0]))
+    for rule, values in sorted(seconds.items(), key=lambda item: -sum(item[1])):
+        print(f"{rule:24} {len(values):3} jobs {sum(values):8.1f} s")
+
+
+def main(root: Path) -> None:
+    settings = load_settings(root / "config/config.yaml")
+    results = root / "results"
+    bounds = [check_run(results / "runs" / run.name) for run in settings.grid.runs()]
+    assert len(bounds) == 30, len(bounds)
+    names = [name.format(budget) for name in FIGURES for budget in settings.grid.budgets]
+    for name in [*names, *FIGURES_OF_ALL]:
+        for suffix in (".png", ".pdf"):
+            assert (results / "figures" / f"{name}{suffix}").stat().st_size > 1000, name + suffix
+    assert len(pd.read_csv(results / "runs.csv")) == 30
+    assert len(pd.read_csv(results / "tables/summary.csv")) == 10
+    assert (results / "tables/summary.tex").read_text().count(r"\\") >= 10
+    assert len(pd.read_csv(results / "tables/hypotheses.csv")) > 0
+    print(f"30 runs, bounds from {min(bounds):.3f} to {max(bounds):.3f} bits per token, all below log2 V")
+    print_seconds(root / "logs")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

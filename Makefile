@@ -1,0 +1,58 @@
+# `make help` lists the targets. Everything is installed into .venv; nothing outside this folder is touched.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# Raised on purpose only: the last bits of a training depend on it.
+TORCH_OF_LOCK := 2.13.0
+
+.PHONY: help setup demo test lint format bench schema lock clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(INSTALLED) ## create the environment from requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(INSTALLED) ## the whole experiment in small, in demo/: 30 trainings, bounds, figures, tables
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo
+
+test: $(INSTALLED) ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## check code and workflow without changing them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/snakemake --lint
+
+format: $(INSTALLED) ## bring code and workflow into their form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt workflow
+
+bench: $(INSTALLED) ## measure what the workflow itself costs
+	$(BIN)/python benchmarks/workflow.py
+
+schema: $(INSTALLED) ## write workflow/schemas/config.schema.json after a change of sublora/config.py
+	$(BIN)/python -m sublora.settings_schema > workflow/schemas/config.schema.json
+
+# Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.
+lock: ## resolve the dependencies of pyproject.toml anew and write requirements.lock
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "setuptools>=77"
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check ".[dev]" torch==$(TORCH_OF_LOCK)
+	{ echo "# Every package of the demo and of the tests, exactly. Written by \`make lock\`; do not edit."; \
+	  $(VENV)-lock/bin/python -m pip freeze --all --disable-pip-version-check --exclude pip --exclude sublora \
+	  | sed -E 's/\+(cpu|cu[0-9]+)$$//' | grep -vE '^(nvidia-|triton==|cuda-)'; } > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean: ## remove what the demo wrote and caches; the environment and results/ stay
+	rm -rf demo/data demo/results demo/logs demo/.snakemake build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +

@@ -1,0 +1,138 @@
+"""The project's files agree with each other: lock, environments, schema and workflow."""
+
+import ast
+import importlib.metadata
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from conftest import REPOSITORY, demo_values
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from sublora import __version__
+from sublora.settings_schema import schema_text
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+def lock() -> dict[str, str]:
+    """Version of each package of requirements.lock."""
+    lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    pins = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pins.items()}
+
+
+def requirements() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    texts = list(PROJECT["dependencies"])
+    for extra in PROJECT["optional-dependencies"].values():
+        texts += extra
+    return [found for found in map(Requirement, texts) if found.name != "sublora"]
+
+
+def test_the_lock_satisfies_every_requirement() -> None:
+    pins = lock()
+    for requirement in requirements():
+        version = pins.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement.name} is not in requirements.lock"
+        assert requirement.specifier.contains(version), f"{requirement} but requirements.lock has {version}"
+
+
+def test_the_lock_holds_the_packages_the_workflow_rests_on() -> None:
+    named = "snakemake torch numpy tiktoken datasets pandas matplotlib seaborn pyyaml pulp"
+    assert set(named.split()) <= set(lock())
+
+
+def test_the_lock_is_closed_under_dependencies() -> None:
+    """Nothing that a locked package needs here is missing, so that an installation resolves nothing by itself."""
+    pins = lock()
+    for name in pins:
+        try:
+            needs = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            pytest.fail(f"{name} is in requirements.lock but not installed; run `make setup`")
+        for need in map(Requirement, needs):
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(need.name) in pins, f"{name} needs {need}, which is not in requirements.lock"
+
+
+def test_every_import_of_the_package_is_declared() -> None:
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    distributions = importlib.metadata.packages_distributions()
+    for path in sorted((REPOSITORY / "sublora").rglob("*.py")):
+        for module in imported_modules(path):
+            if module in sys.stdlib_module_names or module == "sublora":
+                continue
+            names = {canonicalize_name(name) for name in distributions[module]}
+            assert names & declared, f"{path.relative_to(REPOSITORY)} imports {module}, which pyproject.toml lacks"
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules.add(node.module.split(".")[0])
+    return modules
+
+
+def test_the_conda_environment_installs_the_lock_and_the_package() -> None:
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    assert environment["name"] == PROJECT["name"]
+    *conda, pip = environment["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert "3.11" in PROJECT["requires-python"]
+    assert re.search(r"^PYTHON \?= python3\.11$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert PROJECT["version"] == citation["version"] == __version__
+    assert PROJECT["license"] == citation["license"]
+
+
+def test_the_citation_names_the_works_it_builds_on() -> None:
+    titles = {work["title"] for work in yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["references"]}
+    assert titles == {
+        "Non-Vacuous Generalization Bounds for Large Language Models",
+        "Adaptive Subspace Allocation for Compressed Neural Network Fine-Tuning",
+    }
+    readme = (REPOSITORY / "README.md").read_text()
+    assert all(title in readme for title in titles)
+
+
+def test_the_committed_schema_is_the_one_of_the_settings() -> None:
+    committed = (REPOSITORY / "workflow/schemas/config.schema.json").read_text()
+    assert committed == schema_text(), "run `make schema`"
+
+
+def test_the_schema_accepts_the_settings_files_and_refuses_unknown_keys() -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
+    for path in ("config/config.yaml", "demo/config/config.yaml"):
+        validator.validate(yaml.safe_load((REPOSITORY / path).read_text()))
+    values = demo_values()
+    values["training"]["learning_rat"] = 0.1
+    with pytest.raises(jsonschema.ValidationError, match="learning_rat"):
+        validator.validate(values)
+
+
+def test_demo_and_full_reproduction_share_the_grid() -> None:
+    full = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
+    assert full["grid"] == demo_values()["grid"]
+
+
+@pytest.mark.parametrize("kind", ["scripts", "report"])
+def test_rules_and_the_files_they_name_agree(kind: str) -> None:
+    folder = REPOSITORY / "workflow"
+    rules = [folder / "Snakefile", *folder.glob("rules/*.smk")]
+    named = {name for path in rules for name in re.findall(rf'{kind}/([\w.]+)"', path.read_text())}
+    there = {path.name for path in (folder / kind).iterdir() if path.is_file()}
+    assert named == there

@@ -1,0 +1,146 @@
+"""Wrong input stops before any job, in one line; the profiles do what they say."""
+
+import re
+
+import pytest
+
+from workflow.toy import SMALL_GRID, SMALL_GRID_RUNS, Toy
+
+NVIDIA_SMI = '#!/bin/sh\necho "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-0)"\n'
+NO_NVIDIA_SMI = "#!/bin/sh\nexit 9\n"
+
+
+def assert_stops(toy: Toy, arguments: tuple[str, ...], complaint: str) -> None:
+    outcome = toy.snakemake(*arguments)
+    assert outcome.exit_code == 1, outcome.text
+    assert len(outcome.message) == 1, outcome.text
+    assert re.search(complaint, outcome.message[0]), outcome.text
+    assert toy.calls == []
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "complaint"),
+    [
+        ("training", {"learning_rat": 0.1}, r"did you mean 'training\.learning_rate'"),
+        ("training", {"learning_rate": "5e-3"}, r"training\.learning_rate: .*5\.0e-03"),
+        ("grid", {"allocations": ["fixed-1.5"]}, r"'fixed-1\.5' is none of uniform, learned"),
+        ("grid", {"budgets": [0]}, r"grid\.budgets\.0: .*greater than 0"),
+        ("grid", {"seeds": [1, 1]}, r"seeds holds a value twice"),
+    ],
+)
+def test_wrong_settings_stop_in_one_line(toy: Toy, section: str, keys: dict[str, object], complaint: str) -> None:
+    toy.write_settings(**{section: keys})
+    assert_stops(toy, (), rf"^config/config\.yaml: .*{complaint}")
+
+
+def test_single_settings_on_the_command_line_are_refused(toy: Toy) -> None:
+    assert_stops(toy, ("--config", "training=7"), "^--config training: jobs read the settings file")
+
+
+def test_settings_files_are_not_merged(toy: Toy) -> None:
+    toy.write("config/part.yaml", "training:\n  steps: 7\n")
+    assert_stops(toy, ("--configfile", "config/part.yaml"), r"^config/part\.yaml: key 'grid' is missing")
+    assert_stops(toy, ("--configfile", "config/config.yaml", "config/part.yaml"), "^--configfile: expected one")
+
+
+def test_a_settings_file_of_another_folder_is_refused(toy: Toy) -> None:
+    assert_stops(toy, ("--configfile", "demo/config/config.yaml"), f"add --directory {toy.root / 'demo'}")
+
+
+def test_an_unknown_run_is_no_target(toy: Toy) -> None:
+    outcome = toy.snakemake("--dry-run", "results/figures/pareto_d41.png")
+    assert outcome.exit_code == 1
+    assert "No rule to produce results/figures/pareto_d41.png" in outcome.text
+
+
+@pytest.fixture
+def gpu_toy(toy: Toy) -> Toy:
+    """Settings that ask for a GPU, on a machine that hides whatever GPU it has."""
+    toy.write_settings(grid=SMALL_GRID, compute={"device": "cuda"})
+    toy.add_command("nvidia-smi", NO_NVIDIA_SMI)
+    return toy
+
+
+def test_without_a_gpu_nothing_is_downloaded_or_run(gpu_toy: Toy) -> None:
+    outcome = gpu_toy.snakemake()
+    assert outcome.exit_code == 1
+    assert outcome.message[-1].startswith(
+        "config/config.yaml: compute.device is cuda and this machine has no usable GPU"
+    )
+    assert "profiles/slurm" in outcome.message[-1]
+    assert "Traceback" not in outcome.text
+    assert gpu_toy.calls == []
+
+
+def test_looking_needs_no_gpu(gpu_toy: Toy) -> None:
+    assert gpu_toy.plan()["train"] == SMALL_GRID_RUNS
+    for arguments in (("--dag",), ("--rulegraph",), ("--unlock",), ("--lint",), ("--summary",)):
+        assert gpu_toy.snakemake(*arguments).exit_code == 0, arguments
+    assert gpu_toy.calls == []
+
+
+def test_data_and_bounds_need_no_gpu(gpu_toy: Toy) -> None:
+    assert gpu_toy.snakemake("data").exit_code == 0
+    target = "results/runs/d40_uniform_seed1/bounds.json"
+    assert gpu_toy.snakemake(target).exit_code == 1
+    gpu_toy.add_command("nvidia-smi", NVIDIA_SMI)
+    assert gpu_toy.snakemake(target).exit_code == 0
+    gpu_toy.add_command("nvidia-smi", NO_NVIDIA_SMI)
+    (gpu_toy.root / target).unlink()
+    assert gpu_toy.snakemake(target).exit_code == 0
+    assert [call.split()[1] for call in gpu_toy.calls] == ["prepare", "train", "score", "bound", "bound"]
+
+
+def test_a_hidden_gpu_is_no_gpu(gpu_toy: Toy) -> None:
+    gpu_toy.add_command("nvidia-smi", NVIDIA_SMI)
+    assert gpu_toy.snakemake(CUDA_VISIBLE_DEVICES="").exit_code == 1
+    assert gpu_toy.calls == []
+
+
+def test_slurm_jobs_ask_for_one_a100(gpu_toy: Toy) -> None:
+    target = "results/runs/d40_uniform_seed1/bounds.json"
+    text = gpu_toy.snakemake("--profile", "profiles/slurm", "--dry-run", target).text
+    resources = dict(re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", text, re.MULTILINE))
+    for rule in ("train", "score"):
+        assert "gpu=1" in resources[rule]
+        assert "gpu_model=a100" in resources[rule]
+    assert "gpu=1" not in resources["bound"]
+
+
+def test_data_and_figures_are_not_submitted(finished: Toy) -> None:
+    """They run beside Snakemake, so that they need no SLURM at all."""
+    script = finished.root / "workflow/scripts/pareto.py"
+    script.write_text(script.read_text() + "# larger symbols\n")
+    without_waiting = ("--latency-wait", "0", "--slurm-init-seconds-before-status-checks", "1")
+    for target, rule in (("results/figures/pareto_d40.png", "pareto"), ("data/docstrings/meta.json", "prepare")):
+        (finished.root / target).unlink()
+        outcome = finished.snakemake("--profile", "profiles/slurm", *without_waiting, target)
+        assert outcome.exit_code == 0, outcome.text
+        assert outcome.jobs == {rule: 1}
+
+
+def test_resources_grow_with_the_attempt_up_to_the_third(gpu_toy: Toy) -> None:
+    """An always failing job runs retries + 1 times, and no rule retries by itself."""
+    gpu_toy.add_command("nvidia-smi", NVIDIA_SMI)
+    outcome = gpu_toy.snakemake(
+        *("--profile", "profiles/slurm", "--executor", "local", "--retries", "3", "--latency-wait", "0"),
+        "results/runs/d40_uniform_seed1/best_ckpt.pt",
+        FAIL="d40_uniform_seed1",
+    )
+    assert outcome.exit_code == 1
+    assert [int(value) for value in re.findall(r"resources: .*\bmem_mb=(\d+).*\bgpu=1", outcome.text)] == [
+        24000,
+        48000,
+        72000,
+        72000,
+    ]
+    assert sum(call.startswith("sublora train") for call in gpu_toy.calls) == 4
+
+
+def test_the_command_line_of_the_own_environment_is_found(toy: Toy) -> None:
+    """With .venv/bin/snakemake and no activated environment."""
+    (toy.root / "bin/sublora").unlink()
+    toy.write_settings(data={"corpus": {"kind": "folder", "path": "nowhere", "text_field": "text"}})
+    outcome = toy.snakemake("data", PATH="/usr/bin:/bin")
+    assert outcome.exit_code == 1
+    assert re.search(r"^logs/prepare/docstrings\.log: .*nowhere", outcome.text, re.MULTILINE), outcome.text

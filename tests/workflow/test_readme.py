@@ -1,0 +1,52 @@
+"""What the README tells a reader to type works."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from sublora.cli import app
+from workflow.toy import REPOSITORY, Toy
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def commands(program: str) -> list[list[str]]:
+    """Words of each command of a program that the README shows in a shell block."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.split(" #")[0].split() for line in "\n".join(blocks).splitlines()]
+    return [words[1:] for words in lines if words and words[0] == program]
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= {words[0] for words in commands("make")} <= targets
+
+
+def test_snakemake_commands_plan(toy: Toy) -> None:
+    toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
+    found = [words for words in commands("snakemake") if "--report" not in words]
+    assert len(found) > 4
+    for words in found:
+        outcome = toy.snakemake("--dry-run", *(word for word in words if word != "-n"))
+        assert outcome.exit_code == 0, (words, outcome.text)
+        assert outcome.jobs["train"] == (15 if "pareto_d1000" in words[-1] else 30)
+    assert any("-p" in words for words in found)
+
+
+def test_all_training_commands_can_be_printed(toy: Toy) -> None:
+    toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
+    text = toy.snakemake("-n", "-p", "trainings").text
+    assert len(set(re.findall(r"^Shell command: (sublora train .*) > ", text, re.MULTILINE))) == 30
+
+
+@pytest.mark.parametrize("words", commands("sublora"), ids=" ".join)
+def test_options_of_the_command_line_exist(words: list[str]) -> None:
+    help_text = CliRunner().invoke(app, [words[0], "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    for option in (word for word in words if word.startswith("--")):
+        assert option in help_text
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert "://" in target or (REPOSITORY / target).exists(), target

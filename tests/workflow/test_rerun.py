@@ -1,0 +1,215 @@
+"""What runs, and what runs again: exactly the jobs whose numbers may have changed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow.toy import REPOSITORY, SMALL_GRID, SMALL_GRID_RUNS, Toy
+
+EVERY_RUN = {"train": SMALL_GRID_RUNS, "score": SMALL_GRID_RUNS, "bound": SMALL_GRID_RUNS}
+
+
+def stages(plan: dict[str, int]) -> dict[str, int]:
+    """The planned jobs without tables and figures."""
+    return {rule: count for rule, count in plan.items() if rule in ("prepare", "train", "score", "bound")}
+
+
+def test_the_full_reproduction_is_thirty_runs(toy: Toy) -> None:
+    toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
+    assert stages(toy.plan()) == {"prepare": 1, "train": 30, "score": 30, "bound": 30}
+    one_figure = toy.plan("results/figures/pareto_d1000.png")
+    assert one_figure == {"prepare": 1, "train": 15, "score": 15, "bound": 15, "runs_of_budget": 1, "pareto": 1}
+
+
+def test_the_demo_is_the_same_workflow_in_its_own_folder(toy: Toy) -> None:
+    in_demo = ("--profile", "profiles/demo")
+    assert stages(toy.plan(*in_demo)) == {"prepare": 1, "train": 30, "score": 30, "bound": 30}
+    target = "results/runs/d1000_learned_seed42/best_ckpt.pt"
+    assert toy.snakemake(*in_demo, target).exit_code == 0
+    assert (toy.root / "demo" / target).exists()
+    assert not (toy.root / "results").exists()
+
+
+def test_a_finished_workflow_has_nothing_to_do(finished: Toy) -> None:
+    outcome = finished.snakemake()
+    assert outcome.exit_code == 0
+    assert "Nothing to be done" in outcome.text
+    assert len(finished.calls) == 1 + 3 * SMALL_GRID_RUNS
+
+
+def test_jobs_call_the_command_line(finished: Toy) -> None:
+    folder = "results/runs/d40_fixed-0.2_seed1"
+    for command in (
+        "sublora prepare --config config/config.yaml",
+        f"sublora train --config config/config.yaml --budget 40 --allocation fixed-0.2 --seed 1 --out {folder}",
+        f"sublora score {folder} --config config/config.yaml",
+        f"sublora bound {folder} --config config/config.yaml",
+    ):
+        assert finished.calls.count(command) == 1
+
+
+def test_every_job_has_a_log_and_a_benchmark(finished: Toy) -> None:
+    jobs = sum(finished.plan("--forceall").values())
+    for suffix in (".log", ".benchmark.tsv"):
+        found = list((finished.root / "logs").rglob(f"*{suffix}"))
+        assert len(found) == jobs, sorted(map(str, found))
+
+
+@pytest.mark.parametrize("name", ["best_ckpt.pt", "metrics.csv", "gating_trace.csv"])
+def test_a_deleted_training_output_reruns_one_run_and_what_hangs_on_it(finished: Toy, name: str) -> None:
+    (finished.root / "results/runs/d40_learned_seed1" / name).unlink()
+    plan = finished.plan()
+    assert stages(plan) == {"train": 1, "score": 1, "bound": 1}
+    assert plan["pareto"] == 1  # the other budget's stays
+    assert plan["runs"] == plan["summary"] == plan["hypotheses"] == plan["allocation_grid"] == 1
+
+
+@pytest.mark.parametrize(("name", "rerun"), [("losses.npz", {"score": 1, "bound": 1}), ("bounds.json", {"bound": 1})])
+def test_a_deleted_later_output_retrains_nothing(finished: Toy, name: str, rerun: dict[str, int]) -> None:
+    (finished.root / "results/runs/d60_uniform_seed1" / name).unlink()
+    assert stages(finished.plan()) == rerun
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "rerun"),
+    [
+        ("training", {"learning_rate": 0.0123}, EVERY_RUN),
+        ("model", {"n_layer": 7}, EVERY_RUN),
+        ("data", {"min_characters": 173}, {"prepare": 1, **EVERY_RUN}),
+        ("scoring", {"documents": 917}, {"score": SMALL_GRID_RUNS, "bound": SMALL_GRID_RUNS}),
+        ("message", {"quantizer": "entropy"}, EVERY_RUN),
+        ("training", {"log_interval_steps": 7}, {}),
+        ("training", {"save_interval_steps": 77}, {}),
+        ("compute", {"scoring_batch_tokens": 4321}, {}),
+        ("data", {"workers": 3}, {}),
+    ],
+)
+def test_a_changed_setting_reruns_the_stages_it_reaches(
+    finished: Toy, section: str, keys: dict[str, object], rerun: dict[str, int]
+) -> None:
+    finished.write_settings(**{"grid": SMALL_GRID, section: keys})
+    plan = finished.plan()
+    assert stages(plan) == rerun
+    assert bool(rerun) == ("pareto" in plan)
+
+
+def test_a_bound_setting_retrains_nothing(finished: Toy) -> None:
+    finished.write_settings(grid=SMALL_GRID, bound={"delta": 0.123})
+    plan = stages(finished.plan())
+    assert plan["bound"] == SMALL_GRID_RUNS
+    assert "train" not in plan
+
+
+def test_the_layout_of_the_settings_file_is_no_change(finished: Toy) -> None:
+    path = finished.root / "config/config.yaml"
+    values = yaml.safe_load(path.read_text())
+    path.write_text("# a comment\n" + yaml.safe_dump(dict(reversed(values.items())), default_flow_style=True))
+    assert finished.plan() == {}
+
+
+def test_a_dry_run_says_which_setting_differs(finished: Toy) -> None:
+    finished.write_settings(grid=SMALL_GRID, training={"learning_rate": 0.0123})
+    text = finished.snakemake("--dry-run").text
+    assert re.search(r"before: 'training\.learning_rate: [\d.]+' now: 'training\.learning_rate: 0\.0123'", text)
+
+
+@pytest.mark.parametrize(
+    ("stage", "rerun"),
+    [
+        ("data", {"prepare": 1, **EVERY_RUN}),
+        ("train", EVERY_RUN),
+        ("score", {"score": SMALL_GRID_RUNS, "bound": SMALL_GRID_RUNS}),
+        ("bound", {"bound": SMALL_GRID_RUNS}),
+        ("figures", {}),
+    ],
+)
+def test_a_new_numerics_version_reruns_its_stage(finished: Toy, stage: str, rerun: dict[str, int]) -> None:
+    plan = finished.plan(numerics={stage: 1000})
+    assert stages(plan) == rerun
+    assert plan["pareto"] == 2
+
+
+def test_a_new_seed_trains_only_the_new_runs_but_all_pay_for_the_larger_sweep(finished: Toy) -> None:
+    finished.write_settings(grid=SMALL_GRID | {"seeds": [1, 2]})
+    twice = 2 * SMALL_GRID_RUNS
+    assert stages(finished.plan()) == {"train": SMALL_GRID_RUNS, "score": twice, "bound": twice}
+
+
+def test_an_edited_plotting_script_redraws_only_its_figure(finished: Toy) -> None:
+    script = finished.root / "workflow/scripts/pareto.py"
+    script.write_text(script.read_text() + "# larger symbols\n")
+    assert finished.plan() == {"pareto": 2}
+
+
+def test_another_name_of_the_settings_file_is_no_change(finished: Toy) -> None:
+    (finished.root / "config/mine.yaml").write_text((finished.root / "config/config.yaml").read_text())
+    assert finished.plan("--configfile", "config/mine.yaml") == {}
+
+
+def test_jobs_read_the_settings_file_in_force(finished: Toy) -> None:
+    finished.write_settings("config/mine.yaml", grid=SMALL_GRID | {"seeds": [1, 2]})
+    target = "results/runs/d40_uniform_seed2/best_ckpt.pt"
+    assert finished.snakemake("--configfile", "config/mine.yaml", "--", target).exit_code == 0
+    assert finished.calls[-1].startswith("sublora train --config config/mine.yaml --budget 40")
+
+
+def test_preparing_the_same_data_again_retrains_nothing(finished: Toy) -> None:
+    again = ("--forcerun", "prepare", "--until", "prepare")
+    assert finished.snakemake(*again).exit_code == 0
+    assert finished.plan() == {}
+    assert finished.snakemake(*again, DATA_CONTENT="second").exit_code == 0
+    assert stages(finished.plan()) == EVERY_RUN
+
+
+def test_finished_runs_do_not_need_the_data(finished: Toy) -> None:
+    for path in (finished.root / "data").rglob("*.*"):
+        path.unlink()
+    assert finished.plan() == {}
+
+
+def test_a_grid_without_the_learned_arm_has_no_gate_figures(toy: Toy) -> None:
+    toy.write_settings(grid=SMALL_GRID | {"allocations": ["uniform", "fixed-0.2"]})
+    plan = toy.plan()
+    assert stages(plan) == {"prepare": 1, "train": 4, "score": 4, "bound": 4}
+    assert not [rule for rule in plan if "gat" in rule]
+    assert plan["pareto"] == 2
+
+
+def test_a_larger_grid_needs_no_code(toy: Toy) -> None:
+    ratios = [f"fixed-{ratio}" for ratio in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)]
+    toy.write_settings(grid={"budgets": [250, 500, 1000, 2000], "allocations": ratios, "seeds": [1, 2]})
+    plan = toy.plan()
+    assert stages(plan) == {"prepare": 1, "train": 56, "score": 56, "bound": 56}
+    assert plan["pareto"] == plan["compression"] == 4
+
+
+def test_a_failed_training_keeps_its_state_and_leaves_no_output(toy: Toy) -> None:
+    folder = toy.root / "results/runs/d40_learned_seed1"
+    outcome = toy.snakemake("--keep-going", "bounds", FAIL=folder.name)
+    assert outcome.exit_code == 1
+    assert f"logs/train/{folder.name}.log: step 8: the loss is not finite" in outcome.text
+    assert (folder / "state/state.pt").read_text() == "step 7\n"
+    assert not (folder / "best_ckpt.pt").exists()
+    assert stages(toy.plan()) == {"train": 1, "score": 1, "bound": 1}
+    assert toy.snakemake("bounds").exit_code == 0
+    assert (folder / "best_ckpt.pt").read_text() == "toy best_ckpt.pt\n"
+
+
+def test_a_killed_workflow_does_not_accept_half_an_output(finished: Toy) -> None:
+    """Snakemake marks outputs of running jobs; what a kill leaves behind is made again."""
+    path = finished.root / "results/runs/d40_uniform_seed1/best_ckpt.pt"
+    marker = _incomplete_marker(finished.root, path.relative_to(finished.root))
+    marker.parent.mkdir(exist_ok=True)
+    marker.touch()
+    refused = finished.snakemake("--dry-run")
+    assert refused.exit_code != 0
+    assert "--rerun-incomplete" in refused.text
+    assert stages(finished.plan("--rerun-incomplete")) == {"train": 1, "score": 1, "bound": 1}
+
+
+def _incomplete_marker(root: Path, path: Path) -> Path:
+    from base64 import urlsafe_b64encode
+
+    return root / ".snakemake/incomplete" / urlsafe_b64encode(str(path).encode()).decode()

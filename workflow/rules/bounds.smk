@@ -1,0 +1,58 @@
+"""From a trained network to its bound: encode and score (on a GPU), then the inequalities (seconds on a CPU)."""
+
+
+localrules:
+    bounds,
+
+
+rule bounds:
+    input:
+        expand(
+            "results/runs/d{budget}_{allocation}_seed{seed}/{file}",
+            **GRID,
+            file=["certificate.bin", "losses.npz", "bounds.json", "bounds_metrics.pt"],
+        ),
+
+
+rule score:
+    input:
+        meta=f"{DATA}/meta.json",
+        tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
+        index=ancient(expand(f"{DATA}/{{name}}.npy", name=["eot_indices", "doc_lengths"])),
+        checkpoint="results/runs/d{budget}_{allocation}_seed{seed}/best_ckpt.pt",
+    output:
+        certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",
+        losses="results/runs/d{budget}_{allocation}_seed{seed}/losses.npz",
+    log:
+        "logs/score/d{budget}_{allocation}_seed{seed}.log",
+    benchmark:
+        "logs/score/d{budget}_{allocation}_seed{seed}.benchmark.tsv"
+    params:
+        *settings_of("score"),
+        settings_file=settings_file,
+        folder=run_folder,
+    threads: SETTINGS.compute.threads
+    resources:
+        gpu=1,
+    shell:
+        "sublora score {params.folder} --config {params.settings_file} > {log} 2>&1"
+
+
+rule bound:
+    input:
+        checkpoint="results/runs/d{budget}_{allocation}_seed{seed}/best_ckpt.pt",
+        certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",
+        losses="results/runs/d{budget}_{allocation}_seed{seed}/losses.npz",
+    output:
+        json="results/runs/d{budget}_{allocation}_seed{seed}/bounds.json",
+        metrics="results/runs/d{budget}_{allocation}_seed{seed}/bounds_metrics.pt",
+    log:
+        "logs/bound/d{budget}_{allocation}_seed{seed}.log",
+    benchmark:
+        "logs/bound/d{budget}_{allocation}_seed{seed}.benchmark.tsv"
+    params:
+        *settings_of("bound"),
+        settings_file=settings_file,
+        folder=run_folder,
+    shell:
+        "sublora bound {params.folder} --config {params.settings_file} > {log} 2>&1"

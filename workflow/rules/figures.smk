@@ -1,0 +1,329 @@
+"""runs.csv, then from it and the traces of training every figure and table. No job here needs a GPU."""
+
+FIGURES = expand(
+    "results/figures/{name}_d{budget}.png",
+    name=["pareto", "compression", "bound_decomposition", "bound_by_inequality", "loss_curves"],
+    budget=GRID["budget"],
+)
+FIGURES += expand("results/figures/{name}.png", name=["allocation_grid", "bound_against_budget"])
+if HAS_GATES:
+    FIGURES += expand(
+        "results/figures/{name}_d{budget}.png", name=["gating_heatmap", "gating_traces"], budget=GRID["budget"]
+    )
+    FIGURES += ["results/figures/gating_trend.png"]
+
+TABLES = expand("results/tables/{name}", name=["summary.csv", "summary.tex", "hypotheses.csv"])
+
+
+localrules:
+    figures,
+    tables,
+    runs_of_budget,
+    runs,
+    pareto,
+    compression,
+    allocation_grid,
+    bound_decomposition,
+    bound_by_inequality,
+    bound_against_budget,
+    loss_curves,
+    gating_heatmap,
+    gating_trend,
+    gating_traces,
+    summary,
+    hypotheses,
+
+
+rule figures:
+    input:
+        FIGURES,
+        [path.replace(".png", ".pdf") for path in FIGURES],
+
+
+rule tables:
+    input:
+        TABLES,
+
+
+# A table a budget, so that the figures of one budget wait for its runs alone.
+rule runs_of_budget:
+    input:
+        bounds=expand("results/runs/d{{budget}}_{allocation}_seed{seed}/bounds.json", **ARMS),
+    output:
+        "results/runs_d{budget}.csv",
+    log:
+        "logs/runs_of_budget/d{budget}.log",
+    benchmark:
+        "logs/runs_of_budget/d{budget}.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/runs.py"
+
+
+rule runs:
+    input:
+        bounds=expand("results/runs/d{budget}_{allocation}_seed{seed}/bounds.json", **GRID),
+    output:
+        "results/runs.csv",
+    log:
+        "logs/runs.log",
+    benchmark:
+        "logs/runs.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/runs.py"
+
+
+rule pareto:
+    input:
+        runs="results/runs_d{budget}.csv",
+    output:
+        png=report(
+            "results/figures/pareto_d{budget}.png",
+            caption="../report/pareto.rst",
+            category="Figures",
+            labels={"figure": "Loss against KL", "budget": "{budget}"},
+        ),
+        pdf="results/figures/pareto_d{budget}.pdf",
+    log:
+        "logs/pareto/d{budget}.log",
+    benchmark:
+        "logs/pareto/d{budget}.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/pareto.py"
+
+
+rule compression:
+    input:
+        runs="results/runs_d{budget}.csv",
+    output:
+        png=report(
+            "results/figures/compression_d{budget}.png",
+            caption="../report/compression.rst",
+            category="Figures",
+            labels={"figure": "Complexity, size, performance", "budget": "{budget}"},
+        ),
+        pdf="results/figures/compression_d{budget}.pdf",
+    log:
+        "logs/compression/d{budget}.log",
+    benchmark:
+        "logs/compression/d{budget}.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/compression.py"
+
+
+rule allocation_grid:
+    input:
+        runs="results/runs.csv",
+    output:
+        png=report(
+            "results/figures/allocation_grid.png",
+            caption="../report/allocation_grid.rst",
+            category="Figures",
+            labels={"figure": "Allocations side by side", "budget": "all"},
+        ),
+        pdf="results/figures/allocation_grid.pdf",
+    log:
+        "logs/allocation_grid.log",
+    benchmark:
+        "logs/allocation_grid.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/allocation_grid.py"
+
+
+rule bound_decomposition:
+    input:
+        runs="results/runs_d{budget}.csv",
+    output:
+        png=report(
+            "results/figures/bound_decomposition_d{budget}.png",
+            caption="../report/bound_decomposition.rst",
+            category="Figures",
+            labels={"figure": "What the bound consists of", "budget": "{budget}"},
+        ),
+        pdf="results/figures/bound_decomposition_d{budget}.pdf",
+    log:
+        "logs/bound_decomposition/d{budget}.log",
+    benchmark:
+        "logs/bound_decomposition/d{budget}.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/bound_decomposition.py"
+
+
+rule bound_by_inequality:
+    input:
+        runs="results/runs_d{budget}.csv",
+    output:
+        png=report(
+            "results/figures/bound_by_inequality_d{budget}.png",
+            caption="../report/bound_by_inequality.rst",
+            category="Figures",
+            labels={"figure": "Inequalities compared", "budget": "{budget}"},
+        ),
+        pdf="results/figures/bound_by_inequality_d{budget}.pdf",
+    log:
+        "logs/bound_by_inequality/d{budget}.log",
+    benchmark:
+        "logs/bound_by_inequality/d{budget}.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/bound_by_inequality.py"
+
+
+rule bound_against_budget:
+    input:
+        runs="results/runs.csv",
+    output:
+        png=report(
+            "results/figures/bound_against_budget.png",
+            caption="../report/bound_against_budget.rst",
+            category="Figures",
+            labels={"figure": "Bound against d", "budget": "all"},
+        ),
+        pdf="results/figures/bound_against_budget.pdf",
+    log:
+        "logs/bound_against_budget.log",
+    benchmark:
+        "logs/bound_against_budget.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/bound_against_budget.py"
+
+
+rule loss_curves:
+    input:
+        runs="results/runs_d{budget}.csv",
+        metrics=expand("results/runs/d{{budget}}_{allocation}_seed{seed}/metrics.csv", **ARMS),
+    output:
+        png=report(
+            "results/figures/loss_curves_d{budget}.png",
+            caption="../report/loss_curves.rst",
+            category="Figures",
+            labels={"figure": "Loss during training", "budget": "{budget}"},
+        ),
+        pdf="results/figures/loss_curves_d{budget}.pdf",
+    log:
+        "logs/loss_curves/d{budget}.log",
+    benchmark:
+        "logs/loss_curves/d{budget}.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/loss_curves.py"
+
+
+rule gating_heatmap:
+    input:
+        runs="results/runs_d{budget}.csv",
+    output:
+        png=report(
+            "results/figures/gating_heatmap_d{budget}.png",
+            caption="../report/gating_heatmap.rst",
+            category="Figures",
+            labels={"figure": "Gates", "budget": "{budget}"},
+        ),
+        pdf="results/figures/gating_heatmap_d{budget}.pdf",
+    log:
+        "logs/gating_heatmap/d{budget}.log",
+    benchmark:
+        "logs/gating_heatmap/d{budget}.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/gating_heatmap.py"
+
+
+rule gating_trend:
+    input:
+        runs="results/runs.csv",
+    output:
+        png=report(
+            "results/figures/gating_trend.png",
+            caption="../report/gating_trend.rst",
+            category="Figures",
+            labels={"figure": "Gates by depth", "budget": "all"},
+        ),
+        pdf="results/figures/gating_trend.pdf",
+    log:
+        "logs/gating_trend.log",
+    benchmark:
+        "logs/gating_trend.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/gating_trend.py"
+
+
+rule gating_traces:
+    input:
+        runs="results/runs_d{budget}.csv",
+        gates=expand("results/runs/d{{budget}}_{allocation}_seed{seed}/gating_trace.csv", **LEARNED_ARMS),
+    output:
+        png=report(
+            "results/figures/gating_traces_d{budget}.png",
+            caption="../report/gating_traces.rst",
+            category="Figures",
+            labels={"figure": "Gates during training", "budget": "{budget}"},
+        ),
+        pdf="results/figures/gating_traces_d{budget}.pdf",
+    log:
+        "logs/gating_traces/d{budget}.log",
+    benchmark:
+        "logs/gating_traces/d{budget}.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/gating_traces.py"
+
+
+rule summary:
+    input:
+        runs="results/runs.csv",
+    output:
+        csv=report(
+            "results/tables/summary.csv",
+            caption="../report/summary.rst",
+            category="Tables",
+            labels={"table": "Summary"},
+        ),
+        tex="results/tables/summary.tex",
+    log:
+        "logs/summary.log",
+    benchmark:
+        "logs/summary.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/summary.py"
+
+
+rule hypotheses:
+    input:
+        runs="results/runs.csv",
+    output:
+        csv=report(
+            "results/tables/hypotheses.csv",
+            caption="../report/hypotheses.rst",
+            category="Tables",
+            labels={"table": "Hypotheses"},
+        ),
+    log:
+        "logs/hypotheses.log",
+    benchmark:
+        "logs/hypotheses.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/hypotheses.py"

@@ -1,0 +1,10 @@
+"""What the bound consists of at one budget."""
+
+from sublora.analysis.figures.allocation import bound_decomposition
+from sublora.analysis.runs_table import read_runs_csv
+from sublora.analysis.scripting import user_errors_to
+from sublora.analysis.style import save
+
+with user_errors_to(snakemake.log[0]):
+    figure = bound_decomposition(read_runs_csv(snakemake.input.runs), int(snakemake.wildcards.budget))
+    save(figure, png=snakemake.output.png, pdf=snakemake.output.pdf)

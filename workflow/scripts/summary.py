@@ -1,0 +1,8 @@
+"""The table of all configurations, as CSV and for LaTeX."""
+
+from sublora.analysis.runs_table import read_runs_csv
+from sublora.analysis.scripting import user_errors_to
+from sublora.analysis.tables import write_summary
+
+with user_errors_to(snakemake.log[0]):
+    write_summary(read_runs_csv(snakemake.input.runs), csv=snakemake.output.csv, tex=snakemake.output.tex)
