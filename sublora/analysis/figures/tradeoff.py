@@ -1,0 +1,114 @@
+"""Complexity against performance at one budget."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+
+from sublora.analysis.arms import Arm, arms_of
+from sublora.analysis.runs_table import at_budget
+from sublora.analysis.style import (
+    COLUMN_INCHES,
+    FAINT,
+    PAGE_INCHES,
+    add_legend,
+    arm_handles,
+    colour_of,
+    finite_or_none,
+    mark_vacuous,
+    marker_of,
+    panels_in,
+    styled,
+)
+from sublora.analysis.summary import configurations, pareto_optimal, with_sizes
+
+KL_LABEL = "KL divergence (nats)"
+BPD_LABEL = "Empirical BPD (bits/token)"
+BOUND_LABEL = "Bound (bits/token)"
+
+
+@styled
+def pareto(runs: pd.DataFrame, budget: int) -> Figure:
+    """Empirical BPD against KL divergence: mean and std over seeds of each arm, the Pareto frontier of the means."""
+    rows = at_budget(runs, budget)
+    arms = arms_of(rows)
+    figure, (axes,) = panels_in(COLUMN_INCHES, 2.3)
+    means = _arm_points(axes, rows, arms, "kl_divergence", "empirical_bpd")
+    _draw_frontier(axes, means)
+    axes.set(xlabel=KL_LABEL, ylabel=BPD_LABEL)
+    axes.set_title(f"d = {budget}", loc="left")
+    frontier = Line2D([], [], color=FAINT, linestyle="--", linewidth=0.9, label="Pareto frontier")
+    vacuous = mark_vacuous([axes], rows["vacuous_bits"].iloc[0])
+    add_legend(figure, [*arm_handles(arms), frontier, vacuous])
+    return figure
+
+
+@styled
+def compression(runs: pd.DataFrame, budget: int) -> Figure:
+    """Three panels: complexity against BPD, complexity against the bound, compressed size against both."""
+    rows = with_sizes(at_budget(runs, budget))
+    arms = arms_of(rows)
+    figure, (left, middle, right) = panels_in(PAGE_INCHES, 2.0, columns=3)
+    for axes, column, label in ((left, "empirical_bpd", BPD_LABEL), (middle, "bound_value", BOUND_LABEL)):
+        _arm_points(axes, rows, arms, "kl_divergence", column)
+        axes.set(xlabel=KL_LABEL, ylabel=label)
+    lines = []
+    for column, style, label in (("bound_value", "-", "Bound (c)"), ("empirical_bpd", "--", "Empirical BPD (c)")):
+        means = _arm_points(right, rows, arms, "size_kb", column).sort_values("size_kb")
+        lines += right.plot(
+            means["size_kb"], means[column], color=FAINT, linestyle=style, linewidth=0.9, zorder=2, label=label
+        )
+    _log_axis(right)
+    right.set(xlabel="Compressed size (KB, log scale)", ylabel="Bound and BPD (bits/token)")
+    for axes, letter in zip((left, middle, right), "abc", strict=True):
+        axes.set_title(f"({letter}) d = {budget}", loc="left")
+    vacuous = mark_vacuous([middle, right], rows["vacuous_bits"].iloc[0])
+    add_legend(figure, [*arm_handles(arms), *lines, vacuous])
+    return figure
+
+
+def _arm_points(axes: Axes, rows: pd.DataFrame, arms: list[Arm], x: str, y: str) -> pd.DataFrame:
+    """Mean and std over seeds of each arm; returns the means, one row an arm."""
+    table = configurations(rows, [x, y]).droplevel("budget")
+    for arm in arms:
+        point = table.loc[arm.allocation]
+        axes.errorbar(
+            point[(x, "mean")],
+            point[(y, "mean")],
+            xerr=finite_or_none(point[(x, "std")]),
+            yerr=finite_or_none(point[(y, "std")]),
+            color=colour_of(arm),
+            marker=marker_of(arm, arms),
+            markersize=5.5,
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+            elinewidth=0.8,
+            linestyle="none",
+            zorder=3,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    return pd.DataFrame({x: table[(x, "mean")], y: table[(y, "mean")]})
+
+
+def _draw_frontier(axes: Axes, means: pd.DataFrame) -> None:
+    """The staircase of what some arm attains in both measures, open to larger values."""
+    x, y = means.columns
+    best = means[pareto_optimal(means)].sort_values(x)
+    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+    steps_x, steps_y = [best[x].iloc[0], *best[x], x_high], [y_high, *best[y], best[y].iloc[-1]]
+    axes.plot(steps_x, steps_y, color=FAINT, linestyle="--", linewidth=0.9, drawstyle="steps-post", zorder=2)
+    axes.set(xlim=(x_low, x_high), ylim=(y_low, y_high))
+
+
+def _log_axis(axes: Axes) -> None:
+    """A logarithmic x axis that stays readable when its values span far less than a decade."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if high < 10.0 * low:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(LogLocator())

@@ -1,0 +1,281 @@
+"""runs.csv: the record of every run, one row a run, checked when written and when read."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sublora.analysis.arms import MODES
+from sublora.errors import UserError
+from sublora.files import atomic_path
+from sublora.names import BOUNDS_NAME
+
+RECORD_FORMAT = 1
+
+IDENTITY = ("name", "budget", "allocation", "mode", "ratio", "seed")
+METRICS = (
+    "bound_value",
+    "bound_hoeffding",
+    "bound_all_runs",
+    "empirical_bpd",
+    "kl_divergence",
+    "compressed_size_bits",
+    "code_bits",
+    "smoothing",
+    "lower_bits",
+    "upper_bits",
+    "vacuous_bits",
+    "vocab_size",
+    "n_documents",
+    "m_documents",
+    "sweep_size",
+    "delta",
+    "delta_sample",
+    "val_loss_bits",
+    "val_loss_unquantized_bits",
+    "test_loss_bits",
+)
+"""Numbers of the record that keep their name. Losses and bounds in bits per token, kl_divergence in nats."""
+NESTED = {
+    "bounds": "bound_",
+    "code_items": "bits_",
+    "gamma": "gamma_",
+    "topk_errors": "topk_error_",
+    "topk_bounds": "topk_bound_",
+    "seconds": "seconds_",
+    "peak_memory_mib": "peak_memory_mib_",
+}
+"""Tables of the record and the prefix their keys get as columns."""
+SAME_IN_ALL_RUNS = ("vacuous_bits", "vocab_size", "n_documents", "m_documents", "sweep_size", "delta", "delta_sample")
+TEXT = ("name", "allocation", "mode", "bound_inequality", "gpu", "commit")
+TEXT_PREFIX = "version_"
+HEAD = "head"
+
+_TOLERANCE_BITS = 1e-6
+
+
+def collect_runs(paths: Iterable[Path | str]) -> pd.DataFrame:
+    """The runs table of run directories or of their bounds.json files, sorted by budget, arm and seed.
+
+    UserError names the run and the key if a record is missing, has no value or a non-finite one, contradicts
+    itself (items that do not sum to the code length), or does not belong to the same grid as the others.
+    """
+    rows = [_flatten(*_load(Path(path))) for path in paths]
+    if not rows:
+        raise UserError("no runs given: expected run directories or their bounds.json files")
+    runs = pd.DataFrame(rows)
+    _check(runs, "runs")
+    arm_rank = runs["mode"].map(MODES.index)
+    order = np.lexsort((runs["seed"], runs["ratio"].fillna(0.0), arm_rank, runs["budget"]))
+    return pd.DataFrame([rows[index] for index in order])
+
+
+def write_runs_csv(runs: pd.DataFrame, path: Path) -> None:
+    """Write the table; floats with every digit, so that reading gives the same numbers."""
+    with atomic_path(path) as temporary:
+        runs.to_csv(temporary, index=False)
+
+
+def read_runs_csv(path: Path | str) -> pd.DataFrame:
+    """Read a table that `write_runs_csv` wrote. UserError if it is missing, damaged, or lacks a value."""
+    path = Path(path)
+    try:
+        runs = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such runs table; make it with `snakemake results/runs.csv`") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{path}: not a runs table ({why}); delete it and make it again") from None
+    if runs.empty:
+        raise UserError(f"{path}: holds no runs; delete it and make it again")
+    for column in runs.columns:
+        if column not in TEXT and not column.startswith(TEXT_PREFIX):
+            values = [_parsed(cell) for cell in runs[column]]
+            for index, value in enumerate(values):
+                if isinstance(value, str) or math.isinf(value):
+                    name = runs["name"][index] if "name" in runs else index
+                    raise UserError(
+                        f"{path}: run {name}: {column} is {value}, expected a finite number; make the table again"
+                    )
+            runs[column] = values
+    _check(runs, str(path))
+    return runs
+
+
+def _parsed(cell: str) -> int | float | str:
+    """The number a cell spells, to the last bit; NaN if it is empty, the cell itself if it is no number."""
+    for kind in (int, float):
+        try:
+            return kind(cell or "nan")
+        except ValueError:
+            continue
+    return cell
+
+
+def inequality_columns(runs: pd.DataFrame) -> list[str]:
+    """Columns that hold the bound by one inequality each, in the record's order."""
+    other = ("bound_value", "bound_hoeffding", "bound_all_runs", "bound_inequality")
+    return [column for column in runs.columns if column.startswith(NESTED["bounds"]) and column not in other]
+
+
+def gate_groups(runs: pd.DataFrame) -> list[str]:
+    """Groups that have a gate: layers by depth, then the head. UserError if no run learned its allocation."""
+    prefix = NESTED["gamma"]
+    groups = [column.removeprefix(prefix) for column in runs.columns if column.startswith(prefix)]
+    if not groups or not (runs["mode"] == "learned").any():
+        raise UserError("the runs hold no learned allocation, so there are no gates; add 'learned' to grid.allocations")
+    return sorted(groups, key=lambda group: (not group.isdigit(), int(group) if group.isdigit() else 0, group))
+
+
+def learned_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the learned arm. UserError if there is none."""
+    gate_groups(runs)
+    return runs[runs["mode"] == "learned"]
+
+
+def at_budget(runs: pd.DataFrame, budget: int) -> pd.DataFrame:
+    """Rows of one budget. UserError if there is none."""
+    rows = runs[runs["budget"] == budget]
+    if rows.empty:
+        known = ", ".join(str(value) for value in sorted(runs["budget"].unique()))
+        raise UserError(f"the runs table has no run with budget {budget}; it has {known}")
+    return rows
+
+
+def _load(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """(name for errors, record)"""
+    record_path = path / BOUNDS_NAME if path.is_dir() else path
+    name = record_path.parent.name
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"run {name}: {record_path} does not exist; compute it with `sublora bound`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"run {name}: {record_path} is not valid JSON ({error}); run `sublora bound` again") from None
+    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise UserError(
+            f"run {name}: {record_path} has format {found}, expected {RECORD_FORMAT}; run `sublora bound` again"
+        )
+    return name, record
+
+
+def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    run = _mapping(record, "run", name)
+    row: dict[str, Any] = {"name": _text(run, "name", name, "run.")}
+    if row["name"] != name:
+        raise UserError(f"run {name}: its {BOUNDS_NAME} is of run {row['name']}; bring the right file back")
+    row["budget"] = _number(run, "budget", name, "run.")
+    row["allocation"] = _text(run, "allocation", name, "run.")
+    row["mode"] = _text(run, "mode", name, "run.")
+    row["ratio"] = math.nan if run.get("ratio", "absent") is None else _number(run, "ratio", name, "run.")
+    row["seed"] = _number(run, "seed", name, "run.")
+    row["bound_inequality"] = _text(record, "bound_inequality", name)
+    row |= {key: _number(record, key, name) for key in METRICS}
+    for key, prefix in NESTED.items():
+        table = _mapping(record, key, name)
+        columns = {prefix + str(item): _number(table, item, name, f"{key}.") for item in table}
+        if twice := sorted(columns.keys() & row.keys()):
+            raise ValueError(f"{key} of {BOUNDS_NAME} collides with column {twice[0]}")
+        row |= columns
+    versions = _mapping(record, "versions", name)
+    row |= {TEXT_PREFIX + package: _text(versions, package, name, "versions.") for package in versions}
+    row |= {key: "" if record.get(key) is None else _text(record, key, name) for key in ("gpu", "commit")}
+    _check_record(row, record, name)
+    return row
+
+
+def _mapping(table: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
+    if not isinstance(table.get(key), dict):
+        raise UserError(f"run {name}: key {key} of {BOUNDS_NAME} is missing or no mapping; run `sublora bound` again")
+    return table[key]
+
+
+def _text(table: Mapping[str, Any], key: str, name: str, prefix: str = "") -> str:
+    if not isinstance(table.get(key), str):
+        raise UserError(
+            f"run {name}: key {prefix}{key} of {BOUNDS_NAME} is missing or no text; run `sublora bound` again"
+        )
+    return table[key]
+
+
+def _number(table: Mapping[str, Any], key: str, name: str, prefix: str = "") -> int | float:
+    value = table.get(key, "nothing")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(
+            f"run {name}: key {prefix}{key} of {BOUNDS_NAME} is {value}, expected a finite number; "
+            "run `sublora bound` again, and train again if that does not mend it"
+        )
+    return value
+
+
+def _check_record(row: Mapping[str, Any], record: Mapping[str, Any], name: str) -> None:
+    """A record that was edited or half updated contradicts itself in one of these."""
+    itemised = sum(record["code_items"].values())
+    if abs(itemised - row["code_bits"]) > _TOLERANCE_BITS:
+        raise UserError(f"run {name}: code_items sum to {itemised:g} bits, but code_bits is {row['code_bits']:g}")
+    nats = row["code_bits"] * math.log(2.0)
+    if not math.isclose(row["kl_divergence"], nats, rel_tol=1e-9, abs_tol=1e-9):
+        raise UserError(f"run {name}: kl_divergence is {row['kl_divergence']:g}, but code_bits x ln 2 is {nats:g}")
+    headline = record["bounds"].get(row["bound_inequality"])
+    if headline != row["bound_value"]:
+        raise UserError(
+            f"run {name}: bound_value is {row['bound_value']:g}, but bounds.{row['bound_inequality']} is {headline}"
+        )
+
+
+def _check(runs: pd.DataFrame, source: str) -> None:
+    """Every run complete, all runs comparable, the grid whole."""
+    absent = [column for column in (*IDENTITY, *METRICS, "bound_inequality") if column not in runs.columns]
+    if absent:
+        raise UserError(f"{source}: column {absent[0]} is missing; make the table again")
+    _check_arms(runs, source)
+    learned = runs["mode"] == "learned"
+    for column in runs.columns.difference([*TEXT, "ratio"]):
+        if not column.startswith(TEXT_PREFIX):
+            expected = learned if column.startswith(NESTED["gamma"]) else pd.Series(True, index=runs.index)
+            empty = expected & runs[column].isna()
+            if empty.any():
+                name = runs["name"][empty].iloc[0]
+                raise UserError(f"{source}: run {name} has no value for {column}, which other runs have")
+    for column in SAME_IN_ALL_RUNS:
+        values = runs[column].unique()
+        if len(values) > 1:
+            names = [runs["name"][runs[column] == value].iloc[0] for value in values[:2]]
+            raise UserError(
+                f"{source}: {column} is {values[0]} in run {names[0]} but {values[1]} in run {names[1]}; "
+                "runs of different settings cannot be compared, compute their bounds again"
+            )
+    _check_grid(runs, source)
+
+
+def _check_arms(runs: pd.DataFrame, source: str) -> None:
+    for row in runs.itertuples():
+        ratio = None if math.isnan(row.ratio) else float(row.ratio)
+        fits = row.mode in MODES and (ratio is not None) == (row.mode == "fixed")
+        fits = fits and (row.allocation.startswith("fixed-") if ratio is not None else row.allocation == row.mode)
+        if not fits:
+            raise UserError(
+                f"{source}: run {row.name} has allocation {row.allocation}, mode {row.mode} and ratio {ratio}, "
+                "which do not belong together"
+            )
+
+
+def _check_grid(runs: pd.DataFrame, source: str) -> None:
+    """Means and paired differences are only fair if every combination of the grid is there, once."""
+    keys = ["budget", "allocation", "seed"]
+    twice = runs.duplicated(keys)
+    if twice.any():
+        raise UserError(f"{source}: run {runs['name'][twice].iloc[0]} occurs twice")
+    whole = pd.MultiIndex.from_product([runs[key].unique() for key in keys], names=keys)
+    missing = whole.difference(pd.MultiIndex.from_frame(runs[keys]))
+    if len(missing):
+        budget, allocation, seed = missing[0]
+        raise UserError(
+            f"{source}: the run with budget {budget}, allocation {allocation}, seed {seed} is missing; "
+            "the others form a grid with it, run it first"
+        )

@@ -1,0 +1,53 @@
+"""Mean and spread over seeds of every configuration (a budget and an arm)."""
+
+import pandas as pd
+
+from sublora.analysis.arms import arms_of
+from sublora.errors import UserError
+
+BITS_PER_KILOBYTE = 8000.0
+"""KB as in the figures and tables: 1,000 bytes."""
+
+
+def configurations(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """One row a configuration, by budget and then arm order.
+
+    Index (budget, allocation); columns (name, "mean" | "std") and ("seeds", ""). The standard deviation is the
+    sample's (n - 1), NaN where there is one seed.
+    """
+    grouped = runs.groupby(["budget", "allocation"], sort=False)
+    table = grouped[columns].agg(["mean", "std"])
+    table[("seeds", "")] = grouped.size()
+    order = [
+        (budget, arm.allocation)
+        for budget in sorted(runs["budget"].unique())
+        for arm in arms_of(runs[runs["budget"] == budget])
+    ]
+    return table.loc[order]
+
+
+def with_sizes(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a column size_kb: the payload in KB."""
+    return runs.assign(size_kb=runs["compressed_size_bits"] / BITS_PER_KILOBYTE)
+
+
+def improvement_over_uniform(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The runs without the uniform arm, with `improvement_percent`: how far `column` lies below the uniform arm's.
+
+    100 (uniform - arm) / uniform, each run against the uniform run of its budget and seed; positive is better.
+    UserError if the grid has no uniform arm.
+    """
+    uniform = runs[runs["mode"] == "uniform"].set_index(["budget", "seed"])[column]
+    if uniform.empty:
+        raise UserError("the runs hold no uniform allocation to compare with; add 'uniform' to grid.allocations")
+    others = runs[runs["mode"] != "uniform"]
+    baseline = uniform.loc[pd.MultiIndex.from_frame(others[["budget", "seed"]])].to_numpy()
+    return others.assign(improvement_percent=100.0 * (baseline - others[column]) / baseline)
+
+
+def pareto_optimal(points: pd.DataFrame) -> pd.Series:
+    """Which rows no other row dominates: none is at most as large in every column and smaller in one."""
+    values = points.to_numpy()
+    no_larger = (values[None, :, :] <= values[:, None, :]).all(axis=2)
+    smaller = (values[None, :, :] < values[:, None, :]).any(axis=2)
+    return pd.Series(~(no_larger & smaller).any(axis=1), index=points.index)

@@ -1,0 +1,80 @@
+"""summary.csv, summary.tex and hypotheses.csv."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from sublora.analysis.arms import MODES, arms_of
+from sublora.analysis.summary import configurations, with_sizes
+from sublora.files import atomic_path
+
+COLUMNS = (
+    ("BPD", "empirical_bpd", "bits/token", 3),
+    ("KL", "kl_divergence", "nats", 0),
+    ("Bound", "bound_value", "bits/token", 3),
+    ("Size", "size_kb", "KB", 3),
+)
+"""Heading, column of the runs, unit, decimals in LaTeX. KB is 1,000 bytes."""
+CSV_FORMAT = "%.6g"
+
+
+def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a configuration: Budget, Mode, Ratio, then mean and std over seeds of BPD, KL, Bound, Size; Seeds.
+
+    BPD and Bound in bits per token, KL in nats, Size in KB (1,000 bytes). Ratio is empty but for fixed splits; std
+    is empty where there is one seed.
+    """
+    table = configurations(with_sizes(runs), [column for _, column, _, _ in COLUMNS])
+    arms = {arm.allocation: arm for arm in arms_of(runs)}
+    rows = []
+    for (budget, allocation), values in table.iterrows():
+        arm = arms[allocation]
+        row = {"Budget": budget, "Mode": arm.mode, "Ratio": arm.ratio}
+        for heading, column, _, _ in COLUMNS:
+            row |= {heading: values[(column, "mean")], f"{heading}_std": values[(column, "std")]}
+        rows.append(row | {"Seeds": int(values[("seeds", "")])})
+    return pd.DataFrame(rows)
+
+
+def write_summary(runs: pd.DataFrame, *, csv: Path | str, tex: Path | str) -> None:
+    """summary.csv and the same as a LaTeX tabular, the best bound of each budget in bold."""
+    table = summary_table(runs)
+    write_csv(table, csv)
+    with atomic_path(Path(tex)) as temporary:
+        temporary.write_text(summary_latex(table), encoding="utf-8")
+
+
+def write_csv(table: pd.DataFrame, path: Path | str) -> None:
+    """Six significant digits; what is missing is left empty."""
+    with atomic_path(Path(path)) as temporary:
+        table.to_csv(temporary, index=False, float_format=CSV_FORMAT)
+
+
+def summary_latex(table: pd.DataFrame) -> str:
+    r"""A tabular for \input in a document that loads booktabs."""
+    headings = ["Budget", "Mode", "Ratio", *(heading for heading, *_ in COLUMNS)]
+    units = ["", "", "", *(f"({unit})" for _, _, unit, _ in COLUMNS)]
+    lines = [
+        "% \\usepackage{booktabs}; mean and standard deviation over seeds; the smallest bound of a budget in bold",
+        "\\begin{tabular}{rlr" + "r" * len(COLUMNS) + "}",
+        "\\toprule",
+        " & ".join(headings) + r" \\",
+        " & ".join(units).strip() + r" \\",
+    ]
+    best = table.groupby("Budget")["Bound"].transform("min")
+    for index, row in table.iterrows():
+        if index == 0 or row["Budget"] != table["Budget"][index - 1]:
+            lines.append("\\midrule")
+        cells = [str(row["Budget"]), row["Mode"], f"{row['Ratio']:g}" if row["Mode"] == MODES[1] else "--"]
+        for heading, _, _, decimals in COLUMNS:
+            bold = heading == "Bound" and row["Bound"] == best[index]
+            cells.append(_latex_number(row[heading], row[f"{heading}_std"], decimals, bold))
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _latex_number(mean: float, std: float, decimals: int, bold: bool) -> str:
+    number = f"{mean:.{decimals}f}"
+    number = f"\\mathbf{{{number}}}" if bold else number
+    return f"${number}$" if math.isnan(std) else f"${number} \\pm {std:.{decimals}f}$"

@@ -1,0 +1,146 @@
+"""A made-up but plausible results folder: records, histories and gates of any grid, without training anything."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from sublora.config import Grid, RunSpec
+from sublora.random import generator
+
+VOCAB_SIZE = 257
+SMALL = Grid(
+    budgets=(1000, 2000),
+    allocations=("uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned"),
+    seeds=(42, 123, 999),
+)
+LARGE = Grid(
+    budgets=(500, 1000, 2000, 8000),
+    allocations=("uniform", *(f"fixed-{ratio}" for ratio in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)), "learned"),
+    seeds=(1, 2, 3),
+)
+
+
+def write_results(folder: Path, grid: Grid = SMALL, *, layers: int = 4, steps: int = 600) -> list[Path]:
+    """Run directories with bounds.json, metrics.csv and gating_trace.csv, in the grid's order."""
+    directories = []
+    for run in grid.runs():
+        directory = folder / run.name
+        directory.mkdir(parents=True)
+        (directory / "bounds.json").write_text(json.dumps(record(run, layers=layers, sweep=len(grid.runs()))))
+        gamma = final_gamma(run, layers)
+        _write_metrics(directory / "metrics.csv", run, steps)
+        _write_gates(directory / "gating_trace.csv", run, gamma if run.mode == "learned" else {}, steps)
+        directories.append(directory)
+    return directories
+
+
+def record(run: RunSpec, *, layers: int = 4, sweep: int = 30) -> dict:
+    """A bounds.json in which everything adds up."""
+    noise = generator("analysis data", run.name).normal(size=8)
+    shared = generator("analysis data", "base", run.seed).normal()
+    loss = _loss_bits(run) + 0.03 * shared + 0.01 * noise[0]
+    gates = {group: round(value * run.budget) for group, value in final_gamma(run, layers).items()}
+    gates = gates if run.mode == "learned" else {}
+    code_items = {
+        "codebook": 176.0,
+        "counts": 110.0,
+        "symbols": float(round((2.35 + 0.04 * noise[1] + 0.05 * (run.ratio or 0.4)) * run.budget)),
+        "gates": float(len(gates) * math.ceil(math.log2(run.budget + 1))),
+        "smoothing": 3.0,
+        "length": 21.0,
+        "arm": float(math.ceil(math.log2(sweep))),
+        "extra": 0.0,
+    }
+    code_bits = sum(code_items.values())
+    added = 0.12 + 0.02 * noise[2]
+    empirical = loss + added + 0.02
+    bounds = {
+        "hoeffding_subsampled": empirical + 3.2 * math.sqrt(code_bits / 4500.0),
+        "kl_inverse_subsampled": empirical + 2.1 * math.sqrt(code_bits / 4500.0),
+        "betting_subsampled": empirical + 0.85 * math.sqrt(code_bits / 4500.0) + 0.01 * noise[3],
+    }
+    return {
+        "format": 1,
+        "run": {
+            "name": run.name,
+            "budget": run.budget,
+            "allocation": run.allocation,
+            "mode": run.mode,
+            "ratio": run.ratio,
+            "seed": run.seed,
+        },
+        "bound_value": bounds["betting_subsampled"],
+        "bound_inequality": "betting_subsampled",
+        "bound_hoeffding": bounds["hoeffding_subsampled"],
+        "bound_all_runs": bounds["betting_subsampled"] + 0.01,
+        "bounds": bounds,
+        "empirical_bpd": empirical,
+        "kl_divergence": code_bits * math.log(2.0),
+        "compressed_size_bits": 8 * math.ceil((code_bits - code_items["arm"]) / 8),
+        "code_bits": code_bits,
+        "code_items": code_items,
+        "smoothing": 0.01,
+        "lower_bits": 0.0144,
+        "upper_bits": 14.65,
+        "vacuous_bits": math.log2(VOCAB_SIZE),
+        "vocab_size": VOCAB_SIZE,
+        "n_documents": 17000,
+        "m_documents": 1000,
+        "sweep_size": sweep,
+        "delta": 0.05,
+        "delta_sample": 0.045,
+        "val_loss_bits": empirical + 0.01,
+        "val_loss_unquantized_bits": empirical + 0.01 - added,
+        "test_loss_bits": empirical + 0.015,
+        "gates": gates,
+        "gamma": {group: value / run.budget for group, value in gates.items()},
+        "topk_errors": {"1": 0.8, "10": 0.35, "100": 0.02},
+        "topk_bounds": {"1": 0.9, "10": 0.5, "100": 0.15},
+        "seconds": {"train": 11.0, "encode": 0.2, "score": 3.0, "bound": 0.1},
+        "peak_memory_mib": {"train": 400.0, "score": 380.0},
+        "versions": {"sublora": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6", "python": "3.11"},
+        "gpu": None,
+        "commit": None,
+        "slurm_job_ids": {},
+    }
+
+
+def final_gamma(run: RunSpec, layers: int) -> dict[str, float]:
+    """Gates that rise with depth, and a head that prefers B."""
+    noise = generator("analysis data", "gates", run.name).normal(size=layers + 1)
+    values = {str(layer): 0.36 + 0.22 * layer / max(1, layers - 1) + 0.06 * noise[layer] for layer in range(layers)}
+    return values | {"head": 0.63 + 0.04 * noise[layers]}
+
+
+def _loss_bits(run: RunSpec) -> float:
+    by_mode = {"uniform": 4.50, "learned": 4.47}
+    arm = by_mode[run.mode] if run.ratio is None else 4.49 + 0.9 * (run.ratio - 0.55) ** 2
+    return arm - 0.08 * math.log2(run.budget / 1000.0)
+
+
+def _write_metrics(path: Path, run: RunSpec, steps: int) -> None:
+    final = _loss_bits(run)
+    lines = [
+        "step,tokens_seen,learning_rate,train_loss_bits,train_eval_loss_bits,val_loss_bits,gradient_norm,"
+        "tokens_per_second,seconds"
+    ]
+    for step in range(50, steps + 1, 50):
+        noise = generator("analysis data", "metrics", run.name, step).normal(scale=0.01, size=2)
+        val = final + 3.2 * math.exp(-step / 60.0) + 0.25 * math.exp(-step / 250.0) + noise[0]
+        train = val - 0.04 + noise[1]
+        lines.append(f"{step},{step * 1024},0.01,{train + 0.02:.7g},{train:.7g},{val:.7g},0.7,50000,{step / 50:.7g}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _write_gates(path: Path, run: RunSpec, gamma: dict[str, float], steps: int) -> None:
+    lines = ["step,mask_width,group,gamma"]
+    soft = 0.8 * steps
+    for step in range(50, steps + 1, 50):
+        width = 0.0 if step > soft else 0.25 * run.budget * (1.2 / run.budget) ** (step / soft)
+        for group, final in gamma.items():
+            wander = 0.02 * float(generator("analysis data", "trace", run.name, group, step).normal())
+            value = final if width == 0.0 else 0.5 + (final - 0.5) * step / soft + wander * (1.0 - step / soft)
+            lines.append(f"{step},{width:.7g},{group},{float(np.clip(value, 0.0, 1.0)):.7g}")
+    path.write_text("\n".join(lines) + "\n")

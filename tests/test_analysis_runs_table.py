@@ -1,0 +1,209 @@
+"""runs.csv: exact round trip, order, and every defect named by run and key."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_data import LARGE, SMALL, write_results
+
+from sublora.analysis.arms import arms_of
+from sublora.analysis.runs_table import (
+    at_budget,
+    collect_runs,
+    gate_groups,
+    inequality_columns,
+    learned_runs,
+    read_runs_csv,
+    write_runs_csv,
+)
+from sublora.analysis.traces import read_gating_traces, read_metrics
+from sublora.config import Grid
+from sublora.errors import UserError
+
+TINY = Grid(budgets=(30,), allocations=("uniform", "learned"), seeds=(1, 2))
+NAME = "d30_learned_seed2"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return write_results(tmp_path, TINY)
+
+
+def edit(folders: list[Path], change) -> None:
+    """Change the record of run NAME; `change` gets the decoded JSON."""
+    (path,) = (folder / "bounds.json" for folder in folders if folder.name == NAME)
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_csv_round_trip_is_exact(folders, tmp_path):
+    runs = collect_runs(folders)
+    write_runs_csv(runs, tmp_path / "runs.csv")
+    pd.testing.assert_frame_equal(read_runs_csv(tmp_path / "runs.csv"), runs, check_exact=True, check_dtype=False)
+
+
+def test_record_values_arrive_in_their_columns(folders):
+    runs = collect_runs(folders).set_index("name")
+    record = json.loads((folders[-1] / "bounds.json").read_text())
+    row = runs.loc[folders[-1].name]
+    assert row["bound_value"] == record["bound_value"] == row["bound_betting_subsampled"]
+    assert row["bits_symbols"] == record["code_items"]["symbols"]
+    assert row["gamma_head"] == record["gamma"]["head"]
+    assert row["seconds_train"] == record["seconds"]["train"]
+    assert row["version_python"] == "3.11"
+    assert math.isnan(row["ratio"])
+
+
+def test_files_and_folders_give_the_same_table_in_any_order(folders):
+    expected = collect_runs(folders)
+    files = [folder / "bounds.json" for folder in reversed(folders)]
+    pd.testing.assert_frame_equal(collect_runs(files), expected)
+
+
+def test_arms_and_groups_are_in_order(tmp_path):
+    runs = collect_runs(reversed(write_results(tmp_path, LARGE, layers=12)))
+    labels = ["Uniform", *(f"Fixed {ratio}" for ratio in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)), "Learned"]
+    assert [arm.label for arm in arms_of(runs.sample(frac=1.0, random_state=1))] == labels
+    assert list(runs["allocation"].unique()) == list(LARGE.allocations)
+    assert list(runs["budget"].unique()) == [500, 1000, 2000, 8000]
+    assert gate_groups(runs) == [*(str(layer) for layer in range(12)), "head"]
+
+
+def test_inequalities_leave_out_what_is_none(folders):
+    columns = inequality_columns(collect_runs(folders))
+    assert columns == ["bound_hoeffding_subsampled", "bound_kl_inverse_subsampled", "bound_betting_subsampled"]
+
+
+DEFECTS = {
+    "empirical_bpd": lambda r: r.update(empirical_bpd=math.nan),
+    "kl_divergence": lambda r: r.update(kl_divergence=math.inf),
+    "bound_value": lambda r: r.update(bound_value=r["bound_value"] - 0.1),
+    "compressed_size_bits": lambda r: r.pop("compressed_size_bits"),
+    "val_loss_bits": lambda r: r.update(val_loss_bits=None),
+    "test_loss_bits": lambda r: r.update(test_loss_bits="4.5"),
+    "smoothing": lambda r: r.update(smoothing=True),
+    "code_items.symbols": lambda r: r["code_items"].update(symbols=math.nan),
+    "code_items sum": lambda r: r["code_items"].update(symbols=1.0),
+    "code_bits x ln 2": lambda r: r.update(kl_divergence=r["kl_divergence"] * 1.01),
+    "gamma_1": lambda r: r["gamma"].pop("1"),
+    "bound_kl_inverse_subsampled": lambda r: r["bounds"].pop("kl_inverse_subsampled"),
+    "versions": lambda r: r.pop("versions"),
+    "n_documents": lambda r: r.update(n_documents=5),
+    "format 2": lambda r: r.update(format=2),
+    "mode fixed": lambda r: r["run"].update(mode="fixed"),
+    "d30_learned_seed1": lambda r: r["run"].update(name="d30_learned_seed1"),
+}
+
+
+@pytest.mark.parametrize("key", DEFECTS)
+def test_a_defect_is_named_by_run_and_key(folders, key):
+    edit(folders, DEFECTS[key])
+    with pytest.raises(UserError) as error:
+        collect_runs(folders)
+    assert NAME in str(error.value)
+    assert key in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_without_record_is_named(folders):
+    (folders[-1] / "bounds.json").unlink()
+    with pytest.raises(UserError, match=f"run {NAME}: .*bounds.json does not exist"):
+        collect_runs(folders)
+    (folders[-1] / "bounds.json").write_text('{"format": 1,')
+    with pytest.raises(UserError, match=f"run {NAME}: .* is not valid JSON"):
+        collect_runs(folders)
+    with pytest.raises(UserError, match="no runs given"):
+        collect_runs([])
+
+
+def test_grid_must_be_whole_and_without_repetition(folders):
+    with pytest.raises(UserError, match="budget 30, allocation learned, seed 2 is missing"):
+        collect_runs(folders[:-1])
+    with pytest.raises(UserError, match=f"run {NAME} occurs twice"):
+        collect_runs([*folders, folders[-1]])
+
+
+def cell(text: str, name: str, column: str, value: str) -> str:
+    header, *rows = [line.split(",") for line in text.splitlines()]
+    for row in rows:
+        if row[0] == name:
+            row[header.index(column)] = value
+    return "\n".join(",".join(row) for row in [header, *rows]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "complaint"),
+    [
+        ("empirical_bpd", "", "no value for empirical_bpd"),
+        ("empirical_bpd", "nan", "no value for empirical_bpd"),
+        ("bound_value", "inf", "bound_value is inf"),
+        ("bound_value", "low", "bound_value is low"),
+        ("gamma_0", "", "no value for gamma_0"),
+        ("seed", "7", "is missing"),
+        ("ratio", "0.3", "do not belong together"),
+        ("delta", "0.1", "delta is 0.05"),
+    ],
+)
+def test_a_damaged_table_is_refused(folders, tmp_path, column, value, complaint):
+    path = tmp_path / "runs.csv"
+    write_runs_csv(collect_runs(folders), path)
+    path.write_text(cell(path.read_text(), NAME, column, value))
+    with pytest.raises(UserError, match=complaint) as error:
+        read_runs_csv(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_empty_tables_are_refused(tmp_path):
+    path = tmp_path / "runs.csv"
+    with pytest.raises(UserError, match="no such runs table"):
+        read_runs_csv(path)
+    cases = {"": "not a runs table", "name,budget\n": "holds no runs", "name\nx\n": "column budget is missing"}
+    for text, complaint in cases.items():
+        path.write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            read_runs_csv(path)
+
+
+def test_selections_that_find_nothing_are_refused(tmp_path):
+    runs = collect_runs(write_results(tmp_path, Grid(budgets=(30,), allocations=("uniform",), seeds=(1,))))
+    with pytest.raises(UserError, match="no run with budget 40; it has 30"):
+        at_budget(runs, 40)
+    with pytest.raises(UserError, match="no learned allocation"):
+        learned_runs(runs)
+
+
+def test_histories_are_joined_with_their_runs(tmp_path):
+    folders = write_results(tmp_path, SMALL)
+    runs = collect_runs(folders)
+    traces = read_gating_traces([folder / "gating_trace.csv" for folder in reversed(folders)], runs)
+    assert set(traces["allocation"]) == {"learned"}
+    last = traces[(traces["name"] == "d2000_learned_seed123") & (traces["step"] == 600)].set_index("group")["gamma"]
+    final = runs.set_index("name").loc["d2000_learned_seed123"]
+    np.testing.assert_allclose(last["head"], final["gamma_head"], atol=1e-3)
+    metrics = read_metrics([folder / "metrics.csv" for folder in folders], runs)
+    assert metrics.groupby("name").size().to_dict() == {name: 12 for name in runs["name"]}
+
+
+def test_a_history_that_is_missing_or_damaged_is_named(folders):
+    runs = collect_runs(folders)
+    paths = [folder / "gating_trace.csv" for folder in folders]
+    with pytest.raises(UserError, match=f"run {NAME}: its gating_trace.csv is not among"):
+        read_gating_traces(paths[:-1], runs)
+    for text, complaint in (
+        ("step,mask_width,group,gamma\n", "holds no rows"),
+        ("step,mask_width,group,gamma\n1,0,head,nan\n", "gamma is not a finite number"),
+        ("step,mask_width,group,gamma\n1,wide,head,0.5\n", "mask_width is not a finite number"),
+        ("step,group\n1,head\n", "not a table with columns"),
+    ):
+        paths[-1].write_text(text)
+        with pytest.raises(UserError, match=complaint) as error:
+            read_gating_traces(paths, runs)
+        assert NAME in str(error.value)
+    paths[-1].unlink()
+    with pytest.raises(UserError, match=f"{NAME}.* does not exist"):
+        read_gating_traces(paths, runs)

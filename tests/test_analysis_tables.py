@@ -1,0 +1,128 @@
+"""summary.csv and summary.tex against means computed here."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_data import LARGE, SMALL, write_results
+
+from sublora.analysis.hypotheses import hypothesis_table
+from sublora.analysis.runs_table import collect_runs
+from sublora.analysis.summary import configurations, improvement_over_uniform, pareto_optimal
+from sublora.analysis.tables import summary_latex, summary_table, write_csv, write_summary
+from sublora.config import Grid
+from sublora.errors import UserError
+from sublora.random import generator
+from sublora.versions import NUMERICS_VERSIONS
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> pd.DataFrame:
+    return collect_runs(write_results(tmp_path_factory.mktemp("demo"), SMALL))
+
+
+def test_summary_has_a_row_a_configuration_in_arm_order(runs):
+    table = summary_table(runs)
+    assert list(table["Budget"]) == [1000] * 5 + [2000] * 5
+    assert list(table["Mode"]) == ["uniform", "fixed", "fixed", "fixed", "learned"] * 2
+    np.testing.assert_array_equal(table["Ratio"], [np.nan, 0.2, 0.5, 0.8, np.nan] * 2)
+    assert (table["Seeds"] == 3).all()
+
+
+def test_summary_means_and_spreads(runs):
+    row = summary_table(runs).iloc[7]
+    values = runs[(runs["budget"] == 2000) & (runs["allocation"] == "fixed-0.5")]
+    for heading, expected in (
+        ("BPD", values["empirical_bpd"]),
+        ("KL", values["kl_divergence"]),
+        ("Bound", values["bound_value"]),
+        ("Size", values["compressed_size_bits"] / 8 / 1000),
+    ):
+        assert row[heading] == pytest.approx(sum(expected) / 3)
+        assert row[f"{heading}_std"] == pytest.approx(np.std(expected, ddof=1))
+
+
+def test_large_grids_and_single_seeds(tmp_path):
+    large = summary_table(collect_runs(write_results(tmp_path / "large", LARGE)))
+    assert len(large) == 4 * 9
+    single = Grid(budgets=(30,), allocations=("fixed-0.3",), seeds=(1,))
+    alone = summary_table(collect_runs(write_results(tmp_path / "single", single)))
+    assert alone[["BPD_std", "KL_std", "Bound_std", "Size_std"]].isna().all(axis=None)
+    assert r"\pm" not in summary_latex(alone)
+
+
+def test_latex_table_is_well_formed_and_agrees_with_the_csv(runs, tmp_path):
+    write_summary(runs, csv=tmp_path / "summary.csv", tex=tmp_path / "summary.tex")
+    table = pd.read_csv(tmp_path / "summary.csv")
+    text = (tmp_path / "summary.tex").read_text()
+    body = text[text.index("\\midrule") :]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(table) == 10
+    assert {line.count("&") for line in text.splitlines() if line.endswith(r"\\")} == {6}
+    assert text.count("$") % 2 == 0
+    for row, (_, expected) in zip(rows, table.iterrows(), strict=True):
+        cells = [re.sub(r"\\mathbf\{(.*?)\}|\$", r"\1", cell) for cell in row.removesuffix(r" \\").split(" & ")]
+        assert cells[0] == str(expected["Budget"])
+        assert float(cells[3].split(r" \pm ")[0]) == pytest.approx(expected["BPD"], abs=5e-4)
+        assert float(cells[5].split(r" \pm ")[1]) == pytest.approx(expected["Bound_std"], abs=5e-4)
+    bold = [index for index, row in enumerate(rows) if "mathbf" in row]
+    assert bold == list(table.groupby("Budget")["Bound"].idxmin())
+
+
+def test_hypotheses_csv_round_trip(runs, tmp_path):
+    table = hypothesis_table(runs)
+    write_csv(table, tmp_path / "hypotheses.csv")
+    read = pd.read_csv(tmp_path / "hypotheses.csv", dtype={"budget": str})
+    assert list(read.columns) == list(table.columns)
+    np.testing.assert_allclose(read["p"], table["p"], rtol=1e-5)
+    assert list(read["verdict"]) == list(table["verdict"])
+
+
+GOLDEN = {
+    # version: (summary of d2000 learned, fixed-0.2 against fixed-0.5 over all budgets, Page's test over all budgets)
+    1: (
+        {"BPD": 4.557343, "KL": 3623.542, "Bound": 5.463512, "Size": 0.653},
+        {"estimate": 0.1114665, "interval_low": 0.05801804, "p_holm": 0.0625, "effect_size": 2.188592},
+        {"estimate": 0.9333333, "interval_low": 0.6464898, "p_holm": 0.001446759},
+    )
+}
+
+
+def test_numbers_change_only_with_the_numerics_version(runs):
+    """If this fails and the change is meant, raise NUMERICS_VERSIONS["figures"] and write the new numbers here."""
+    summary, paired, trend = GOLDEN[NUMERICS_VERSIONS["figures"]]
+    table = hypothesis_table(runs)
+    pooled = table[table["budget"] == "all"]
+    rows = (
+        (summary, summary_table(runs).iloc[9]),
+        (paired, pooled[pooled["comparison"] == "fixed-0.2 - fixed-0.5"].iloc[0]),
+        (trend, pooled[pooled["comparison"].str.contains("Page")].iloc[0]),
+    )
+    for expected, row in rows:
+        assert row[list(expected)].to_dict() == pytest.approx(expected, rel=1e-6)
+
+
+def test_improvement_is_paired_with_the_uniform_run_of_the_same_seed(runs):
+    shuffled = runs.sample(frac=1.0, random_state=2)
+    table = improvement_over_uniform(shuffled, "bound_value").set_index("name")["improvement_percent"]
+    value = runs.set_index("name")["bound_value"]
+    uniform = value["d2000_uniform_seed123"]
+    expected = 100 * (uniform - value["d2000_fixed-0.8_seed123"]) / uniform
+    assert table["d2000_fixed-0.8_seed123"] == pytest.approx(expected)
+    with pytest.raises(UserError, match="no uniform allocation"):
+        improvement_over_uniform(runs[runs["mode"] != "uniform"], "bound_value")
+
+
+def test_pareto_optimal_against_the_definition():
+    points = pd.DataFrame(generator("pareto").integers(0, 6, size=(30, 2)))
+    found = pareto_optimal(points)
+    for i, p in points.iterrows():
+        dominated = any((q <= p).all() and (q < p).any() for _, q in points.iterrows())
+        assert found[i] == (not dominated)
+    assert found.any() and not found.all()
+
+
+def test_configurations_do_not_depend_on_row_order(runs):
+    shuffled = runs.sample(frac=1.0, random_state=1)
+    pd.testing.assert_frame_equal(configurations(runs, ["bound_value"]), configurations(shuffled, ["bound_value"]))
