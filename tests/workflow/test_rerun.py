@@ -89,7 +89,9 @@ def test_a_deleted_later_output_retrains_nothing(finished: Toy, name: str, rerun
 def test_a_changed_setting_reruns_the_stages_it_reaches(
     finished: Toy, section: str, keys: dict[str, object], rerun: dict[str, int]
 ) -> None:
+    before = finished.settings
     finished.write_settings(**{"grid": SMALL_GRID, section: keys})
+    assert finished.settings != before
     plan = finished.plan()
     assert stages(plan) == rerun
     assert bool(rerun) == ("pareto" in plan)

@@ -129,13 +129,15 @@ class Toy:
 
     def write_settings(self, path: str = "config/config.yaml", **sections: dict[str, Any]) -> None:
         """The demo's settings, networks not trained for the code, with some keys of some sections changed."""
-        values = yaml.safe_load((REPOSITORY / "demo/config/config.yaml").read_text())
+        values = yaml.safe_load((self.root / "demo/config/config.yaml").read_text())
         values["message"]["quantizer"] = "plain"
         for section, keys in sections.items():
-            changed = values[section] | keys
-            assert changed != values[section], f"{section} has these values already: {keys}"
-            values[section] = changed
+            values[section] = values[section] | keys
         self.write(path, yaml.safe_dump(values))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return yaml.safe_load((self.root / "config/config.yaml").read_text())
 
     def write(self, path: str, text: str) -> None:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)

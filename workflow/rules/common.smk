@@ -107,7 +107,7 @@ def require_gpu():
     if not NEEDS_GPU or not workflow.local_exec or workflow.touch:
         return
     pending = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    if pending & {"train", "score"} and not gpu_is_present():
+    if pending & {"train", "score", "verify_run"} and not gpu_is_present():
         stop(
             f"{SETTINGS_FILE}: compute.device is cuda and this machine has no usable GPU; nothing was run. "
             "Run on a cluster (snakemake --profile profiles/slurm), or the demo (make demo)"

@@ -1,0 +1,60 @@
+"""Write the table of the demo's runs into docs/bounds.md: `python docs/update_bounds_table.py [demo/results/runs.csv]`."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from sublora.analysis.runs_table import read_runs_csv
+from sublora.files import write_bytes
+
+DOCUMENT = Path(__file__).parent / "bounds.md"
+RUNS = Path(__file__).parents[1] / "demo" / "results" / "runs.csv"
+BEGIN, END = "<!-- demo-table:begin -->\n", "<!-- demo-table:end -->"
+PAPER, BETTING = "paper's", "**betting**"
+COLUMNS = {
+    "run": "name",
+    "smoothing a": "smoothing",
+    "loss": "empirical_bpd",
+    "C (bits)": "code_bits",
+    PAPER: "bound_hoeffding_subsampled",
+    "kl-inverse": "bound_kl_inverse_subsampled",
+    BETTING: "bound_betting_subsampled",
+    "betting, all runs at once": "bound_all_runs",
+}
+"""Header and column of runs.csv; losses and bounds in bits per token."""
+
+
+def table(runs: pd.DataFrame) -> str:
+    """Markdown: a row a run, then how the gaps compare."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for _, run in runs.iterrows():
+        lines.append("| " + " | ".join(_cell(run[column]) for column in COLUMNS.values()) + " |")
+    gaps = {name: runs[COLUMNS[name]] - runs["empirical_bpd"] for name in (PAPER, BETTING)}
+    ratio = gaps[PAPER] / gaps[BETTING]
+    lines += [
+        "",
+        f"n = {runs['n_documents'].iloc[0]:,} documents, m = {runs['m_documents'].iloc[0]:,} drawn, "
+        f"delta = {runs['delta'].iloc[0]:g}, vacuous at {runs['vacuous_bits'].iloc[0]:.3f} bits per token. "
+        f"Gap between bound and loss: betting {gaps[BETTING].median():.3f} bits in the median, the paper's "
+        f"inequality {gaps[PAPER].median():.3f}, {ratio.min():.1f} to {ratio.max():.1f} times as much.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    number = float(value)
+    return f"{number:,.0f}" if number > 100 else f"{number:g}" if number < 1 else f"{number:.3f}"
+
+
+def main() -> None:
+    runs = read_runs_csv(Path(sys.argv[1]) if len(sys.argv) > 1 else RUNS)
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    write_bytes(DOCUMENT, (before + BEGIN + table(runs) + END + after).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Every claimed bound recomputed from its certificate, in a process that knows nothing else: `snakemake verify`."""
+
+
+localrules:
+    verify,
+
+
+rule verify:
+    input:
+        expand("results/verification/d{budget}_{allocation}_seed{seed}.txt", **GRID),
+
+
+rule verify_run:
+    input:
+        meta=f"{DATA}/meta.json",
+        tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
+        index=ancient(expand(f"{DATA}/{{name}}.npy", name=["eot_indices", "doc_lengths"])),
+        certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",
+        losses="results/runs/d{budget}_{allocation}_seed{seed}/losses.npz",
+        json="results/runs/d{budget}_{allocation}_seed{seed}/bounds.json",
+    output:
+        "results/verification/d{budget}_{allocation}_seed{seed}.txt",
+    log:
+        "logs/verify/d{budget}_{allocation}_seed{seed}.log",
+    benchmark:
+        "logs/verify/d{budget}_{allocation}_seed{seed}.benchmark.tsv"
+    params:
+        *settings_of("score"),
+        folder=lambda wildcards, input: Path(input.json).parent,
+    threads: SETTINGS.compute.threads
+    resources:
+        gpu=GPUS,
+    shell:
+        "sublora verify {params.folder} > {log} 2>&1 && cp {log} {output}"
