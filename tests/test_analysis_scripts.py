@@ -17,7 +17,6 @@ from sublora.errors import UserError
 GRID = Grid(budgets=(1000, 2000), allocations=("fixed-0.5", "fixed-0.8", "learned"), seeds=(1, 2))
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
-TABLES = ("runs", "summary", "hypotheses")
 FIGURES = (
     "pareto",
     "compression",
@@ -95,7 +94,3 @@ def test_other_errors_keep_their_traceback_and_old_messages_go(tmp_path):
     with pytest.raises(ZeroDivisionError), user_errors_to(log):
         _ = 1 / 0
     assert log.read_text() == ""
-
-
-def test_every_script_is_covered():
-    assert {path.stem for path in SCRIPTS.glob("*.py")} == {*TABLES, *FIGURES}
