@@ -274,14 +274,39 @@ class Training(Section):
     """Also write the initial weights in full (500 MB for GPT-2 small)."""
 
 
+class CodePhase(Section):
+    """The last phase of training, which trains for the message; only with message.quantizer 'entropy'."""
+
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the steps, the last ones."""
+    noise_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Share of the phase that stands uniform noise in for rounding and learns the step; then w is rounded."""
+    relative_step: PositiveFloat
+    """First quantization step, in standard deviations of w."""
+    step_learning_rate: PositiveFloat
+    """Of the step's logarithm; decays like the learning rate of w."""
+    rate_factor: PositiveFloat
+    """Factor on the price of a bit in the objective; at 1 it is the slope of the bound."""
+    smoothing: Probability
+    """a in training until the phase starts and chooses one from scoring.smoothing."""
+    val_documents: PositiveInt
+    """Val documents, at most, by which the phase chooses."""
+    val_windows: PositiveInt
+    """Windows of each of them."""
+    choice_interval_steps: PositiveInt
+    """Steps between looks for the best checkpoint while w is rounded, beside the periodic evaluations."""
+
+
 class Compute(Section):
     """Where and in which precision networks run."""
 
     device: Literal["cuda", "cpu"]
     dtype: Literal["float32", "bfloat16"]
     """Type of the frozen weights and activations; w and its projection stay in float32."""
+    gpus_per_training: PositiveInt
+    """GPUs of one training, a process each; SLURM jobs ask for as many. With device cpu: its number of processes."""
     threads: PositiveInt
-    """CPU threads of a training or scoring job."""
+    """CPU threads of a training or scoring process."""
     scoring_batch_tokens: PositiveInt
     """Tokens that go through the model at once when documents are scored."""
 
@@ -289,9 +314,10 @@ class Compute(Section):
 class Message(Section):
     """How a trained w becomes a message."""
 
-    quantizer: Literal["plain"]
-    """plain: uniform levels, 16-bit codebook, transmitted counts."""
+    quantizer: Literal["plain", "entropy"]
+    """plain: uniform levels, 16-bit codebook, transmitted counts; entropy: a step and an adaptive code, trained for."""
     levels: Annotated[int, Field(ge=2, le=255)]
+    """Levels of the plain quantizer."""
     extra_bits: NonNegativeFloat
     """Bits owed for choices made by hand on this data (log2 of the number of alternatives tried)."""
 
@@ -336,6 +362,7 @@ class Settings(Section):
     subspace: Subspace
     gating: Gating
     training: Training
+    code_phase: CodePhase
     compute: Compute
     message: Message
     scoring: Scoring
@@ -345,10 +372,11 @@ class Settings(Section):
     def _consistent(self) -> "Settings":
         context = self.model.context_length
         found = []
-        if self.training.tokens_per_step % (context * self.training.micro_batch_sequences):
+        together = context * self.training.micro_batch_sequences * self.compute.gpus_per_training
+        if self.training.tokens_per_step % together:
             found.append(
                 f"training.tokens_per_step {self.training.tokens_per_step} is not a multiple of model.context_length x "
-                f"training.micro_batch_sequences = {context * self.training.micro_batch_sequences}"
+                f"training.micro_batch_sequences x compute.gpus_per_training = {together}"
             )
         if self.scoring.sliding_window > context:
             found.append(f"scoring.sliding_window {self.scoring.sliding_window} exceeds model.context_length {context}")
@@ -389,9 +417,23 @@ WITHOUT_EFFECT = {
 """Keys that change how fast or how visibly a stage runs, never its numbers."""
 
 
+TRAINING_FOR_THE_CODE = {
+    "code_phase": None,
+    "scoring": ("documents", "sliding_window", "smoothing"),
+    "bound": ("delta", "delta_sample"),
+}
+"""What training reads beyond its own sections when its objective is the bound (None: the whole section)."""
+
+
 def stage_settings(settings: Settings, stage: str) -> dict[str, Any]:
     """The settings whose change must rerun `stage`, as plain JSON values."""
     values = settings.model_dump(mode="json", include=set(STAGE_SECTIONS[stage]))
+    if stage == "train":
+        values["message"] = {"quantizer": settings.message.quantizer}
+        if settings.message.quantizer == "entropy":
+            for section, keys in TRAINING_FOR_THE_CODE.items():
+                whole = getattr(settings, section).model_dump(mode="json")
+                values[section] = {key: whole[key] for key in keys or whole}
     for section, keys in WITHOUT_EFFECT.items():
         for key in keys:
             values.get(section, {}).pop(key, None)
@@ -457,7 +499,7 @@ def describe_validation_error(error: ValidationError) -> str:
         location = [str(part) for part in item["loc"] if part not in CORPUS_KINDS]
         key = ".".join(location)
         if item["type"] == "extra_forbidden":
-            complaints.append(f"unknown key '{key}'{_nearest_key(location)}")
+            complaints.append(f"unknown key '{key}'{_nearest_key([str(part) for part in item['loc']])}")
         elif item["type"] == "missing":
             complaints.append(f"key '{key}' is missing")
         else:
@@ -484,7 +526,8 @@ def _nearest_key(location: Iterable[str]) -> str:
     known = _known_keys(parents)
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if nearest:
-        return f"; did you mean '{'.'.join([*parents, nearest[0]])}'?"
+        written = [parent for parent in parents if parent not in CORPUS_KINDS]
+        return f"; did you mean '{'.'.join([*written, nearest[0]])}'?"
     return f"; known keys here: {', '.join(known)}"
 
 

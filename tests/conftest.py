@@ -22,6 +22,8 @@ TINY = {
         "eval_sequences": 16,
         "save_interval_steps": 4,
     },
+    "gating": {"soft_fraction": 0.8},
+    "message": {"quantizer": "plain"},
     "scoring": {"sliding_window": 10, "documents": 50, "val_documents": 20, "test_documents": 20},
     "data": {
         "name": "markov",

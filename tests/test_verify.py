@@ -9,6 +9,7 @@ import pytest
 from conftest import write_settings
 
 from sublora import config
+from sublora.coding.certificate import read_certificate
 from sublora.data.prepare import prepare_dataset
 from sublora.errors import UserError
 from sublora.stages.bound import bound_run
@@ -17,11 +18,11 @@ from sublora.stages.train import train_run
 from sublora.stages.verify import verify_and_print, verify_run
 
 
-@pytest.fixture(scope="module")
-def honest(tiny_root, tmp_path_factory):
+@pytest.fixture(scope="module", params=["plain", "entropy"])
+def honest(tiny_root, tmp_path_factory, request):
     root = tmp_path_factory.mktemp("verify") / "root"
     shutil.copytree(tiny_root, root)
-    config_path = root / "config" / "config.yaml"
+    config_path = write_settings(root, {"message": {"quantizer": request.param}})
     run = config.RunSpec(budget=40, allocation="learned", seed=1)
     out = root / "results" / "runs" / run.name
     train_run(config.load_settings(config_path), run, root=root, out=out)
@@ -91,8 +92,9 @@ def test_truncated_certificate_is_refused(run):
 def test_other_message_under_a_fresh_checksum_is_found(run):
     """Flip a payload bit and seal the file again: other documents are drawn, and the claim does not fit."""
     path = run / "certificate.bin"
+    payload_bytes = len(read_certificate(path).payload_bytes)
     data = bytearray(path.read_bytes()[:-32])
-    data[-20] ^= 4
+    data[-(payload_bytes // 2)] ^= 4
     path.write_bytes(bytes(data) + hashlib.sha256(data).digest())
     try:
         names = differing(run)

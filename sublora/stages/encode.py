@@ -10,9 +10,12 @@ import torch
 
 from sublora import __version__, config
 from sublora.bounds.selection import choose_smoothing
+from sublora.coding import plain
 from sublora.coding.certificate import write_certificate
+from sublora.coding.entropy import EntropyWeights, ideal_message_bits
 from sublora.coding.payload import MessageContents, Payload, write_payload
-from sublora.coding.plain import quantize_plain
+from sublora.coding.plain import PlainWeights, quantize_plain
+from sublora.coding.rounding import round_for_rate
 from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.names import CERTIFICATE_NAME
@@ -21,7 +24,11 @@ from sublora.nn.lora import Adapters
 from sublora.scoring.documents import DocumentLosses, score_documents
 from sublora.stages.message import charged_bits, payload_context
 from sublora.stages.run_directory import RunDirectory
+from sublora.training.bound_estimate import BoundEstimator
 from sublora.versions import NUMERICS_VERSIONS
+
+PRICES_PER_BIT = (0.0, 0.02, 0.05, 0.1)
+"""Squared rounding error, in squared steps (halved), that saving a bit may cost; 0 rounds to the nearest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +56,7 @@ def encode(directory: RunDirectory, model: LanguageModel) -> Encoded:
     settings, context = directory.settings, payload_context(directory.settings, directory.run)
     gates = tuple(int(k) for k in model.subspace.hard_split())
     unquantized = val_losses(directory, model, model.subspace.subspace_params.detach().cpu().numpy(), gates)
-    weights = quantize_plain(model.subspace.subspace_params.detach().cpu().numpy(), settings.message.levels)
+    weights = quantize(directory, model, gates)
     quantized = val_losses(directory, model, weights.values(), gates)
     # The payload's length does not depend on which smoothing it names, so C is known before the choice.
     draft = write_payload(MessageContents(weights, gates, 0), context)
@@ -68,6 +75,25 @@ def encode(directory: RunDirectory, model: LanguageModel) -> Encoded:
     payload = write_payload(contents, context)
     write_certificate(directory.path / CERTIFICATE_NAME, certificate_header(directory, model), payload)
     return Encoded(payload, contents, quantized, unquantized, time.monotonic() - started)
+
+
+def quantize(directory: RunDirectory, model: LanguageModel, gates: tuple[int, ...]) -> PlainWeights | EntropyWeights:
+    """The symbols of the trained w: by the plain scheme, or for the entropy code by the bound estimated on val.
+
+    The entropy code's candidates round to the nearest or, in favour of cheaper symbols, by rate; the step is the one
+    w was trained for.
+    """
+    w = model.subspace.subspace_params.detach().cpu().double().numpy()
+    if directory.settings.message.quantizer == plain.NAME:
+        return quantize_plain(w, directory.settings.message.levels)
+    step = directory.checkpoint["quantization_step"]
+    candidates = [round_for_rate(w, step, price * step**2) for price in PRICES_PER_BIT]
+    estimator = BoundEstimator(directory.settings, directory.dataset, model.subspace.subspace_params.device)
+    estimates = []
+    for weights in candidates:
+        losses = estimator.losses(model.base, decoded_adapters(model, weights.values(), gates))
+        estimates.append(estimator.estimate(losses, ideal_message_bits(weights)).bound_bits)
+    return candidates[int(np.argmin(estimates))]
 
 
 def val_losses(directory: RunDirectory, model: LanguageModel, w: np.ndarray, gates: tuple[int, ...]) -> np.ndarray:

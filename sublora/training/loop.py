@@ -1,4 +1,4 @@
-"""The training loop: AdamW on w and the gates, evaluation, best checkpoint, resume."""
+"""The training loop: AdamW on w, the gates and the quantization step; evaluation, best checkpoint, resume."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from sublora import config, random
 from sublora.data.batches import BatchSampler, evaluation_batches
@@ -21,7 +22,9 @@ from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.nn import allocation
 from sublora.nn.language_model import LanguageModel
+from sublora.nn.lora import Adapters
 from sublora.training import checkpoint
+from sublora.training.code_phase import CodePhase
 from sublora.training.progress import Progress
 from sublora.training.schedule import learning_rate
 from sublora.versions import NUMERICS_VERSIONS
@@ -36,6 +39,8 @@ METRIC_COLUMNS = (
     "gradient_norm",
     "tokens_per_second",
     "seconds",
+    "code_bits",
+    "estimated_bound_bits",
 )
 GATE_COLUMNS = ("step", "mask_width", "group", "gamma")
 BITS_PER_NAT = 1.0 / math.log(2.0)
@@ -54,7 +59,7 @@ class History:
     metrics: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     gates: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     best: dict[str, Any] | None = None
-    """step, losses in bits and parameters of the best evaluation so far."""
+    """step, losses in bits and parameters of the best evaluation so far; in the code phase also code and bound."""
 
 
 class Trainer:
@@ -75,6 +80,8 @@ class Trainer:
         self.device, self.out, self.progress = device, out, progress
         training = settings.training
         self.soft_steps = round(settings.gating.soft_fraction * training.steps) if run.mode == "learned" else 0
+        entropy = settings.message.quantizer == "entropy"
+        self.code = CodePhase(settings, run, dataset, model, device) if entropy else None
         self.digest = checkpoint.training_digest(settings, run, dataset.data_hash)
         context = settings.model.context_length
         self.sampler = BatchSampler(
@@ -106,6 +113,8 @@ class Trainer:
                 last = done == training.steps
                 if last or done % training.eval_interval_steps == 0:
                     self._evaluate(float(gradient_norm))
+                elif self.code and self.code.frozen and done % self.settings.code_phase.choice_interval_steps == 0:
+                    self._keep_if_best()
                 elif done % training.log_interval_steps == 0:
                     self._report()
                 if (not last and done % training.save_interval_steps == 0) or self._stop_signal is not None:
@@ -124,32 +133,57 @@ class Trainer:
         self._set_rates(step)
         if self.settings.lora.dropout:
             torch.manual_seed(random.stream_key(self.run.seed, "dropout", step) % 2**63)
-        inputs, targets = (
-            torch.from_numpy(part).to(self.device, non_blocking=True) for part in self.sampler.batch(step)
-        )
+        if self.code:
+            if not self.code.is_finite():
+                self._refuse_non_finite()
+            self.code.prepare(step)
+        inputs, targets, weights, smoothing = self._batch(step)
         rows = self.settings.training.micro_batch_sequences
         pieces = inputs.shape[0] // rows
-        theta = self.model.subspace(self._mask_width(step))
+        w, penalty = self.code.forward(step) if self.code else (self.model.subspace.subspace_params, None)
+        theta = functional_call(self.model.subspace, {"subspace_params": w}, (self._mask_width(step),))
         # The network sees theta as a leaf: its gradient accumulates over micro-batches, the projection runs once.
         leaf = theta.detach().requires_grad_()
         for start in range(0, inputs.shape[0], rows):
             adapters = self.model.adapters(leaf)
             part = slice(start, start + rows)
-            loss = self.model.base.loss(inputs[part], targets[part], adapters, dropout=self.settings.lora.dropout)
-            (loss / pieces).backward()
-            self._loss_sum += loss.detach() / pieces
+            loss = self.model.base.loss(
+                inputs[part],
+                targets[part],
+                adapters,
+                dropout=self.settings.lora.dropout,
+                position_weights_NT=None if weights is None else weights[part],
+                smoothing=smoothing,
+            )
+            if weights is None:
+                loss = loss / pieces
+            loss.backward()
+            self._loss_sum += loss.detach()
         self._loss_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
+        if penalty is not None:
+            penalty.backward(retain_graph=True)
         theta.backward(leaf.grad)
         norm = torch.nn.utils.clip_grad_norm_(self.model.subspace.parameters(), self.settings.training.gradient_clip)
         self.optimizer.step()
         return norm
 
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, float]:
+        """(inputs, targets, position weights, smoothing) of a step: chunks of equal weight, or windows of documents."""
+        arrays = self.code.sampler.batch(step) if self.code else self.sampler.batch(step)
+        inputs, targets, *weights = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in arrays)
+        return inputs, targets, weights[0] if weights else None, self.code.smoothing if self.code else 0.0
+
     def _build_optimizer(self) -> torch.optim.AdamW:
+        """Every group but the first has its own learning rate, `peak`, that follows the schedule of w."""
         training, subspace = self.settings.training, self.model.subspace
         groups: list[dict[str, Any]] = [{"params": [subspace.subspace_params], "weight_decay": training.weight_decay}]
         if self.run.mode == "learned":
-            groups.append({"params": list(subspace.gating_params.values()), "weight_decay": 0.0})
+            gates = list(subspace.gating_params.values())
+            groups.append({"params": gates, "weight_decay": 0.0, "peak": self.settings.gating.learning_rate})
+        if self.code:
+            peak = self.settings.code_phase.step_learning_rate
+            groups.append({"params": [self.code.log_step], "weight_decay": 0.0, "peak": peak})
         return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, eps=training.epsilon)
 
     def _set_rates(self, step: int) -> None:
@@ -164,7 +198,7 @@ class Trainer:
         )
         self.optimizer.param_groups[0]["lr"] = rate
         for group in self.optimizer.param_groups[1:]:
-            group["lr"] = self.settings.gating.learning_rate * rate / training.learning_rate
+            group["lr"] = group["peak"] * rate / training.learning_rate
 
     def _mask_width(self, step: int) -> float:
         gating = self.settings.gating
@@ -182,31 +216,57 @@ class Trainer:
         self.progress.update(self.history.step, float(self._loss_sum) / self._loss_steps * BITS_PER_NAT)
 
     def _evaluate(self, gradient_norm: float) -> None:
-        """Losses on train and val; keep the best parameters. Soft masks are never the best: they are not the model."""
+        """Losses on train and val, of the quantized model in the code phase; keep the parameters if they are best."""
         done, mask_width = self.history.step, self._mask_width(self.history.step - 1)
         train_loss_bits = self._mean_train_loss_bits()
+        adapters, facts = self._look()
+        facts |= self._token_losses(adapters)
+        self._record(train_loss_bits, facts, gradient_norm, mask_width)
+        self._keep_if_best(facts)
+        self.progress.update(done, train_loss_bits, val_loss_bits=facts["val_loss_bits"])
+
+    @torch.no_grad()
+    def _look(self) -> tuple[Adapters, dict[str, float]]:
+        """Adapters of the present model; in the code phase of the quantized one, with its code and estimated bound."""
+        width, rounded = self._mask_width(self.history.step - 1), None
+        if self.code and self.code.started:
+            rounded = self.code.rounded()
+        w = self.model.subspace.subspace_params if rounded is None else rounded.w
+        adapters = self.model.adapters(functional_call(self.model.subspace, {"subspace_params": w}, (width,)))
+        if self.code is None or rounded is None:
+            return adapters, {}
+        return adapters, {
+            "code_bits": rounded.payload_bits,
+            "estimated_bound_bits": self.code.estimate(rounded, adapters).bound_bits,
+            "quantization_step": self.code.step,
+        }
+
+    def _token_losses(self, adapters: Adapters) -> dict[str, float]:
         with torch.no_grad():
-            adapters = self.model.adapters(self.model.subspace(mask_width))
-            losses = {split: self._loss_bits(split, adapters) for split in ("train", "val")}
+            losses = {f"{split}_loss_bits": self._loss_bits(split, adapters) for split in ("train", "val")}
         if not all(math.isfinite(value) for value in losses.values()):
             self._refuse_non_finite()
-        self._record(train_loss_bits, losses, gradient_norm, mask_width)
-        last = done == self.settings.training.steps
-        best_so_far = math.inf if self.history.best is None else self.history.best["val_loss_bits"]
-        if mask_width == 0.0 and losses["val"] < best_so_far or (last and self.history.best is None):
-            self.history.best = {
-                "step": done,
-                "train_loss_bits": losses["train"],
-                "val_loss_bits": losses["val"],
-                "raw_model": {
-                    name: value.detach().cpu().clone() for name, value in self.model.subspace.state_dict().items()
-                },
-            }
-        self.progress.update(done, train_loss_bits, val_loss_bits=losses["val"])
+        return losses
 
-    def _record(
-        self, train_loss_bits: float, losses: dict[str, float], gradient_norm: float, mask_width: float
-    ) -> None:
+    def _keep_if_best(self, facts: dict[str, float] | None = None) -> None:
+        """Copy the parameters if they are the best so far, or the last and there are none.
+
+        Without a code phase the val loss says what is best, with one the estimated bound. Soft masks are never the
+        best, and neither is noise in place of rounding: they are not the model that is scored.
+        """
+        best, adapters = self.history.best, None
+        if facts is None:
+            adapters, facts = self._look()
+        eligible = self._mask_width(self.history.step - 1) == 0.0 and (self.code is None or self.code.frozen)
+        criterion = "estimated_bound_bits" if self.code else "val_loss_bits"
+        better = eligible and (best is None or facts[criterion] < best[criterion])
+        if better or (best is None and self.history.step == self.settings.training.steps):
+            if adapters is not None:
+                facts |= self._token_losses(adapters)
+            raw_model = {name: value.detach().cpu().clone() for name, value in self.model.subspace.state_dict().items()}
+            self.history.best = {"step": self.history.step, **facts, "raw_model": raw_model}
+
+    def _record(self, train_loss_bits: float, facts: dict[str, float], gradient_norm: float, mask_width: float) -> None:
         training, history = self.settings.training, self.history
         tokens = history.step * training.tokens_per_step
         history.metrics.append(
@@ -215,11 +275,13 @@ class Trainer:
                 tokens,
                 self.optimizer.param_groups[0]["lr"],
                 train_loss_bits,
-                losses["train"],
-                losses["val"],
+                facts["train_loss_bits"],
+                facts["val_loss_bits"],
                 gradient_norm,
                 tokens / history.seconds,
                 history.seconds,
+                facts.get("code_bits", ""),
+                facts.get("estimated_bound_bits", ""),
             )
         )
         if self.run.mode == "learned":
@@ -276,6 +338,7 @@ class Trainer:
                 "loss_steps": self._loss_steps,
                 "subspace": self.model.subspace.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "code": self.code.state() if self.code else None,
             },
         )
 
@@ -295,6 +358,8 @@ class Trainer:
         self._loss_steps = state["loss_steps"]
         self.model.subspace.load_state_dict(state["subspace"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.code:
+            self.code.load_state(state["code"])
         self.progress.say(f"resuming at step {self.history.step}")
 
     def _write_results(self) -> Path:

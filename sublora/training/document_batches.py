@@ -1,0 +1,71 @@
+"""Batches of document windows in which every document counts the same, as it does in the bound.
+
+Shape legend: N windows, T positions.
+"""
+
+import numpy as np
+
+from sublora.random import generator
+
+
+class DocumentSampler:
+    """Draws a document, then one of its targets, and takes the window that scores this target.
+
+    The expectation of the weighted loss of a batch is the mean over documents of the mean loss of their targets, so
+    training sees what `sublora.scoring` measures: the same windows, the end-of-text token before a document's first
+    target, nothing across documents. A batch depends on the seed parts and the step alone.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        eot_indices: np.ndarray,
+        *,
+        eot_id: int,
+        context_length: int,
+        stride: int,
+        windows_per_step: int,
+        seed_parts: tuple[int | str, ...],
+    ) -> None:
+        """tokens: (all tokens,) of a split, its documents ended by `eot_id` at `eot_indices`."""
+        self._tokens, self._eot_id, self._stride = tokens, eot_id, stride
+        self._context, self._windows, self._seed_parts = context_length, windows_per_step, seed_parts
+        self._starts = np.concatenate([[0], np.asarray(eot_indices[:-1], dtype=np.int64) + 1])
+        self._targets = np.asarray(eot_indices, dtype=np.int64) + 1 - self._starts
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(inputs, targets, weights): int64, int64 and float32 (N x T); the weights of all positions sum to 1."""
+        rng = generator(*self._seed_parts, "document batch of step", step)
+        documents = rng.integers(len(self._starts), size=self._windows)
+        drawn = (rng.random(self._windows) * self._targets[documents]).astype(np.int64)
+        return self._assemble(documents, drawn)
+
+    def spread(self, documents: int, windows_each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(inputs, targets, weights, document of each window) of the first documents, at evenly spread targets.
+
+        The weights of each document sum to 1, so that weighted sums estimate its mean loss.
+        """
+        documents = np.repeat(np.arange(min(documents, len(self._starts))), windows_each)
+        share = np.tile((np.arange(windows_each) + 0.5) / windows_each, len(documents) // windows_each)
+        inputs, targets, weights = self._assemble(documents, (share * self._targets[documents]).astype(np.int64))
+        return inputs, targets, weights * (len(documents) / windows_each), documents
+
+    def _assemble(self, documents: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Windows that score target `drawn` of each document; shorter documents are padded on the right."""
+        shape = (len(documents), self._context)
+        inputs_NT = np.full(shape, self._eot_id, dtype=np.int64)
+        targets_NT = np.full(shape, self._eot_id, dtype=np.int64)
+        weights_NT = np.zeros(shape, dtype=np.float32)
+        for row, (document, target) in enumerate(zip(documents.tolist(), drawn.tolist(), strict=True)):
+            first, count = int(self._starts[document]), int(self._targets[document])
+            later = max(0, -(-(target + 1 - self._context) // self._stride))
+            stop = min(self._context + later * self._stride, count)
+            start = max(0, stop - self._context)
+            # The first window scores all it holds, a later one what its predecessor did not reach.
+            scored = stop - (self._context + (later - 1) * self._stride) if later else stop
+            length, skip = stop - start, int(start == 0)
+            # Input position p holds the token before target p: the EOT (already there) before the first.
+            inputs_NT[row, skip:length] = self._tokens[first + start + skip - 1 : first + stop - 1]
+            targets_NT[row, :length] = self._tokens[first + start : first + stop]
+            weights_NT[row, length - scored : length] = 1.0 / (scored * len(documents))
+        return inputs_NT, targets_NT, weights_NT
