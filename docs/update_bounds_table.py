@@ -1,4 +1,4 @@
-"""Write the table of the demo's runs into docs/bounds.md: `python docs/update_bounds_table.py [demo/results/runs.csv]`."""
+"""Write the table of the demo's runs into docs/bounds.md: `python docs/update_bounds_table.py [runs.csv]`."""
 
 import sys
 from pathlib import Path
