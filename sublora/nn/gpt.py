@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sublora import config, random
+from sublora.nn.activation import gelu_tanh
 from sublora.nn.head import head_cross_entropy
 from sublora.nn.lora import HEAD, Adapters
 
@@ -55,7 +56,7 @@ class FrozenGPT(nn.Module):
             prefix = f"h.{layer}."
             x_NTC = x_NTC + self._attention(prefix, str(layer), self._norm(prefix + "ln_1", x_NTC), adapters, dropout)
             hidden = self._linear(prefix + "mlp.c_fc", self._norm(prefix + "ln_2", x_NTC))
-            x_NTC = x_NTC + self._linear(prefix + "mlp.c_proj", F.gelu(hidden, approximate="tanh"))
+            x_NTC = x_NTC + self._linear(prefix + "mlp.c_proj", gelu_tanh(hidden))
         return self._norm("ln_f", x_NTC)
 
     def logits(self, hidden_KC: Tensor, adapters: Adapters, *, dropout: float = 0.0) -> Tensor:
