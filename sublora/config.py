@@ -5,17 +5,16 @@ folder above. Keys are grouped by the stage they influence, so that the workflow
 when one of its own keys changes.
 """
 
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sublora.config_errors import describe
 from sublora.errors import UserError
 
 FIXED_PREFIX = "fixed-"
@@ -465,7 +464,7 @@ def parse_run(budget: int, allocation: str, seed: int) -> RunSpec:
     try:
         return RunSpec(budget=budget, allocation=allocation, seed=seed)
     except ValidationError as error:
-        raise UserError(describe_validation_error(error)) from None
+        raise UserError(describe(error, RunSpec.model_json_schema())) from None
 
 
 def parse_settings(values: object, source: str) -> Settings:
@@ -475,14 +474,7 @@ def parse_settings(values: object, source: str) -> Settings:
     try:
         return Settings.model_validate(_with_tuples(values))
     except ValidationError as error:
-        raise UserError(f"{source}: {describe_validation_error(error)}") from None
-
-
-CORPUS_KINDS = tuple(
-    kind.model_fields["kind"].annotation.__args__[0]
-    for kind in (HuggingFaceCorpus, FolderCorpus, DocstringCorpus, MarkovCorpus)
-)
-"""pydantic names the chosen kind in the location of an error; a settings file has no such level."""
+        raise UserError(f"{source}: {describe(error, Settings.model_json_schema())}") from None
 
 
 def _with_tuples(value: Any) -> Any:
@@ -490,60 +482,6 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def describe_validation_error(error: ValidationError) -> str:
-    """All complaints of pydantic in one line, unknown keys with the nearest known one."""
-    complaints = []
-    for item in error.errors(include_url=False):
-        location = [str(part) for part in item["loc"] if part not in CORPUS_KINDS]
-        key = ".".join(location)
-        if item["type"] == "extra_forbidden":
-            complaints.append(f"unknown key '{key}'{_nearest_key([str(part) for part in item['loc']])}")
-        elif item["type"] == "missing":
-            complaints.append(f"key '{key}' is missing")
-        else:
-            text = item["msg"].removeprefix("Value error, ")
-            text = text[:1].lower() + text[1:]
-            prefix = f"{key}: " if key else ""
-            found = f", found {item['input']!r}" if item["type"] != "value_error" else ""
-            complaints.append(f"{prefix}{text}{found}{_yaml_number_hint(item)}")
-    return "; ".join(complaints)
-
-
-def _yaml_number_hint(item: Any) -> str:
-    if item["type"] != "float_type" or not isinstance(item["input"], str):
-        return ""
-    try:
-        value = float(item["input"])
-    except ValueError:
-        return ""
-    return f" (YAML reads numbers without a dot before the exponent as text: write {value:.1e})"
-
-
-def _nearest_key(location: Iterable[str]) -> str:
-    *parents, key = location
-    known = _known_keys(parents)
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if nearest:
-        written = [parent for parent in parents if parent not in CORPUS_KINDS]
-        return f"; did you mean '{'.'.join([*written, nearest[0]])}'?"
-    return f"; known keys here: {', '.join(known)}"
-
-
-def _known_keys(parents: list[str]) -> list[str]:
-    """Keys of the section at a path, as its JSON schema lists them."""
-    schema = Settings.model_json_schema()
-    node: Any = schema
-    for parent in parents:
-        node = _resolve(node, schema)
-        mapping = node.get("discriminator", {}).get("mapping", {})
-        node = {"$ref": mapping[parent]} if parent in mapping else node.get("properties", {}).get(parent, {})
-    return list(_resolve(node, schema).get("properties", {}))
-
-
-def _resolve(node: Any, schema: Any) -> Any:
-    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
 
 
 def root_of(config_path: Path) -> Path:

@@ -151,8 +151,8 @@ def total_code_bits(
 
     Args:
         items: bits of the payload's items.
-        sweep_size: runs of the sweep. Naming one costs ceil(log2 sweep_size) bits, always charged, so that the
-            bounds of all runs hold at once and the best may be picked.
+        sweep_size: runs of the sweep. Naming one costs ceil(log2 sweep_size) bits, always charged: that pays for all
+            runs as far as the n documents are concerned (the draws of m owe a union of their own, bound_all_runs).
         extra_bits: for choices made by hand on this data, log2 of the number of alternatives tried.
 
     Returns:

@@ -1,0 +1,67 @@
+"""What pydantic finds wrong with settings, in one line that names each key and the mend."""
+
+import difflib
+from typing import Any
+
+from pydantic import ValidationError
+
+
+def describe(error: ValidationError, schema: dict[str, Any]) -> str:
+    """All complaints in one line; unknown keys with the nearest one that the JSON schema of the settings knows."""
+    complaints = []
+    for item in error.errors(include_url=False):
+        location = [str(part) for part in item["loc"]]
+        key = ".".join(_written(location, schema))
+        if item["type"] == "extra_forbidden":
+            complaints.append(f"unknown key '{key}'{_nearest_key(location, schema)}")
+        elif item["type"] == "missing":
+            complaints.append(f"key '{key}' is missing")
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            text = text[:1].lower() + text[1:]
+            prefix = f"{key}: " if key else ""
+            found = f", found {item['input']!r}" if item["type"] != "value_error" else ""
+            complaints.append(f"{prefix}{text}{found}{_yaml_number_hint(item)}")
+    return "; ".join(complaints)
+
+
+def _yaml_number_hint(item: Any) -> str:
+    if item["type"] != "float_type" or not isinstance(item["input"], str):
+        return ""
+    try:
+        value = float(item["input"])
+    except ValueError:
+        return ""
+    return f" (YAML reads numbers without a dot before the exponent as text: write {value:.1e})"
+
+
+def _nearest_key(location: list[str], schema: dict[str, Any]) -> str:
+    *parents, key = location
+    known = list(_section(parents, schema).get("properties", {}))
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean '{'.'.join([*_written(parents, schema), nearest[0]])}'?"
+    return f"; known keys here: {', '.join(known)}"
+
+
+def _section(path: list[str], schema: dict[str, Any]) -> dict[str, Any]:
+    """The part of the schema at a path, which may name the chosen alternative of a union."""
+    node = schema
+    for part in path:
+        node = _resolve(node, schema)
+        alternatives = node.get("discriminator", {}).get("mapping", {})
+        node = {"$ref": alternatives[part]} if part in alternatives else node.get("properties", {}).get(part, {})
+    return _resolve(node, schema)
+
+
+def _written(location: list[str], schema: dict[str, Any]) -> list[str]:
+    """The keys as the file has them: pydantic puts the chosen alternative of a union among them."""
+    return [
+        part
+        for index, part in enumerate(location)
+        if part not in _section(location[:index], schema).get("discriminator", {}).get("mapping", {})
+    ]
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node

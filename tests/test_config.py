@@ -1,0 +1,87 @@
+"""Settings: strictness, the texts of errors, and what a stage hangs on."""
+
+import math
+
+import pytest
+from conftest import REPOSITORY, TINY, demo_values, merged
+
+from sublora import config
+from sublora.errors import UserError
+
+
+def parsed(changes: dict) -> config.Settings:
+    return config.parse_settings(merged(merged(demo_values(), TINY), changes), source="x.yaml")
+
+
+@pytest.mark.parametrize("path", ["config/config.yaml", "demo/config/config.yaml"])
+def test_shipped_settings_hold_the_grid_of_thirty_runs(path):
+    settings = config.load_settings(REPOSITORY / path)
+    runs = settings.grid.runs()
+    assert len(runs) == len({run.name for run in runs}) == 30
+    assert runs[0].name == "d1000_uniform_seed42" and runs[-1].name == "d2000_learned_seed999"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": {"corpus": {"kind": "docstrings", "pakages": ["numpy"]}}}, "'data.corpus.pakages'; did you mean"),
+        ({"grid": {"seeds": [1, 1]}}, "seeds holds a value twice"),
+        ({"grid": {"seeds": []}}, "grid.seeds"),
+        ({"lora": {"rank": "4"}}, "lora.rank: input should be a valid integer, found '4'"),
+        ({"scoring": {"sliding_window": 17}}, "scoring.sliding_window 17 exceeds model.context_length 16"),
+        ({"scoring": {"val_documents": 31}}, "scoring.val_documents 31 exceeds data.val_documents 30"),
+        ({"bound": {"delta_sample": 0.2}}, "delta_sample 0.2 must be smaller than delta 0.05"),
+        ({"training": {"learning_rate": math.nan}}, "training.learning_rate"),
+    ],
+)
+def test_mistakes_are_named(changes, expected):
+    with pytest.raises(UserError) as caught:
+        parsed(changes)
+    assert str(caught.value).startswith("x.yaml: ") and expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_key_is_required():
+    values = demo_values()
+    del values["bound"]["delta"]
+    with pytest.raises(UserError, match=r"key 'bound.delta' is missing"):
+        config.parse_settings(values, source="x.yaml")
+
+
+@pytest.mark.parametrize("content", ["grid: [", "just text", ""])
+def test_files_that_are_no_settings(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml: (not valid YAML|expected a mapping)"):
+        config.load_settings(path)
+
+
+@pytest.mark.parametrize("name", ["fixed-0", "fixed-1", "fixed-1.5", "fixed-", "fixed-nan", "fixd-0.5", ""])
+def test_no_such_allocation(name):
+    with pytest.raises(UserError, match="is none of uniform, learned, fixed-<ratio>"):
+        config.parse_run(1000, name, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"training": {"learning_rate": 0.123}}, {"train"}),
+        ({"training": {"log_interval_steps": 7}}, set()),
+        ({"compute": {"scoring_batch_tokens": 77}}, set()),
+        ({"data": {"workers": 3}}, set()),
+        ({"data": {"shuffle_seed": 3}}, {"data", "train"}),
+        ({"message": {"extra_bits": 3.0}}, {"score", "bound"}),
+        ({"scoring": {"documents": 49}}, {"score", "bound"}),
+        ({"grid": {"seeds": [1, 2, 3]}}, {"score", "bound"}),
+    ],
+)
+def test_a_change_reaches_its_stages_alone(changes, stages):
+    before, after = parsed({}), parsed(changes)
+    reached = {s for s in config.STAGE_SECTIONS if config.stage_settings(before, s) != config.stage_settings(after, s)}
+    assert reached == stages
+
+
+def test_digest_ignores_the_order_of_keys_and_refuses_nan():
+    assert config.digest({"a": 1, "b": [2.5]}) == config.digest({"b": [2.5], "a": 1}) != config.digest({"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        config.digest(math.nan)
