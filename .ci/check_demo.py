@@ -50,6 +50,8 @@ def main(root: Path) -> None:
     assert len(pd.read_csv(results / "tables/summary.csv")) == 10
     assert (results / "tables/summary.tex").read_text().count(r"\\") >= 10
     assert len(pd.read_csv(results / "tables/hypotheses.csv")) > 0
+    images = len(names) + len(FIGURES_OF_ALL)
+    assert (results / "report.html").read_text().count("<img ") >= images
     print(f"30 runs, bounds from {min(bounds):.3f} to {max(bounds):.3f} bits per token, all below log2 V")
     print_seconds(root / "logs")
 

@@ -58,6 +58,7 @@ def test_record_follows_from_the_files(experiment, allocation):
     values = losses["losses_bits"][:, contents.smoothing_index]
     lower, upper = loss_range(a, header["vocab_size"])
     code_bits = payload.bits + math.ceil(math.log2(20))  # 2 budgets x 5 allocations x 2 seeds
+    assert record["data_hash"] == header["data_hash"]
     assert record["code_bits"] == code_bits == sum(record["code_items"].values())
     assert record["compressed_size_bits"] == payload.bits
     assert record["kl_divergence"] == pytest.approx(code_bits * math.log(2))

@@ -50,8 +50,18 @@ NESTED = {
     "peak_memory_mib": "peak_memory_mib_",
 }
 """Tables of the record and the prefix their keys get as columns."""
-SAME_IN_ALL_RUNS = ("vacuous_bits", "vocab_size", "n_documents", "m_documents", "sweep_size", "delta", "delta_sample")
-TEXT = ("name", "allocation", "mode", "bound_inequality", "gpu", "commit")
+SAME_IN_ALL_RUNS = (
+    "data_hash",
+    "vacuous_bits",
+    "vocab_size",
+    "n_documents",
+    "m_documents",
+    "sweep_size",
+    "delta",
+    "delta_sample",
+)
+OPTIONAL_TEXT = ("gpu", "commit", "data_hash", "certificate_sha256")
+TEXT = ("name", "allocation", "mode", "bound_inequality", *OPTIONAL_TEXT)
 TEXT_PREFIX = "version_"
 HEAD = "head"
 
@@ -184,7 +194,7 @@ def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         row |= columns
     versions = _mapping(record, "versions", name)
     row |= {TEXT_PREFIX + package: _text(versions, package, name, "versions.") for package in versions}
-    row |= {key: "" if record.get(key) is None else _text(record, key, name) for key in ("gpu", "commit")}
+    row |= {key: "" if record.get(key) is None else _text(record, key, name) for key in OPTIONAL_TEXT}
     _check_record(row, record, name)
     return row
 
@@ -230,7 +240,7 @@ def _check_record(row: Mapping[str, Any], record: Mapping[str, Any], name: str) 
 
 def _check(runs: pd.DataFrame, source: str) -> None:
     """Every run complete, all runs comparable, the grid whole."""
-    absent = [column for column in (*IDENTITY, *METRICS, "bound_inequality") if column not in runs.columns]
+    absent = [column for column in (*IDENTITY, *METRICS, "bound_inequality", "data_hash") if column not in runs.columns]
     if absent:
         raise UserError(f"{source}: column {absent[0]} is missing; make the table again")
     _check_arms(runs, source)

@@ -39,6 +39,7 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     trained = checkpoint.load(path / CHECKPOINT_NAME)["provenance"]
     environment = _environment(trained, losses["provenance"], time.monotonic() - started)
     record = run_record(header, settings, contents, payload, losses, environment)
+    record["data_hash"] = header["data_hash"]
     record["certificate_sha256"] = sha256_of_file(path / CERTIFICATE_NAME)
     numbers = {"format": checkpoint.CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}}
     checkpoint.save(path / BOUNDS_PT_NAME, numbers)

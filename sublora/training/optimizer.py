@@ -15,7 +15,13 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); the interface of torch.optim.AdamW that we use."""
 
     def __init__(
-        self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float = 0.0,
     ) -> None:
         """`groups`: dicts with `params` and, where they differ from the arguments, `lr` and `weight_decay`."""
         self.betas, self.eps = betas, eps

@@ -142,7 +142,13 @@ def test_a_new_seed_trains_only_the_new_runs_but_all_pay_for_the_larger_sweep(fi
 def test_an_edited_plotting_script_redraws_only_its_figure(finished: Toy) -> None:
     script = finished.root / "workflow/scripts/pareto.py"
     script.write_text(script.read_text() + "# larger symbols\n")
-    assert finished.plan() == {"pareto": 2}
+    assert finished.plan() == {"pareto": 2, "html_report": 1}
+
+
+def test_an_edited_caption_rewrites_only_the_page(finished: Toy) -> None:
+    caption = finished.root / "workflow/report/pareto.rst"
+    caption.write_text(caption.read_text() + "More words.\n")
+    assert finished.plan() == {"html_report": 1}
 
 
 def test_another_name_of_the_settings_file_is_no_change(finished: Toy) -> None:
@@ -185,6 +191,7 @@ def test_a_larger_grid_needs_no_code(toy: Toy) -> None:
     plan = toy.plan()
     assert stages(plan) == {"prepare": 1, "train": 56, "score": 56, "bound": 56}
     assert plan["pareto"] == plan["compression"] == 4
+    assert plan["allocation_grid"] == plan["summary"] == plan["html_report"] == 1
 
 
 def test_a_failed_training_keeps_its_state_and_leaves_no_output(toy: Toy) -> None:

@@ -1,0 +1,57 @@
+"""A results folder as the rule of the report finds it, its figures blank but of true size."""
+
+import re
+from pathlib import Path
+
+from analysis_data import write_results
+from conftest import REPOSITORY
+from PIL import Image
+
+from sublora.analysis.hypotheses import hypothesis_table
+from sublora.analysis.report import write_report
+from sublora.analysis.runs_table import collect_runs, read_runs_csv, write_runs_csv
+from sublora.analysis.tables import write_csv
+from sublora.config import Grid
+
+OF_A_BUDGET = (
+    ("pareto", 990),
+    ("compression", 2070),
+    ("bound_decomposition", 990),
+    ("bound_by_inequality", 990),
+    ("loss_curves", 2070),
+    ("gating_heatmap", 990),
+    ("gating_traces", 2070),
+)
+"""Kinds of figures and their widths in pixels: one column or two at 300 dpi."""
+OF_ALL = (("allocation_grid", 2070), ("bound_against_budget", 2070), ("gating_trend", 990))
+
+
+def captions() -> list[Path]:
+    """The caption files in the order that the workflow gives them."""
+    rule = (REPOSITORY / "workflow/rules/report.smk").read_text()
+    names = re.findall(r'"(\w+)"', rule[rule.index("CAPTIONS") : rule.index("]")])
+    return [REPOSITORY / "workflow/report" / f"{name}.rst" for name in names]
+
+
+def write_inputs(folder: Path, grid: Grid, *, layers: int = 4) -> dict[str, object]:
+    """Tables and figures of made-up runs; returns the arguments of `write_report` beside the path."""
+    write_runs_csv(collect_runs(write_results(folder / "runs", grid, layers=layers)), folder / "runs.csv")
+    write_csv(hypothesis_table(read_runs_csv(folder / "runs.csv")), folder / "hypotheses.csv")
+    sizes = dict(OF_ALL) | {f"{kind}_d{budget}": width for kind, width in OF_A_BUDGET for budget in grid.budgets}
+    figures = []
+    (folder / "figures").mkdir()
+    for rank, (name, width) in enumerate(sizes.items()):
+        figures.append(folder / "figures" / f"{name}.png")
+        Image.new("L", (width, 600 + rank), 200).save(figures[-1])
+    return {
+        "runs_csv": folder / "runs.csv",
+        "hypotheses_csv": folder / "hypotheses.csv",
+        "figures": figures,
+        "captions": captions(),
+    }
+
+
+def write_page(folder: Path, grid: Grid, *, layers: int = 4) -> Path:
+    path = folder / "report.html"
+    write_report(path, **write_inputs(folder, grid, layers=layers))
+    return path

@@ -1,0 +1,236 @@
+"""report.html: what it says, that it needs nothing beside itself, and that equal inputs give equal bytes."""
+
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from analysis_data import LARGE, SMALL
+from report_data import captions, write_inputs
+
+from sublora.analysis.report import INTRODUCTION, TABLES, _caption, best_run, write_report
+from sublora.analysis.report_hypotheses import hypothesis_sections
+from sublora.analysis.runs_table import read_runs_csv
+from sublora.config import Grid
+from sublora.errors import UserError
+
+ONE_SEED = Grid(budgets=(1000,), allocations=("uniform", "fixed-0.2"), seeds=(7,))
+
+
+def parsed(path: Path) -> ElementTree.Element:
+    """The page as a tree; an error if a tag is left open or wrongly nested."""
+    doctype, _, text = path.read_text(encoding="utf-8").partition("\n")
+    assert doctype == "<!DOCTYPE html>"
+    return ElementTree.fromstring(text)
+
+
+def words(element: ElementTree.Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[str, SimpleNamespace]:
+    found = {}
+    for name, grid, layers in (("small", SMALL, 4), ("large", LARGE, 12)):
+        folder = tmp_path_factory.mktemp(name)
+        inputs = write_inputs(folder, grid, layers=layers)
+        write_report(folder / "report.html", **inputs)
+        page = parsed(folder / "report.html")
+        found[name] = SimpleNamespace(folder=folder, inputs=inputs, page=page, runs=read_runs_csv(inputs["runs_csv"]))
+    return found
+
+
+@pytest.mark.parametrize("grid", ["small", "large"])
+def test_the_page_is_whole_and_needs_nothing_beside_it(made, grid):
+    page = made[grid].page
+    assert not list(page.iter("script"))
+    for element in page.iter():
+        for attribute in ("src", "href"):
+            assert element.get(attribute, "#").startswith(("data:", "#"))
+    ids = [element.get("id") for element in page.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    named = {link.get("href")[1:] for link in page.iter("a") if link.get("href").startswith("#")}
+    named |= {element.get("aria-labelledby") for element in page.iter() if element.get("aria-labelledby")}
+    assert named <= set(ids)
+    style = words(page.find("head/style"))
+    assert "url(" not in style and "@import" not in style
+    assert "{{" not in style and "prefers-color-scheme: dark" in style
+
+
+@pytest.mark.parametrize("grid", ["small", "large"])
+def test_headings_descend_without_gaps(made, grid):
+    levels = [int(element.tag[1]) for element in made[grid].page.iter() if element.tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in zip(levels, levels[1:], strict=False))
+
+
+@pytest.mark.parametrize(("grid", "count"), [("small", 2 * 7 + 3), ("large", 4 * 7 + 3)])
+def test_every_figure_is_embedded_once_with_its_own_alternative_text(made, grid, count):
+    images = list(made[grid].page.iter("img"))
+    data = [base64.b64decode(image.get("src").removeprefix("data:image/png;base64,")) for image in images]
+    assert sorted(data) == sorted(path.read_bytes() for path in made[grid].inputs["figures"])
+    alternatives = [image.get("alt") for image in images]
+    assert len(set(alternatives)) == len(images) == count
+    assert "Chart: Loss against complexity at d = 2000" in alternatives
+    kinds = [figure.get("id").removeprefix("figure-") for figure in made[grid].page.iter("figure")]
+    order = [path.stem for path in captions()]
+    assert kinds == [kind for kind in order if kind in kinds] and len(kinds) == 10
+    assert all(len(words(caption)) > 100 for caption in made[grid].page.iter("figcaption"))
+
+
+def test_the_best_run_is_chosen_by_the_bound_that_pays_for_choosing(made):
+    runs = made["small"].runs.copy()
+    runs["bound_all_runs"] = runs["bound_value"] + 0.01
+    lucky = runs["bound_value"].idxmin()
+    runs.loc[lucky, "bound_all_runs"] = runs["bound_all_runs"].max() + 1.0
+    best = best_run(runs)
+    assert best["name"] != runs["name"][lucky]
+    assert best["bound_all_runs"] == runs["bound_all_runs"].min()
+    (headline,) = [level for level in best["levels"] if level["headline"]]
+    assert headline["bits"] == best["bound_all_runs"]
+    assert max(level["percent"] for level in best["levels"]) == 100.0
+
+
+def test_the_headline_names_value_run_confidence_and_documents(made):
+    text = words(made["small"].page.find(".//section[@id='headline']"))
+    row = made["small"].runs.sort_values("bound_all_runs").iloc[0]
+    assert f"{row['bound_all_runs']:.3f} bits per token With probability 95 %" in text
+    assert f"loss of run {row['name']} on new documents" in text
+    assert "choosing the best of all 30 runs" in text
+    assert "the 17,000 training documents are independent draws" in text
+    assert "The bound is vacuous" not in text
+    percent = round(100 * (1 - row["bound_all_runs"] / row["vacuous_bits"]))
+    assert f"the bound lies {percent} % below that" in text
+
+
+def test_a_vacuous_bound_is_called_so(tmp_path):
+    inputs = write_inputs(tmp_path, ONE_SEED)
+    runs = pd.read_csv(inputs["runs_csv"], dtype=str, keep_default_na=False)
+    runs.assign(bound_all_runs="8.01").to_csv(inputs["runs_csv"], index=False)
+    inputs["figures"] = [path for path in inputs["figures"] if not path.name.startswith("gating")]
+    write_report(tmp_path / "report.html", **inputs)
+    page = parsed(tmp_path / "report.html")
+    assert "The bound is vacuous: guessing uniformly" in words(page.find(".//section[@id='headline']"))
+    assert "Not testable with this grid." in words(page.find(".//section[@id='hypotheses']"))
+    assert "±" not in words(page.find(".//section[@id='configurations']//tbody"))
+    assert not [figure for figure in page.iter("figure") if "gating" in figure.get("id")]
+
+
+@pytest.mark.parametrize("grid", ["small", "large"])
+def test_the_table_holds_every_configuration(made, grid):
+    runs = made[grid].runs
+    bodies = made[grid].page.findall(".//section[@id='configurations']//tbody")
+    assert [words(body[0]) for body in bodies] == [f"d = {budget}" for budget in sorted(runs["budget"].unique())]
+    for body, (_, rows) in zip(bodies, runs.groupby("budget"), strict=True):
+        bounds = rows.groupby("allocation")["bound_value"].agg(["mean", "std"])
+        shown = [row.findall("td")[2] for row in body[1:]]
+        expected = [f"{mean:.3f} ± {std:.3f}" for mean, std in bounds.itertuples(index=False)]
+        assert sorted(map(words, shown)) == sorted(expected)
+        (best,) = [cell for row in body[1:] for cell in row if "best" in cell.get("class", "")]
+        assert words(best).startswith(f"{bounds['mean'].min():.3f} ")
+
+
+def test_hypotheses_stand_in_words(made):
+    section = made["small"].page.find(".//section[@id='hypotheses']")
+    text = words(section)
+    assert "H1. Do asymmetric fixed splits beat the equal one? Undecided: none of 6 tests over all budgets" in text
+    assert "1 of 2 tests over all budgets together is conclusive: gamma rises with depth" in text
+    table = pd.read_csv(made["small"].inputs["hypotheses_csv"])
+    assert len(section.findall(".//ul[@class='tests']/li")) == len(table)
+    first = table[(table["budget"] == "all") & (table["metric"] == "bound_value")].iloc[0]
+    result = f"{first['estimate']:+.3f} bits/token (95 % interval {first['interval_low']:.3f} to"
+    assert f"undecided {first['comparison']}, bound: {result}" in text
+
+
+def test_findings_are_told_once_and_with_their_metrics():
+    row = {"hypothesis": "H1", "comparison": "x", "budget": "all", "estimate": 0.1, "unit": "bits/token", "p": 0.01}
+    row |= {"interval_low": 0.05, "interval_high": 0.2, "p_holm": 0.02, "seeds_to_decide": 3, "note": ""}
+    rows = [row | {"metric": metric, "verdict": "x is worse, if y"} for metric in ("bound_value", "empirical_bpd")]
+    rows += [row | {"metric": "empirical_bpd", "verdict": "undecided", "estimate": -0.1}]
+    (section,) = hypothesis_sections(pd.DataFrame(rows))
+    assert section["answer"] == "2 of 3 tests over all budgets together are conclusive:"
+    assert section["findings"] == ["x is worse in bound and BPD, if y"]
+    assert section["main"][2]["result"] == (
+        "−0.100 bits/token (95 % interval 0.050 to 0.200); p = 0.01, corrected 0.02; "
+        "3 seeds would decide in 80 % of experiments"
+    )
+    assert [test["decided"] for test in section["main"]] == [True, True, False]
+
+
+def test_the_tables_can_be_taken_out_again(made):
+    links = {link.get("download"): link for link in made["small"].page.iter("a") if link.get("download")}
+    provenance = words(made["small"].page.find(".//section[@id='provenance']"))
+    for key in ("runs_csv", "hypotheses_csv"):
+        data = made["small"].inputs[key].read_bytes()
+        href = links[made["small"].inputs[key].name].get("href")
+        assert base64.b64decode(href.removeprefix("data:text/csv;charset=utf-8;base64,")) == data
+        assert hashlib.sha256(data).hexdigest() in provenance
+    assert "d2" * 32 in provenance and "torch 2.13.0" in provenance
+
+
+def test_text_from_files_cannot_become_markup(tmp_path):
+    inputs = write_inputs(tmp_path, ONE_SEED)
+    runs = pd.read_csv(inputs["runs_csv"], dtype=str, keep_default_na=False)
+    runs.assign(gpu="<b>GPU</b> & co").to_csv(inputs["runs_csv"], index=False)
+    write_report(tmp_path / "report.html", **inputs)
+    page = parsed(tmp_path / "report.html")
+    assert "<b>GPU</b> & co" in words(page.find(".//section[@id='provenance']"))
+    assert not list(page.iter("b"))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from sublora.analysis.report import write_report
+folder, *captions = map(Path, sys.argv[1:])
+figures = sorted(folder.glob("figures/*.png"), reverse=True)
+write_report("other.html", runs_csv=folder / "runs.csv", hypotheses_csv=folder / "hypotheses.csv", figures=figures,
+             captions=captions)
+"""
+
+
+def test_another_process_in_another_folder_writes_equal_bytes(made, tmp_path):
+    arguments = [str(made["small"].folder), *map(str, captions())]
+    environment = os.environ | {"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=True, env=environment, cwd=tmp_path)
+    assert (tmp_path / "other.html").read_bytes() == (made["small"].folder / "report.html").read_bytes()
+
+
+def test_a_caption_says_the_same_for_every_budget():
+    """So that one stands for all of them."""
+    for path in captions():
+        if path.stem != INTRODUCTION:
+            titles, texts = zip(*(_caption(path.read_text(), path.stem, budget) for budget in (10, 20)), strict=True)
+            assert len(set(texts)) == 1, path
+            assert path.stem not in TABLES or len(set(titles)) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda inputs, _: inputs["figures"][0].unlink(), r"pareto.*|allocation_grid\.png: no such file"),
+        (lambda inputs, _: inputs["figures"][0].write_bytes(b"GIF89a"), r"allocation_grid\.png: is no PNG file"),
+        (lambda inputs, _: inputs["captions"].remove(captions()[3]), r"pareto_d1000\.png: has no caption"),
+        (lambda inputs, _: inputs["captions"].remove(captions()[1]), r"summary\.rst is not among the captions"),
+        (lambda inputs, _: inputs["hypotheses_csv"].write_bytes(b""), r"hypotheses\.csv: not a table"),
+        (lambda inputs, tmp: write_caption(inputs, tmp, "No title."), r"pareto\.rst: starts with 'No title\.'"),
+        (lambda inputs, tmp: write_caption(inputs, tmp, "**Title.** `open"), r"pareto\.rst: not valid"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, spoil, complaint):
+    inputs = write_inputs(tmp_path, ONE_SEED)
+    spoil(inputs, tmp_path)
+    with pytest.raises(UserError, match=complaint):
+        write_report(tmp_path / "report.html", **inputs)
+    assert not (tmp_path / "report.html").exists()
+
+
+def write_caption(inputs: dict, folder: Path, text: str) -> None:
+    (folder / "pareto.rst").write_text(text)
+    inputs["captions"] = [folder / "pareto.rst" if path.stem == "pareto" else path for path in inputs["captions"]]

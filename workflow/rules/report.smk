@@ -1,0 +1,44 @@
+"""results/report.html: one page for readers without Snakemake. Figures stand in it in the order of their captions."""
+
+CAPTIONS = [
+    "workflow",
+    "summary",
+    "hypotheses",
+    "pareto",
+    "bound_decomposition",
+    "bound_by_inequality",
+    "bound_against_budget",
+    "allocation_grid",
+    "compression",
+    "gating_trend",
+    "gating_heatmap",
+    "gating_traces",
+    "loss_curves",
+]
+
+
+localrules:
+    html_report,
+
+
+rule html_report:
+    input:
+        runs="results/runs.csv",
+        hypotheses="results/tables/hypotheses.csv",
+        figures=FIGURES,
+        captions=expand(f"{os.path.relpath(workflow.basedir)}/report/{{name}}.rst", name=CAPTIONS),
+    output:
+        html=report(
+            "results/report.html",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"page": "Report for readers without Snakemake"},
+        ),
+    log:
+        "logs/html_report.log",
+    benchmark:
+        "logs/html_report.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/report.py"

@@ -1,0 +1,13 @@
+"""One page with everything that was found."""
+
+from sublora.analysis.report import write_report
+from sublora.analysis.scripting import user_errors_to
+
+with user_errors_to(snakemake.log[0]):
+    write_report(
+        snakemake.output.html,
+        runs_csv=snakemake.input.runs,
+        hypotheses_csv=snakemake.input.hypotheses,
+        figures=snakemake.input.figures,
+        captions=snakemake.input.captions,
+    )
