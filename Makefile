@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/installed
 # Raised on purpose only: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
 
-.PHONY: help setup demo test lint format bench schema lock clean
+.PHONY: help setup demo test test-slurm lint format bench schema lock clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: $(INSTALLED) ## create the environment from requirements.lock
 
@@ -24,6 +24,12 @@ demo: $(INSTALLED) ## the whole experiment in small, in demo/: 30 trainings, bou
 
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
+
+# The one target that installs beyond this folder, and only where it may: as root on Debian.
+test-slurm: $(INSTALLED) ## the workflow on a real SLURM of one node, started for the test
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v slurmctld > /dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge > /dev/null; fi
+	SUBLORA_TEST_SLURM=1 $(BIN)/python -m pytest tests/slurm -rs --durations=0
 
 lint: $(INSTALLED) ## check code and workflow without changing them
 	$(BIN)/ruff check .

@@ -102,6 +102,32 @@ def status(config: ConfigOption = Path("config/config.yaml")) -> None:
     print_status(config)
 
 
+@app.command()
+def plan(
+    config: ConfigOption,
+    run: Annotated[
+        Path | None, typer.Option(help="A finished run of the same network, whose speed is taken.", metavar="DIR")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="Training tokens a second of one GPU, instead of a measurement.")
+    ] = None,
+    scoring_tokens_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="The same of scoring; only beside --tokens-per-second.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Also print the hours on so many GPUs at once.")] = None,
+) -> None:
+    """Print what the whole grid costs in GPU hours and disk; without a given speed, measure it here for seconds."""
+    from sublora.stages.plan import print_plan
+
+    print_plan(
+        config,
+        run=run,
+        tokens_per_second=tokens_per_second,
+        scoring_tokens_per_second=scoring_tokens_per_second,
+        gpus=gpus,
+    )
+
+
 def main() -> None:
     """Entry point: a UserError is one line on stderr and exit status 2."""
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import random
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,39 +19,64 @@ POLL_SECONDS = 1.0
 
 @contextlib.contextmanager
 def claim_device(compute: config.Compute) -> Iterator[torch.device]:
-    """Yield the CPU, or a GPU that no other job of this user on this machine holds; wait for one if need be.
+    """`claim_devices` for a process alone: yield one device and use it."""
+    with claim_devices(compute, 1) as (device,):
+        use_device(compute, device)
+        yield device
 
-    Each GPU has a lock file, released when the process ends, however it ends. Sets the thread count.
-    UserError if a GPU is asked for and there is none.
-    """
+
+def use_device(compute: config.Compute, device: torch.device) -> None:
+    """Make a claimed device this process's own, and set the thread count."""
     torch.set_num_threads(compute.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+@contextlib.contextmanager
+def claim_devices(compute: config.Compute, count: int) -> Iterator[list[torch.device]]:
+    """Yield the CPU (`count` times), or so many GPUs that no other job of this user on this machine holds.
+
+    Waits for them if need be. Each GPU has a lock file, released when the process ends, however it ends.
+    UserError if a GPU is asked for and there is none, or fewer than `count`.
+    """
     if compute.device == "cpu":
-        yield torch.device("cpu")
+        yield [torch.device("cpu")] * count
         return
     if not torch.cuda.is_available():
         raise UserError(
             "compute.device is cuda but this machine has no usable GPU; run on a machine with one "
             "(snakemake --profile profiles/slurm), or the demo (snakemake --profile profiles/demo)"
         )
-    lock, index = _claim_gpu()
+    if count > torch.cuda.device_count():
+        raise UserError(
+            f"compute.gpus_per_training is {count}, but this machine shows {torch.cuda.device_count()} GPUs; "
+            "ask for as many, or lower it"
+        )
+    locks = _claim_gpus(count)
     try:
-        torch.cuda.set_device(index)
-        yield torch.device("cuda", index)
+        yield [torch.device("cuda", index) for index in locks]
     finally:
-        lock.release()
+        for lock in locks.values():
+            lock.release()
 
 
-def _claim_gpu() -> tuple[FileLock, int]:
+def _claim_gpus(count: int) -> dict[int, FileLock]:
+    """All of them or none: two jobs that each hold a part of what the other needs would wait for ever."""
     folder = Path(tempfile.gettempdir()) / f"sublora-gpus-{getpass.getuser()}"
     folder.mkdir(exist_ok=True)
     while True:
+        held: dict[int, FileLock] = {}
         for index in range(torch.cuda.device_count()):
             name = getattr(torch.cuda.get_device_properties(index), "uuid", index)
             lock = FileLock(folder / f"{name}.lock", blocking=False)
             with contextlib.suppress(Timeout):
                 lock.acquire()
-                return lock, index
-        time.sleep(POLL_SECONDS)
+                held[index] = lock
+            if len(held) == count:
+                return held
+        for lock in held.values():
+            lock.release()
+        time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
 
 def gpu_name(device: torch.device) -> str | None:

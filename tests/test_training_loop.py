@@ -192,8 +192,7 @@ with FileLock(sys.argv[1]):
 
 
 def test_second_trainer_waits_for_the_first(tmp_path):
-    (tmp_path / "state").mkdir()
-    lock = str(tmp_path / "state" / train_stage.LOCK_NAME)
+    lock = str(tmp_path / train_stage.LOCK_NAME)
     with (
         subprocess.Popen([sys.executable, "-c", HOLD_LOCK, lock], stdout=subprocess.PIPE) as other,
         Progress("x", steps=1, tokens_per_step=1) as progress,

@@ -5,43 +5,61 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
-from sublora.device import claim_device
+from sublora.device import claim_devices, use_device
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
 from sublora.nn.language_model import build
 from sublora.training import checkpoint
+from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
 
-LOCK_NAME = "lock"
+LOCK_NAME = ".lock"
+"""Stays in a run's folder for good: a lock file that is deleted locks out nobody who has it open already."""
 
 
 def train_run(settings: config.Settings, run: config.RunSpec, *, root: Path, out: Path) -> Path:
     """Train `run` and write best_ckpt.pt, metrics.csv and gating_trace.csv into `out`; returns the checkpoint.
 
     Two processes never train in one folder at once: the second waits for the first, and takes its result if it
-    is the very same training. UserError for bad data, a bad budget, or a missing GPU.
+    is the very same training. Started by torchrun, the processes share the training and the first one writes.
+    UserError for bad data, a bad budget, a missing GPU, or a wrong number of processes.
     """
     dataset = TokenDataset.open(root, settings.data)
     _check_data_size(settings, dataset)
-    training = settings.training
-    progress = Progress(run.name, steps=training.steps, tokens_per_step=training.tokens_per_step)
-    with progress, _sole_trainer(out, progress) as waited:
-        digest = checkpoint.training_digest(settings, run, dataset.data_hash)
-        finished = out / CHECKPOINT_NAME
-        if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
-            progress.say(f"{finished}: written by the process that was waited for")
-            return finished
-        with claim_device(settings.compute) as device:
+    training, finished = settings.training, out / CHECKPOINT_NAME
+    with joined(settings.compute) as peers:
+        steps, tokens_per_step = training.steps, training.tokens_per_step
+        progress = Progress(run.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first)
+
+        def train_on(devices: list[torch.device] | None) -> None:
+            """What every process does; None: there is nothing to train."""
+            devices = peers.from_first(devices)
+            if devices is None:
+                return
+            use_device(settings.compute, device := devices[peers.rank])
             model = build(settings, run, dataset.vocab_size, device)
-            trainer = Trainer(settings, run, dataset, model, device=device, out=out, progress=progress)
-            result = trainer.train()
-        shutil.rmtree(out / "state")
-    return result
+            Trainer(settings, run, dataset, model, device=device, out=out, progress=progress, peers=peers).train()
+
+        if not peers.is_first:
+            train_on(None)
+            return finished
+        with progress, _sole_trainer(out, progress) as waited:
+            digest = checkpoint.training_digest(settings, run, dataset.data_hash)
+            if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
+                progress.say(f"{finished}: written by the process that was waited for")
+                train_on(None)
+                return finished
+            with claim_devices(settings.compute, peers.size) as devices:
+                train_on(devices)
+            if (out / "state").exists():
+                shutil.rmtree(out / "state")
+    return finished
 
 
 @contextlib.contextmanager
@@ -50,9 +68,8 @@ def _sole_trainer(out: Path, progress: Progress) -> Iterator[bool]:
 
     The lock belongs to the process, so a killed trainer leaves none behind.
     """
-    state = out / "state"
-    state.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(state / LOCK_NAME)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK_NAME)
     waited = False
     try:
         lock.acquire(timeout=0)

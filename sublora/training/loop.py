@@ -25,41 +25,18 @@ from sublora.nn.language_model import LanguageModel
 from sublora.nn.lora import Adapters
 from sublora.training import checkpoint
 from sublora.training.code_phase import CodePhase
+from sublora.training.distributed import Peers
+from sublora.training.history import GATE_COLUMNS, METRIC_COLUMNS, History
+from sublora.training.optimizer import AdamW
 from sublora.training.progress import Progress
 from sublora.training.schedule import learning_rate
 from sublora.versions import NUMERICS_VERSIONS
 
-METRIC_COLUMNS = (
-    "step",
-    "tokens_seen",
-    "learning_rate",
-    "train_loss_bits",
-    "train_eval_loss_bits",
-    "val_loss_bits",
-    "gradient_norm",
-    "tokens_per_second",
-    "seconds",
-    "code_bits",
-    "estimated_bound_bits",
-)
-GATE_COLUMNS = ("step", "mask_width", "group", "gamma")
 BITS_PER_NAT = 1.0 / math.log(2.0)
 
 
 class Interrupted(SystemExit):
     """Training was asked to stop by a signal; its state is saved. The exit status is 128 + the signal."""
-
-
-@dataclasses.dataclass
-class History:
-    """What a training has seen so far; plain values, so that it travels in the resume state."""
-
-    step: int = 0
-    seconds: float = 0.0
-    metrics: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
-    gates: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
-    best: dict[str, Any] | None = None
-    """step, losses in bits and parameters of the best evaluation so far; in the code phase also code and bound."""
 
 
 class Trainer:
@@ -75,7 +52,10 @@ class Trainer:
         device: torch.device,
         out: Path,
         progress: Progress,
+        peers: Peers | None = None,
     ) -> None:
+        """`peers`: the processes that share the training; every one of them calls `train()`, the first one writes."""
+        self.peers = peers or Peers()
         self.settings, self.run, self.dataset, self.model = settings, run, dataset, model
         self.device, self.out, self.progress = device, out, progress
         training = settings.training
@@ -89,7 +69,7 @@ class Trainer:
         )
         self.optimizer = self._build_optimizer()
         self.history = History()
-        self._stop_signal: int | None = None
+        self._stop_signal = 0
         self._loss_sum = torch.zeros((), device=device)
         self._loss_steps = 0
 
@@ -101,7 +81,7 @@ class Trainer:
         """Run to the last step, from the saved state if there is one, and write the results."""
         self._resume()
         training = self.settings.training
-        if training.keep_initialization and self.history.step == 0:
+        if training.keep_initialization and self.history.step == 0 and self.peers.is_first:
             checkpoint.save_initialization(self.out, self.model)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGUSR1)}
         started, seconds_before = time.monotonic(), self.history.seconds
@@ -110,43 +90,45 @@ class Trainer:
                 gradient_norm = self._step(step)
                 self.history.step = done = step + 1
                 self.history.seconds = seconds_before + time.monotonic() - started
-                last = done == training.steps
+                last, stop_signal = done == training.steps, self.peers.largest(self._stop_signal)
                 if last or done % training.eval_interval_steps == 0:
                     self._evaluate(float(gradient_norm))
+                elif not self.peers.is_first:
+                    pass
                 elif self.code and self.code.frozen and done % self.settings.code_phase.choice_interval_steps == 0:
                     self._keep_if_best()
                 elif done % training.log_interval_steps == 0:
                     self._report()
-                if (not last and done % training.save_interval_steps == 0) or self._stop_signal is not None:
+                due = (not last and done % training.save_interval_steps == 0) or stop_signal
+                if due and self.peers.is_first:
                     self._save_state()
-                if self._stop_signal is not None and not last:
-                    raise Interrupted(128 + self._stop_signal)
+                if stop_signal and not last:
+                    raise Interrupted(128 + stop_signal)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return self._write_results()
+        return self._write_results() if self.peers.is_first else self.out / CHECKPOINT_NAME
 
     # One optimizer step
 
     def _step(self, step: int) -> Tensor:
         """Gradient over all micro-batches, clipped; returns its norm before clipping (on the device)."""
         self._set_rates(step)
-        if self.settings.lora.dropout:
-            torch.manual_seed(random.stream_key(self.run.seed, "dropout", step) % 2**63)
         if self.code:
-            if not self.code.is_finite():
-                self._refuse_non_finite()
-            self.code.prepare(step)
+            self._prepare_code(self.code, step)
         inputs, targets, weights, smoothing = self._batch(step)
         rows = self.settings.training.micro_batch_sequences
         pieces = inputs.shape[0] // rows
         w, penalty = self.code.forward(step) if self.code else (self.model.subspace.subspace_params, None)
         theta = functional_call(self.model.subspace, {"subspace_params": w}, (self._mask_width(step),))
         # The network sees theta as a leaf: its gradient accumulates over micro-batches, the projection runs once.
-        leaf = theta.detach().requires_grad_()
-        for start in range(0, inputs.shape[0], rows):
+        leaf, step_loss = theta.detach().requires_grad_(), torch.zeros_like(self._loss_sum)
+        for piece in self.peers.share(pieces):
+            if self.settings.lora.dropout:
+                # By micro-batch, so that it does not matter which process has it.
+                torch.manual_seed(random.stream_key(self.run.seed, "dropout", step, piece) % 2**63)
             adapters = self.model.adapters(leaf)
-            part = slice(start, start + rows)
+            part = slice(piece * rows, (piece + 1) * rows)
             loss = self.model.base.loss(
                 inputs[part],
                 targets[part],
@@ -158,15 +140,27 @@ class Trainer:
             if weights is None:
                 loss = loss / pieces
             loss.backward()
-            self._loss_sum += loss.detach()
-        self._loss_steps += 1
-        self.optimizer.zero_grad(set_to_none=True)
+            step_loss += loss.detach()
+        self.optimizer.zero_grad()
+        theta.backward(leaf.grad, retain_graph=penalty is not None)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.peers.add_up([step_loss, *(parameter.grad for parameter in trained if parameter.grad is not None)])
         if penalty is not None:
-            penalty.backward(retain_graph=True)
-        theta.backward(leaf.grad)
+            penalty.backward()  # the same in every process, so not in the sum
+        self._loss_sum += step_loss
+        self._loss_steps += 1
         norm = torch.nn.utils.clip_grad_norm_(self.model.subspace.parameters(), self.settings.training.gradient_clip)
         self.optimizer.step()
         return norm
+
+    def _prepare_code(self, code: CodePhase, step: int) -> None:
+        if not code.is_finite():
+            self._refuse_non_finite()
+        before = code.started, code.frozen
+        code.prepare(step)
+        if before != (code.started, code.frozen):
+            # Chosen by losses that two GPUs need not agree on to the last bit.
+            code.load_state(self.peers.from_first(code.state()))
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, float]:
         """(inputs, targets, position weights, smoothing) of a step: chunks of equal weight, or windows of documents."""
@@ -174,7 +168,7 @@ class Trainer:
         inputs, targets, *weights = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in arrays)
         return inputs, targets, weights[0] if weights else None, self.code.smoothing if self.code else 0.0
 
-    def _build_optimizer(self) -> torch.optim.AdamW:
+    def _build_optimizer(self) -> AdamW:
         """Every group but the first has its own learning rate, `peak`, that follows the schedule of w."""
         training, subspace = self.settings.training, self.model.subspace
         groups: list[dict[str, Any]] = [{"params": [subspace.subspace_params], "weight_decay": training.weight_decay}]
@@ -184,7 +178,7 @@ class Trainer:
         if self.code:
             peak = self.settings.code_phase.step_learning_rate
             groups.append({"params": [self.code.log_step], "weight_decay": 0.0, "peak": peak})
-        return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, eps=training.epsilon)
+        return AdamW(groups, lr=training.learning_rate, betas=training.betas, eps=training.epsilon)
 
     def _set_rates(self, step: int) -> None:
         training = self.settings.training
@@ -219,6 +213,8 @@ class Trainer:
         """Losses on train and val, of the quantized model in the code phase; keep the parameters if they are best."""
         done, mask_width = self.history.step, self._mask_width(self.history.step - 1)
         train_loss_bits = self._mean_train_loss_bits()
+        if not self.peers.is_first:
+            return
         adapters, facts = self._look()
         facts |= self._token_losses(adapters)
         self._record(train_loss_bits, facts, gradient_norm, mask_width)

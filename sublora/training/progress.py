@@ -11,8 +11,10 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """Loss, tokens per second and time left of a training; silent steps when stderr is not a terminal."""
 
-    def __init__(self, title: str, *, steps: int, tokens_per_step: int) -> None:
-        self._interactive = sys.stderr.isatty()
+    def __init__(self, title: str, *, steps: int, tokens_per_step: int, quiet: bool = False) -> None:
+        """`quiet`: show and print nothing, as one of several processes on the same training."""
+        self._quiet = quiet
+        self._interactive = sys.stderr.isatty() and not quiet
         self._tokens_per_step = tokens_per_step
         self._console = Console(stderr=True, soft_wrap=True)
         self._bar = RichProgress(
@@ -34,11 +36,12 @@ class Progress:
         val = "" if val_loss_bits is None else f" val {val_loss_bits:.4f}"
         facts = f"loss {loss_bits:.4f}{val} bits{rate}"
         self._bar.update(self._task, facts=facts)
-        if not self._interactive and val_loss_bits is not None:
+        if not self._interactive and not self._quiet and val_loss_bits is not None:
             print(f"step {step}: {facts}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        if not self._quiet:
+            self._console.print(text, markup=False, highlight=False)
 
     def __enter__(self) -> "Progress":
         self._bar.start()

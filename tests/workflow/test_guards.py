@@ -107,6 +107,21 @@ def test_slurm_jobs_ask_for_one_a100(gpu_toy: Toy) -> None:
     assert "gpu=1" not in resources["bound"]
 
 
+def test_a_training_on_two_gpus_is_two_processes_of_one_job(gpu_toy: Toy) -> None:
+    gpu_toy.write_settings(
+        grid=SMALL_GRID,
+        compute={"device": "cuda", "gpus_per_training": 2},
+        training={"micro_batch_sequences": 1},
+    )
+    target = "results/runs/d40_uniform_seed1/bounds.json"
+    text = gpu_toy.snakemake("--profile", "profiles/slurm", "--dry-run", "-p", target).text
+    jobs = dict(re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", text, re.MULTILINE))
+    assert re.search(r"resources: .*\bgpu=2, gpu_model=a100, nodes=1\b", jobs["train"])
+    assert re.search(r"resources: .*\bgpu=1, gpu_model=a100\b", jobs["score"])
+    assert "torchrun --standalone --nproc-per-node=2 --no-python sublora train --config" in text
+    assert "slurm_extra=--signal=TERM@120" in jobs["train"] and "slurm_extra" not in jobs["score"]
+
+
 def test_data_and_figures_are_not_submitted(finished: Toy) -> None:
     """They run beside Snakemake, so that they need no SLURM at all."""
     script = finished.root / "workflow/scripts/pareto.py"

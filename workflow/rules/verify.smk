@@ -29,6 +29,6 @@ rule verify_run:
         folder=lambda wildcards, input: Path(input.json).parent,
     threads: SETTINGS.compute.threads
     resources:
-        gpu=GPUS,
+        gpu=1,
     shell:
         "sublora verify {params.folder} > {log} 2>&1 && cp {log} {output}"

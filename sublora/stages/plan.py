@@ -1,0 +1,303 @@
+"""What a grid costs before it runs: GPU hours, disk and waves of jobs, from measured throughput.
+
+Nothing here is assumed: a number whose measurement is missing is left open, with the command that would give it.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sublora import config
+from sublora.data.dataset import FILES, TokenDataset, dataset_folder
+from sublora.data.tokenizers import TOKENIZERS
+from sublora.device import claim_device, gpu_name
+from sublora.errors import UserError
+from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
+from sublora.nn.language_model import build
+from sublora.scoring.documents import TOP_K, score_documents
+from sublora.scoring.windows import sliding_windows
+from sublora.stages.bound import read_losses
+from sublora.training import checkpoint
+
+MEASURE_SECONDS = 3.0
+SAMPLED_DOCUMENTS = 100_000
+"""Training documents whose windows are counted; for more, evenly spread ones stand for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """Tokens a second through one GPU (or CPU process), and where the numbers come from."""
+
+    training: float
+    """Training tokens, evaluations on the way included if a finished run was measured."""
+    scoring: float | None
+    """Tokens through the network when documents are scored; windows overlap, so these are more than are scored."""
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the runs of a grid take. Hours are of one GPU; None where a measurement is missing."""
+
+    runs: int
+    processes: int
+    training_tokens: int
+    """Of one run."""
+    scoring_tokens: float | None
+    """Tokens through the network to encode and score one run; None before the data are prepared."""
+    training_hours: float
+    scoring_hours: float | None
+    data_bytes: int | None
+    largest_run_bytes: int
+    """A run's files, without compression."""
+    measured_run_bytes: list[int]
+    """Size on disk of each run that is there."""
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of all runs together."""
+        return None if self.scoring_hours is None else self.runs * (self.training_hours + self.scoring_hours)
+
+    def wall_hours(self, gpus: int) -> float | None:
+        """Until the last run is scored if `gpus` GPUs are free all the time: waves of trainings, then of scorings."""
+        if self.scoring_hours is None:
+            return None
+        at_once = gpus // self.processes
+        if at_once == 0:
+            raise UserError(f"--gpus {gpus}: a training needs {self.processes} (compute.gpus_per_training)")
+        trainings = math.ceil(self.runs / at_once) * self.training_hours / self.processes
+        return trainings + math.ceil(self.runs / gpus) * self.scoring_hours
+
+
+def make_plan(settings: config.Settings, root: Path, throughput: Throughput) -> Plan:
+    """Costs of all runs of a settings file at a throughput; reads data and finished runs below `root`."""
+    training = settings.training
+    tokens = training.steps * training.tokens_per_step
+    dataset = _dataset_if_prepared(settings, root)
+    scored = None if dataset is None else scoring_tokens(settings, dataset)
+    scoring_hours = None if scored is None or not throughput.scoring else scored / throughput.scoring / 3600
+    folders = [root / "results/runs" / run.name for run in settings.grid.runs()]
+    return Plan(
+        runs=len(folders),
+        processes=settings.compute.gpus_per_training,
+        training_tokens=tokens,
+        scoring_tokens=scored,
+        training_hours=tokens / throughput.training / 3600,
+        scoring_hours=scoring_hours,
+        data_bytes=None if dataset is None else sum((dataset.folder / name).stat().st_size for name in FILES),
+        largest_run_bytes=largest_run_bytes(settings),
+        measured_run_bytes=[disk_bytes(folder) for folder in folders if (folder / BOUNDS_NAME).exists()],
+    )
+
+
+def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
+    """Tokens that go through the network to encode and score one run: val twice, m train documents, test.
+
+    The m documents are drawn later; their number of tokens is the expectation over the training documents.
+    """
+    context, stride = settings.model.context_length, settings.scoring.sliding_window
+
+    def through_the_network(lengths: np.ndarray) -> float:
+        return float(sliding_windows(lengths + 1, context_length=context, stride=stride).length.sum())
+
+    train = dataset.document_lengths("train")
+    sample = train[:: max(1, len(train) // SAMPLED_DOCUMENTS)]
+    scoring = settings.scoring
+    return (
+        2 * through_the_network(dataset.document_lengths("val")[: scoring.val_documents])
+        + through_the_network(sample) / len(sample) * scoring.documents
+        + through_the_network(dataset.document_lengths("test")[: scoring.test_documents])
+    )
+
+
+def largest_run_bytes(settings: config.Settings) -> int:
+    """A run's files if losses.npz were not compressed at all; the largest budget."""
+    scoring, training = settings.scoring, settings.training
+    values = len(scoring.smoothing)
+    losses = 4 * values * (scoring.documents + 2 * scoring.val_documents + scoring.test_documents)
+    losses += scoring.documents * (8 + 4 * len(TOP_K))
+    evaluations = math.ceil(training.steps / training.eval_interval_steps)
+    # A row of metrics.csv, and one of gating_trace.csv for each gate, in characters.
+    history = evaluations * (120 + 40 * (settings.model.n_layer + 1))
+    parameters = 4 * max(settings.grid.budgets)
+    settings_twice = 2 * len(json.dumps(settings.model_dump(mode="json")))
+    return losses + history + 2 * parameters + settings_twice + 16384
+
+
+def disk_bytes(folder: Path) -> int:
+    """What `du` counts: blocks of every file below a folder."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def throughput_of_run(folder: Path, settings: config.Settings) -> Throughput:
+    """Throughput of a finished run of the same network; UserError if it is another one or is not finished."""
+    loaded = checkpoint.load(folder / CHECKPOINT_NAME)
+    trained, run = checkpoint.settings_of(loaded, folder / CHECKPOINT_NAME)
+    for section in ("model", "lora", "compute"):
+        if getattr(trained, section) != getattr(settings, section):
+            raise UserError(
+                f"{folder}: its {section} settings are others than those to plan for, so its speed says nothing; "
+                "give a run of the same network, or leave --run out to measure here"
+            )
+    provenance = loaded["provenance"]
+    processes = trained.compute.gpus_per_training
+    rate = trained.training.steps * trained.training.tokens_per_step / provenance["seconds"] / processes
+    scoring = None
+    if (folder / LOSSES_NAME).exists():
+        seconds = read_losses(folder / LOSSES_NAME)["provenance"]["seconds"]
+        dataset = _dataset_if_prepared(trained, folder.resolve().parents[2])
+        if dataset is not None:
+            scoring = scoring_tokens(trained, dataset) / (seconds["encode"] + seconds["score"])
+    return Throughput(rate, scoring, f"{run.name}, measured on {provenance['gpu'] or 'a CPU'}")
+
+
+def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
+    """Time the network of these settings for some seconds on this machine, on random tokens.
+
+    Training: forward and backward of micro-batches and what a step adds (projection, AdamW). Scoring: full windows.
+    """
+    dataset = _dataset_if_prepared(settings, root)
+    vocab_size = dataset.vocab_size if dataset else TOKENIZERS[settings.data.tokenizer].vocab_size
+    run = settings.grid.runs()[-1]
+    with claim_device(settings.compute) as device:
+        model = build(settings, run, vocab_size, device)
+        training = _training_rate(settings, model, vocab_size, device)
+        context = settings.model.context_length
+        rng = np.random.Generator(np.random.Philox(0))
+        size = (max(1, settings.compute.scoring_batch_tokens // context), context - 1)
+        documents = list(rng.integers(vocab_size - 1, size=size))
+        with torch.no_grad():
+            adapters = model.adapters(model.subspace(1.0))
+
+        def score_once() -> int:
+            score_documents(
+                model.base,
+                adapters,
+                documents,
+                eot_id=vocab_size - 1,
+                stride=settings.scoring.sliding_window,
+                smoothing=settings.scoring.smoothing,
+                batch_tokens=settings.compute.scoring_batch_tokens,
+            )
+            return len(documents) * context
+
+        scoring = _rate(score_once, device)
+        where = gpu_name(device) or f"{settings.compute.threads} CPU thread{'s' * (settings.compute.threads > 1)}"
+    return Throughput(training, scoring, f"measured for {2 * MEASURE_SECONDS:.0f} s on this machine ({where})")
+
+
+def _training_rate(settings: config.Settings, model: object, vocab_size: int, device: torch.device) -> float:
+    """Training tokens a second of one process."""
+    rows, context = settings.training.micro_batch_sequences, settings.model.context_length
+    pieces = settings.training.tokens_per_step // (rows * context * settings.compute.gpus_per_training)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (rows, context + 1), generator=generator).to(device)
+    optimizer = torch.optim.AdamW(model.subspace.parameters(), lr=1e-4)
+
+    def step_once() -> int:
+        theta = model.subspace(1.0)
+        leaf = theta.detach().requires_grad_()
+        done = min(pieces, 4)
+        for _ in range(done):
+            model.base.loss(
+                tokens[:, :-1], tokens[:, 1:], model.adapters(leaf), dropout=settings.lora.dropout
+            ).backward()
+        theta.backward(leaf.grad)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return done * rows * context
+
+    return _rate(step_once, device)
+
+
+def _rate(work: object, device: torch.device) -> float:
+    """Tokens a second of a piece of work that returns its tokens, after one call to warm up."""
+
+    def finish() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    work()
+    started, tokens = finish(), 0
+    while (seconds := finish() - started) < MEASURE_SECONDS:
+        tokens += work()
+    return tokens / seconds
+
+
+def _dataset_if_prepared(settings: config.Settings, root: Path) -> TokenDataset | None:
+    """The data, or None if they are not there; UserError if they are there and are others."""
+    if not (dataset_folder(root, settings.data) / "meta.json").exists():
+        return None
+    return TokenDataset.open(root, settings.data)
+
+
+def print_plan(
+    config_path: Path,
+    *,
+    run: Path | None = None,
+    tokens_per_second: float | None = None,
+    scoring_tokens_per_second: float | None = None,
+    gpus: int | None = None,
+) -> None:
+    """Print the costs of a settings file's grid; throughput as given, else of a finished run, else measured here."""
+    settings, root = config.load_settings(config_path), config.root_of(config_path)
+    if tokens_per_second is not None:
+        throughput = Throughput(tokens_per_second, scoring_tokens_per_second, "as given")
+    elif run is not None:
+        throughput = throughput_of_run(run, settings)
+    else:
+        throughput = measure_throughput(settings, root)
+    plan = make_plan(settings, root, throughput)
+    table = Table("what", "one run", f"{plan.runs} runs", "from")
+    unit = "GPU hours" if settings.compute.device == "cuda" else "CPU process hours"
+    table.add_row(
+        f"training, {unit}",
+        f"{plan.training_hours:.3g}",
+        f"{plan.runs * plan.training_hours:.3g}",
+        f"{plan.training_tokens:,} tokens at {throughput.training:,.0f} tokens/s",
+    )
+    table.add_row(f"scoring, {unit}", *_scoring_cells(plan, throughput))
+    total = plan.gpu_hours
+    table.add_row(
+        "both", "" if total is None else f"{total / plan.runs:.3g}", "" if total is None else f"{total:.3g}", ""
+    )
+    if gpus is not None:
+        hours = plan.wall_hours(gpus)
+        table.add_row(f"hours, {gpus} at once", "", "" if hours is None else f"{hours:.3g}", "without time in the queue")
+    data = "open" if plan.data_bytes is None else _megabytes(plan.data_bytes)
+    prepared = "files of data/" if plan.data_bytes is not None else "known after: sublora prepare"
+    table.add_row("prepared data", "", data, f"{prepared}{settings.data.name}" if plan.data_bytes else prepared)
+    table.add_row(
+        "results, at most",
+        _megabytes(plan.largest_run_bytes),
+        _megabytes(plan.largest_run_bytes * plan.runs),
+        "numbers to be stored, uncompressed",
+    )
+    if sizes := plan.measured_run_bytes:
+        per_run = sum(sizes) / len(sizes)
+        text = f"measured on the {len(sizes)} finished runs"
+        table.add_row("results, on disk", _megabytes(per_run), _megabytes(per_run * plan.runs), text)
+    table.add_row("jobs", "3", f"{3 * plan.runs}", f"training ({plan.processes} GPU), scoring (1 GPU), bound (CPU)")
+    Console(width=140).print(table)
+    print(f"throughput of one GPU or process: {throughput.source}")
+
+
+def _scoring_cells(plan: Plan, throughput: Throughput) -> tuple[str, str, str]:
+    if plan.scoring_tokens is None:
+        return "open", "open", "needs the documents' lengths: sublora prepare"
+    if plan.scoring_hours is None or throughput.scoring is None:
+        return "open", "open", f"{plan.scoring_tokens:,.0f} tokens; give --scoring-tokens-per-second"
+    source = f"{plan.scoring_tokens:,.0f} tokens at {throughput.scoring:,.0f} tokens/s"
+    return f"{plan.scoring_hours:.3g}", f"{plan.runs * plan.scoring_hours:.3g}", source
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.3g} MB"

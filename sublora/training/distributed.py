@@ -1,0 +1,90 @@
+"""Several processes on one training, started by torchrun: who they are, and what they tell each other.
+
+Only w and the gates are trained, so a step needs one sum of their gradients: some kilobytes. Everything else each
+process computes for itself from the same seeds, or the first one decides and says.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from sublora import config
+from sublora.errors import UserError
+
+PATIENCE = datetime.timedelta(days=7)
+"""The others may wait for the first while it waits for a GPU or for another training of the same run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """The processes of one training as one of them sees them; with size 1 every method returns its argument."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that evaluates and writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` pieces of work are this process's."""
+        return range(self.rank, count, self.size)
+
+    def add_up(self, tensors: list[Tensor]) -> None:
+        """Replace float tensors by their sums over all processes, in one message."""
+        if self.size == 1:
+            return
+        message = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        torch.distributed.all_reduce(message)
+        parts = message.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def largest(self, value: int) -> int:
+        """The largest of a number that every process has; on the CPU, so that no GPU has to be waited for."""
+        if self.size == 1:
+            return value
+        message = torch.tensor(value)
+        torch.distributed.all_reduce(message, torch.distributed.ReduceOp.MAX)
+        return int(message)
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's value, any Python object."""
+        if self.size == 1:
+            return value
+        message = [value]
+        torch.distributed.broadcast_object_list(message, src=0, device=torch.device("cpu"))
+        return message[0]
+
+
+@contextlib.contextmanager
+def joined(compute: config.Compute) -> Iterator[Peers]:
+    """Join the processes that torchrun started for this training: gloo between CPUs, NCCL between GPUs.
+
+    UserError if their number is not compute.gpus_per_training.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size != compute.gpus_per_training:
+        wanted = compute.gpus_per_training
+        launcher = f"torchrun --standalone --nproc-per-node={wanted} --no-python sublora train" if wanted > 1 else ""
+        raise UserError(
+            f"compute.gpus_per_training is {wanted}, but {size} process{'es' * (size > 1)} started; "
+            f"start with: {launcher or 'sublora train (without torchrun)'}"
+        )
+    if size == 1:
+        yield Peers()
+        return
+    backend = "cpu:gloo,cuda:nccl" if compute.device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield Peers(torch.distributed.get_rank(), size)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,87 @@
+"""Trainings in processes of their own killed with SIGKILL: no handler, no finally and no flush runs."""
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from sublora import config, files
+from sublora.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
+from sublora.nn.language_model import tensors_sha256
+from sublora.stages.train import train_run
+from sublora.training import checkpoint
+from sublora.training.loop import Trainer
+
+TIMING = {"tokens_per_second", "seconds"}
+"""Columns of metrics.csv that no two trainings share."""
+
+
+def train_in_child(
+    settings: config.Settings,
+    run: config.RunSpec,
+    *,
+    root: Path,
+    out: Path,
+    kill_at_step: int | None = None,
+    while_saving: bool = False,
+) -> int:
+    """Train in a forked process; returns its exit status, -9 if it killed itself.
+
+    `kill_at_step`: at the start of this step, or `while_saving` in the first save from this step on, when the new
+    state is written but has not taken the place of the old one.
+    """
+    child = start_in_child(settings, run, root=root, out=out, kill_at_step=kill_at_step, while_saving=while_saving)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def start_in_child(
+    settings: config.Settings,
+    run: config.RunSpec,
+    *,
+    root: Path,
+    out: Path,
+    kill_at_step: int | None = None,
+    while_saving: bool = False,
+) -> int:
+    """The same without waiting: the process id."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            torch.set_num_threads(1)
+            if kill_at_step is not None:
+                _arm(kill_at_step, while_saving)
+            train_run(settings, run, root=root, out=out)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return child
+
+
+def _arm(kill_at_step: int, while_saving: bool) -> None:
+    """Make the trainer of this process kill itself."""
+    original = Trainer._step
+
+    def step_or_die(self: Trainer, step: int) -> torch.Tensor:
+        if step == kill_at_step:
+            if not while_saving:
+                os.kill(os.getpid(), signal.SIGKILL)
+            files.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, step)
+
+    Trainer._step = step_or_die
+
+
+def outcome(folder: Path) -> tuple[str, list[list[str]], bytes]:
+    """All that a training leaves behind and that must not depend on interruptions: weights, history, gates."""
+    lines = [line.split(",") for line in (folder / METRICS_NAME).read_text().splitlines()]
+    kept = [i for i, name in enumerate(lines[0]) if name not in TIMING]
+    metrics = [[line[i] for i in kept] for line in lines]
+    weights = tensors_sha256(checkpoint.load(folder / CHECKPOINT_NAME)["raw_model"])
+    return weights, metrics, (folder / GATES_NAME).read_bytes()

@@ -1,0 +1,102 @@
+"""A SLURM cluster for all tests of this folder, and working copies of the workflow on it."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, write_settings
+
+from slurm.cluster import Cluster, why_not
+
+# The profile as it is, but asked for news often enough for jobs of seconds, on a cluster without accounting.
+OVERRIDES = (
+    *("--slurm-status-command", "squeue"),
+    *("--slurm-init-seconds-before-status-checks", "1"),
+    *("--seconds-between-status-checks", "3"),
+)
+TIME_LIMIT_SECONDS = 180
+GRID = {"budgets": [40, 60], "allocations": ["uniform", "learned"], "seeds": [1]}
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if "SUBLORA_TEST_SLURM" not in os.environ:
+        pytest.skip("`make test-slurm` runs the tests on a real SLURM")
+    if reason := why_not():
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as started:
+        yield started
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """A working copy of the workflow whose jobs go to the cluster."""
+
+    root: Path
+    cluster: Cluster
+
+    @classmethod
+    def build(cls, root: Path, cluster: Cluster, **changes: dict[str, Any]) -> "Workspace":
+        """The tiny settings with changes of sections, and four runs."""
+        root.mkdir()
+        for part in ("workflow", "profiles"):
+            shutil.copytree(REPOSITORY / part, root / part)
+        write_settings(root, {"grid": GRID} | changes)
+        return cls(root, cluster)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Snakemake with profiles/slurm; its output is appended to snakemake.txt."""
+        own = self.root / "bin"
+        path = os.pathsep.join([str(own), str(Path(sys.executable).parent), self.cluster.environment["PATH"]])
+        command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *OVERRIDES, *arguments]
+        with open(self.root / "snakemake.txt", "ab") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self.cluster.environment | {"PATH": path, "OMP_NUM_THREADS": "1"} | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def run(self, *arguments: str, **environment: str) -> int:
+        """Exit status of Snakemake; killed after three minutes."""
+        with self.start(*arguments, **environment) as process:
+            try:
+                return process.wait(TIME_LIMIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+    @property
+    def output(self) -> str:
+        return (self.root / "snakemake.txt").read_text()
+
+    def folder(self, name: str) -> Path:
+        return self.root / "results" / "runs" / name
+
+    def jobs(self) -> list[dict[str, str]]:
+        """The cluster's jobs that were submitted from here, first to last."""
+        return [job for job in self.cluster.jobs() if Path(job["WorkDir"]) == self.root]
+
+    def wait_for(self, what: Callable[[], Any], seconds: float = 60.0) -> Any:
+        """The first true value of a condition."""
+        deadline = time.monotonic() + seconds
+        while not (value := what()):
+            assert time.monotonic() < deadline, f"not within {seconds} s\n{self.output}\n{self.cluster.logs()}"
+            time.sleep(0.1)
+        return value
+
+
+@pytest.fixture
+def workspace(cluster: Cluster, tmp_path: Path) -> Callable[..., Workspace]:
+    """`Workspace.build` on the cluster."""
+    return functools.partial(Workspace.build, tmp_path / "work", cluster)
