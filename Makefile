@@ -29,7 +29,7 @@ test: $(INSTALLED) ## all tests
 test-slurm: $(INSTALLED) ## the workflow on a real SLURM of one node, started for the test
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v slurmctld > /dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge > /dev/null; fi
-	SUBLORA_TEST_SLURM=1 $(BIN)/python -m pytest tests/slurm -rs --durations=0
+	SUBLORA_TEST_SLURM=$${SUBLORA_TEST_SLURM:-1} $(BIN)/python -m pytest tests/slurm -rs --durations=0
 
 lint: $(INSTALLED) ## check code and workflow without changing them
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device, gpu_name
 from sublora.errors import UserError
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
-from sublora.nn.language_model import build
+from sublora.nn.language_model import LanguageModel, build
 from sublora.scoring.documents import TOP_K, score_documents
 from sublora.scoring.windows import sliding_windows
 from sublora.stages.bound import read_losses
@@ -193,7 +194,7 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     return Throughput(training, scoring, f"measured for {2 * MEASURE_SECONDS:.0f} s on this machine ({where})")
 
 
-def _training_rate(settings: config.Settings, model: object, vocab_size: int, device: torch.device) -> float:
+def _training_rate(settings: config.Settings, model: LanguageModel, vocab_size: int, device: torch.device) -> float:
     """Training tokens a second of one process."""
     rows, context = settings.training.micro_batch_sequences, settings.model.context_length
     pieces = settings.training.tokens_per_step // (rows * context * settings.compute.gpus_per_training)
@@ -217,7 +218,7 @@ def _training_rate(settings: config.Settings, model: object, vocab_size: int, de
     return _rate(step_once, device)
 
 
-def _rate(work: object, device: torch.device) -> float:
+def _rate(work: Callable[[], int], device: torch.device) -> float:
     """Tokens a second of a piece of work that returns its tokens, after one call to warm up."""
 
     def finish() -> float:
@@ -271,7 +272,9 @@ def print_plan(
     )
     if gpus is not None:
         hours = plan.wall_hours(gpus)
-        table.add_row(f"hours, {gpus} at once", "", "" if hours is None else f"{hours:.3g}", "without time in the queue")
+        table.add_row(
+            f"hours, {gpus} at once", "", "" if hours is None else f"{hours:.3g}", "without time in the queue"
+        )
     data = "open" if plan.data_bytes is None else _megabytes(plan.data_bytes)
     prepared = "files of data/" if plan.data_bytes is not None else "known after: sublora prepare"
     table.add_row("prepared data", "", data, f"{prepared}{settings.data.name}" if plan.data_bytes else prepared)

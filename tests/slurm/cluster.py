@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -176,9 +176,9 @@ class Cluster:
         except subprocess.SubprocessError:
             return False
 
-    def _wait(self, ready: object, what: str) -> None:
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not ready():  # type: ignore[operator]
+        while not ready():
             dead = [daemon.args[0] for daemon in self._daemons if daemon.poll() is not None]
             if dead or time.monotonic() > deadline:
                 raise RuntimeError(f"{what} did not start (ended: {dead}):\n{self.logs()}")
@@ -204,12 +204,6 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
         self._daemons.clear()
-
-
-@contextlib.contextmanager
-def running(folder: Path) -> Iterator[Cluster]:
-    with Cluster(folder) as cluster:
-        yield cluster
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Each test holds decisions of profiles/slurm: the reasons stand there.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,3 +149,18 @@ def test_a_failing_job_is_submitted_retries_plus_one_times_with_more_each_time(f
     assert [job["TimeLimit"] for job in jobs] == ["12:00:00", "1-00:00:00"]
     assert not (space.root / CHECKPOINT).exists()
     assert "step 8: the loss is not finite" in space.output
+
+
+@pytest.mark.skipif(os.environ.get("SUBLORA_TEST_SLURM") != "all", reason="only with SUBLORA_TEST_SLURM=all")
+def test_a_training_on_two_gpus_stops_and_goes_on_together(workspace: Build) -> None:
+    """One job with two GPUs and two processes, through SIGTERM to all of them at once."""
+    training = LONG | {"save_interval_steps": 10**6}
+    space = workspace(grid=ONE_RUN, training=training, compute={"gpus_per_training": 2})
+    with space.start(CHECKPOINT) as snakemake:
+        space.wait_for(lambda: "step 100:" in log_of_training(space))
+        space.cluster.command("scancel", "--signal=TERM", jobs_of(space, "train")[0]["JobId"])
+        assert snakemake.wait(timeout=150) == 0, space.output
+    jobs = jobs_of(space, "train")
+    assert [job["JobState"] for job in jobs] == ["FAILED", "COMPLETED"]
+    assert {job["TresPerJob"] for job in jobs} == {"gres:gpu:a100:2"} and {job["NumNodes"] for job in jobs} == {"1"}
+    assert log_of_training(space).count("resuming at step") == 1

@@ -218,6 +218,19 @@ def test_a_killed_workflow_does_not_accept_half_an_output(finished: Toy) -> None
     assert stages(finished.plan("--rerun-incomplete")) == {"train": 1, "score": 1, "bound": 1}
 
 
+def test_what_finished_while_nobody_looked_can_be_kept(finished: Toy) -> None:
+    """As docs/cluster.md says for jobs that outlive a killed main process: all of a run's outputs are marked."""
+    run = Path("results/runs/d40_uniform_seed1")
+    outputs = [str(run / name) for name in ("best_ckpt.pt", "metrics.csv", "gating_trace.csv")]
+    for output in outputs:
+        marker = _incomplete_marker(finished.root, Path(output))
+        marker.parent.mkdir(exist_ok=True)
+        marker.touch()
+    assert stages(finished.plan("--rerun-incomplete"))["train"] == 1
+    assert finished.snakemake("--cleanup-metadata", *outputs).exit_code == 0
+    assert "train" not in finished.plan("--rerun-incomplete")
+
+
 def _incomplete_marker(root: Path, path: Path) -> Path:
     from base64 import urlsafe_b64encode
 
