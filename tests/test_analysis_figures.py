@@ -137,7 +137,14 @@ def test_decomposition_adds_up_even_where_quantization_helps(results):
     np.testing.assert_allclose(parts[["loss_before", "loss_added", "complexity"]].sum(axis=1), runs["bound_value"])
     np.testing.assert_allclose(parts["loss_before"] + parts["loss_added"], runs["empirical_bpd"])
     np.testing.assert_allclose(parts["loss_added"], -0.05)
-    assert clashes(allocation.bound_decomposition(runs, 1000)) == []
+    figure = allocation.bound_decomposition(runs, 1000)
+    assert clashes(figure) == []
+    bounds = configurations(runs, ["bound_value"])[("bound_value", "mean")].loc[1000]
+    ends = {}
+    for bar in figure.axes[0].patches:
+        assert bar.get_width() >= 0.0
+        ends[round(bar.get_y(), 3)] = max(ends.get(round(bar.get_y(), 3), 0.0), bar.get_x() + bar.get_width())
+    np.testing.assert_allclose(sorted(ends.values()), sorted(bounds))
 
 
 def test_heatmap_shows_every_gate(results):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from workflow.toy import FAKE_SUBLORA
@@ -121,16 +122,33 @@ def test_a_training_told_to_stop_and_requeued_goes_on(workspace: Build, tmp_path
     assert weights(space.folder(NAME)) == weights(tmp_path / "local/results/runs" / NAME)
 
 
+def trainer_of(space: Workspace) -> psutil.Process:
+    """The one process that trains in this workspace."""
+    (found,) = [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == str(space.root)
+        and "train" in (process.info["cmdline"] or [])
+        and any(part.endswith("/sublora") for part in process.info["cmdline"])
+    ]
+    return found
+
+
 def test_jobs_that_outlive_snakemake_are_not_trained_twice(workspace: Build, tmp_path: Path) -> None:
     """kill -9, --unlock, again: the second job of a run waits for the first and takes its result."""
     space = workspace(grid=ONE_RUN, training=LONG)
     with space.start(CHECKPOINT) as snakemake:
         space.wait_for(lambda: saved_states(space))
+        first = trainer_of(space)
+        first.suspend()  # so that it cannot end before the second one has come to wait for it
         snakemake.kill()
     assert [job["JobState"] for job in jobs_of(space, "train")] == ["RUNNING"]
     assert space.run(CHECKPOINT) == 1  # locked
     assert space.run("--unlock") == 0, space.output
-    assert space.run(CHECKPOINT) == 0, space.output
+    with space.start(CHECKPOINT) as snakemake:
+        space.wait_for(lambda: "waiting for it to end" in log_of_training(space))
+        first.resume()
+        assert snakemake.wait(timeout=120) == 0, space.output
     jobs = jobs_of(space, "train")
     assert [job["JobState"] for job in jobs] == ["COMPLETED"] * 2
     assert "written by the process that was waited for" in log_of_training(space)

@@ -63,9 +63,9 @@ def bound_decomposition(runs: pd.DataFrame, budget: int) -> Figure:
     for position, arm in enumerate(arms):
         point = table.loc[arm.allocation]
         left = 0.0
-        for key, _, colour, hatch in DECOMPOSITION:
-            axes.barh(position, point[(key, "mean")], left=left, color=colour, hatch=hatch, **bar_style)
-            left += point[(key, "mean")]
+        for (_, _, colour, hatch), width in zip(DECOMPOSITION, _bar_widths(point), strict=True):
+            axes.barh(position, width, left=left, color=colour, hatch=hatch, **bar_style)
+            left += width
         spread = finite_or_none(point[("bound_value", "std")])
         axes.errorbar(left, position, xerr=spread, color=INK, elinewidth=0.8, linestyle="none")
         numbers = " + ".join(f"{point[(key, 'mean')]:.2f}" for key in parts).replace("+ -", "− ")
@@ -82,6 +82,15 @@ def bound_decomposition(runs: pd.DataFrame, budget: int) -> Figure:
     ]
     add_legend(figure, [*handles, mark_vacuous([axes], rows["vacuous_bits"].iloc[0], along="x")])
     return figure
+
+
+def _bar_widths(point: pd.Series) -> tuple[float, float, float]:
+    """Widths that stack up to the bound. Where quantization lowers the loss, the first bar is the loss after it.
+
+    Weights trained to be rounded are no model of their own before rounding, so the loss may fall.
+    """
+    before, added, complexity = (point[(key, "mean")] for key, *_ in DECOMPOSITION)
+    return before + min(added, 0.0), max(added, 0.0), complexity
 
 
 def with_decomposition(runs: pd.DataFrame) -> pd.DataFrame:
