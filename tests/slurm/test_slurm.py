@@ -25,7 +25,7 @@ from sublora.stages.train import train_run
 
 Build = Callable[..., Workspace]
 ONE_RUN = {"budgets": [40], "allocations": ["learned"], "seeds": [1]}
-LONG = {"steps": 1500, "eval_interval_steps": 100, "save_interval_steps": 50}
+LONG = {"steps": 2500, "eval_interval_steps": 100, "save_interval_steps": 50}
 """A training of many seconds, so that something can happen to it."""
 NAME = "d40_learned_seed1"
 CHECKPOINT = f"results/runs/{NAME}/best_ckpt.pt"
