@@ -302,6 +302,8 @@ class Compute(Section):
     device: Literal["cuda", "cpu"]
     dtype: Literal["float32", "bfloat16"]
     """Type of the frozen weights and activations; w and its projection stay in float32."""
+    deterministic: bool
+    """Whether GPUs run only algorithms whose results do not vary from run to run; a CPU always does."""
     gpus_per_training: PositiveInt
     """GPUs of one training, a process each; SLURM jobs ask for as many. With device cpu: its number of processes."""
     threads: PositiveInt

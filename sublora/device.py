@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import os
 import random
 import tempfile
 import time
@@ -26,9 +27,15 @@ def claim_device(compute: config.Compute) -> Iterator[torch.device]:
 
 
 def use_device(compute: config.Compute, device: torch.device) -> None:
-    """Make a claimed device this process's own, and set the thread count."""
+    """Make a claimed device this process's own, and set the thread count and, on a GPU, the deterministic mode."""
     torch.set_num_threads(compute.threads)
     if device.type == "cuda":
+        if compute.deterministic:
+            # cuBLAS reads this when it is first used. Operations without a deterministic form only warn: the one of
+            # ours, a scatter with one element a row, does not vary.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False
         torch.cuda.set_device(device)
 
 
