@@ -103,14 +103,12 @@ def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
     environment = {key: claimed.get(key) for key in ENVIRONMENT_KEYS}
     from_file = run_record(header, settings, contents, payload, stored, environment)
     recomputed = run_record(header, settings, contents, payload, rescored, environment)
-    tolerance = _tolerance(settings)
+    claims, again = _flat(claimed), _flat(recomputed)
     for key, value in _flat(from_file).items():
-        hangs_on_losses = key.split(".")[0] in RESCORED_KEYS
-        checks.append(Check(key, _flat(claimed).get(key), value))
-        if hangs_on_losses:
-            topk = key.startswith("topk")
-            limit = TOPK_TOLERANCE if topk else tolerance
-            checks.append(Check(f"{key}, re-scored", _flat(claimed).get(key), _flat(recomputed)[key], limit))
+        checks.append(Check(key, claims.get(key), value))
+        if key.split(".")[0] in RESCORED_KEYS:
+            limit = TOPK_TOLERANCE if key.startswith("topk") else _tolerance(settings)
+            checks.append(Check(f"{key}, re-scored", claims.get(key), again[key], limit))
     return checks
 
 
