@@ -19,10 +19,10 @@ from sublora.files import sha256_of_file
 from sublora.names import BOUNDS_NAME, CERTIFICATE_NAME, LOSSES_NAME
 from sublora.nn.language_model import build
 from sublora.stages.bound import read_losses, run_record
-from sublora.stages.encode import decoded_adapters, losses_on
+from sublora.stages.encode import decoded_adapters
 from sublora.stages.message import read_message
 from sublora.stages.run_directory import find_root
-from sublora.stages.score import draw_documents
+from sublora.stages.score import draw_documents, score_drawn
 
 LOSS_TOLERANCE_BITS = 2e-3
 """Largest difference of a document's loss on other hardware, bits per token (float32; 0.05 for bfloat16)."""
@@ -124,14 +124,9 @@ def _rescore(
                 f"base weights rebuilt from seed {run.seed} hash to {model.base_sha256[:12]}..., the certificate names "
                 f"{header['base_sha256'][:12]}...; use the versions it names: {header['environment']}"
             )
-        distinct, position = np.unique(indices, return_inverse=True)
-        documents = [dataset.document("train", i) for i in distinct]
         adapters = decoded_adapters(model, contents.weights.values(), contents.gates)
-        scored = losses_on(settings, dataset, model, adapters, documents)
-    return {
-        "losses_bits": scored.losses_DA[position].astype(np.float32).astype(np.float64),
-        "topk_errors": scored.topk_errors_DK[position].astype(np.float32).astype(np.float64),
-    }
+        drawn = score_drawn(settings, dataset, model, adapters, indices)
+    return {name: values.astype(np.float64) for name, values in drawn.items()}
 
 
 def _loss_checks(
