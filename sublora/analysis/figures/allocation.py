@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sublora.analysis.arms import arms_of
@@ -23,10 +24,12 @@ from sublora.analysis.summary import configurations, improvement_over_uniform, w
 MOST_LABELLED_BARS = 10
 """More bars than these in a panel leave no room for a number above each."""
 DECOMPOSITION = (
-    ("loss_before", "Loss before quantization", "#9ecae1", ""),
+    ("loss_before", "Loss", "#9ecae1", ""),
     ("loss_added", "Added by quantization", "#e6550d", ""),
     ("complexity", "Complexity", "#756bb1", "////"),
 )
+BAR_HEIGHT = 0.62
+BEFORE_QUANTIZATION = {"color": "#e6550d", "marker": "v", "markersize": 3.0, "markeredgewidth": 0.0, "linestyle": "none"}
 
 
 @styled
@@ -53,19 +56,26 @@ def allocation_grid(runs: pd.DataFrame) -> Figure:
 
 @styled
 def bound_decomposition(runs: pd.DataFrame, budget: int) -> Figure:
-    """Stacked bars, a row an arm: loss before quantization, loss added by quantization, complexity term."""
+    """Stacked bars, a row an arm: loss, loss added by quantization, complexity term.
+
+    Weights trained to be rounded are no model of their own before rounding, so quantization may lower their loss: the
+    first bar is then the loss after it, and a mark above the bar stands at the loss before.
+    """
     rows = with_decomposition(at_budget(runs, budget))
     arms = arms_of(rows)
     parts = [key for key, *_ in DECOMPOSITION]
     table = configurations(rows, [*parts, "bound_value"]).droplevel("budget")
     figure, (axes,) = panels_in(COLUMN_INCHES, 0.62 + 0.21 * len(arms))
-    bar_style = {"height": 0.66, "edgecolor": "white", "linewidth": 0.0}
     for position, arm in enumerate(arms):
         point = table.loc[arm.allocation]
+        before, added, complexity = (point[(key, "mean")] for key in parts)
         left = 0.0
-        for (_, _, colour, hatch), width in zip(DECOMPOSITION, _bar_widths(point), strict=True):
-            axes.barh(position, width, left=left, color=colour, hatch=hatch, **bar_style)
+        widths = before + min(added, 0.0), max(added, 0.0), complexity
+        for (_, _, colour, hatch), width in zip(DECOMPOSITION, widths, strict=True):
+            axes.barh(position, width, BAR_HEIGHT, left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.0)
             left += width
+        if added < 0.0:
+            axes.plot(before, position - BAR_HEIGHT / 2, **BEFORE_QUANTIZATION)
         spread = finite_or_none(point[("bound_value", "std")])
         axes.errorbar(left, position, xerr=spread, color=INK, elinewidth=0.8, linestyle="none")
         numbers = " + ".join(f"{point[(key, 'mean')]:.2f}" for key in parts).replace("+ -", "− ")
@@ -73,24 +83,26 @@ def bound_decomposition(runs: pd.DataFrame, budget: int) -> Figure:
             1.02, position, f"{numbers} = {left:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=5.8
         )
     axes.set_yticks(range(len(arms)), [arm.label for arm in arms])
-    axes.set(xlabel="Loss and bound (bits/token)", xlim=(0.0, None), ylim=(len(arms) - 0.5, -0.5))
+    axes.set(xlabel="Loss and bound (bits/token)", xlim=(0.0, None), ylim=(len(arms) - 0.5, -0.6))
     axes.grid(axis="y", visible=False)
     axes.set_title(f"d = {budget}", loc="left")
-    handles = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0.0, label=label)
-        for _, label, colour, hatch in DECOMPOSITION
-    ]
-    add_legend(figure, [*handles, mark_vacuous([axes], rows["vacuous_bits"].iloc[0], along="x")])
+    vacuous = mark_vacuous([axes], rows["vacuous_bits"].iloc[0], along="x")
+    add_legend(figure, [*_decomposition_handles(table.loc[[arm.allocation for arm in arms]]), vacuous])
     return figure
 
 
-def _bar_widths(point: pd.Series) -> tuple[float, float, float]:
-    """Widths that stack up to the bound. Where quantization lowers the loss, the first bar is the loss after it.
-
-    Weights trained to be rounded are no model of their own before rounding, so the loss may fall.
-    """
-    before, added, complexity = (point[(key, "mean")] for key, *_ in DECOMPOSITION)
-    return before + min(added, 0.0), max(added, 0.0), complexity
+def _decomposition_handles(table: pd.DataFrame) -> list[Patch | Line2D]:
+    """Legend entries of what is drawn: quantization adds to the loss, or the loss before it is marked."""
+    added = table[("loss_added", "mean")]
+    drawn = {"loss_before": True, "loss_added": (added >= 0.0).any(), "complexity": True}
+    handles: list[Patch | Line2D] = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0.0, label=label)
+        for key, label, colour, hatch in DECOMPOSITION
+        if drawn[key]
+    ]
+    if (added < 0.0).any():
+        handles.append(Line2D([], [], label="Before quantization", **BEFORE_QUANTIZATION))
+    return handles
 
 
 def with_decomposition(runs: pd.DataFrame) -> pd.DataFrame:
