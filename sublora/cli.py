@@ -1,6 +1,9 @@
 """The command line. Heavy modules are imported inside the commands, so that --help is quick."""
 
+import contextlib
+import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +29,21 @@ RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a tr
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="Folder that holds data/. Default: above the config file or above DIR.")
 ]
+
+
+@contextlib.contextmanager
+def _imports() -> Iterator[None]:
+    """Import in here what takes seconds.
+
+    What is imported stays until the process ends: the garbage collector need not search it, neither again and again
+    while more is imported nor ever after. That is a quarter of the start and end of a job that imports torch.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @app.callback(invoke_without_command=True)
@@ -57,7 +75,8 @@ def train(
 
     settings = load_settings(config)
     run = parse_run(budget, allocation, seed)
-    from sublora.stages.train import train_run
+    with _imports():
+        from sublora.stages.train import train_run
 
     print(train_run(settings, run, root=root_of(config), out=out))
 
@@ -65,7 +84,8 @@ def train(
 @app.command()
 def encode(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
     """Write the trained model as a message: certificate.bin."""
-    from sublora.stages.encode import encode_run
+    with _imports():
+        from sublora.stages.encode import encode_run
 
     print(encode_run(run, config_path=config, root=root))
 
@@ -73,7 +93,8 @@ def encode(run: RunArgument, config: OptionalConfig = None, root: RootOption = N
 @app.command()
 def score(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
     """Encode, then score the decoded model on documents: certificate.bin and losses.npz."""
-    from sublora.stages.score import score_run
+    with _imports():
+        from sublora.stages.score import score_run
 
     print(score_run(run, config_path=config, root=root))
 
@@ -81,7 +102,8 @@ def score(run: RunArgument, config: OptionalConfig = None, root: RootOption = No
 @app.command()
 def bound(run: RunArgument, config: OptionalConfig = None) -> None:
     """Compute every bound from the certificate and the losses: bounds.json and bounds_metrics.pt."""
-    from sublora.stages.bound import bound_run
+    with _imports():
+        from sublora.stages.bound import bound_run
 
     print(bound_run(run, config_path=config))
 
@@ -89,7 +111,8 @@ def bound(run: RunArgument, config: OptionalConfig = None) -> None:
 @app.command()
 def verify(run: RunArgument, root: RootOption = None) -> None:
     """Recompute a claimed bound from its certificate and the data; exit status 0 only if all of it agrees."""
-    from sublora.stages.verify import verify_and_print
+    with _imports():
+        from sublora.stages.verify import verify_and_print
 
     raise typer.Exit(0 if verify_and_print(run, root=root) else 1)
 
@@ -117,7 +140,8 @@ def plan(
     gpus: Annotated[int | None, typer.Option(min=1, help="Also print the hours on so many GPUs at once.")] = None,
 ) -> None:
     """Print what the whole grid costs in GPU hours and disk; without a given speed, measure it here for seconds."""
-    from sublora.stages.plan import print_plan
+    with _imports():
+        from sublora.stages.plan import print_plan
 
     print_plan(
         config,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -84,6 +85,12 @@ def _claim_gpus(count: int) -> dict[int, FileLock]:
         for lock in held.values():
             lock.release()
         time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on the device; to a GPU through pinned memory, so that the host does not wait for what is queued."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def gpu_name(device: torch.device) -> str | None:

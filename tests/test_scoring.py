@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from sublora.nn import head
 from sublora.nn.gpt import FrozenGPT, random_weights
-from sublora.nn.lora import Adapters, build_layout
+from sublora.nn.layout import build_layout
+from sublora.nn.lora import Adapters
 from sublora.scoring import documents as scoring
 from sublora.scoring.windows import sliding_windows
 
@@ -63,7 +65,7 @@ def reference(base: FrozenGPT, adapters: Adapters, document: np.ndarray, stride:
 
 @pytest.mark.parametrize("batch_tokens", [16, 100000])
 def test_document_losses_equal_the_reference(network, monkeypatch, batch_tokens):
-    monkeypatch.setattr(scoring, "LOGITS_ELEMENTS", 7 * VOCABULARY)
+    monkeypatch.setitem(head.LOGITS_AT_ONCE, "cpu", 7 * VOCABULARY)
     texts = sample([0, 1, 15, 16, 17, 40])
     got = scoring.score_documents(
         *network, texts, eot_id=EOT, stride=10, smoothing=SMOOTHING, batch_tokens=batch_tokens

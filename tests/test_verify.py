@@ -55,6 +55,23 @@ def test_honest_run_is_verified_without_its_checkpoint(run, capsys):
     assert "code_bits" in output and "bound_value, re-scored" in output and "DIFFERS" not in output
 
 
+def test_other_init_and_sharing_go_the_whole_way(tiny_root, tmp_path):
+    """B random, and 40 coordinates divided among three groups: 13, 13 and 14, so a gate costs 4 bits and not 6."""
+    shutil.copytree(tiny_root, tmp_path / "root")
+    changes = {"lora": {"init": "both_random"}, "gating": {"sharing": "per_layer"}, "message": {"quantizer": "entropy"}}
+    settings = config.load_settings(write_settings(tmp_path / "root", changes))
+    run = config.RunSpec(budget=40, allocation="learned", seed=1)
+    out = tmp_path / "root" / "results" / "runs" / run.name
+    train_run(settings, run, root=tmp_path / "root", out=out)
+    score_run(out)
+    record = json.loads(bound_run(out).read_text())
+    assert record["code_items"]["gates"] == 12
+    sizes = {"0": 13, "1": 13, "head": 14}
+    assert record["gamma"] == {group: record["gates"][group] / size for group, size in sizes.items()}
+    (out / "best_ckpt.pt").unlink()
+    assert verify_and_print(out)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"bound_value": 1.0}, {"code_bits": 10.0}, {"test_loss_bits": 0.5}, {"smoothing": 0.123}, {"n_documents": 10**6}],

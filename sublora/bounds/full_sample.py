@@ -7,7 +7,6 @@ x_bar is the mean of x over the documents, mu its expectation, and B = C ln 2 + 
 import math
 
 import numpy as np
-from scipy.special import rel_entr
 
 from sublora.bounds.checks import check_count, checked_losses, complexity_nats, rounded_up
 
@@ -44,13 +43,24 @@ def kl_inverse(losses, *, lower: float, upper: float, code_bits: float, n: int, 
 
 def kl_upper_inverse(mean: float, nats: float) -> float:
     """sup{p in [mean, 1] : kl(mean || p) <= nats}, the smallest double found at or above it."""
-    inside, outside = min(max(mean, 0.0), 1.0), 1.0
+    mean = min(max(mean, 0.0), 1.0)
+    inside, outside = mean, 1.0
     while inside < (middle := 0.5 * (inside + outside)) < outside:
-        if rel_entr(mean, middle) + rel_entr(1 - mean, 1 - middle) > nats:
+        if _relative_entropy(mean, middle) + _relative_entropy(1 - mean, 1 - middle) > nats:
             outside = middle
         else:
             inside = middle
     return outside
+
+
+def _relative_entropy(q: float, p: float) -> float:
+    """q ln(q / p) for p > 0, without cancellation where they are close.
+
+    Not scipy.special.rel_entr, because importing SciPy would take longer than all else a bound needs.
+    """
+    if q == 0.0:
+        return 0.0
+    return -q * math.log1p((p - q) / q) if q < 2.0 * p < 4.0 * q else q * (math.log(q) - math.log(p))
 
 
 def empirical_bernstein(losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float) -> float:

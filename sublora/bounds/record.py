@@ -54,6 +54,7 @@ def bound_record(
     val_loss_unquantized_bits: float,
     test_loss_bits: float,
     gates: Mapping[str, int],
+    gate_sizes: Mapping[str, int],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of bounds.json.
@@ -61,13 +62,13 @@ def bound_record(
     losses: of the m scored documents at the smoothing in the payload, bits per token, shape (m,);
     topk_errors_DK: share of each document's targets outside the k likeliest tokens, shape (m, len(top_k));
     code_items: bits of C by item, with "arm" and "extra"; sweep_size: number of runs whose arms the message tells
-    apart; gates: group to the number of coordinates that are B's, empty without gates; environment: the keys
-    ENVIRONMENT_KEYS, copied.
+    apart; gates: group to the number of coordinates that are B's, empty without gates; gate_sizes: group to the number
+    of coordinates that its gate splits; environment: the keys ENVIRONMENT_KEYS, copied.
 
     ValueError as in `sublora.bounds.inequalities`, and if shapes, items, gates or keys do not fit together.
     """
     topk_errors_DK = np.asarray(topk_errors_DK, dtype=np.float64)
-    _check_fit(run, np.shape(losses), topk_errors_DK.shape, len(top_k), code_items, gates, environment)
+    _check_fit(np.shape(losses), topk_errors_DK.shape, len(top_k), code_items, gates, gate_sizes, environment)
     check_count("sweep_size", sweep_size)
     lower, upper = loss_range(smoothing, vocab_size)
     code_bits = float(sum(code_items.values()))
@@ -100,7 +101,7 @@ def bound_record(
         "val_loss_unquantized_bits": _finite("val_loss_unquantized_bits", val_loss_unquantized_bits),
         "test_loss_bits": _finite("test_loss_bits", test_loss_bits),
         "gates": dict(gates),
-        "gamma": {group: count / run.budget for group, count in gates.items()},
+        "gamma": {group: count / gate_sizes[group] for group, count in gates.items()},
         "topk_errors": {str(k): float(errors.mean()) for k, errors in zip(top_k, topk_errors_DK.T, strict=True)},
         "topk_bounds": {
             str(k): betting_subsampled(errors, lower=0.0, upper=1.0, **shared)
@@ -121,12 +122,12 @@ def _for_the_sweep(losses, sweep_size: int, *, delta: float, delta_sample: float
 
 
 def _check_fit(
-    run: RunSpec,
     losses_shape: tuple[int, ...],
     topk_shape: tuple[int, ...],
     top_k_count: int,
     code_items: Mapping[str, float],
     gates: Mapping[str, int],
+    gate_sizes: Mapping[str, int],
     environment: Mapping[str, Any],
 ) -> None:
     if topk_shape != (*losses_shape, top_k_count):
@@ -135,8 +136,10 @@ def _check_fit(
         raise ValueError(f"code_items lacks {missing}")
     if wrong := {item: bits for item, bits in code_items.items() if not (math.isfinite(bits) and bits >= 0)}:
         raise ValueError(f"code_items must be finite and not negative, found {wrong}")
-    if wrong := {group: count for group, count in gates.items() if not 0 <= count <= run.budget}:
-        raise ValueError(f"gates must lie in 0 ... {run.budget}, found {wrong}")
+    if gates.keys() != gate_sizes.keys():
+        raise ValueError(f"gates of {list(gates)}, but sizes of {list(gate_sizes)}")
+    if wrong := {group: count for group, count in gates.items() if not 0 <= count <= gate_sizes[group]}:
+        raise ValueError(f"gates must lie in 0 ... {dict(gate_sizes)}, found {wrong}")
     if set(environment) != set(ENVIRONMENT_KEYS):
         raise ValueError(f"environment must have the keys {ENVIRONMENT_KEYS}, found {tuple(environment)}")
 

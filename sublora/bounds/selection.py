@@ -1,16 +1,17 @@
 """Choices made on val documents by what they would do to the bound, and the bound's slope in the code length.
 
-The functions with (losses, ..., n, delta, m, delta_sample) suppose that the training documents have losses like the
-ones given, of which there may be any number. Without m and delta_sample all n documents will be scored; with
-them, m drawn ones. Their results are estimates for choosing and for training, never bounds.
+The functions with (losses, ..., sampling) suppose that the training documents have losses like the ones given, of which
+there may be any number. Their results are estimates for choosing and for training, never bounds.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from sublora import config
 from sublora.bounds.checks import (
     LN2,
     check_count,
@@ -22,6 +23,28 @@ from sublora.bounds.checks import (
 )
 from sublora.bounds.full_sample import BETS_J, betting_headroom
 from sublora.bounds.subsampled import SUBSAMPLED_BETS_J, growth_optimal_play, relative_gain
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """The documents behind a bound, and the probability with which it may fail."""
+
+    n: int
+    """Training documents."""
+    delta: float
+    m: int | None = None
+    """Documents that will be drawn and scored; None: all n."""
+    delta_sample: float | None = None
+    """The part of delta for the draw; given if m is."""
+
+    def __post_init__(self) -> None:
+        if (self.m is None) != (self.delta_sample is None):
+            raise ValueError("m and delta_sample belong together: give both or neither")
+
+    @classmethod
+    def of(cls, settings: config.Settings, n_documents: int) -> "Sampling":
+        """As a run with these settings is scored and bounded."""
+        return cls(n_documents, settings.bound.delta, settings.scoring.documents, settings.bound.delta_sample)
 
 
 def loss_range(smoothing: float, vocab_size: int) -> tuple[float, float]:
@@ -41,10 +64,7 @@ def choose_smoothing(
     *,
     vocab_size: int,
     code_bits: float,
-    n: int,
-    delta: float,
-    m: int | None = None,
-    delta_sample: float | None = None,
+    sampling: Sampling,
 ) -> int:
     """Index of the smoothing whose estimated bound is smallest, the first of equals.
 
@@ -57,66 +77,35 @@ def choose_smoothing(
     estimates = []
     for losses_D, value in zip(val_losses_DA.T, smoothing, strict=True):
         lower, upper = loss_range(value, vocab_size)
-        estimates.append(
-            estimated_bound(
-                losses_D,
-                lower=lower,
-                upper=upper,
-                code_bits=code_bits,
-                n=n,
-                delta=delta,
-                m=m,
-                delta_sample=delta_sample,
-            )
-        )
+        estimates.append(estimated_bound(losses_D, lower=lower, upper=upper, code_bits=code_bits, sampling=sampling))
     return int(np.argmin(estimates))
 
 
-def estimated_bound(
-    losses,
-    *,
-    lower: float,
-    upper: float,
-    code_bits: float,
-    n: int,
-    delta: float,
-    m: int | None = None,
-    delta_sample: float | None = None,
-) -> float:
-    """`betting`, or with m and delta_sample `betting_subsampled`, to be expected; in the unit of the losses."""
+def estimated_bound(losses, *, lower: float, upper: float, code_bits: float, sampling: Sampling) -> float:
+    """`betting`, or of m drawn documents `betting_subsampled`, to be expected; in the unit of the losses."""
     values = checked_losses(losses, lower=lower, upper=upper)
-    solution = _solve(upper - values, code_bits, n, delta, m, delta_sample)
+    solution = _solve(upper - values, code_bits, sampling)
     return rounded_up(upper - solution.headroom, lower=lower, upper=upper)
 
 
-def bound_slope_per_bit(
-    losses,
-    *,
-    lower: float,
-    upper: float,
-    code_bits: float,
-    n: int,
-    delta: float,
-    m: int | None = None,
-    delta_sample: float | None = None,
-) -> float:
+def bound_slope_per_bit(losses, *, lower: float, upper: float, code_bits: float, sampling: Sampling) -> float:
     """d `estimated_bound` / d C: what one more bit of message costs, in the unit of the losses per bit.
 
     By the implicit function theorem at the bet (and stake) that attains the estimate; 0 where the bound is `upper`.
     """
     values = checked_losses(losses, lower=lower, upper=upper)
     headroom_D = upper - values
-    solution = _solve(headroom_D, code_bits, n, delta, m, delta_sample)
+    solution = _solve(headroom_D, code_bits, sampling)
     if solution.headroom == 0.0:
         return 0.0
     v, bet, allowance = solution.headroom, solution.bet, solution.allowance
     fall_D = bet * headroom_D / v**2 / (1.0 + bet * (headroom_D / v - 1.0))  # -dY/dv
     if solution.stake is None:
-        return float(LN2 / n / fall_D.mean())
+        return float(LN2 / sampling.n / fall_D.mean())
     gain_D = relative_gain(headroom_D, v, bet, allowance)
     factor_D = 1.0 + solution.stake * gain_D
     # d gain / d allowance = -(1 + gain) / (allowance - a) and d gain / d v = -fall / (allowance - a).
-    return float(LN2 / n * ((1.0 + gain_D) / factor_D).mean() / (fall_D / factor_D).mean())
+    return float(LN2 / sampling.n * ((1.0 + gain_D) / factor_D).mean() / (fall_D / factor_D).mean())
 
 
 class _Solution(NamedTuple):
@@ -128,18 +117,15 @@ class _Solution(NamedTuple):
     allowance: float
 
 
-def _solve(
-    headroom_D: np.ndarray, code_bits: float, n: int, delta: float, m: int | None, delta_sample: float | None
-) -> _Solution:
-    check_count("n", n)
-    if m is None and delta_sample is None:
-        allowance = (complexity_nats(code_bits, delta) + math.log(len(BETS_J))) / n
+def _solve(headroom_D: np.ndarray, code_bits: float, sampling: Sampling) -> _Solution:
+    check_count("n", sampling.n)
+    if sampling.m is None or sampling.delta_sample is None:
+        allowance = (complexity_nats(code_bits, sampling.delta) + math.log(len(BETS_J))) / sampling.n
         headroom, bet = betting_headroom(headroom_D, allowance)
         return _Solution(headroom, bet, None, allowance)
-    if m is None or delta_sample is None:
-        raise ValueError("m and delta_sample belong together: give both or neither")
-    check_count("m", m)
-    check_split(delta, delta_sample)
-    allowance = (complexity_nats(code_bits, delta - delta_sample) + math.log(len(SUBSAMPLED_BETS_J))) / n
-    play = growth_optimal_play(headroom_D, allowance, -math.log(delta_sample) / m)
+    check_count("m", sampling.m)
+    check_split(sampling.delta, sampling.delta_sample)
+    nats = complexity_nats(code_bits, sampling.delta - sampling.delta_sample)
+    allowance = (nats + math.log(len(SUBSAMPLED_BETS_J))) / sampling.n
+    play = growth_optimal_play(headroom_D, allowance, -math.log(sampling.delta_sample) / sampling.m)
     return _Solution(play.headroom, play.bet, play.stake, allowance)

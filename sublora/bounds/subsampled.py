@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
 
 from sublora.bounds.checks import (
     check_count,
@@ -148,18 +147,42 @@ def growth_optimal_play(headroom_D: np.ndarray, allowance: float, nats_per_docum
         k, j = np.unravel_index(growth_KJ.argmax(), growth_KJ.shape)
         bet, stake = float(SUBSAMPLED_BETS_J[j]), float(STAKES_K[k])
 
-        def excess(log_v: float, bet: float = bet, stake: float = stake) -> float:
-            growth = np.log1p(stake * relative_gain(headroom_D, math.exp(log_v), bet, allowance)) @ weights_D
-            return float(growth) - nats_per_document
+        def excess(log_v: float, bet: float = bet, stake: float = stake) -> tuple[float, float]:
+            """mean ln f - nats at v, and its derivative in ln v."""
+            ratio_D = bet * headroom_D / math.exp(log_v)
+            factor_D = 1.0 + stake * relative_gain(headroom_D, math.exp(log_v), bet, allowance)
+            slope_D = -ratio_D / (1.0 - bet + ratio_D) * stake / (allowance - math.log1p(-bet)) / factor_D
+            return float(np.log(factor_D) @ weights_D) - nats_per_document, float(slope_D @ weights_D)
 
         right = math.log(largest)  # where Y <= 0 < c for all
-        if excess(right - LARGEST_LOG_RATIO) <= 0.0:
+        if excess(right - LARGEST_LOG_RATIO)[0] <= 0.0:
             break
-        solved = math.exp(brentq(excess, right - LARGEST_LOG_RATIO, right, xtol=1e-12))
+        solved = math.exp(_falling_root(excess, right - LARGEST_LOG_RATIO, right, start=math.log(trial)))
         if solved <= play.headroom:
             break
         play, trial = Play(bet, stake, solved), solved
     return play
+
+
+def _falling_root(
+    value_and_slope: Callable[[float], tuple[float, float]], left: float, right: float, *, start: float
+) -> float:
+    """Where a falling function, positive at `left` and negative at `right`, is zero, to the precision of a double.
+
+    Newton's method inside a bracket: a step that leaves it, or halves it too slowly, gives way to bisection. Not
+    scipy.optimize.brentq, because importing SciPy would take longer than all else a bound needs.
+    """
+    x, before = min(max(start, left), right), right - left
+    while True:
+        value, slope = value_and_slope(x)
+        left, right = (x, right) if value > 0.0 else (left, x)
+        step = -value / slope if slope < 0.0 else math.inf
+        if not (left <= x + step <= right and abs(step) < 0.5 * before):
+            step = 0.5 * (left + right) - x
+        before = abs(step)
+        if before <= 1e-15 * (1.0 + abs(x)):
+            return x + step
+        x += step
 
 
 def largest_excluded_headroom(excluded: Callable[[float], bool], largest: float) -> float:

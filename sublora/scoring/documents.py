@@ -1,22 +1,19 @@
 """Losses of a language model on documents.
 
-Shape legend: D documents, A smoothing values, K scored targets, N windows, T positions.
+Shape legend: D documents, A smoothing values, K scored targets, N windows, T positions, S tokens of all documents.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from sublora.device import to_device
 from sublora.nn.gpt import FrozenGPT
 from sublora.nn.lora import Adapters
+from sublora.scoring import TOP_K
 from sublora.scoring.windows import Windows, sliding_windows
-
-TOP_K = (1, 10, 100)
-LOGITS_ELEMENTS = 1 << 24
-"""Logits held at once on the device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +39,26 @@ def score_documents(
     smoothing: Sequence[float],
     batch_tokens: int,
 ) -> DocumentLosses:
-    """Score every target of every document (token arrays without end-of-text) exactly once."""
+    """Score every target of every document (token arrays without end-of-text) exactly once.
+
+    A GPU is never waited for until the last batch is queued. Eight bytes a target stay on the device until then.
+    """
     counts = np.array([len(document) + 1 for document in documents], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    log_p = np.empty(offsets[-1], dtype=np.float32)
-    ranks = np.empty(offsets[-1], dtype=np.int32)
+    stream_S = _stream(documents, eot_id)
     windows = sliding_windows(counts, context_length=base.shape.context_length, stride=stride)
-    for batch in _batches(windows, batch_tokens):
-        tokens_NT, targets_NT, scored_NT, where_K = _assemble(documents, windows, batch, offsets, eot_id)
-        device = base.weight("wte.weight").device
-        log_p[where_K], ranks[where_K] = _targets_in_batch(
-            base, adapters, *(torch.from_numpy(part).to(device) for part in (tokens_NT, targets_NT, scored_NT))
-        )
+    device = base.weight("wte.weight").device
+    scores, places = [], []
+    for rows_N in _batches(windows.length, batch_tokens):
+        tokens_NT, positions_K, targets_K, places_K = _assemble(stream_S, windows, rows_N, offsets)
+        tokens_NT, positions_K, targets_K = (to_device(part, device) for part in (tokens_NT, positions_K, targets_K))
+        hidden_KC = base.hidden(tokens_NT, adapters).flatten(0, 1)[positions_K]
+        scores.append(base.target_scores(hidden_KC, targets_K, adapters))
+        places.append(places_K)
+    log_p, ranks = np.empty(offsets[-1], dtype=np.float32), np.empty(offsets[-1], dtype=np.int32)
+    places_S = np.concatenate(places)
+    for values, parts in zip((log_p, ranks), zip(*scores, strict=True), strict=True):
+        values[places_S] = torch.cat(parts).cpu().numpy()
     return DocumentLosses(
         losses_DA=_document_losses(log_p, offsets, smoothing, base.vocab_size),
         topk_errors_DK=np.stack([_document_means(ranks >= k, offsets) for k in TOP_K], axis=1),
@@ -61,62 +66,45 @@ def score_documents(
     )
 
 
-def _batches(windows: Windows, batch_tokens: int) -> list[np.ndarray]:
-    """Indices of windows that go through the model together: of like length, about `batch_tokens` positions."""
-    order = np.argsort(windows.length, kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and windows.length[order[stop]] * (stop + 1 - start) <= batch_tokens:
-            stop += 1
-        batches.append(order[start:stop])
-        start = stop
-    return batches
+def _stream(documents: Sequence[np.ndarray], eot_id: int) -> np.ndarray:
+    """int64 (S): an end-of-text token, then every document with its own.
+
+    Target t of the document at offset o is token o + t + 1, and the token before it is what the network reads: for
+    the first target the end-of-text that ends the document before.
+    """
+    end = np.array([eot_id])
+    return np.concatenate([end, *(part for document in documents for part in (document, end))]).astype(np.int64)
+
+
+def _batches(length_N: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of windows that go through the model together: of like length, at most `batch_tokens` positions.
+
+    A window longer than that goes alone.
+    """
+    order = np.argsort(length_N, kind="stable")
+    lengths = length_N[order].tolist()
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        if stop == len(lengths) or lengths[stop] * (stop + 1 - start) > batch_tokens:
+            yield order[start:stop]
+            start = stop
 
 
 def _assemble(
-    documents: Sequence[np.ndarray], windows: Windows, batch: np.ndarray, offsets: np.ndarray, eot_id: int
+    stream_S: np.ndarray, windows: Windows, rows_N: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and scored mask (N x T), and where each scored target belongs in the flat result (K).
+    """(inputs N x T, scored positions K of the flattened N x T, their targets K, and where they belong among all).
 
-    Shorter windows are padded on the right, which a causal model never sees.
+    Shorter windows are padded on the right with whatever follows, which a causal model never sees.
     """
-    longest = int(windows.length[batch].max())
-    tokens_NT = np.full((len(batch), longest), eot_id, dtype=np.int64)
-    targets_NT = np.full((len(batch), longest), eot_id, dtype=np.int64)
-    scored_NT = np.zeros((len(batch), longest), dtype=bool)
-    where = []
-    for row, window in enumerate(batch):
-        document = documents[windows.document[window]]
-        start, length, scored = (int(v[window]) for v in (windows.start, windows.length, windows.scored))
-        # Input position p holds token p - 1 (position 0 the EOT), target position p holds token p.
-        first = 1 if start == 0 else 0
-        tokens_NT[row, first:length] = document[start + first - 1 : start + length - 1]
-        targets = document[start : start + length]
-        targets_NT[row, : len(targets)] = targets
-        scored_NT[row, length - scored : length] = True
-        base = offsets[windows.document[window]] + start
-        where.append(np.arange(base + length - scored, base + length))
-    return tokens_NT, targets_NT, scored_NT, np.concatenate(where)
-
-
-def _targets_in_batch(
-    base: FrozenGPT, adapters: Adapters, tokens_NT: Tensor, targets_NT: Tensor, scored_NT: Tensor
-) -> tuple[np.ndarray, np.ndarray]:
-    """log p (nats) of each scored target, and its rank: the number of other tokens with at least its logit.
-
-    Ties count against the model: a constant predictor is not always right.
-    """
-    hidden_KC = base.hidden(tokens_NT, adapters)[scored_NT]
-    targets_K = targets_NT[scored_NT]
-    log_p, ranks = [], []
-    rows = max(1, LOGITS_ELEMENTS // base.vocab_size)
-    for start in range(0, len(targets_K), rows):
-        logits = base.logits(hidden_KC[start : start + rows], adapters).float()
-        target_logits = logits.gather(1, targets_K[start : start + rows, None])
-        log_p.append((target_logits - logits.logsumexp(1, keepdim=True))[:, 0])
-        ranks.append((logits >= target_logits).sum(1, dtype=torch.int32) - 1)
-    return torch.cat(log_p).cpu().numpy(), torch.cat(ranks).cpu().numpy()
+    length_N1 = windows.length[rows_N][:, None]
+    position_T = np.arange(int(length_N1.max()))
+    place_NT = (offsets[windows.document[rows_N]] + windows.start[rows_N])[:, None] + position_T
+    first_scored_N1 = length_N1 - windows.scored[rows_N][:, None]
+    scored_NT = (first_scored_N1 <= position_T) & (position_T < length_N1)
+    places_K = place_NT[scored_NT]
+    tokens_NT = stream_S[np.minimum(place_NT, len(stream_S) - 1)]
+    return tokens_NT, np.flatnonzero(scored_NT), stream_S[places_K + 1], places_K
 
 
 def _document_losses(log_p: np.ndarray, offsets: np.ndarray, smoothing: Sequence[float], vocab_size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Turn a certificate and its losses into bounds. Needs no network, no data and no GPU."""
+"""Turn a certificate and its losses into bounds. Needs no network, no data and no GPU, and does not import torch."""
 
 import json
 import platform
@@ -16,11 +16,12 @@ from sublora.bounds.record import bound_record
 from sublora.coding.payload import MessageContents, Payload
 from sublora.errors import UserError
 from sublora.files import sha256_of_file, write_json
-from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
-from sublora.nn.lora import build_layout
-from sublora.scoring.documents import TOP_K
-from sublora.stages.message import charged_bits, read_message
-from sublora.training import checkpoint
+from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
+from sublora.nn.layout import build_layout
+from sublora.scoring import TOP_K
+from sublora.stages.message import charged_bits, payload_context, read_message
+from sublora.torch_file import save_numbers
+from sublora.versions import CHECKPOINT_FORMAT
 
 PT_KEYS = ("kl_divergence", "empirical_bpd", "bound_value", "compressed_size_bits", "bound_hoeffding", "code_bits")
 
@@ -36,13 +37,11 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     if config_path is not None:
         settings = _settings_in_force(config_path, settings, path)
     losses = read_losses(path / LOSSES_NAME)
-    trained = checkpoint.load(path / CHECKPOINT_NAME)["provenance"]
-    environment = _environment(trained, losses["provenance"], time.monotonic() - started)
+    environment = _environment(losses["provenance"], time.monotonic() - started)
     record = run_record(header, settings, contents, payload, losses, environment)
     record["data_hash"] = header["data_hash"]
     record["certificate_sha256"] = sha256_of_file(path / CERTIFICATE_NAME)
-    numbers = {"format": checkpoint.CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}}
-    checkpoint.save(path / BOUNDS_PT_NAME, numbers)
+    save_numbers(path / BOUNDS_PT_NAME, {"format": CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}})
     write_json(path / BOUNDS_NAME, record)
     return path / BOUNDS_NAME
 
@@ -60,6 +59,7 @@ def run_record(
     chosen = contents.smoothing_index
     _, items = charged_bits(payload.items, settings)
     groups = build_layout(settings.model, settings.lora, header["vocab_size"]).groups
+    sizes = payload_context(settings, run).gate_sizes
     return bound_record(
         run=run,
         losses=losses["losses_bits"][:, chosen],
@@ -76,12 +76,13 @@ def run_record(
         val_loss_unquantized_bits=losses["val_losses_unquantized_bits"][:, chosen].mean(),
         test_loss_bits=losses["test_losses_bits"][:, chosen].mean(),
         gates=dict(zip(groups, contents.gates, strict=True)) if contents.gates else {},
+        gate_sizes=dict(zip(groups, sizes, strict=True)) if sizes else {},
         environment=environment,
     )
 
 
 def read_losses(path: Path) -> dict[str, Any]:
-    """The arrays of losses.npz as float64, and its provenance; UserError for a missing or damaged file."""
+    """The arrays of losses.npz as float64, and its provenance; UserError for a missing, damaged or old file."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
@@ -90,6 +91,8 @@ def read_losses(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged ({error}); score the run again (sublora score {path.parent})") from None
     provenance = json.loads(str(arrays.pop("provenance")))
+    if "train" not in provenance:
+        raise UserError(f"{path}: written by an older version; score the run again (sublora score {path.parent})")
     return {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in arrays.items()} | {
         "provenance": provenance
     }
@@ -108,7 +111,9 @@ def _settings_in_force(config_path: Path, encoded: config.Settings, path: Path) 
     return given
 
 
-def _environment(trained: dict[str, Any], scored: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _environment(scored: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Facts of training, scoring and this computation, from the provenance that scoring wrote."""
+    trained = scored["train"]
     names = ("torch", "numpy", "scipy", "constriction")
     return {
         "seconds": {"train": trained["seconds"], **scored["seconds"], "bound": seconds},

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sublora import __version__, config
-from sublora.bounds.selection import choose_smoothing
+from sublora.bounds.selection import Sampling, choose_smoothing
 from sublora.coding import plain
 from sublora.coding.certificate import write_certificate
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits
@@ -66,10 +66,7 @@ def encode(directory: RunDirectory, model: LanguageModel) -> Encoded:
         settings.scoring.smoothing,
         vocab_size=directory.dataset.vocab_size,
         code_bits=code_bits,
-        n=directory.dataset.n_documents,
-        delta=settings.bound.delta,
-        m=settings.scoring.documents,
-        delta_sample=settings.bound.delta_sample,
+        sampling=Sampling.of(settings, directory.dataset.n_documents),
     )
     contents = MessageContents(weights, gates, chosen)
     payload = write_payload(contents, context)

@@ -7,18 +7,19 @@ from sublora import config
 from sublora.coding.certificate import read_certificate
 from sublora.coding.payload import MessageContents, Payload, PayloadContext, read_payload, total_code_bits
 from sublora.errors import UserError
-from sublora.nn.lora import build_layout
+from sublora.nn.layout import build_layout, group_slices
 
 
 def payload_context(settings: config.Settings, run: config.RunSpec) -> PayloadContext:
     """What writer and reader of the message agree on: settings fixed before the data, and the arm."""
     # The number of gates does not depend on the vocabulary.
     groups = build_layout(settings.model, settings.lora, vocab_size=1).groups
+    slices = group_slices(run.budget, len(groups), settings.gating.sharing) if run.mode == "learned" else ()
     return PayloadContext(
         budget=run.budget,
         quantizer=settings.message.quantizer,
         levels=settings.message.levels,
-        gate_count=len(groups) if run.mode == "learned" else 0,
+        gate_sizes=tuple(part.stop - part.start for part in slices),
         smoothing_count=len(settings.scoring.smoothing),
         segment_lengths=(run.budget,),
     )

@@ -22,7 +22,8 @@ from sublora.device import claim_device, gpu_name
 from sublora.errors import UserError
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.nn.language_model import LanguageModel, build
-from sublora.scoring.documents import TOP_K, score_documents
+from sublora.scoring import TOP_K
+from sublora.scoring.documents import score_documents
 from sublora.scoring.windows import sliding_windows
 from sublora.stages.bound import read_losses
 from sublora.training import checkpoint
@@ -126,7 +127,7 @@ def largest_run_bytes(settings: config.Settings) -> int:
     losses += scoring.documents * (8 + 4 * len(TOP_K))
     evaluations = math.ceil(training.steps / training.eval_interval_steps)
     # A row of metrics.csv, and one of gating_trace.csv for each gate, in characters.
-    history = evaluations * (120 + 40 * (settings.model.n_layer + 1))
+    history = evaluations * (120 + 55 * (settings.model.n_layer + 1))
     parameters = 4 * max(settings.grid.budgets)
     settings_twice = 2 * len(json.dumps(settings.model_dump(mode="json")))
     return losses + history + 2 * parameters + settings_twice + 16384

@@ -61,6 +61,7 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
             "peak_memory_mib": peak_memory_mib(device),
             "gpu": gpu_name(device),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "train": directory.checkpoint["provenance"],
         }
     with atomic_path(path / LOSSES_NAME) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(

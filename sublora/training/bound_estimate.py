@@ -1,6 +1,6 @@
 """What the bound would be, estimated on val documents: the measure by which everything in the code phase is chosen.
 
-Shape legend: D documents, A smoothing values, N windows, T positions.
+Shape legend: D documents, A smoothing values, N windows, T positions, K scored targets.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sublora import config
-from sublora.bounds.selection import bound_slope_per_bit, choose_smoothing, estimated_bound, loss_range
+from sublora.bounds.selection import Sampling, bound_slope_per_bit, choose_smoothing, estimated_bound, loss_range
 from sublora.data.dataset import TokenDataset
 from sublora.nn.gpt import FrozenGPT
 from sublora.nn.lora import Adapters
@@ -33,47 +33,44 @@ class BoundEstimator:
     """Losses of a few windows of each val document, and the `betting_subsampled` bound to be expected from them."""
 
     def __init__(self, settings: config.Settings, dataset: TokenDataset, device: torch.device) -> None:
-        phase, scoring = settings.code_phase, settings.scoring
-        self._scoring, self._bound = scoring, settings.bound
-        self._vocab_size, self._n = dataset.vocab_size, dataset.n_documents
-        self._rows = settings.training.micro_batch_sequences
+        phase = settings.code_phase
+        self._smoothing, self._vocab_size = settings.scoring.smoothing, dataset.vocab_size
+        self._sampling = Sampling.of(settings, dataset.n_documents)
         sampler = DocumentSampler(
             dataset.tokens("val"),
             np.cumsum(dataset.document_lengths("val") + 1) - 1,
             eot_id=dataset.eot_id,
             context_length=settings.model.context_length,
-            stride=scoring.sliding_window,
+            stride=settings.scoring.sliding_window,
             windows_per_step=1,
             seed_parts=(),
         )
-        *windows, self._documents = sampler.spread(phase.val_documents, phase.val_windows)
-        self._inputs_NT, self._targets_NT, self._weights_NT = (torch.from_numpy(part).to(device) for part in windows)
+        inputs_NT, targets_NT, weights_NT, documents_N = sampler.spread(phase.val_documents, phase.val_windows)
+        scored_NT = weights_NT > 0
+        self._weights_K1 = weights_NT[scored_NT].astype(np.float64)[:, None]
+        documents_K = np.repeat(documents_N, scored_NT.sum(1))
+        self._first_of_document_D = np.flatnonzero(np.diff(documents_K, prepend=-1))
+        self._batches = []
+        for start in range(0, len(documents_N), settings.training.micro_batch_sequences):
+            part = slice(start, start + settings.training.micro_batch_sequences)
+            arrays = inputs_NT[part], np.flatnonzero(scored_NT[part]), targets_NT[part][scored_NT[part]]
+            self._batches.append(tuple(torch.from_numpy(array).to(device) for array in arrays))
 
     @torch.no_grad()
     def losses(self, base: FrozenGPT, adapters: Adapters) -> np.ndarray:
         """Estimated document losses, bits per token, float64 (D x A)."""
-        smoothing = torch.tensor(self._scoring.smoothing, dtype=torch.float64)
-        losses_DA = np.zeros((int(self._documents[-1]) + 1, len(smoothing)))
-        for start in range(0, len(self._documents), self._rows):
-            part = slice(start, start + self._rows)
-            logits = base.logits(base.hidden(self._inputs_NT[part], adapters), adapters).float()
-            log_p = logits.gather(2, self._targets_NT[part, :, None])[:, :, 0] - logits.logsumexp(2)
-            p_NT1 = log_p.double().cpu().exp()[:, :, None]
-            losses_NTA = -torch.log2((1.0 - smoothing) * p_NT1 + smoothing / self._vocab_size)
-            weighted_NA = (losses_NTA * self._weights_NT[part].double().cpu()[:, :, None]).sum(1)
-            np.add.at(losses_DA, self._documents[part], weighted_NA.numpy())
-        return losses_DA
+        log_p = []
+        for inputs_NT, positions_K, targets_K in self._batches:
+            hidden_KC = base.hidden(inputs_NT, adapters).flatten(0, 1)[positions_K]
+            log_p.append(base.target_scores(hidden_KC, targets_K, adapters)[0])
+        p_K1 = np.exp(np.minimum(torch.cat(log_p).double().cpu().numpy(), 0.0))[:, None]
+        smoothing_A = np.array(self._smoothing)
+        losses_KA = -np.log2((1.0 - smoothing_A) * p_K1 + smoothing_A / self._vocab_size)
+        return np.add.reduceat(self._weights_K1 * losses_KA, self._first_of_document_D)
 
     def estimate(self, losses_DA: np.ndarray, code_bits: float) -> Estimate:
         """The best smoothing for a message of `code_bits`, and the bound and the exchange rate at it."""
-        common = {
-            "n": self._n,
-            "delta": self._bound.delta,
-            "m": self._scoring.documents,
-            "delta_sample": self._bound.delta_sample,
-            "code_bits": code_bits,
-        }
-        smoothing = self._scoring.smoothing
+        smoothing, common = self._smoothing, {"code_bits": code_bits, "sampling": self._sampling}
         best = choose_smoothing(losses_DA, smoothing, vocab_size=self._vocab_size, **common)
         lower, upper = loss_range(smoothing[best], self._vocab_size)
         common |= {"lower": lower, "upper": upper}

@@ -28,7 +28,8 @@ class DocumentSampler:
         seed_parts: tuple[int | str, ...],
     ) -> None:
         """tokens: (all tokens,) of a split, its documents ended by `eot_id` at `eot_indices`."""
-        self._tokens, self._eot_id, self._stride = tokens, eot_id, stride
+        # As a plain array: indexing a memory map makes another memory map each time.
+        self._tokens, self._eot_id, self._stride = np.asarray(tokens), eot_id, stride
         self._context, self._windows, self._seed_parts = context_length, windows_per_step, seed_parts
         self._starts = np.concatenate([[0], np.asarray(eot_indices[:-1], dtype=np.int64) + 1])
         self._targets = np.asarray(eot_indices, dtype=np.int64) + 1 - self._starts
@@ -50,22 +51,22 @@ class DocumentSampler:
         inputs, targets, weights = self._assemble(documents, (share * self._targets[documents]).astype(np.int64))
         return inputs, targets, weights * (len(documents) / windows_each), documents
 
-    def _assemble(self, documents: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _assemble(self, documents_N: np.ndarray, drawn_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Windows that score target `drawn` of each document; shorter documents are padded on the right."""
-        shape = (len(documents), self._context)
-        inputs_NT = np.full(shape, self._eot_id, dtype=np.int64)
-        targets_NT = np.full(shape, self._eot_id, dtype=np.int64)
-        weights_NT = np.zeros(shape, dtype=np.float32)
-        for row, (document, target) in enumerate(zip(documents.tolist(), drawn.tolist(), strict=True)):
-            first, count = int(self._starts[document]), int(self._targets[document])
-            later = max(0, -(-(target + 1 - self._context) // self._stride))
-            stop = min(self._context + later * self._stride, count)
-            start = max(0, stop - self._context)
-            # The first window scores all it holds, a later one what its predecessor did not reach.
-            scored = stop - (self._context + (later - 1) * self._stride) if later else stop
-            length, skip = stop - start, int(start == 0)
-            # Input position p holds the token before target p: the EOT (already there) before the first.
-            inputs_NT[row, skip:length] = self._tokens[first + start + skip - 1 : first + stop - 1]
-            targets_NT[row, :length] = self._tokens[first + start : first + stop]
-            weights_NT[row, length - scored : length] = 1.0 / (scored * len(documents))
-        return inputs_NT, targets_NT, weights_NT
+        first_N, count_N = self._starts[documents_N], self._targets[documents_N]
+        later_N = np.maximum(0, -(-(drawn_N + 1 - self._context) // self._stride))
+        stop_N = np.minimum(self._context + later_N * self._stride, count_N)
+        start_N = np.maximum(0, stop_N - self._context)
+        # The first window scores all it holds, a later one what its predecessor did not reach.
+        scored_N = np.where(later_N, stop_N - (self._context + (later_N - 1) * self._stride), stop_N)
+        length_N1 = (stop_N - start_N)[:, None]
+        position_T = np.arange(self._context)
+        inside_NT = position_T < length_N1
+        place_NT = np.where(inside_NT, (first_N + start_N)[:, None] + position_T, first_N[:, None])
+        targets_NT = np.where(inside_NT, self._tokens[place_NT], self._eot_id)
+        # Input position p holds the token before target p: for the first target the EOT that ends the document before,
+        # and for the first document, at place -1, the one that ends the split.
+        inputs_NT = np.where(inside_NT, self._tokens[place_NT - 1], self._eot_id)
+        weight_N1 = 1.0 / (scored_N[:, None] * len(documents_N))
+        weights_NT = np.where(inside_NT & (position_T >= length_N1 - scored_N[:, None]), weight_N1, 0.0)
+        return inputs_NT.astype(np.int64), targets_NT.astype(np.int64), weights_NT.astype(np.float32)

@@ -40,7 +40,6 @@ rule score:
 
 rule bound:
     input:
-        checkpoint="results/runs/d{budget}_{allocation}_seed{seed}/best_ckpt.pt",
         certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",
         losses="results/runs/d{budget}_{allocation}_seed{seed}/losses.npz",
     output:
