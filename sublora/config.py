@@ -226,6 +226,9 @@ class Lora(Section):
     alpha: PositiveFloat
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     targets: Annotated[tuple[Literal["query", "value", "head"], ...], Field(min_length=1)]
+    init: Literal["zero_b", "both_random"]
+    """zero_b: A random, B zero, so at first only B learns; both_random: both random, and their product is subtracted
+    from the frozen weight. Either way training starts from the base model."""
 
 
 class Subspace(Section):
@@ -238,9 +241,11 @@ class Subspace(Section):
 class Gating(Section):
     """The learned allocation: soft masks that narrow, then hard splits."""
 
+    sharing: Literal["shared", "per_layer"]
+    """shared: every gate splits all of w; per_layer: its layer's (or the head's) own part of w, d / groups of it."""
     learning_rate: PositiveFloat
     mask_width_start: PositiveFloat
-    """Temperature tau of the mask at the first step, as a share of d."""
+    """Temperature tau of the mask at the first step, as a share of the coordinates that a gate splits."""
     mask_width_end: PositiveFloat
     """Temperature tau, in coordinates, at the end of the soft phase."""
     soft_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -302,6 +307,8 @@ class Compute(Section):
     device: Literal["cuda", "cpu"]
     dtype: Literal["float32", "bfloat16"]
     """Type of the frozen weights and activations; w and its projection stay in float32."""
+    compile: bool
+    """Whether layers and head run through torch.compile; needs a C compiler on the machine that trains and scores."""
     deterministic: bool
     """Whether GPUs run only algorithms whose results do not vary from run to run; a CPU always does."""
     gpus_per_training: PositiveInt

@@ -138,12 +138,13 @@ def _write_metrics(path: Path, run: RunSpec, steps: int) -> None:
 
 
 def _write_gates(path: Path, run: RunSpec, gamma: dict[str, float], steps: int) -> None:
-    lines = ["step,mask_width,group,gamma"]
+    lines = ["step,mask_width,group,gamma,gradient_snr"]
     soft = 0.8 * steps
     for step in range(50, steps + 1, 50):
         width = 0.0 if step > soft else 0.25 * run.budget * (1.2 / run.budget) ** (step / soft)
         for group, final in gamma.items():
             wander = 0.02 * float(generator("analysis data", "trace", run.name, group, step).normal())
             value = final if width == 0.0 else 0.5 + (final - 0.5) * step / soft + wander * (1.0 - step / soft)
-            lines.append(f"{step},{width:.7g},{group},{float(np.clip(value, 0.0, 1.0)):.7g}")
+            snr = "" if width == 0.0 else f"{1.0 + wander:.7g}"
+            lines.append(f"{step},{width:.7g},{group},{float(np.clip(value, 0.0, 1.0)):.7g},{snr}")
     path.write_text("\n".join(lines) + "\n")

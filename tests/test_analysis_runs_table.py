@@ -195,9 +195,10 @@ def test_a_history_that_is_missing_or_damaged_is_named(folders):
     with pytest.raises(UserError, match=f"run {NAME}: its gating_trace.csv is not among"):
         read_gating_traces(paths[:-1], runs)
     for text, complaint in (
-        ("step,mask_width,group,gamma\n", "holds no rows"),
-        ("step,mask_width,group,gamma\n1,0,head,nan\n", "gamma is not a finite number"),
-        ("step,mask_width,group,gamma\n1,wide,head,0.5\n", "mask_width is not a finite number"),
+        ("step,mask_width,group,gamma,gradient_snr\n", "holds no rows"),
+        ("step,mask_width,group,gamma,gradient_snr\n1,0,head,nan,\n", "gamma is not a finite number"),
+        ("step,mask_width,group,gamma,gradient_snr\n1,wide,head,0.5,\n", "mask_width is not a finite number"),
+        ("step,mask_width,group,gamma,gradient_snr\n1,3,head,0.5,inf\n", "gradient_snr is not a finite number"),
         ("step,group\n1,head\n", "not a table with columns"),
     ):
         paths[-1].write_text(text)

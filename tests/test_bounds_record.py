@@ -41,7 +41,8 @@ def inputs(**changes):
         "val_loss_bits": 4.9,
         "val_loss_unquantized_bits": 4.8,
         "test_loss_bits": 4.85,
-        "gates": {"0": 250, "head": 1000},
+        "gates": {"0": 250, "head": 300},
+        "gate_sizes": {"0": 1000, "head": 400},
         "environment": {
             "seconds": {"train": 11.0, "encode": 0.1, "score": 4.0, "bound": 0.2},
             "peak_memory_mib": {"train": 300, "score": 310},
@@ -79,7 +80,7 @@ def test_every_number_of_the_record():
     assert (record["lower_bits"], record["upper_bits"]) == (lower, upper)
     assert record["vacuous_bits"] == math.log2(257)
     assert record["m_documents"] == 500
-    assert record["gamma"] == {"0": 0.25, "head": 1.0}
+    assert record["gamma"] == {"0": 0.25, "head": 0.75}
     assert {key: record[key] for key in ENVIRONMENT_KEYS} == given["environment"]
     assert record["empirical_bpd"] < record["bound_value"] < record["bound_hoeffding"]
 
@@ -140,7 +141,9 @@ def test_every_item_of_the_message_costs(item):
         ({"code_items": {"symbols": 10}}, "lacks"),
         ({"code_items": ITEMS | {"symbols": -1}}, "not negative"),
         ({"code_items": ITEMS | {"symbols": math.nan}}, "not negative"),
-        ({"gates": {"0": 1001}}, "gates must lie"),
+        ({"gates": {"0": 1001, "head": 0}}, "gates must lie"),
+        ({"gates": {"0": 0, "head": 401}}, "gates must lie"),
+        ({"gates": {"0": 0}}, "but sizes of"),
         ({"environment": {}}, "environment must have"),
         ({"test_loss_bits": math.nan}, "test_loss_bits"),
         ({"sweep_size": 0}, "sweep_size"),

@@ -28,7 +28,7 @@ def context_of(quantizer, budget, *, levels=11, gates=0, smoothing=8, segments=N
         budget=budget,
         quantizer=quantizer,
         levels=levels,
-        gate_count=gates,
+        gate_sizes=(budget,) * gates if isinstance(gates, int) else gates,
         smoothing_count=smoothing,
         segment_lengths=segments or (budget,),
     )
@@ -40,7 +40,7 @@ def contents_of(context, vector, seed=0):
         weights = quantize_plain(vector, context.levels)
     else:
         weights = quantize_entropy(vector, 0.5 + float(np.std(vector)), context.segment_lengths)
-    gates = tuple(random.integers(0, context.budget + 1, size=context.gate_count).tolist())
+    gates = tuple(random.integers(0, np.array(context.gate_sizes, dtype=int) + 1).tolist())
     return MessageContents(weights, gates, int(random.integers(context.smoothing_count)))
 
 
@@ -215,7 +215,7 @@ def test_contents_that_do_not_fit_the_context_are_refused():
     for contents, complaint in (
         (MessageContents(other, (0,), 0), "quantizer plain needs PlainWeights"),
         (MessageContents(weights, (), 0), "1 gates expected, got 0"),
-        (MessageContents(weights, (5,), 0), "gates must lie between 0 and 4"),
+        (MessageContents(weights, (5,), 0), r"gates must lie between 0 and \(4,\)"),
         (MessageContents(weights, (0,), 8), "smoothing index 8 is outside a grid of 8"),
     ):
         with pytest.raises(ValueError, match=complaint):
@@ -230,11 +230,13 @@ def test_contents_that_do_not_fit_the_context_are_refused():
         ({"segment_lengths": (2, 3)}, "do not make 4"),
         ({"segment_lengths": (4, 0)}, "do not make 4"),
         ({"smoothing_count": 0}, "impossible sizes"),
+        ({"gate_sizes": (4, 5)}, "gates must split between 1 and 4"),
+        ({"gate_sizes": (0,)}, "gates must split between 1 and 4"),
     ],
 )
 def test_impossible_contexts_are_refused(changes, complaint):
     fields = {
-        "budget": 4, "quantizer": "plain", "levels": 11, "gate_count": 0, "smoothing_count": 8, "segment_lengths": (4,)
+        "budget": 4, "quantizer": "plain", "levels": 11, "gate_sizes": (), "smoothing_count": 8, "segment_lengths": (4,)
     }  # fmt: skip
     with pytest.raises(ValueError, match=complaint):
         PayloadContext(**fields | changes)
@@ -248,7 +250,10 @@ def test_a_damaged_payload_is_refused():
     shorter = context_of("plain", 50, gates=0, smoothing=5)
     with pytest.raises(ValueError, match="bits follow its length"):
         read_payload(payload.data, shorter)
-    for gate, index, complaint in ((51, 0, "gates above the budget 50"), (0, 5, "smoothing index 5 of a grid of 5")):
+    for gate, index, complaint in (
+        (51, 0, r"gates above their sizes \(50,\)"),
+        (0, 5, "smoothing index 5 of a grid of 5"),
+    ):
         # A wider context writes what the narrower one must refuse; its fields have the same widths.
         wide = write_payload(
             MessageContents(quantize_plain(np.ones(63), 11), (gate,), index), context_of("plain", 63, gates=1)

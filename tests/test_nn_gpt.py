@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from sublora import config
+from sublora.nn import gpt
 from sublora.nn.gpt import FrozenGPT, random_weights, weight_shapes, weights_sha256
-from sublora.nn.lora import Adapters, build_layout, initial_theta
+from sublora.nn.layout import build_layout
+from sublora.nn.lora import Adapters, initial_theta
 
 VOCABULARY = 101
 
@@ -21,8 +23,54 @@ def random_everything(model: config.Model, generator: np.random.Generator) -> di
 
 def plain_adapters(settings: config.Settings, theta: torch.Tensor | None = None) -> Adapters:
     layout = build_layout(settings.model, settings.lora, VOCABULARY)
-    theta = torch.from_numpy(initial_theta(layout, 1)) if theta is None else theta
+    theta = torch.from_numpy(initial_theta(layout, 1, "zero_b")) if theta is None else theta
     return Adapters(layout, theta, scale=4.0, dtype=theta.dtype)
+
+
+def test_start_is_the_base_model_whatever_b_is(tiny_settings):
+    """Not only nearly: the adapter is exactly zero at the start, so all arms and both inits begin alike."""
+    layout = build_layout(tiny_settings.model, tiny_settings.lora, VOCABULARY)
+    model = FrozenGPT(tiny_settings.model, VOCABULARY)
+    model.load(random_everything(tiny_settings.model, np.random.default_rng(0)))
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 17)))[:, :16]
+    outcomes = []
+    for init in ("zero_b", "both_random"):
+        start = torch.from_numpy(initial_theta(layout, 1, init))
+        theta = start.clone().requires_grad_()
+        adapters = Adapters(layout, theta, scale=4.0, dtype=torch.float32, origin_D=start)
+        outcomes.append(model.logits(model.hidden(tokens, adapters), adapters).detach())
+        model.loss(tokens[:, :-1], tokens[:, 1:], adapters).backward()
+        for entry in layout.entries:
+            gradient = theta.grad[entry.start : entry.stop]
+            vanishes = init == "zero_b" and entry.factor == "A"
+            assert bool((gradient == 0.0).all()) if vanishes else float(gradient.abs().max()) > 0.0
+    assert torch.equal(*outcomes)
+
+
+def test_initial_product_is_subtracted_from_the_frozen_weight(tiny_settings):
+    """Against ordinary adapters on a network whose query, value and head weights have lost scale B0 A0."""
+    layout = build_layout(tiny_settings.model, tiny_settings.lora, VOCABULARY)
+    generator = torch.Generator().manual_seed(5)
+    start = torch.from_numpy(initial_theta(layout, 1, "both_random")).double()
+    theta = start + 0.1 * torch.randn(layout.size, generator=generator, dtype=torch.float64)
+    weights = random_everything(tiny_settings.model, np.random.default_rng(0))
+    model, reduced = (FrozenGPT(tiny_settings.model, VOCABULARY, dtype=torch.float64) for _ in range(2))
+    model.load(weights)
+    reduced.load(weights)
+    plain = Adapters(layout, theta, scale=4.0, dtype=torch.float64)
+    initial = Adapters(layout, start, scale=4.0, dtype=torch.float64)
+    width = tiny_settings.model.n_embd
+    for group in layout.groups[:-1]:
+        for target, first in (("query", 0), ("value", 2 * width)):
+            product = 4.0 * initial.matrix(group, target, "B") @ initial.matrix(group, target, "A")
+            reduced.weight(f"h.{group}.attn.c_attn.weight")[first : first + width] -= product
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 16)))
+    hidden = reduced.hidden(tokens, plain)
+    # The embedding that the head is tied to keeps its weights.
+    head = 4.0 * initial.matrix("head", "head", "B") @ initial.matrix("head", "head", "A")
+    expected = reduced.logits(hidden, plain) - hidden @ head.T
+    adapters = Adapters(layout, theta, scale=4.0, dtype=torch.float64, origin_D=start)
+    torch.testing.assert_close(model.logits(model.hidden(tokens, adapters), adapters), expected)
 
 
 def test_logits_equal_hugging_face(tiny_settings):
@@ -85,6 +133,28 @@ def test_adapters_add_scaled_product_to_the_frozen_weights(tiny_settings):
     hidden = merged.hidden(tokens, nothing)
     merged_logits = hidden @ (merged.weight("wte.weight") + product("head", "head")).T
     torch.testing.assert_close(adapted, merged_logits, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("targets", [["query", "value", "head"], ["value"]])
+def test_merging_the_adapters_changes_neither_values_nor_gradients(tiny_settings, monkeypatch, targets):
+    lora = tiny_settings.lora.model_copy(update={"targets": targets})
+    layout = build_layout(tiny_settings.model, lora, VOCABULARY)
+    model = FrozenGPT(tiny_settings.model, VOCABULARY, dtype=torch.float64)
+    model.load(random_everything(tiny_settings.model, np.random.default_rng(0)))
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 16)))
+    theta = torch.randn(layout.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    outcomes = []
+    for ratio in (0, 10**6):
+        monkeypatch.setattr(gpt, "MERGED_WIDTH_PER_RANK", ratio)
+        leaf = theta.clone().requires_grad_()
+        hidden = model.hidden(tokens, Adapters(layout, leaf, scale=4.0, dtype=torch.float64))
+        hidden.square().sum().backward()
+        outcomes.append((hidden.detach(), leaf.grad))
+    with torch.no_grad():
+        unwatched = model.hidden(tokens, Adapters(layout, theta, scale=4.0, dtype=torch.float64))
+    torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(unwatched, outcomes[0][0], rtol=1e-10, atol=1e-10)
+    assert not torch.equal(outcomes[0][0], outcomes[1][0])  # two ways were taken
 
 
 def test_zero_b_reproduces_the_base_model_exactly(tiny_settings):

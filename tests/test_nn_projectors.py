@@ -6,7 +6,8 @@ import torch
 
 from sublora import config, random
 from sublora.errors import UserError
-from sublora.nn.lora import build_layout, initial_theta
+from sublora.nn.layout import build_layout, group_slices
+from sublora.nn.lora import initial_theta
 from sublora.nn.projectors import KroneckerQR, StructuredIDModule, build_subspace, kronecker_sizes
 
 VOCABULARY = 50
@@ -49,7 +50,10 @@ def test_kronecker_part_is_the_kronecker_product():
     torch.testing.assert_close(dense(projection, 30), matrix[projection.order] * projection.scale)
 
 
-def module(settings: config.Settings, allocation: str, budget: int = 60, seed: int = 1) -> StructuredIDModule:
+def module(
+    settings: config.Settings, allocation: str, budget: int = 60, seed: int = 1, sharing: str = "shared"
+) -> StructuredIDModule:
+    settings = settings.model_copy(update={"gating": settings.gating.model_copy(update={"sharing": sharing})})
     layout = build_layout(settings.model, settings.lora, VOCABULARY)
     return build_subspace(settings, config.RunSpec(budget=budget, allocation=allocation, seed=seed), layout).double()
 
@@ -58,7 +62,7 @@ def module(settings: config.Settings, allocation: str, budget: int = 60, seed: i
 def test_all_arms_start_at_the_same_initialization(tiny_settings, allocation):
     subspace = module(tiny_settings, allocation)
     start = subspace(mask_width=3.0 if allocation == "learned" else 0.0)
-    expected = torch.from_numpy(initial_theta(subspace.layout, 1)).double()
+    expected = torch.from_numpy(initial_theta(subspace.layout, 1, "zero_b")).double()
     assert torch.equal(start, expected) and bool((expected[subspace.layout.span("B")] == 0).all())
 
 
@@ -105,6 +109,73 @@ def test_gradient_equals_dense_reference(tiny_settings, allocation, width):
     torch.testing.assert_close(subspace.subspace_params.grad, m.detach().T @ (theta.detach() - target))
     if allocation == "learned" and width:
         assert all(float(gate.grad.abs()) > 0 for gate in subspace.gating_params.values())
+
+
+@pytest.mark.parametrize(("budget", "groups"), [(60, 3), (61, 3), (3, 3), (1000, 13)])
+def test_own_coordinates_of_the_groups_make_up_w(budget, groups):
+    slices = group_slices(budget, groups, "per_layer")
+    used = [i for part in slices for i in range(part.start, part.stop)]
+    assert used == list(range(budget))
+    sizes = [part.stop - part.start for part in slices]
+    assert max(sizes) - min(sizes) <= 1
+    assert group_slices(budget, groups, "shared") == (slice(0, budget),) * groups
+
+
+@pytest.mark.parametrize("width", [0.0, 4.0])
+def test_a_coordinate_of_one_group_moves_no_other(tiny_settings, width):
+    """61 coordinates for three groups; theta = init + P (m w) of the group's own slice, in A and in B."""
+    subspace = module(tiny_settings, "learned", budget=61, sharing="per_layer")
+    assert subspace.gate_sizes == (20, 20, 21)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for index, gate in enumerate(subspace.gating_params.values()):
+            gate.fill_(0.6 * index - 0.5)
+    w = torch.randn(61, generator=generator, dtype=torch.float64)
+    for index, (group, own, size) in enumerate(
+        zip(subspace.layout.groups, subspace.slices, subspace.gate_sizes, strict=True)
+    ):
+        with torch.no_grad():
+            subspace.subspace_params.zero_()
+            subspace.subspace_params[own] = w[own]
+            moved = subspace(mask_width=width) - subspace.theta_init
+        i, gamma = torch.arange(size, dtype=torch.float64), float(subspace.gamma()[index].detach())
+        mask = torch.sigmoid((gamma * size - i - 0.5) / width) if width else (i < round(gamma * size)).double()
+        for factor, share in (("A", 1.0 - mask), ("B", mask)):
+            span = subspace.layout.span(factor, group)
+            torch.testing.assert_close(moved[span], subspace.projections[f"{group}_{factor}"](share * w[own]))
+            assert float(moved[span].abs().max()) > 0.0
+            moved[span] = 0.0
+        assert float(moved.abs().max()) == 0.0
+
+
+def test_fewer_coordinates_than_groups_are_refused(tiny_settings):
+    with pytest.raises(UserError, match="budget 2 leaves some of 3 groups without a coordinate"):
+        module(tiny_settings, "learned", budget=2, sharing="per_layer")
+    with pytest.raises(ValueError, match="2 coordinates cannot be divided among 3 groups"):
+        group_slices(2, 3, "per_layer")
+
+
+@pytest.mark.parametrize("sharing", ["shared", "per_layer"])
+def test_gates_round_to_integers_of_their_own_coordinates(tiny_settings, sharing):
+    subspace = module(tiny_settings, "learned", budget=61, sharing=sharing)
+    with torch.no_grad():
+        for gate, gamma in zip(subspace.gating_params.values(), (0.0001, 0.26, 0.9999), strict=True):
+            gate.fill_(float(np.log(gamma / (1.0 - gamma))))
+    sizes = {"shared": (61, 61, 61), "per_layer": (20, 20, 21)}[sharing]
+    assert subspace.hard_split().tolist() == [0, round(0.26 * sizes[1]), sizes[2]]
+
+
+def test_both_random_draws_b_like_a_and_keeps_a(tiny_settings):
+    """Both uniform within 1 / sqrt(inputs); A is the same as without the option."""
+    layout = module(tiny_settings, "uniform").layout
+    zero, both = (initial_theta(layout, 1, init) for init in ("zero_b", "both_random"))
+    a, b = layout.span("A"), layout.span("B")
+    np.testing.assert_array_equal(zero[a], both[a])
+    limit = 1.0 / np.sqrt(tiny_settings.model.n_embd)
+    for part in (both[a], both[b]):
+        assert 0.95 * limit < np.abs(part).max() <= limit
+        assert np.square(part).mean() == pytest.approx(limit**2 / 3, rel=0.2)
+    assert len(np.unique(both)) > 0.99 * layout.size
 
 
 def test_groups_and_seeds_have_different_projections(tiny_settings):

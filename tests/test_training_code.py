@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, demo_values, merged
 
 from sublora import config
-from sublora.bounds.selection import estimated_bound, loss_range
+from sublora.bounds.selection import Sampling, estimated_bound, loss_range
 from sublora.coding.entropy import ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.coding.payload import MessageContents, write_payload
 from sublora.data.dataset import TokenDataset
@@ -140,7 +140,7 @@ def test_bits_of_the_objective_are_those_of_the_message(spread, d):
     settings = settings_with()
     context = payload_context(settings, config.RunSpec(budget=d, allocation="uniform", seed=1))
     written = write_payload(MessageContents(weights, (), 0), context)
-    bits = float(symbol_bits(torch.from_numpy(weights.symbols.astype(np.float64))))
+    bits = float(symbol_bits(torch.from_numpy(weights.symbols.astype(np.float64)), weights.symbols))
     assert bits == pytest.approx(written.items["symbols"], rel=0.03)
     assert ideal_message_bits(weights) == pytest.approx(written.bits - written.items["smoothing"], rel=0.005)
 
@@ -148,7 +148,7 @@ def test_bits_of_the_objective_are_those_of_the_message(spread, d):
 def test_bits_pull_every_coefficient_towards_zero():
     symbols = np.random.default_rng(0).laplace(scale=0.8, size=500)
     exact = torch.tensor(symbols, requires_grad=True)
-    symbol_bits(exact).backward()
+    symbol_bits(exact, np.round(exact.detach().numpy()).astype(np.int64)).backward()
     assert (exact.grad * torch.sign(exact.detach()) > 0).all()
 
 
@@ -218,8 +218,7 @@ def test_exchange_rate_keeps_the_estimated_bound(tiny_root):
     losses = np.random.default_rng(5).uniform(4.5, 5.5, (30, len(settings.scoring.smoothing)))
     estimate = estimator.estimate(losses, 100.0)
     lower, upper = loss_range(settings.scoring.smoothing[estimate.smoothing_index], 257)
-    common = {"lower": lower, "upper": upper, "n": dataset.n_documents, "delta": settings.bound.delta}
-    common |= {"m": settings.scoring.documents, "delta_sample": settings.bound.delta_sample}
+    common = {"lower": lower, "upper": upper, "sampling": Sampling.of(settings, dataset.n_documents)}
     column = losses[:, estimate.smoothing_index]
     before = estimated_bound(column, code_bits=100.0, **common)
     moved = estimated_bound(column - 0.1 * estimate.exchange_bits, code_bits=100.1, **common)

@@ -15,10 +15,12 @@ from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
+from sublora.nn.gpt import FrozenGPT
 from sublora.nn.language_model import tensors_sha256
 from sublora.stages import train as train_stage
 from sublora.training import checkpoint
 from sublora.training.loop import Interrupted, Trainer
+from sublora.training.optimizer import AdamW
 from sublora.training.progress import Progress
 from sublora.training.schedule import learning_rate
 
@@ -80,6 +82,8 @@ def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, monkeypa
     assert [{k: v for k, v in row.items() if k not in timing} for row in whole_rows] == [
         {k: v for k, v in row.items() if k not in timing} for row in resumed_rows
     ]
+    traces = [(tmp_path / name / "gating_trace.csv").read_bytes() for name in ("whole", "killed")]
+    assert traces[0] == traces[1]
 
 
 def test_sigterm_saves_and_exits(tiny_root, tmp_path, monkeypatch):
@@ -102,14 +106,63 @@ def test_sigterm_saves_and_exits(tiny_root, tmp_path, monkeypatch):
     assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
 
 
-def test_arms_start_alike(tiny_root, tmp_path):
-    """Same base, same init, same batches: the first step's loss and the base's hash agree across arms."""
-    changes = {"training": {"steps": 1, "eval_interval_steps": 1}}
-    for allocation in (*ALLOCATIONS, "fixed-0.8"):
-        train(tiny_root, tmp_path / allocation, allocation, changes)
-    losses = {rows_of(tmp_path / a / "metrics.csv")[0]["train_loss_bits"] for a in (*ALLOCATIONS, "fixed-0.8")}
-    bases = {checkpoint.load(tmp_path / a / CHECKPOINT_NAME)["base_sha256"] for a in ALLOCATIONS}
-    assert len(losses) == 1 and len(bases) == 1
+@pytest.mark.parametrize("init", ["zero_b", "both_random"])
+def test_arms_start_alike(tiny_root, tmp_path, monkeypatch, init):
+    """Of one seed every arm has the same base, LoRA init, batches and optimizer steps, and starts from w = 0.
+
+    Batches are those that reach the network, the init is what it is given with the first of them.
+    """
+    facts: dict[str, list] = {}
+    loss, optimizer_step, step = FrozenGPT.loss, AdamW.step, Trainer._step
+
+    def watched_loss(self, tokens_NT, targets_NT, adapters, **options):
+        if torch.is_grad_enabled():
+            facts["batches"].append((tokens_NT.clone(), targets_NT.clone()))
+            if len(facts["batches"]) == 1:
+                facts["factors"] = [adapters.pair(*name) for name in (("0", "query"), ("1", "value"), ("head", "head"))]
+        return loss(self, tokens_NT, targets_NT, adapters, **options)
+
+    def watched_step(self, number):
+        if number == 0:
+            subspace = self.model.subspace
+            facts["start"] = [subspace.subspace_params.detach().clone(), subspace.theta_init.clone()]
+            facts["gamma"] = subspace.gamma().tolist() if subspace.gating_params else []
+        return step(self, number)
+
+    def counted_step(self):
+        facts["steps"].append(self.param_groups[0]["lr"])
+        optimizer_step(self)
+
+    monkeypatch.setattr(FrozenGPT, "loss", watched_loss)
+    monkeypatch.setattr(Trainer, "_step", watched_step)
+    monkeypatch.setattr(AdamW, "step", counted_step)
+    arms = {}
+    for allocation in ("uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned"):
+        facts |= {"batches": [], "steps": []}
+        trained = train(tiny_root, tmp_path / allocation, allocation, {"lora": {"init": init}})
+        arms[allocation] = facts | {"base": trained["base_sha256"]}
+        assert not bool(facts["start"][0].any()) and facts["gamma"] == [0.5] * len(facts["gamma"])
+    assert len(arms["learned"]["gamma"]) == 3
+    reference = arms["uniform"]
+    assert len(reference["steps"]) == 20 and len(reference["batches"]) == 40
+    for arm in arms.values():
+        assert arm["base"] == reference["base"] and arm["steps"] == reference["steps"]
+        for name in ("batches", "factors", "start"):
+            flat, expected = (
+                [tensor for item in found[name] for tensor in (item if isinstance(item, tuple) else (item,))]
+                for found in (arm, reference)
+            )
+            assert all(torch.equal(a, b) for a, b in zip(flat, expected, strict=True))
+
+
+def test_first_loss_does_not_depend_on_the_arm_or_the_init(tiny_root, tmp_path):
+    losses = set()
+    for init in ("zero_b", "both_random"):
+        changes = {"lora": {"init": init}, "training": {"steps": 1, "eval_interval_steps": 1}}
+        for allocation in ALLOCATIONS:
+            train(tiny_root, tmp_path / init / allocation, allocation, changes)
+            losses.add(rows_of(tmp_path / init / allocation / "metrics.csv")[0]["train_loss_bits"])
+    assert len(losses) == 1
 
 
 def test_micro_batches_do_not_change_the_gradient(tiny_root, tmp_path):
@@ -139,6 +192,15 @@ def test_gate_trace_ends_on_integer_splits(tiny_root, tmp_path):
     last = [row for row in rows if row["step"] == "20"]
     assert all(float(row["mask_width"]) == 0.0 for row in last)
     assert all(float(row["gamma"]) * 40 == pytest.approx(round(float(row["gamma"]) * 40), abs=1e-5) for row in last)
+
+
+def test_gate_signal_is_written_while_masks_are_soft(tiny_root, tmp_path):
+    """16 soft steps of 20, a row every 5: the last row's window holds a single gradient, which has no spread."""
+    train(tiny_root, tmp_path, "learned")
+    rows = rows_of(tmp_path / "gating_trace.csv")
+    for row in rows:
+        assert (row["gradient_snr"] == "") == (row["step"] == "20")
+        assert row["step"] == "20" or float(row["gradient_snr"]) > 0.0
 
 
 def test_training_lowers_the_loss(tiny_root, tmp_path):

@@ -10,27 +10,31 @@ from sublora.analysis.runs_table import learned_runs
 from sublora.errors import UserError
 from sublora.names import GATES_NAME, METRICS_NAME
 
-GATE_COLUMNS = ("step", "mask_width", "group", "gamma")
+GATE_COLUMNS = ("step", "mask_width", "group", "gamma", "gradient_snr")
+TEXT_COLUMNS = ("group",)
+OPEN_COLUMNS = ("gradient_snr",)
+"""Columns in which a row may leave the number open."""
 LOSS_COLUMNS = ("step", "train_eval_loss_bits", "val_loss_bits")
 RUN_COLUMNS = ("name", "budget", "allocation", "seed")
 
 
 def read_gating_traces(paths: Iterable[Path | str], runs: pd.DataFrame) -> pd.DataFrame:
-    """gating_trace.csv of every learned run: name, budget, allocation, seed, step, mask_width, group, gamma.
+    """gating_trace.csv of every learned run: name, budget, allocation, seed, and its columns GATE_COLUMNS.
 
-    Traces of arms without gates may be among the paths and are left out. UserError if one of a learned run is
-    missing, empty or damaged.
+    gradient_snr, |mean| / standard deviation of the gate's gradient since the row before, is NaN where the file leaves
+    it open: with the hard split gates have no gradient. Traces of arms without gates may be among the paths and are
+    left out. UserError if one of a learned run is missing, empty or damaged.
     """
-    return _read_histories(paths, learned_runs(runs), GATE_COLUMNS, GATES_NAME, text=("group",))
+    return _read_histories(paths, learned_runs(runs), GATE_COLUMNS, GATES_NAME)
 
 
 def read_metrics(paths: Iterable[Path | str], runs: pd.DataFrame) -> pd.DataFrame:
     """metrics.csv of every run: name, budget, allocation, seed, step and its two evaluation losses (bits per token)."""
-    return _read_histories(paths, runs, LOSS_COLUMNS, METRICS_NAME, text=())
+    return _read_histories(paths, runs, LOSS_COLUMNS, METRICS_NAME)
 
 
 def _read_histories(
-    paths: Iterable[Path | str], runs: pd.DataFrame, columns: tuple[str, ...], kind: str, text: tuple[str, ...]
+    paths: Iterable[Path | str], runs: pd.DataFrame, columns: tuple[str, ...], kind: str
 ) -> pd.DataFrame:
     """The folder a file lies in is named after its run; the run's facts come from the runs table."""
     by_name = {Path(path).parent.name: Path(path) for path in paths}
@@ -38,13 +42,13 @@ def _read_histories(
     for run in runs[list(RUN_COLUMNS)].to_dict("records"):
         if run["name"] not in by_name:
             raise UserError(f"run {run['name']}: its {kind} is not among the files given")
-        tables.append(_read_history(by_name[run["name"]], columns, text).assign(**run))
+        tables.append(_read_history(by_name[run["name"]], columns).assign(**run))
     return pd.concat(tables, ignore_index=True)
 
 
-def _read_history(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> pd.DataFrame:
+def _read_history(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, usecols=list(columns), dtype=dict.fromkeys(text, str))
+        table = pd.read_csv(path, usecols=list(columns), dtype=dict.fromkeys(TEXT_COLUMNS, str))
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; train the run again") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -53,7 +57,8 @@ def _read_history(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -
     if table.empty:
         raise UserError(f"{path}: holds no rows; train the run again")
     for column in columns:
-        numeric = pd.api.types.is_numeric_dtype(table[column])
-        if column not in text and not (numeric and np.isfinite(table[column]).all()):
+        values = table[column].dropna() if column in OPEN_COLUMNS else table[column]
+        numeric = pd.api.types.is_numeric_dtype(values)
+        if column not in TEXT_COLUMNS and not (numeric and np.isfinite(values).all()):
             raise UserError(f"{path}: {column} is not a finite number in every row; train the run again")
     return table

@@ -8,7 +8,7 @@ Layout, in this order, without padding between fields:
 | codebook | 16 bits a level | steps of 10 bits (and two flags if there are several segments) |
 | counts | ceil(log2(d + 1)) bits a level | none |
 | symbols | range-coded | range-coded flags, signs, excesses |
-| gates | ceil(log2(d + 1)) bits each | the same |
+| gates | ceil(log2(size + 1)) bits each, size the coordinates that the gate splits | the same |
 | smoothing | ceil(log2 of the grid's size) bits | the same |
 
 Every field ends itself given the PayloadContext, so neither scheme owes its length. The plain scheme carries one all
@@ -39,8 +39,8 @@ class PayloadContext:
     """plain or entropy."""
     levels: int
     """Levels of the plain scheme."""
-    gate_count: int
-    """Gates of the allocation; 0 where nothing is learned."""
+    gate_sizes: tuple[int, ...]
+    """Coefficients that each gate splits (d where it is all of them); empty where nothing is learned."""
     smoothing_count: int
     """Size of the grid of smoothing values."""
     segment_lengths: tuple[int, ...]
@@ -49,8 +49,10 @@ class PayloadContext:
     def __post_init__(self) -> None:
         if self.quantizer not in (plain.NAME, entropy.NAME):
             raise ValueError(f"quantizer '{self.quantizer}' is none of {plain.NAME}, {entropy.NAME}")
-        if self.budget < 1 or self.levels < 1 or self.gate_count < 0 or self.smoothing_count < 1:
+        if self.budget < 1 or self.levels < 1 or self.smoothing_count < 1:
             raise ValueError(f"impossible sizes in {self}")
+        if not all(1 <= size <= self.budget for size in self.gate_sizes):
+            raise ValueError(f"gates must split between 1 and {self.budget} coefficients, got {self.gate_sizes}")
         if not self.segment_lengths or min(self.segment_lengths) < 1 or sum(self.segment_lengths) != self.budget:
             raise ValueError(f"segments of {self.segment_lengths} coefficients do not make {self.budget}")
 
@@ -61,7 +63,7 @@ class MessageContents:
 
     weights: PlainWeights | EntropyWeights
     gates: tuple[int, ...]
-    """Hard gates k, 0 <= k <= d, in an order fixed beforehand: layers 0, 1, ..., then the head."""
+    """Hard gates k, from 0 to the gate's size, in an order fixed beforehand: layers 0, 1, ..., then the head."""
     smoothing_index: int
 
 
@@ -80,10 +82,10 @@ def write_payload(contents: MessageContents, context: PayloadContext) -> Payload
     wanted = PlainWeights if context.quantizer == plain.NAME else EntropyWeights
     if not isinstance(contents.weights, wanted):
         raise ValueError(f"quantizer {context.quantizer} needs {wanted.__name__}")
-    if len(contents.gates) != context.gate_count:
-        raise ValueError(f"{context.gate_count} gates expected, got {len(contents.gates)}")
-    if not all(0 <= gate <= context.budget for gate in contents.gates):
-        raise ValueError(f"gates must lie between 0 and {context.budget}, got {contents.gates}")
+    if len(contents.gates) != len(context.gate_sizes):
+        raise ValueError(f"{len(context.gate_sizes)} gates expected, got {len(contents.gates)}")
+    if not all(0 <= gate <= size for gate, size in zip(contents.gates, context.gate_sizes, strict=True)):
+        raise ValueError(f"gates must lie between 0 and {context.gate_sizes}, got {contents.gates}")
     if not 0 <= contents.smoothing_index < context.smoothing_count:
         raise ValueError(f"smoothing index {contents.smoothing_index} is outside a grid of {context.smoothing_count}")
 
@@ -94,8 +96,8 @@ def write_payload(contents: MessageContents, context: PayloadContext) -> Payload
     else:
         items |= entropy.write_entropy(contents.weights, context.segment_lengths, body)
     after_weights = body.position
-    for gate in contents.gates:
-        body.write_uint(gate, index_bits(context.budget + 1))
+    for gate, size in zip(contents.gates, context.gate_sizes, strict=True):
+        body.write_uint(gate, index_bits(size + 1))
     items["gates"] = body.position - after_weights
     body.write_uint(contents.smoothing_index, index_bits(context.smoothing_count))
     items["smoothing"] = body.position - after_weights - items["gates"]
@@ -129,15 +131,15 @@ def read_payload(data: bytes, context: PayloadContext) -> tuple[MessageContents,
         weights, weight_items = entropy.read_entropy(context.segment_lengths, reader)
     items |= weight_items
     after_weights = reader.position
-    gates = tuple(reader.read_uint(index_bits(context.budget + 1)) for _ in range(context.gate_count))
+    gates = tuple(reader.read_uint(index_bits(size + 1)) for size in context.gate_sizes)
     items["gates"] = reader.position - after_weights
     smoothing_index = reader.read_uint(index_bits(context.smoothing_count))
     items["smoothing"] = reader.position - after_weights - items["gates"]
 
     if body_bits not in (None, reader.position - items["length"]):
         raise ValueError(f"the payload says {body_bits} bits follow its length, {reader.position - items['length']} do")
-    if any(gate > context.budget for gate in gates):
-        raise ValueError(f"the payload holds gates above the budget {context.budget}: {gates}")
+    if any(gate > size for gate, size in zip(gates, context.gate_sizes, strict=True)):
+        raise ValueError(f"the payload holds gates above their sizes {context.gate_sizes}: {gates}")
     if smoothing_index >= context.smoothing_count:
         raise ValueError(f"the payload holds smoothing index {smoothing_index} of a grid of {context.smoothing_count}")
     payload = Payload(bits_to_bytes(bits[: reader.position]), reader.position, items)

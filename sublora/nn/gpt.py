@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 from sublora import config, random
 from sublora.nn.activation import gelu_tanh
-from sublora.nn.head import head_cross_entropy
-from sublora.nn.lora import HEAD, Adapters
+from sublora.nn.compilation import compiled
+from sublora.nn.head import head_cross_entropy, head_target_scores
+from sublora.nn.layout import HEAD
+from sublora.nn.lora import Adapters, Pair, down_projection
 
 LAYER_NORM_EPSILON = 1e-5
+MERGED_WIDTH_PER_RANK = 6
+"""Up to this ratio the C x C gradient of W + up down has fewer multiplications than what it replaces."""
+BLOCK_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
 class FrozenGPT(nn.Module):
@@ -26,9 +31,17 @@ class FrozenGPT(nn.Module):
     exactly V rows, so no probability can sit on padding ids.
     """
 
-    def __init__(self, model: config.Model, vocab_size: int, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: config.Model,
+        vocab_size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        use_compiler: bool = False,
+    ) -> None:
+        """`use_compiler`: run layers and head through torch.compile (minutes of work repay its half a minute)."""
         super().__init__()
-        self.shape, self.vocab_size, self.dtype = model, vocab_size, dtype
+        self.shape, self.vocab_size, self.dtype, self.use_compiler = model, vocab_size, dtype, use_compiler
         for name, shape in weight_shapes(model, vocab_size).items():
             self.register_buffer(_buffer_name(name), torch.zeros(shape, dtype=dtype), persistent=False)
 
@@ -51,18 +64,18 @@ class FrozenGPT(nn.Module):
         length = tokens_NT.shape[1]
         if length > self.shape.context_length:
             raise ValueError(f"{length} positions exceed the context of {self.shape.context_length}")
+        # One function for every layer, its weights arguments: it is compiled once.
+        block = compiled(_block, self.use_compiler)
         x_NTC = F.embedding(tokens_NT, self.weight("wte.weight")) + self.weight("wpe.weight")[:length]
         for layer in range(self.shape.n_layer):
-            prefix = f"h.{layer}."
-            x_NTC = x_NTC + self._attention(prefix, str(layer), self._norm(prefix + "ln_1", x_NTC), adapters, dropout)
-            hidden = self._linear(prefix + "mlp.c_fc", self._norm(prefix + "ln_2", x_NTC))
-            x_NTC = x_NTC + self._linear(prefix + "mlp.c_proj", gelu_tanh(hidden))
-        return self._norm("ln_f", x_NTC)
+            pairs = adapters.pair(str(layer), "query"), adapters.pair(str(layer), "value")
+            x_NTC = block(x_NTC, self._block_weights(layer), *pairs, self.shape.n_head, dropout)
+        return _norm(x_NTC, (self.weight("ln_f.weight"), self.weight("ln_f.bias")))
 
-    def logits(self, hidden_KC: Tensor, adapters: Adapters, *, dropout: float = 0.0) -> Tensor:
-        """Logits (... x V) of hidden states, in the compute dtype."""
-        logits = hidden_KC @ self.weight("wte.weight").T
-        return logits + delta if (delta := adapters.delta(HEAD, "head", hidden_KC, dropout)) is not None else logits
+    def logits(self, hidden: Tensor, adapters: Adapters) -> Tensor:
+        """Logits (... x V) of hidden states (... x C), in the compute dtype."""
+        logits = hidden @ self.weight("wte.weight").T
+        return logits if (pair := adapters.pair(HEAD, "head")) is None else logits + _delta(hidden, pair, 0.0)
 
     def loss(
         self,
@@ -78,37 +91,96 @@ class FrozenGPT(nn.Module):
 
         The logits of all positions are never held at once.
         """
-        hidden = self.hidden(tokens_NT, adapters, dropout=dropout).flatten(0, 1)
-        down, up = adapters.factors(HEAD, "head", hidden, dropout)
-        weights = None if position_weights_NT is None else position_weights_NT.flatten()
+        hidden_KC = self.hidden(tokens_NT, adapters, dropout=dropout).flatten(0, 1)
         return head_cross_entropy(
-            hidden,
+            hidden_KC,
             self.weight("wte.weight"),
-            down,
-            up,
+            *self._head_factors(hidden_KC, adapters, dropout),
             targets_NT.flatten(),
-            position_weights_K=weights,
+            position_weights_K=None if position_weights_NT is None else position_weights_NT.flatten(),
             smoothing=smoothing,
+            use_compiler=self.use_compiler,
         )
 
-    def _attention(self, prefix: str, group: str, x_NTC: Tensor, adapters: Adapters, dropout: float) -> Tensor:
-        n, t, c = x_NTC.shape
-        query, key, value = self._linear(prefix + "attn.c_attn", x_NTC).split(c, dim=2)
-        if (delta := adapters.delta(group, "query", x_NTC, dropout)) is not None:
-            query = query + delta
-        if (delta := adapters.delta(group, "value", x_NTC, dropout)) is not None:
-            value = value + delta
-        heads = [part.view(n, t, self.shape.n_head, -1).transpose(1, 2) for part in (query, key, value)]
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
-        return self._linear(prefix + "attn.c_proj", mixed.transpose(1, 2).reshape(n, t, c))
+    def target_scores(self, hidden_KC: Tensor, targets_K: Tensor, adapters: Adapters) -> tuple[Tensor, Tensor]:
+        """(log p in nats, rank among all tokens) of targets, K each; see `head_target_scores`."""
+        factors = self._head_factors(hidden_KC, adapters, 0.0)
+        weight = self.weight("wte.weight")
+        return head_target_scores(hidden_KC, weight, *factors, targets_K, use_compiler=self.use_compiler)
 
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight(name + ".weight"), self.weight(name + ".bias"))
+    def _head_factors(
+        self, hidden_KC: Tensor, adapters: Adapters, dropout: float
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """(scale A x, B) of the head's adapter."""
+        if (pair := adapters.pair(HEAD, "head")) is None:
+            return None, None
+        return down_projection(hidden_KC, pair, dropout), pair[1]
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        return F.layer_norm(
-            x, (self.shape.n_embd,), self.weight(name + ".weight"), self.weight(name + ".bias"), LAYER_NORM_EPSILON
-        )
+    def _block_weights(self, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """(weight, bias) of a layer's norms and linear maps by name."""
+        return {
+            name: (self.weight(f"h.{layer}.{name}.weight"), self.weight(f"h.{layer}.{name}.bias"))
+            for name in BLOCK_PARTS
+        }
+
+
+def _block(
+    x_NTC: Tensor,
+    weights: dict[str, tuple[Tensor, Tensor]],
+    query_pair: Pair | None,
+    value_pair: Pair | None,
+    n_head: int,
+    dropout: float,
+) -> Tensor:
+    """One layer: attention, then the MLP, each added to its input."""
+    n, t, c = x_NTC.shape
+    normed = _norm(x_NTC, weights["ln_1"])
+    weight, bias = weights["attn.c_attn"]
+    if _merging_pays(query_pair, value_pair, dropout):
+        weight = _merged(weight, query_pair, value_pair)
+        query_pair = value_pair = None
+    query, key, value = F.linear(normed, weight, bias).split(c, dim=2)
+    if query_pair is not None:
+        query = query + _delta(normed, query_pair, dropout)
+    if value_pair is not None:
+        value = value + _delta(normed, value_pair, dropout)
+    heads = [part.view(n, t, n_head, -1).transpose(1, 2) for part in (query, key, value)]
+    mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+    x_NTC = x_NTC + F.linear(mixed.transpose(1, 2).reshape(n, t, c), *weights["attn.c_proj"])
+    hidden = gelu_tanh(F.linear(_norm(x_NTC, weights["ln_2"]), *weights["mlp.c_fc"]))
+    return x_NTC + F.linear(hidden, *weights["mlp.c_proj"])
+
+
+def _merging_pays(query_pair: Pair | None, value_pair: Pair | None, dropout: float) -> bool:
+    """Whether one product with W + up down takes less time than the adapters' own four beside that with W.
+
+    Without gradients always; with them only in narrow networks, because the gradient of W + up down is a product C x C
+    of all positions. Not in bfloat16, where W + up down has fewer correct bits than W x and up down x apart.
+    """
+    down_RC = next((pair[0] for pair in (query_pair, value_pair) if pair is not None), None)
+    if down_RC is None or dropout or down_RC.dtype == torch.bfloat16:
+        return False
+    rank, width = down_RC.shape
+    return not torch.is_grad_enabled() or width <= MERGED_WIDTH_PER_RANK * rank
+
+
+def _merged(weight: Tensor, query_pair: Pair | None, value_pair: Pair | None) -> Tensor:
+    """W + up down (3C x C)."""
+    query, key, value = weight.chunk(3)
+    if query_pair is not None:
+        query = torch.addmm(query, query_pair[1], query_pair[0])
+    if value_pair is not None:
+        value = torch.addmm(value, value_pair[1], value_pair[0])
+    return torch.cat([query, key, value])
+
+
+def _delta(x: Tensor, pair: Pair, dropout: float) -> Tensor:
+    """What an adapter adds: B (scale A) x."""
+    return F.linear(down_projection(x, pair, dropout), pair[1])
+
+
+def _norm(x: Tensor, weight_and_bias: tuple[Tensor, Tensor]) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], *weight_and_bias, LAYER_NORM_EPSILON)
 
 
 def weight_shapes(model: config.Model, vocab_size: int) -> dict[str, tuple[int, ...]]:

@@ -1,14 +1,25 @@
-"""Cross-entropy of the adapted LM head without the logits of all positions in memory.
+"""The adapted LM head: losses, gradients and ranks without the logits of all positions in memory.
 
-Shape legend: K positions, C width, R rank, V vocabulary.
+The head and its adapter are one matrix product, [hidden | down] [W | up]'. On a GPU its sides are padded with zeros to
+sizes that tensor cores take at full speed; padded columns count as -infinity, so no probability sits on them.
+
+Shape legend: K positions, C width, R rank, V vocabulary, P vocabulary padded, J = C + R padded.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits held at once (64 MiB in float32)."""
+from sublora.nn.compilation import compiled
+
+LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 28}
+"""Elements of the logits of a chunk: on a CPU what its caches hold; a GPU needs large products to be busy (512 MiB)."""
+ROWS_AT_LEAST = {"cpu": 256, "cuda": 1024}
+"""Positions in a chunk however large the vocabulary, so that reading W takes little of the time."""
+VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
+WIDTH_MULTIPLE = {"cpu": 1, "cuda": 8}
 
 
 def head_cross_entropy(
@@ -20,6 +31,7 @@ def head_cross_entropy(
     *,
     position_weights_K: Tensor | None = None,
     smoothing: float = 0.0,
+    use_compiler: bool = False,
 ) -> Tensor:
     """Weighted sum of -log((1 - a) p + a / V), p = softmax(hidden W' + down up')[target], in nats.
 
@@ -29,55 +41,139 @@ def head_cross_entropy(
     """
     positions = hidden_KC.shape[0]
     if down_KR is None or up_VR is None:
-        down_KR = hidden_KC.new_zeros(positions, 1)
-        up_VR = hidden_KC.new_zeros(weight_VC.shape[0], 1)
+        down_KR, up_VR = hidden_KC.new_zeros(positions, 0), hidden_KC.new_zeros(weight_VC.shape[0], 0)
     if position_weights_K is None:
         position_weights_K = torch.full((positions,), 1.0 / positions, device=hidden_KC.device)
-    return _FrozenHeadCrossEntropy.apply(hidden_KC, weight_VC, down_KR, up_VR, targets_K, position_weights_K, smoothing)
+    return _FrozenHeadCrossEntropy.apply(
+        hidden_KC, weight_VC, down_KR, up_VR, targets_K, position_weights_K, smoothing, use_compiler
+    )
+
+
+@torch.no_grad()
+def head_target_scores(
+    hidden_KC: Tensor,
+    weight_VC: Tensor,
+    down_KR: Tensor | None,
+    up_VR: Tensor | None,
+    targets_K: Tensor,
+    *,
+    use_compiler: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(log p in nats, rank) of each target, float32 and int32 (K).
+
+    The rank is the number of other tokens with at least the target's logit: ties count against the model, so that a
+    constant predictor is not always right.
+    """
+    sides = _joined(hidden_KC, down_KR), _joined(weight_VC, up_VR, pad_rows=True)
+    function = compiled(_target_scores, use_compiler)
+    parts = [
+        function(sides[0][part] @ sides[1].T, targets_K[part], weight_VC.shape[0])
+        for part in _chunks(len(targets_K), sides[1])
+    ]
+    return torch.cat([log_p for log_p, _ in parts]), torch.cat([rank for _, rank in parts])
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """Gradients are formed in the forward pass, chunk by chunk, while a chunk's logits exist."""
 
     @staticmethod
-    def forward(ctx, hidden_KC, weight_VC, down_KR, up_VR, targets_K, position_weights_K, smoothing):  # noqa: ANN001, ANN205
-        positions, vocab_size = hidden_KC.shape[0], weight_VC.shape[0]
+    def forward(ctx, hidden_KC, weight_VC, down_KR, up_VR, targets_K, position_weights_K, smoothing, use_compiler):  # noqa: ANN001, ANN205
+        (width, rank), vocab_size = (hidden_KC.shape[1], down_KR.shape[1]), weight_VC.shape[0]
+        inputs_KJ, matrix_PJ = _joined(hidden_KC, down_KR), _joined(weight_VC, up_VR, pad_rows=True)
         needs_gradient = any(ctx.needs_input_grad)
-        rows = max(1, CHUNK_ELEMENTS // vocab_size)
+        function = compiled(_losses_and_gradient if needs_gradient else _losses, use_compiler)
+        # As a tensor, so that a new value is not compiled anew.
+        a = torch.full((), smoothing, device=hidden_KC.device) if smoothing else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_KC.device)
-        grad_hidden = torch.empty_like(hidden_KC) if needs_gradient else None
-        grad_down = torch.empty_like(down_KR) if needs_gradient else None
-        grad_up = torch.zeros(up_VR.shape, dtype=torch.float32, device=up_VR.device) if needs_gradient else None
-        for start in range(0, positions, rows):
-            part = slice(start, start + rows)
-            logits = torch.addmm(hidden_KC[part] @ weight_VC.T, down_KR[part], up_VR.T).float()
-            target_log_p = logits.gather(1, targets_K[part, None])[:, 0] - logits.logsumexp(1)
-            losses, factor = _smoothed(target_log_p, smoothing, vocab_size)
-            total += losses @ position_weights_K[part]
-            if not needs_gradient:
-                continue
-            # d loss / d logits = factor (softmax - one-hot): without smoothing the factor is 1.
-            row_weights = (position_weights_K[part] * factor)[:, None]
-            grad_logits = F.softmax(logits, dim=1).mul_(row_weights)
-            grad_logits.scatter_add_(1, targets_K[part, None], -row_weights)
-            grad_logits = grad_logits.to(hidden_KC.dtype)
-            torch.mm(grad_logits, weight_VC, out=grad_hidden[part])
-            torch.mm(grad_logits, up_VR, out=grad_down[part])
-            grad_up += grad_logits.T @ down_KR[part]
+        grad_KJ = torch.empty_like(inputs_KJ) if needs_gradient else None
+        grad_up_PR = matrix_PJ.new_zeros(len(matrix_PJ), rank, dtype=torch.float32) if needs_gradient else None
+        for part in _chunks(len(targets_K), matrix_PJ):
+            logits_KP = inputs_KJ[part] @ matrix_PJ.T
+            loss, *gradient = function(logits_KP, targets_K[part], position_weights_K[part], a, vocab_size)
+            total += loss
+            if needs_gradient:
+                torch.mm(gradient[0], matrix_PJ, out=grad_KJ[part])
+                grad_up_PR += gradient[0].T @ down_KR[part]
         if needs_gradient:
-            ctx.save_for_backward(grad_hidden, grad_down, grad_up.to(up_VR.dtype))
+            grad_up_VR = grad_up_PR[:vocab_size].to(up_VR.dtype)
+            ctx.save_for_backward(grad_KJ[:, :width], grad_KJ[:, width : width + rank], grad_up_VR)
         return total
 
     @staticmethod
     def backward(ctx, grad_loss):  # noqa: ANN001, ANN205
         grad_hidden, grad_down, grad_up = ctx.saved_tensors
-        return grad_hidden * grad_loss, None, grad_down * grad_loss, grad_up * grad_loss, None, None, None
+        return grad_hidden * grad_loss, None, grad_down * grad_loss, grad_up * grad_loss, None, None, None, None
 
 
-def _smoothed(target_log_p: Tensor, smoothing: float, vocab_size: int) -> tuple[Tensor, Tensor]:
+def _joined(left: Tensor, right: Tensor | None, *, pad_rows: bool = False) -> Tensor:
+    """[left | right | 0], the width (and the rows) filled up to a multiple that the device likes."""
+    rows, width = left.shape[0], left.shape[1] + (0 if right is None else right.shape[1])
+    device = left.device.type
+    padding = [-width % WIDTH_MULTIPLE[device], -rows % VOCABULARY_MULTIPLE[device] if pad_rows else 0]
+    joined = left if right is None else torch.cat([left, right], 1)
+    return F.pad(joined, (0, padding[0], 0, padding[1])) if any(padding) else joined
+
+
+def _chunks(positions: int, matrix_PJ: Tensor) -> list[slice]:
+    """Slices of nearly equal length: one size is compiled once, and no small one leaves a GPU idle."""
+    device = matrix_PJ.device.type
+    most = max(LOGITS_AT_ONCE[device] // len(matrix_PJ), ROWS_AT_LEAST[device])
+    rows = max(1, math.ceil(positions / max(1, math.ceil(positions / most))))
+    return [slice(start, start + rows) for start in range(0, positions, rows)]
+
+
+def _exact(logits_KP: Tensor, vocab_size: int) -> Tensor:
+    """Logits in float32; columns beyond the vocabulary are -infinity."""
+    logits_KP = logits_KP.float()
+    if logits_KP.shape[1] > vocab_size:
+        columns = torch.arange(logits_KP.shape[1], device=logits_KP.device)
+        logits_KP = torch.where(columns < vocab_size, logits_KP, -math.inf)
+    return logits_KP
+
+
+def _losses(
+    logits_KP: Tensor, targets_K: Tensor, weights_K: Tensor, smoothing: Tensor | None, vocab_size: int
+) -> tuple[Tensor]:
+    """Weighted sum of the losses of a chunk."""
+    log_p_K = _exact(logits_KP, vocab_size).log_softmax(1).gather(1, targets_K[:, None])[:, 0]
+    return (_smoothed(log_p_K, smoothing, vocab_size)[0] @ weights_K,)
+
+
+def _losses_and_gradient(
+    logits_KP: Tensor, targets_K: Tensor, weights_K: Tensor, smoothing: Tensor | None, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """`_losses`, and its gradient for the logits in their own type.
+
+    d loss / d logits = factor (softmax - one-hot): without smoothing the factor is 1. Softmax and log p share their
+    exponentials.
+    """
+    exact_KP = _exact(logits_KP, vocab_size)
+    target_K1, largest_K1 = exact_KP.gather(1, targets_K[:, None]), exact_KP.amax(1, keepdim=True)
+    gradient_KP = (exact_KP - largest_K1).exp_()
+    total_K1 = gradient_KP.sum(1, keepdim=True)
+    losses_K, factor_K = _smoothed((target_K1 - largest_K1 - total_K1.log())[:, 0], smoothing, vocab_size)
+    row_weights_K1 = (weights_K * factor_K)[:, None]
+    gradient_KP.mul_(row_weights_K1 / total_K1)
+    if torch.compiler.is_compiling():
+        # One pass that writes the final type; a scatter would keep the compiler from joining it to the others.
+        columns = torch.arange(exact_KP.shape[1], device=exact_KP.device)
+        gradient_KP = torch.where(columns == targets_K[:, None], gradient_KP - row_weights_K1, gradient_KP)
+    else:
+        gradient_KP.scatter_add_(1, targets_K[:, None], -row_weights_K1)
+    return losses_K @ weights_K, gradient_KP.to(logits_KP.dtype)
+
+
+def _target_scores(logits_KP: Tensor, targets_K: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    exact_KP = _exact(logits_KP, vocab_size)
+    target_K1 = exact_KP.gather(1, targets_K[:, None])
+    log_p_K = exact_KP.log_softmax(1).gather(1, targets_K[:, None])[:, 0]
+    return log_p_K, (exact_KP >= target_K1).sum(1, dtype=torch.int32) - 1
+
+
+def _smoothed(target_log_p_K: Tensor, smoothing: Tensor | None, vocab_size: int) -> tuple[Tensor, Tensor]:
     """-log((1 - a) p + a / V), and the share of the probability that comes from the model, (1 - a) p / p_a."""
-    if smoothing == 0.0:
-        return -target_log_p, torch.ones_like(target_log_p)
-    from_model = (1.0 - smoothing) * target_log_p.exp()
-    smoothed = from_model + smoothing / vocab_size
-    return -smoothed.log(), from_model / smoothed
+    if smoothing is None:
+        return -target_log_p_K, torch.ones_like(target_log_p_K)
+    from_model_K = (1.0 - smoothing) * target_log_p_K.exp()
+    smoothed_K = from_model_K + smoothing / vocab_size
+    return -smoothed_K.log(), from_model_K / smoothed_K

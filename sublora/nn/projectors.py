@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sublora import config, random
 from sublora.errors import UserError
 from sublora.nn import allocation
-from sublora.nn.lora import Layout, initial_theta
+from sublora.nn.layout import Layout, group_slices
+from sublora.nn.lora import initial_theta
 
 INITIAL_GATE_LOGIT = 0.0
 """theta of a gate at the start: gamma = 1/2, an equal split."""
@@ -82,22 +83,40 @@ class StructuredIDModule(nn.Module):
 
     forward() gives all LoRA parameters theta (D). Names in the state dict: `subspace_params` and
     `gating_params.0`, ..., `gating_params.head` (the logit of each gate).
+
+    Shape legend: D LoRA parameters, G groups, S coordinates of w (of all, or of one group).
     """
 
     def __init__(
-        self, layout: Layout, *, budget: int, mode: str, ratio: float | None, seed: int, projection_seed: int
+        self,
+        layout: Layout,
+        *,
+        budget: int,
+        mode: str,
+        ratio: float | None,
+        seed: int,
+        projection_seed: int,
+        init: str,
+        sharing: str,
     ) -> None:
-        """`mode` and `ratio` as in RunSpec; UserError if a part of w exceeds the LoRA parameters it feeds."""
+        """`mode` and `ratio` as in RunSpec, `init` as in config.Lora, `sharing` as in config.Gating.
+
+        UserError if a part of w exceeds the LoRA parameters it feeds, or a group is left without a coordinate.
+        """
         super().__init__()
         self.layout, self.budget, self.mode = layout, budget, mode
         self.split = allocation.fixed_split(budget, ratio) if ratio is not None else None
-        self._check_sizes()
-        self.register_buffer("theta_init", torch.from_numpy(initial_theta(layout, seed)), persistent=False)
+        self._check_sizes(sharing)
+        self.register_buffer("theta_init", torch.from_numpy(initial_theta(layout, seed, init)), persistent=False)
         self.subspace_params = nn.Parameter(torch.zeros(budget))
         self.gating_params = nn.ParameterDict()
+        self.slices: tuple[slice, ...] = ()
+        """The coordinates of w that each gate splits; empty without gates."""
         if mode == "learned":
+            self.slices = group_slices(budget, len(layout.groups), sharing)
             for group in layout.groups:
                 self.gating_params[group] = nn.Parameter(torch.tensor(INITIAL_GATE_LOGIT))
+        self.register_buffer("sizes_G", torch.tensor(self.gate_sizes), persistent=False)
 
         def projection(name: str, span: slice, columns: int) -> KroneckerQR:
             stream = random.generator(seed, "projection", projection_seed, name)
@@ -111,9 +130,14 @@ class StructuredIDModule(nn.Module):
             self.projections["B"] = projection("B", layout.span("B"), self.split)
         else:
             for factor in ("A", "B"):
-                for group in layout.groups:
+                for group, size in zip(layout.groups, self.gate_sizes, strict=True):
                     name = f"{group}_{factor}"
-                    self.projections[name] = projection(name, layout.span(factor, group), budget)
+                    self.projections[name] = projection(name, layout.span(factor, group), size)
+
+    @property
+    def gate_sizes(self) -> tuple[int, ...]:
+        """Coordinates that each gate splits; empty without gates."""
+        return tuple(part.stop - part.start for part in self.slices)
 
     def forward(self, mask_width: float = 0.0, split_G: Tensor | None = None) -> Tensor:
         """theta (D). For learned gates: soft masks of this width, or with width 0 the hard split.
@@ -126,13 +150,17 @@ class StructuredIDModule(nn.Module):
         if self.mode == "fixed":
             parts = [self.projections["A"](w[self.split :]), self.projections["B"](w[: self.split])]
             return self.theta_init + torch.cat(parts)
+        length = max(self.gate_sizes)
         if mask_width > 0.0:
-            mask_GS = allocation.soft_mask(self.gamma(), self.budget, mask_width)
+            mask_GS = allocation.soft_mask(self.gamma() * self.sizes_G, length, mask_width)
         else:
             split_G = self.hard_split() if split_G is None else split_G
-            mask_GS = allocation.hard_mask(split_G, self.budget, w.dtype)
-        parts = [self.projections[f"{g}_A"]((1.0 - mask_GS[i]) * w) for i, g in enumerate(self.layout.groups)]
-        parts += [self.projections[f"{g}_B"](mask_GS[i] * w) for i, g in enumerate(self.layout.groups)]
+            mask_GS = allocation.hard_mask(split_G, length, w.dtype)
+        own = [w if size == len(w) else w[part] for part, size in zip(self.slices, self.gate_sizes, strict=True)]
+        masks = [mask_S[:size] for mask_S, size in zip(mask_GS, self.gate_sizes, strict=True)]
+        uses = list(zip(self.layout.groups, masks, own, strict=True))
+        parts = [self.projections[f"{group}_A"]((1.0 - mask_S) * own_S) for group, mask_S, own_S in uses]
+        parts += [self.projections[f"{group}_B"](mask_S * own_S) for group, mask_S, own_S in uses]
         return self.theta_init + torch.cat(parts)
 
     def gamma(self) -> Tensor:
@@ -140,17 +168,23 @@ class StructuredIDModule(nn.Module):
         return torch.sigmoid(torch.stack([self.gating_params[group] for group in self.layout.groups]))
 
     def hard_split(self) -> Tensor:
-        """Integers k (G) of the hard split; empty without gates."""
+        """Integers k (G) of the hard split, counted within each gate's coordinates; empty without gates."""
         if self.mode != "learned":
             return torch.zeros(0, dtype=torch.long)
-        return allocation.hard_split(self.gamma(), self.budget)
+        return allocation.hard_split(self.gamma(), self.sizes_G)
 
-    def _check_sizes(self) -> None:
+    def _check_sizes(self, sharing: str) -> None:
         size_a, size_b = (_length(self.layout.span(factor)) for factor in ("A", "B"))
         if self.budget > self.layout.size:
             raise UserError(
                 f"budget {self.budget} exceeds the {self.layout.size} LoRA parameters; "
                 "lower grid.budgets or raise lora.rank"
+            )
+        groups = len(self.layout.groups)
+        if self.mode == "learned" and sharing == "per_layer" and self.budget < groups:
+            raise UserError(
+                f"budget {self.budget} leaves some of {groups} groups without a coordinate of their own; "
+                "raise grid.budgets or set gating.sharing to shared"
             )
         if self.split is None:
             return
@@ -171,6 +205,8 @@ def build_subspace(settings: config.Settings, run: config.RunSpec, layout: Layou
         ratio=run.ratio,
         seed=run.seed,
         projection_seed=settings.subspace.projection_seed,
+        init=settings.lora.init,
+        sharing=settings.gating.sharing,
     )
 
 

@@ -12,9 +12,7 @@ from sublora import config
 from sublora.errors import UserError
 from sublora.files import atomic_path, write_bytes
 from sublora.nn.language_model import LanguageModel
-from sublora.versions import NUMERICS_VERSIONS
-
-CHECKPOINT_FORMAT = 1
+from sublora.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
@@ -87,7 +85,10 @@ def restore(model: LanguageModel, checkpoint: dict[str, Any], path: Path) -> Non
 
 
 def save_initialization(folder: Path, model: LanguageModel) -> None:
-    """The initial weights in full, under the names published code uses (500 MB for GPT-2 small)."""
+    """The initial weights in full, under the names published code uses (500 MB for GPT-2 small).
+
+    The frozen weights are the base's: with lora.init both_random the initial product is not subtracted in the file.
+    """
     base = {name.replace("__", "."): value.cpu() for name, value in model.base.named_buffers()}
     theta = model.subspace.theta_init.cpu()
     lora = {

@@ -28,12 +28,15 @@ from sublora.coding.bits import index_bits
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.coding.magnitudes import magnitude_bits
 from sublora.data.dataset import TokenDataset
+from sublora.device import to_device
 from sublora.nn.language_model import LanguageModel
 from sublora.nn.lora import Adapters
 from sublora.random import generator
 from sublora.training.bound_estimate import BoundEstimator, Estimate
 from sublora.training.document_batches import DocumentSampler
+from sublora.training.host_copy import HostCopy
 
+_NUMPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 PRICED_MAGNITUDES = 128
 """Magnitudes from here on are priced like this one in the objective; the message itself has no such limit."""
 
@@ -60,7 +63,7 @@ class CodePhase:
     ) -> None:
         training, self._phase = settings.training, settings.code_phase
         self._settings, self._seed, self._model = settings, run.seed, model
-        self._gate_bits = len(model.subspace.gating_params) * index_bits(run.budget + 1)
+        self._gate_bits = sum(index_bits(size + 1) for size in model.subspace.gate_sizes)
         self.first_step = round((1.0 - self._phase.fraction) * training.steps)
         self.first_rounded_step = self.first_step + round(
             self._phase.noise_fraction * (training.steps - self.first_step)
@@ -83,12 +86,16 @@ class CodePhase:
         self.exchange_bits = 0.0
         """Loss, in bits per token, that one bit of message may cost: d bound / d C over d bound / d loss."""
         self.started = self.frozen = False
+        self._frozen_step = math.nan
 
     @property
     def step(self) -> float:
         """The quantization step; once frozen exactly one that a message can name."""
-        step = math.exp(float(self.log_step.detach().double()))
-        return step_of(nearest_step_index(step)) if self.frozen else step
+        return self._frozen_step if self.frozen else math.exp(float(self.log_step.detach().double()))
+
+    def is_due(self, step: int) -> bool:
+        """Whether `prepare` has something to do before this step."""
+        return (step >= self.first_step and not self.started) or (step >= self.first_rounded_step and not self.frozen)
 
     def is_finite(self) -> bool:
         """Whether w and its step can be rounded at all."""
@@ -106,21 +113,22 @@ class CodePhase:
             self._choose()
         if step >= self.first_rounded_step and not self.frozen:
             # From here on symbols and step are those of the message.
-            self.log_step.data.fill_(math.log(step_of(nearest_step_index(self.step))))
+            self._frozen_step = step_of(nearest_step_index(self.step))
+            self.log_step.data.fill_(math.log(self._frozen_step))
             self.frozen = True
             self._choose()
 
-    def forward(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """(w for the forward pass, what its bits add to the objective in nats); no bits before the phase."""
+    def forward(self, step: int) -> tuple[Tensor, "Price | None"]:
+        """(w for the forward pass, what its bits will add to the objective); no bits before the phase."""
         w_S = self._model.subspace.subspace_params
         if not self.started:
             return w_S, None
         if self.frozen:
-            used_S, bits = straight_through(w_S, self.step)
+            used_S, exact_S = straight_through(w_S, self.step)
         else:
-            noise = generator(self._seed, "quantization noise", step).random(len(w_S), dtype=np.float32)
-            used_S, bits = with_noise(w_S, self.log_step.exp(), torch.from_numpy(noise).to(w_S) - 0.5)
-        return used_S, self._phase.rate_factor * self.exchange_bits * math.log(2.0) * bits
+            noise = generator(self._seed, "quantization noise", step).random(len(w_S), dtype=np.float32) - 0.5
+            used_S, exact_S = with_noise(w_S, self.log_step.exp(), to_device(noise, w_S.device))
+        return used_S, Price(exact_S, self._phase.rate_factor * self.exchange_bits * math.log(2.0))
 
     def rounded(self) -> Rounded:
         """The present w, quantized as the message would hold it."""
@@ -156,28 +164,52 @@ class CodePhase:
         self.log_step.data.copy_(state["log_step"])
         self.smoothing, self.exchange_bits = state["smoothing"], state["exchange_bits"]
         self.started, self.frozen = state["started"], state["frozen"]
+        self._frozen_step = step_of(nearest_step_index(math.exp(float(state["log_step"].double()))))
+
+
+class Price:
+    """What the bits of a step's coefficients add to the objective.
+
+    The prices need the symbols on the host. On a GPU they travel while the network is at work: make the price before
+    the forward pass, ask for it after the backward pass is queued.
+    """
+
+    def __init__(self, exact_S: Tensor, nats_per_bit: float) -> None:
+        """`exact_S`: coefficients in steps, not yet rounded."""
+        self._exact_S, self._nats_per_bit = exact_S, nats_per_bit
+        self._host = HostCopy(exact_S)
+
+    def is_finite(self) -> bool:
+        """Whether the coefficients can be rounded at all."""
+        return bool(np.isfinite(self._host.numpy()).all())
+
+    def nats(self) -> Tensor:
+        """The price (), differentiable."""
+        symbols = np.round(self._host.numpy()).astype(np.int64)
+        return self._nats_per_bit * symbol_bits(self._exact_S, symbols)
 
 
 def with_noise(w_S: Tensor, step: Tensor, noise_S: Tensor) -> tuple[Tensor, Tensor]:
-    """(w + step noise, bits): shapes (d) and (), differentiable in w and the step; noise within +- 1/2."""
+    """(w + step noise, the same in steps): shape (d) each, differentiable in w and the step; noise within +- 1/2."""
     noisy_S = w_S / step + noise_S
-    return step * noisy_S, symbol_bits(noisy_S)
+    return step * noisy_S, noisy_S
 
 
 def straight_through(w_S: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """(step round(w / step), bits): shapes (d) and (); gradients as if nothing were rounded."""
+    """(step round(w / step), w / step): shape (d) each; gradients as if nothing were rounded."""
     exact_S = w_S / step
     rounded_S = torch.round(exact_S.detach()) * step
-    return rounded_S + (w_S - w_S.detach()), symbol_bits(exact_S)
+    return rounded_S + (w_S - w_S.detach()), exact_S
 
 
-def symbol_bits(exact_S: Tensor) -> Tensor:
-    """Bits () of coefficients given in steps, shape (d): the prices that round(exact) implies, interpolated at |exact|.
+def symbol_bits(exact_S: Tensor, symbols_S: np.ndarray) -> Tensor:
+    """Bits () of coefficients given in steps, shape (d): the prices that `symbols_S` imply, interpolated at |exact|.
 
-    Exact for integers, up to what the adaptive code pays for learning; for others it lies between the neighbours.
+    The symbols are the coefficients rounded. Exact for integers, up to what the adaptive code pays for learning; for
+    others it lies between the neighbours.
     """
-    symbols = torch.round(exact_S.detach()).cpu().numpy().astype(np.int64)
-    prices = torch.from_numpy(magnitude_bits(np.arange(PRICED_MAGNITUDES + 1), learned_from=symbols)).to(exact_S)
+    bits = magnitude_bits(np.arange(PRICED_MAGNITUDES + 1), learned_from=symbols_S)
+    prices = to_device(bits.astype(_NUMPY_TYPES[exact_S.dtype]), exact_S.device)
     magnitude_S = exact_S.abs().clamp(max=PRICED_MAGNITUDES - 1)
     below_S = magnitude_S.detach().long()
     return (prices[below_S] + (prices[below_S + 1] - prices[below_S]) * (magnitude_S - below_S)).sum()

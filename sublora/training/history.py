@@ -16,7 +16,7 @@ METRIC_COLUMNS = (
     "code_bits",
     "estimated_bound_bits",
 )
-GATE_COLUMNS = ("step", "mask_width", "group", "gamma")
+GATE_COLUMNS = ("step", "mask_width", "group", "gamma", "gradient_snr")
 
 
 @dataclasses.dataclass

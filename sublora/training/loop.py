@@ -26,11 +26,13 @@ from sublora.nn.lora import Adapters
 from sublora.training import checkpoint
 from sublora.training.code_phase import CodePhase
 from sublora.training.distributed import Peers
+from sublora.training.gate_signal import GateSignal
 from sublora.training.history import GATE_COLUMNS, METRIC_COLUMNS, History
 from sublora.training.optimizer import AdamW
+from sublora.training.prefetch import Prefetcher
 from sublora.training.progress import Progress
 from sublora.training.schedule import learning_rate
-from sublora.versions import NUMERICS_VERSIONS
+from sublora.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 
 BITS_PER_NAT = 1.0 / math.log(2.0)
 
@@ -67,7 +69,9 @@ class Trainer:
         self.sampler = BatchSampler(
             dataset.tokens("train"), context, training.tokens_per_step // context, run.seed, "train batches"
         )
+        self.prefetcher = Prefetcher(device)
         self.optimizer = self._build_optimizer()
+        self.gate_signal = GateSignal(list(model.subspace.gating_params.values()), device)
         self.history = History()
         self._stop_signal = 0
         self._loss_sum = torch.zeros((), device=device)
@@ -119,7 +123,7 @@ class Trainer:
         inputs, targets, weights, smoothing = self._batch(step)
         rows = self.settings.training.micro_batch_sequences
         pieces = inputs.shape[0] // rows
-        w, penalty = self.code.forward(step) if self.code else (self.model.subspace.subspace_params, None)
+        w, price = self.code.forward(step) if self.code else (self.model.subspace.subspace_params, None)
         theta = functional_call(self.model.subspace, {"subspace_params": w}, (self._mask_width(step),))
         # The network sees theta as a leaf: its gradient accumulates over micro-batches, the projection runs once.
         leaf, step_loss = theta.detach().requires_grad_(), torch.zeros_like(self._loss_sum)
@@ -142,11 +146,15 @@ class Trainer:
             loss.backward()
             step_loss += loss.detach()
         self.optimizer.zero_grad()
-        theta.backward(leaf.grad, retain_graph=penalty is not None)
+        # The same as theta.backward(leaf.grad), which would first import the symbolic algebra of the compiler.
+        torch.dot(theta, leaf.grad).backward(retain_graph=price is not None)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.peers.add_up([step_loss, *(parameter.grad for parameter in trained if parameter.grad is not None)])
-        if penalty is not None:
-            penalty.backward()  # the same in every process, so not in the sum
+        if price is not None:
+            if not price.is_finite():
+                self._refuse_non_finite()
+            price.nats().backward()  # the same in every process, so not in the sum
+        self.gate_signal.add()
         self._loss_sum += step_loss
         self._loss_steps += 1
         norm = torch.nn.utils.clip_grad_norm_(self.model.subspace.parameters(), self.settings.training.gradient_clip)
@@ -154,18 +162,18 @@ class Trainer:
         return norm
 
     def _prepare_code(self, code: CodePhase, step: int) -> None:
+        if not code.is_due(step):
+            return
         if not code.is_finite():
             self._refuse_non_finite()
-        before = code.started, code.frozen
         code.prepare(step)
-        if before != (code.started, code.frozen):
-            # Chosen by losses that two GPUs need not agree on to the last bit.
-            code.load_state(self.peers.from_first(code.state()))
+        # Chosen by losses that two GPUs need not agree on to the last bit.
+        code.load_state(self.peers.from_first(code.state()))
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, float]:
         """(inputs, targets, position weights, smoothing) of a step: chunks of equal weight, or windows of documents."""
-        arrays = self.code.sampler.batch(step) if self.code else self.sampler.batch(step)
-        inputs, targets, *weights = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in arrays)
+        sampler = self.code.sampler if self.code else self.sampler
+        inputs, targets, *weights = self.prefetcher.batch(sampler.batch, step)
         return inputs, targets, weights[0] if weights else None, self.code.smoothing if self.code else 0.0
 
     def _build_optimizer(self) -> AdamW:
@@ -198,7 +206,7 @@ class Trainer:
         gating = self.settings.gating
         return allocation.mask_width(
             step,
-            budget=self.run.budget,
+            size=max(self.model.subspace.gate_sizes, default=0),
             start=gating.mask_width_start,
             end=gating.mask_width_end,
             soft_steps=self.soft_steps,
@@ -283,9 +291,9 @@ class Trainer:
         if self.run.mode == "learned":
             gamma = self.model.subspace.gamma().tolist()
             if mask_width == 0.0:
-                gamma = (self.model.subspace.hard_split() / self.run.budget).tolist()
-            for group, value in zip(self.model.layout.groups, gamma, strict=True):
-                history.gates.append((history.step, mask_width, group, value))
+                gamma = (self.model.subspace.hard_split() / self.model.subspace.sizes_G).tolist()
+            for group, value, snr in zip(self.model.layout.groups, gamma, self.gate_signal.read(), strict=True):
+                history.gates.append((history.step, mask_width, group, value, "" if snr is None else snr))
 
     def _loss_bits(self, split: str, adapters: Any) -> float:
         """Mean loss in bits per token over fixed, evenly spread sequences of a split."""
@@ -327,11 +335,12 @@ class Trainer:
         checkpoint.save(
             self.state_path,
             {
-                "format": checkpoint.CHECKPOINT_FORMAT,
+                "format": CHECKPOINT_FORMAT,
                 "digest": self.digest,
                 "history": dataclasses.asdict(self.history),
                 "loss_sum": self._loss_sum.cpu(),
                 "loss_steps": self._loss_steps,
+                "gate_signal": self.gate_signal.state(),
                 "subspace": self.model.subspace.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "code": self.code.state() if self.code else None,
@@ -352,6 +361,7 @@ class Trainer:
         self.history = History(**state["history"])
         self._loss_sum.copy_(state["loss_sum"])
         self._loss_steps = state["loss_steps"]
+        self.gate_signal.load_state(state["gate_signal"])
         self.model.subspace.load_state_dict(state["subspace"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.code:
@@ -368,7 +378,7 @@ class Trainer:
         checkpoint.save(
             path,
             {
-                "format": checkpoint.CHECKPOINT_FORMAT,
+                "format": CHECKPOINT_FORMAT,
                 **best,
                 "settings": self.settings.model_dump(mode="json"),
                 "run": self.run.model_dump(mode="json"),

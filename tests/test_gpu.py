@@ -1,0 +1,94 @@
+"""What only a GPU can show; skipped where there is none."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, demo_values, merged
+
+from sublora import config
+from sublora.nn.language_model import LanguageModel, build, tensors_sha256
+from sublora.scoring.documents import score_documents
+from sublora.stages import train as train_stage
+from sublora.training import checkpoint
+from sublora.training.prefetch import Prefetcher
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+VOCABULARY = 101
+RUN = config.RunSpec(budget=60, allocation="learned", seed=1)
+
+
+def settings_with(**compute: object) -> config.Settings:
+    changes = {
+        "model": {"n_embd": 64, "context_length": 64},
+        "compute": {"device": "cuda", **compute},
+        "lora": {"dropout": 0.2},
+    }
+    return config.parse_settings(merged(merged(demo_values(), TINY), changes), source="tiny")
+
+
+def model_on(device: torch.device, **compute: object) -> LanguageModel:
+    model = build(settings_with(**compute), RUN, VOCABULARY, device)
+    values = torch.randn(RUN.budget, generator=torch.Generator().manual_seed(0))
+    model.subspace.subspace_params.data.copy_(values)
+    return model
+
+
+def loss_and_gradient(model: LanguageModel, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(VOCABULARY, (4, 49), generator=torch.Generator().manual_seed(1)).to(device)
+    loss = model.base.loss(tokens[:, :-1], tokens[:, 1:], model.adapters(model.subspace(5.0)), smoothing=0.1)
+    loss.backward()
+    return loss.detach().cpu(), model.subspace.subspace_params.grad.cpu()
+
+
+@pytest.mark.parametrize("use_compiler", [False, True])
+def test_loss_and_gradient_equal_those_of_the_cpu(use_compiler):
+    expected_loss, expected_gradient = loss_and_gradient(model_on(CPU), CPU)
+    loss, gradient = loss_and_gradient(model_on(GPU, compile=use_compiler), GPU)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_document_losses_equal_those_of_the_cpu():
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(VOCABULARY - 1, size=length) for length in (1, 5, 63, 64, 65, 200, 7)]
+    scored = []
+    for device, use_compiler in ((CPU, False), (GPU, True)):
+        model = model_on(device, compile=use_compiler)
+        with torch.no_grad():
+            adapters = model.adapters(model.subspace())
+        scored.append(
+            score_documents(
+                model.base,
+                adapters,
+                documents,
+                eot_id=VOCABULARY - 1,
+                stride=10,
+                smoothing=(0.01, 0.5),
+                batch_tokens=256,
+            )
+        )
+    np.testing.assert_allclose(scored[1].losses_DA, scored[0].losses_DA, rtol=1e-5)
+
+
+def test_prefetched_batches_are_those_asked_for():
+    def of(scale: int):
+        return lambda step: (np.full((2, 3), scale * step), np.full(2, float(step)))
+
+    first, second = of(1), of(10)
+    prefetcher = Prefetcher(GPU)
+    for assemble, step, expected in ((first, 4, 4), (first, 5, 5), (first, 2, 2), (second, 3, 30), (second, 4, 40)):
+        inputs, weights = prefetcher.batch(assemble, step)
+        assert inputs.device.type == "cuda" and torch.equal(inputs.cpu(), torch.full((2, 3), expected))
+        assert torch.equal(weights.cpu(), torch.full((2,), float(step)).double())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_training_gives_the_same_bytes(tiny_root, tmp_path, dtype):
+    settings = settings_with(compile=True, deterministic=True, dtype=dtype)
+    digests = set()
+    for name in "ab":
+        path = train_stage.train_run(settings, RUN, root=tiny_root, out=tmp_path / name)
+        digests.add(tensors_sha256(checkpoint.load(path)["raw_model"]))
+    assert len(digests) == 1
