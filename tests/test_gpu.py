@@ -24,6 +24,7 @@ def settings_with(**compute: object) -> config.Settings:
         "model": {"n_embd": 64, "context_length": 64},
         "compute": {"device": "cuda", **compute},
         "lora": {"dropout": 0.2},
+        "training": {"tokens_per_step": 512},
     }
     return config.parse_settings(merged(merged(demo_values(), TINY), changes), source="tiny")
 

@@ -112,15 +112,31 @@ def prepare_dataset(data: config.Data, root: Path) -> Path:
                 f"data.corpus: {reader.where}: read {counts.documents} documents, {counts.too_short} of them shorter "
                 f"than data.min_characters {data.min_characters}, none left; mend the corpus or lower min_characters"
             )
-        lengths, files = _write_splits(folder, data, spill, progress)
-        files |= _write_index(folder, lengths["train"])
-        write_json(folder / META_FILE, _meta(data, reader, counts, spill.added, lengths, files))
+        write_dataset(folder, data, spill, counts, reader.provenance(), progress)
     return folder
+
+
+def write_dataset(
+    folder: Path,
+    data: config.Data,
+    spill: Spill,
+    counts: TokenizedBatch,
+    provenance: dict[str, object],
+    progress: Progress,
+) -> None:
+    """All files of a dataset from the records of its documents, meta.json last.
+
+    `counts` and `provenance`, facts about the text, only go into meta.json. UserError if the distinct documents are
+    not enough for val and test and one to train on.
+    """
+    lengths, files = _write_splits(folder, data, spill, progress)
+    files |= _write_index(folder, lengths["train"])
+    write_json(folder / META_FILE, _meta(data, provenance, counts, spill.added, lengths, files))
 
 
 def _meta(
     data: config.Data,
-    reader: Reader,
+    provenance: dict[str, object],
     counts: TokenizedBatch,
     long_enough: int,
     lengths: dict[str, array],
@@ -143,7 +159,7 @@ def _meta(
             "duplicates": long_enough - kept,
             "kept": kept,
         },
-        "provenance": reader.provenance() | {"unparsable_files": counts.unparsable_files},
+        "provenance": provenance | {"unparsable_files": counts.unparsable_files},
         "settings": settings_with_effect(data),
         "numerics_version": NUMERICS_VERSIONS["data"],
     }

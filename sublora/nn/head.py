@@ -16,8 +16,11 @@ from sublora.nn.compilation import compiled
 
 LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 28}
 """Elements of the logits of a chunk: on a CPU what its caches hold; a GPU needs large products to be busy (512 MiB)."""
-ROWS_AT_LEAST = {"cpu": 256, "cuda": 1024}
-"""Positions in a chunk however large the vocabulary, so that reading W takes little of the time."""
+ROWS_AT_LEAST = {"cpu": 512, "cuda": 1024}
+"""Positions in the matrix product of a chunk however large the vocabulary, so that reading W takes little of the time.
+
+What follows the product then goes over the chunk in pieces of LOGITS_AT_ONCE.
+"""
 VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 WIDTH_MULTIPLE = {"cpu": 1, "cuda": 8}
 
@@ -66,10 +69,10 @@ def head_target_scores(
     """
     sides = _joined(hidden_KC, down_KR), _joined(weight_VC, up_VR, pad_rows=True)
     function = compiled(_target_scores, use_compiler)
-    parts = [
-        function(sides[0][part] @ sides[1].T, targets_K[part], weight_VC.shape[0])
-        for part in _chunks(len(targets_K), sides[1])
-    ]
+    parts = []
+    for part in _chunks(len(targets_K), sides[1]):
+        logits_KP, targets_of_part_K = sides[0][part] @ sides[1].T, targets_K[part]
+        parts += [function(logits_KP[p], targets_of_part_K[p], weight_VC.shape[0]) for p in _pieces(logits_KP)]
     return torch.cat([log_p for log_p, _ in parts]), torch.cat([rank for _, rank in parts])
 
 
@@ -89,11 +92,17 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         grad_up_PR = matrix_PJ.new_zeros(len(matrix_PJ), rank, dtype=torch.float32) if needs_gradient else None
         for part in _chunks(len(targets_K), matrix_PJ):
             logits_KP = inputs_KJ[part] @ matrix_PJ.T
-            loss, *gradient = function(logits_KP, targets_K[part], position_weights_K[part], a, vocab_size)
-            total += loss
+            labels_K, weights_K = targets_K[part], position_weights_K[part]
+            for piece in (pieces := _pieces(logits_KP)):
+                loss, *gradient = function(logits_KP[piece], labels_K[piece], weights_K[piece], a, vocab_size)
+                total += loss
+                if needs_gradient and len(pieces) > 1:
+                    logits_KP[piece] = gradient[0]
             if needs_gradient:
-                torch.mm(gradient[0], matrix_PJ, out=grad_KJ[part])
-                grad_up_PR += gradient[0].T @ down_KR[part]
+                # Pieces have put their gradients in the place of their logits.
+                gradient_KP = logits_KP if len(pieces) > 1 else gradient[0]
+                torch.mm(gradient_KP, matrix_PJ, out=grad_KJ[part])
+                grad_up_PR += gradient_KP.T @ down_KR[part]
         if needs_gradient:
             grad_up_VR = grad_up_PR[:vocab_size].to(up_VR.dtype)
             ctx.save_for_backward(grad_KJ[:, :width], grad_KJ[:, width : width + rank], grad_up_VR)
@@ -120,6 +129,12 @@ def _chunks(positions: int, matrix_PJ: Tensor) -> list[slice]:
     most = max(LOGITS_AT_ONCE[device] // len(matrix_PJ), ROWS_AT_LEAST[device])
     rows = max(1, math.ceil(positions / max(1, math.ceil(positions / most))))
     return [slice(start, start + rows) for start in range(0, positions, rows)]
+
+
+def _pieces(logits_KP: Tensor) -> list[slice]:
+    """Slices of the rows of a chunk, so small that several passes over one read it from memory once."""
+    rows = max(1, LOGITS_AT_ONCE[logits_KP.device.type] // logits_KP.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(logits_KP), rows)]
 
 
 def _exact(logits_KP: Tensor, vocab_size: int) -> Tensor:

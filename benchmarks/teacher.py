@@ -1,0 +1,389 @@
+"""Do the gates of the learned allocation find a split that is known?
+
+    python benchmarks/teacher.py decide         # teachers with a known split, five seeds: the table
+    python benchmarks/teacher.py relaxations    # what makes the gates learn, and what does not
+    python benchmarks/teacher.py sharing        # all of w for every group, or a part of its own
+    python benchmarks/teacher.py splits         # every hard split of two tasks, trained
+
+A teacher is the base model with its LoRA matrices moved, group by group only in B, only in A, or in a known mixture.
+The student starts from the base model and sees the teacher's probabilities on random tokens. Every arm of a task has
+the same base, initialization, batches and number of optimizer steps. Losses are the divergence KL(teacher, student) on
+held-out tokens, in bits per token: 0 is the teacher itself.
+
+Two kinds of teachers. In the subspace, theta* = theta_0 + P(m w*): some gates and some w reproduce it exactly, so its
+split is the best one. Outside, every matrix that moves does so by white noise: d coordinates cannot follow it, and
+which split is best is measured by trying all of them (`splits`).
+"""
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from sublora import config, random
+from sublora.files import atomic_path
+from sublora.nn import allocation
+from sublora.nn.gpt import FrozenGPT, random_weights
+from sublora.nn.layout import build_layout
+from sublora.nn.lora import Adapters
+from sublora.nn.projectors import StructuredIDModule
+from sublora.training.gate_signal import GateSignal
+from sublora.training.optimizer import AdamW
+from sublora.training.schedule import learning_rate
+
+MODEL = config.Model(n_layer=4, n_head=2, n_embd=32, context_length=16, init_std=0.15)
+VOCABULARY, RANK, SCALE, SEQUENCES, HELD_OUT = 64, 4, 4.0, 16, 4
+BUDGET, STEPS, LEARNING_RATE, WARMUP_STEPS = 400, 300, 0.03, 15
+SNR_WINDOW_STEPS = 20
+FIXED = ("fixed-0.2", "fixed-0.5", "fixed-0.8")
+MOVED = 0.3
+"""Standard deviation of the teacher's w; outside the subspace its matrices move by as much."""
+RESULTS = Path(__file__).resolve().parent / "results"
+
+Shares = tuple[float, ...]
+"""B's share of the teacher's move in every group: layers 0, 1, ..., then the head."""
+SHARES: dict[str, Shares] = {
+    "all B": (1.0,) * 5,
+    "all A": (0.0,) * 5,
+    "B, A, B, A, B": (1.0, 0.0, 1.0, 0.0, 1.0),
+    "A, B, A, B, A": (0.0, 1.0, 0.0, 1.0, 0.0),
+    "0.8, 0.2, 0.8, 0.2, 0.8": (0.8, 0.2, 0.8, 0.2, 0.8),
+    "half": (0.5,) * 5,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What the student is to learn. `inside`: a teacher in the subspace; no shares: the base model is the teacher."""
+
+    shares: str | None
+    inside: bool
+    seed: int
+    init: str = "both_random"
+    sharing: str = "shared"
+    """Of a teacher in the subspace: whether its groups use all of w*, or coordinates of their own."""
+    steps: int = STEPS
+
+    @property
+    def label(self) -> str:
+        where = "in the subspace" if self.inside else "outside"
+        if self.inside and self.sharing == "per_layer":
+            where = "in the subspace with own coordinates"
+        teacher = f"{self.shares}, {where}" if self.shares else "labels drawn from the base"
+        return teacher if self.init == "both_random" else f"{teacher}, {self.init}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """How gates are trained: keys of settings.gating, and what was tried beside them."""
+
+    learning_rate: float = 0.2
+    mask_width_start: float = 0.25
+    mask_width_end: float = 0.3
+    soft_fraction: float = 0.8
+    sharing: str = "shared"
+    relaxation: str = "soft"
+    """soft (the product's), straight-through (hard mask forward, soft backward) or concrete (logistic noise)."""
+    constant_rate: bool = False
+    a_scale: float = 1.0
+    """Factor on the projections onto A: above 1 a step in w moves A further than B."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    loss_bits: float
+    gamma: tuple[float, ...] = ()
+    """Of the hard split at the end; empty without gates."""
+    snr: tuple[float, ...] = ()
+    """Median over gates of the gradient's signal-to-noise ratio, a window of steps each."""
+
+
+class World:
+    """A task's base model, teacher and batches: the same for every arm."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        lora = config.Lora(rank=RANK, alpha=16.0, dropout=0.0, targets=("query", "value", "head"), init=task.init)
+        self.layout = build_layout(MODEL, lora, VOCABULARY)
+        self.base = FrozenGPT(MODEL, VOCABULARY)
+        self.base.load(random_weights(MODEL, VOCABULARY, task.seed))
+        self.origin_D = self.module("uniform").theta_init if task.init == "both_random" else None
+        tokens = random.generator(task.seed, "tokens")
+        shape = (SEQUENCES, MODEL.context_length)
+        inputs = [torch.from_numpy(tokens.integers(VOCABULARY, size=shape)) for _ in range(task.steps + HELD_OUT)]
+        teacher = self.teacher_theta()
+        with torch.no_grad():
+            self.batches = [(x, self.log_p(x, teacher)) for x in inputs]
+
+    def module(self, arm: str, sharing: str = "shared") -> StructuredIDModule:
+        mode, ratio = config.parse_allocation(arm)
+        names = {"projection_seed": 137, "init": self.task.init, "sharing": sharing}
+        return StructuredIDModule(self.layout, budget=BUDGET, mode=mode, ratio=ratio, seed=self.task.seed, **names)
+
+    @torch.no_grad()
+    def teacher_theta(self) -> Tensor:
+        module, stream = self.module("learned", self.task.sharing), random.generator(self.task.seed, "teacher")
+        if self.task.shares is None:
+            return module.theta_init
+        shares = SHARES[self.task.shares]
+        if self.task.inside:
+            module.subspace_params.copy_(torch.from_numpy(MOVED * stream.standard_normal(BUDGET)))
+            return module(split_G=(torch.tensor(shares) * module.sizes_G).round().long())
+        theta_D = module.theta_init.clone()
+        for group, share in zip(self.layout.groups, shares, strict=True):
+            for factor, part in (("A", 1.0 - share), ("B", share)):
+                span = self.layout.span(factor, group)
+                noise = torch.from_numpy(stream.standard_normal(span.stop - span.start))
+                theta_D[span] += MOVED * (part * BUDGET / self.layout.size) ** 0.5 * noise
+        return theta_D
+
+    def log_p(self, tokens_NT: Tensor, theta_D: Tensor) -> Tensor:
+        """Log probabilities (N x T x V) of the next token, nats."""
+        adapters = Adapters(self.layout, theta_D, scale=SCALE, dtype=torch.float32, origin_D=self.origin_D)
+        return self.base.logits(self.base.hidden(tokens_NT, adapters), adapters).log_softmax(-1)
+
+    def training_loss(self, theta_D: Tensor, step: int) -> Tensor:
+        """Cross-entropy in nats with the teacher's probabilities; with tokens drawn from them if it is the base."""
+        tokens, teacher_NTV = self.batches[step]
+        log_p_NTV = self.log_p(tokens, theta_D)
+        if self.task.shares is not None:
+            return -(teacher_NTV.exp() * log_p_NTV).sum(-1).mean()
+        uniform = random.generator(self.task.seed, "labels", step).random((*tokens.shape, 1), dtype=np.float32)
+        labels = (teacher_NTV.exp().cumsum(-1) < torch.from_numpy(uniform)).sum(-1, keepdim=True)
+        return -log_p_NTV.gather(-1, labels.clamp(max=VOCABULARY - 1)).mean()
+
+    @torch.no_grad()
+    def divergence_bits(self, theta_D: Tensor) -> float:
+        """KL(teacher, student) on the held-out batches, bits per token."""
+        parts = [(t.exp() * (t - self.log_p(x, theta_D))).sum(-1).mean() for x, t in self.batches[-HELD_OUT:]]
+        return float(torch.stack(parts).mean()) / math.log(2.0)
+
+
+def train(world: World, arm: str, gates: Gates | None = None, *, split: Shares | None = None) -> Outcome:
+    """Train an arm, an allocation's name; `split` trains the learned one with these gates, hard from the start."""
+    how, steps = gates or Gates(), world.task.steps
+    module = world.module(arm, how.sharing)
+    for group in module.layout.groups if arm == "learned" else ():
+        module.projections[f"{group}_A"].scale *= how.a_scale
+    gated = arm == "learned" and split is None
+    parameters = list(module.gating_params.values()) if gated else []
+    optimizer = AdamW(
+        [{"params": [module.subspace_params]}, {"params": parameters}], lr=0.0, betas=(0.9, 0.999), eps=1e-6
+    )
+    signal, snr = GateSignal(parameters, torch.device("cpu")), []
+    width = {"size": max(module.gate_sizes, default=0), "start": how.mask_width_start, "end": how.mask_width_end}
+    soft_steps = round(how.soft_fraction * steps) if gated else 0
+    split_G = None if split is None else (torch.tensor(split) * module.sizes_G).round().long()
+    for step in range(steps):
+        rates = {"steps": steps, "final": 0.02, "warmup_steps": WARMUP_STEPS}
+        rate = learning_rate(step, peak=1.0, **rates)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
+        optimizer.param_groups[1]["lr"] = how.learning_rate * (1.0 if how.constant_rate else rate)
+        now = allocation.mask_width(step, soft_steps=soft_steps, **width)
+        if how.relaxation == "soft" or now == 0.0:
+            theta_D = module(now, split_G)
+        else:
+            theta_D = masked(module, RELAXATIONS[how.relaxation](module, now, step))
+        optimizer.zero_grad()
+        world.training_loss(theta_D, step).backward()
+        signal.add()
+        if gated and (step + 1) % SNR_WINDOW_STEPS == 0 and step < soft_steps:
+            snr.append(statistics.median(value or 0.0 for value in signal.read()))
+        torch.nn.utils.clip_grad_norm_([module.subspace_params, *parameters], 1.0)
+        optimizer.step()
+    gamma = (module.hard_split() / module.sizes_G).tolist() if gated else []
+    return Outcome(world.divergence_bits(module(split_G=split_G)), tuple(gamma), tuple(snr))
+
+
+def masked(module: StructuredIDModule, mask_GS: Tensor) -> Tensor:
+    """theta for any mask."""
+    parts: dict[str, list[Tensor]] = {"A": [], "B": []}
+    for group, own, mask_S in zip(module.layout.groups, module.slices, mask_GS, strict=True):
+        mask_S = mask_S[: own.stop - own.start]
+        for factor, share_S in (("A", 1.0 - mask_S), ("B", mask_S)):
+            parts[factor].append(module.projections[f"{group}_{factor}"](share_S * module.subspace_params[own]))
+    return module.theta_init + torch.cat(parts["A"] + parts["B"])
+
+
+def straight_through(module: StructuredIDModule, width: float, step: int) -> Tensor:
+    soft_GS = allocation.soft_mask(module.gamma() * module.sizes_G, max(module.gate_sizes), width)
+    hard_GS = allocation.hard_mask(module.hard_split(), soft_GS.shape[1], soft_GS.dtype)
+    return soft_GS + (hard_GS - soft_GS).detach()
+
+
+def concrete(module: StructuredIDModule, width: float, step: int) -> Tensor:
+    """A relaxed Bernoulli draw for every coordinate (Maddison, Mnih & Teh 2017), temperature 1/2."""
+    soft_GS = allocation.soft_mask(module.gamma() * module.sizes_G, max(module.gate_sizes), width)
+    noise = random.generator("concrete", step).logistic(size=tuple(soft_GS.shape)).astype(np.float32)
+    return torch.sigmoid((soft_GS.logit(eps=1e-6) + torch.from_numpy(noise)) / 0.5)
+
+
+RELAXATIONS: dict[str, Callable[[StructuredIDModule, float, int], Tensor]] = {
+    "straight-through": straight_through,
+    "concrete": concrete,
+}
+
+
+def right_sides(outcome: Outcome, shares: str) -> list[bool]:
+    """Whether each gate ended on its teacher's side of 1/2."""
+    return [(found > 0.5) == (true > 0.5) for found, true in zip(outcome.gamma, SHARES[shares], strict=True)]
+
+
+def undecided(gamma_SG: np.ndarray) -> tuple[float, float, float, float]:
+    """(mean gamma over seeds and gates, its 95 % interval by seeds, share of gates above 1/2)."""
+    means = gamma_SG.mean(1)
+    half = float(stats.t.ppf(0.975, len(means) - 1) * stats.sem(means))
+    return float(means.mean()), float(means.mean()) - half, float(means.mean()) + half, float((gamma_SG > 0.5).mean())
+
+
+# The studies
+
+
+def decide(seeds: range) -> Iterator[dict[str, Any]]:
+    """A row a task and seed: right sides, losses of the learned arm and of the others."""
+    teachers = [(shares, True, "both_random") for shares in SHARES if shares != "half"]
+    teachers += [(shares, False, "both_random") for shares in ("all B", "all A", "B, A, B, A, B")]
+    # From B = 0 a teacher that moved only A is the base model itself.
+    teachers += [(shares, True, "zero_b") for shares in ("all B", "0.8, 0.2, 0.8, 0.2, 0.8")]
+    for (shares, inside, init), seed in itertools.product(teachers, seeds):
+        world = World(Task(shares, inside, seed, init=init))
+        learned = train(world, "learned")
+        right = right_sides(learned, shares)
+        sides = {"right": sum(right), "gates": len(right)}
+        yield {"teacher": world.task.label, "seed": seed, **sides, **_columns(learned), **_other_arms(world)}
+    controls = [("half", False, "both_random"), (None, False, "both_random"), (None, False, "zero_b")]
+    for (shares, inside, init), seed in itertools.product(controls, seeds):
+        world = World(Task(shares, inside, seed, init=init))
+        yield {"teacher": f"control: {world.task.label}", "seed": seed, **_columns(train(world, "learned"))}
+
+
+def _other_arms(world: World) -> dict[str, float]:
+    losses = {f"{arm}_bits": train(world, arm).loss_bits for arm in (*FIXED, "uniform")}
+    return {"best_fixed_bits": min(losses[f"{arm}_bits"] for arm in FIXED), **losses}
+
+
+def relaxations(seeds: range) -> Iterator[dict[str, Any]]:
+    """A row a way to train the gates, a task and a seed."""
+    ways = {
+        "annealed from d/4 (kept)": Gates(),
+        "annealed from d": Gates(mask_width_start=1.0),
+        "fixed width 1": Gates(mask_width_start=1.0 / BUDGET, mask_width_end=1.0),
+        "fixed width d/4": Gates(mask_width_end=0.25 * BUDGET),
+        "straight-through": Gates(relaxation="straight-through"),
+        "concrete": Gates(relaxation="concrete"),
+        "rate 0.01": Gates(learning_rate=0.01),
+        "rate 0.05": Gates(learning_rate=0.05),
+        "rate 0.8": Gates(learning_rate=0.8),
+        "constant rate": Gates(constant_rate=True),
+        "soft for 20 % of the steps": Gates(soft_fraction=0.2),
+        "soft for 50 % of the steps": Gates(soft_fraction=0.5),
+        "A moves twice as far": Gates(a_scale=2.0),
+        "A moves half as far": Gates(a_scale=0.5),
+    }
+    tasks = [("B, A, B, A, B", True), ("B, A, B, A, B", False), (None, False)]
+    for (shares, inside), seed in itertools.product(tasks, seeds):
+        world = World(Task(shares, inside, seed))
+        for name, gates in ways.items():
+            outcome = train(world, "learned", gates)
+            right = {"right": sum(right_sides(outcome, shares)), "gates": len(outcome.gamma)} if shares else {}
+            yield {"way": name, "teacher": world.task.label, "seed": seed, **right, **_columns(outcome)}
+
+
+def sharing(seeds: range) -> Iterator[dict[str, Any]]:
+    """A row a teacher, a seed and a way to share w."""
+    shares = "B, A, B, A, B"
+    tasks = [(True, "shared"), (True, "per_layer"), (False, "shared")]
+    for (inside, teacher), seed in itertools.product(tasks, seeds):
+        world = World(Task(shares, inside, seed, sharing=teacher))
+        others = _other_arms(world)
+        for way in ("shared", "per_layer"):
+            outcome = train(world, "learned", Gates(sharing=way))
+            sides = {"right": sum(right_sides(outcome, shares)), "gates": len(outcome.gamma)}
+            yield {"way": way, "teacher": world.task.label, "seed": seed, **sides, **_columns(outcome), **others}
+
+
+def splits(seeds: range) -> Iterator[dict[str, Any]]:
+    """A row a hard split, all 2^5 of them, and one for the learned gates, for two teachers outside the subspace."""
+    for shares, seed in itertools.product(("all B", "B, A, B, A, B"), seeds):
+        world = World(Task(shares, False, seed))
+        yield {"teacher": world.task.label, "seed": seed, "split": "learned", **_columns(train(world, "learned"))}
+        for split in itertools.product((0.0, 1.0), repeat=len(world.layout.groups)):
+            loss = train(world, "learned", split=split).loss_bits
+            name = "".join("AB"[int(share)] for share in split)
+            yield {"teacher": world.task.label, "seed": seed, "split": name, "loss_bits": loss}
+
+
+def _columns(outcome: Outcome) -> dict[str, Any]:
+    gamma = " ".join(f"{value:.3f}" for value in outcome.gamma)
+    first = statistics.mean(outcome.snr[: len(outcome.snr) // 2]) if len(outcome.snr) > 1 else ""
+    return {"loss_bits": outcome.loss_bits, "gamma": gamma, "snr_first_half": first}
+
+
+def summarize(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
+    """A line a group of rows: right sides, mean losses, and for controls how far gamma is from 1/2."""
+    for key, group in itertools.groupby(
+        sorted(rows, key=lambda r: [str(r[k]) for k in keys]), lambda r: [r[k] for k in keys]
+    ):
+        found = list(group)
+        line = [" | ".join(map(str, key)), f"loss {_mean(found, 'loss_bits'):.4f}"]
+        if "best_fixed_bits" in found[0]:
+            no_worse = sum(row["loss_bits"] <= row["best_fixed_bits"] for row in found)
+            line.append(f"best fixed {_mean(found, 'best_fixed_bits'):.4f}, no worse in {no_worse} of {len(found)}")
+            line.append(f"uniform {_mean(found, 'uniform_bits'):.4f}")
+        if "right" in found[0]:
+            right, gates = (sum(row[name] for row in found) for name in ("right", "gates"))
+            line.append(f"right side {right} of {gates} ({right / gates:.0%})")
+        elif len(found) > 1:
+            gamma_SG = np.array([[float(value) for value in row["gamma"].split()] for row in found])
+            mean, low, high, above = undecided(gamma_SG)
+            line.append(f"mean gamma {mean:.2f} [{low:.2f}, {high:.2f}], {above:.0%} on B's side")
+        line.append(f"snr {_mean(found, 'snr_first_half'):.2f}")
+        print("; ".join(line))
+
+
+def _mean(rows: list[dict[str, Any]], column: str) -> float:
+    return statistics.mean(float(row[column]) for row in rows)
+
+
+STUDIES = {"decide": (decide, 5), "relaxations": (relaxations, 3), "sharing": (sharing, 3), "splits": (splits, 1)}
+"""And how many seeds each is run with."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=sorted(STUDIES))
+    parser.add_argument("--seeds", type=int, help="seeds 1 ... this (default: those of docs/allocation.md)")
+    parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/teacher_{study}.csv)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    study, count = STUDIES[given.study]
+    rows = []
+    for row in study(range(1, (given.seeds or count) + 1)):
+        rows.append(row)
+        print(*(f"{value:.4f}" if isinstance(value, float) else value for value in row.values()), sep=" | ", flush=True)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    path = given.out or RESULTS / f"teacher_{given.study}.csv"
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    print()
+    if given.study == "splits":
+        for row in sorted(rows, key=lambda row: (str(row["teacher"]), row["seed"], row["loss_bits"])):
+            print(row["teacher"], row["seed"], row["split"], f"{row['loss_bits']:.4f}", sep=" | ")
+    else:
+        summarize(rows, ("teacher",) if given.study == "decide" else ("teacher", "way"))
+
+
+if __name__ == "__main__":
+    main()
