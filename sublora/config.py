@@ -250,6 +250,8 @@ class Gating(Section):
     """Temperature tau, in coordinates, at the end of the soft phase."""
     soft_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Share of the steps with soft masks; the rest trains with the hard split."""
+    trace_interval_steps: PositiveInt
+    """Steps between rows of gating_trace.csv, over which a row's gradient_snr is taken."""
 
 
 class Training(Section):

@@ -22,7 +22,7 @@ TINY = {
         "eval_sequences": 16,
         "save_interval_steps": 4,
     },
-    "gating": {"soft_fraction": 0.8},
+    "gating": {"soft_fraction": 0.8, "trace_interval_steps": 5},
     "message": {"quantizer": "plain"},
     "scoring": {"sliding_window": 10, "documents": 50, "val_documents": 20, "test_documents": 20},
     "data": {

@@ -126,8 +126,9 @@ def largest_run_bytes(settings: config.Settings) -> int:
     losses = 4 * values * (scoring.documents + 2 * scoring.val_documents + scoring.test_documents)
     losses += scoring.documents * (8 + 4 * len(TOP_K))
     evaluations = math.ceil(training.steps / training.eval_interval_steps)
+    traces = math.ceil(training.steps / settings.gating.trace_interval_steps)
     # A row of metrics.csv, and one of gating_trace.csv for each gate, in characters.
-    history = evaluations * (120 + 55 * (settings.model.n_layer + 1))
+    history = evaluations * 120 + traces * 55 * (settings.model.n_layer + 1)
     parameters = 4 * max(settings.grid.budgets)
     settings_twice = 2 * len(json.dumps(settings.model_dump(mode="json")))
     return losses + history + 2 * parameters + settings_twice + 16384

@@ -95,6 +95,8 @@ class Trainer:
                 self.history.step = done = step + 1
                 self.history.seconds = seconds_before + time.monotonic() - started
                 last, stop_signal = done == training.steps, self.peers.largest(self._stop_signal)
+                if self.run.mode == "learned" and (last or done % self.settings.gating.trace_interval_steps == 0):
+                    self._record_gates()
                 if last or done % training.eval_interval_steps == 0:
                     self._evaluate(float(gradient_norm))
                 elif not self.peers.is_first:
@@ -219,15 +221,14 @@ class Trainer:
 
     def _evaluate(self, gradient_norm: float) -> None:
         """Losses on train and val, of the quantized model in the code phase; keep the parameters if they are best."""
-        done, mask_width = self.history.step, self._mask_width(self.history.step - 1)
         train_loss_bits = self._mean_train_loss_bits()
         if not self.peers.is_first:
             return
         adapters, facts = self._look()
         facts |= self._token_losses(adapters)
-        self._record(train_loss_bits, facts, gradient_norm, mask_width)
+        self._record(train_loss_bits, facts, gradient_norm)
         self._keep_if_best(facts)
-        self.progress.update(done, train_loss_bits, val_loss_bits=facts["val_loss_bits"])
+        self.progress.update(self.history.step, train_loss_bits, val_loss_bits=facts["val_loss_bits"])
 
     @torch.no_grad()
     def _look(self) -> tuple[Adapters, dict[str, float]]:
@@ -270,7 +271,7 @@ class Trainer:
             raw_model = {name: value.detach().cpu().clone() for name, value in self.model.subspace.state_dict().items()}
             self.history.best = {"step": self.history.step, **facts, "raw_model": raw_model}
 
-    def _record(self, train_loss_bits: float, facts: dict[str, float], gradient_norm: float, mask_width: float) -> None:
+    def _record(self, train_loss_bits: float, facts: dict[str, float], gradient_norm: float) -> None:
         training, history = self.settings.training, self.history
         tokens = history.step * training.tokens_per_step
         history.metrics.append(
@@ -288,12 +289,12 @@ class Trainer:
                 facts.get("estimated_bound_bits", ""),
             )
         )
-        if self.run.mode == "learned":
-            gamma = self.model.subspace.gamma().tolist()
-            if mask_width == 0.0:
-                gamma = (self.model.subspace.hard_split() / self.model.subspace.sizes_G).tolist()
-            for group, value, snr in zip(self.model.layout.groups, gamma, self.gate_signal.read(), strict=True):
-                history.gates.append((history.step, mask_width, group, value, "" if snr is None else snr))
+
+    def _record_gates(self) -> None:
+        subspace, mask_width = self.model.subspace, self._mask_width(self.history.step - 1)
+        gamma = subspace.gamma().tolist() if mask_width else (subspace.hard_split() / subspace.sizes_G).tolist()
+        for group, value, snr in zip(self.model.layout.groups, gamma, self.gate_signal.read(), strict=True):
+            self.history.gates.append((self.history.step, mask_width, group, value, "" if snr is None else snr))
 
     def _loss_bits(self, split: str, adapters: Any) -> float:
         """Mean loss in bits per token over fixed, evenly spread sequences of a split."""

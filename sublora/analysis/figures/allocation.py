@@ -29,7 +29,13 @@ DECOMPOSITION = (
     ("complexity", "Complexity", "#756bb1", "////"),
 )
 BAR_HEIGHT = 0.62
-BEFORE_QUANTIZATION = {"color": "#e6550d", "marker": "v", "markersize": 3.0, "markeredgewidth": 0.0, "linestyle": "none"}
+BEFORE_QUANTIZATION = {
+    "color": "#e6550d",
+    "marker": "v",
+    "markersize": 3.0,
+    "markeredgewidth": 0.0,
+    "linestyle": "none",
+}
 
 
 @styled
