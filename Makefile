@@ -42,8 +42,9 @@ format: $(INSTALLED) ## bring code and workflow into their form
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt workflow
 
-bench: $(INSTALLED) ## measure what the workflow itself costs
-	$(BIN)/python benchmarks/workflow.py
+bench: $(INSTALLED) ## measure speed against plain references; writes benchmarks/results/
+	$(BIN)/python tests/fetch_gpt2_vocabulary.py
+	$(BIN)/python -m benchmarks
 
 schema: $(INSTALLED) ## write workflow/schemas/config.schema.json after a change of sublora/config.py
 	$(BIN)/python -m sublora.settings_schema > workflow/schemas/config.schema.json
