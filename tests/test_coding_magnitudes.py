@@ -2,16 +2,18 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sublora.coding.bits import BitReader, BitWriter
 from sublora.coding.magnitudes import (
     MAX_MAGNITUDE,
     MAX_PLANES,
+    UNIT,
     decode_magnitudes,
     encode_magnitudes,
     ideal_bits,
@@ -72,25 +74,27 @@ def test_ideal_length_of_large_vectors(count, shape):
 
 
 def reference_bits(symbols):
-    """The model flag by flag with fractions of floats, from its definition."""
-    total, estimate, seen = 0.0, 0.5, 1
+    """The model flag by flag with exact fractions, from its definition: pseudo-counts are multiples of 1/UNIT."""
+    total, ones, strength = 0.0, Fraction(1, 2), 1
     for plane in range(MAX_PLANES):
         flags = [abs(k) > plane for k in symbols if abs(k) >= plane]
         if not flags:
             break
-        strength = 1.0 if plane < 2 else float(min(32, seen))
-        a, b = (0.5, 0.5) if plane < 2 else (strength * estimate, strength * (1 - estimate))
+        a, b = (Fraction(1, 2), Fraction(1, 2)) if plane < 2 else (ones, strength - ones)
         for flag in flags:
             total -= math.log2((a if flag else b) / (a + b))
             a, b = a + flag, b + (not flag)
-        estimate, seen = min(max(a / (a + b), 1 / 64), 1 - 1 / 64), len(flags)
+        strength = min(32, len(flags))
+        ones = Fraction(math.floor(strength * UNIT * a / (a + b)), UNIT)
+        ones = min(max(ones, Fraction(strength, 64)), strength - Fraction(strength, 64))
     return total + sum(k != 0 for k in symbols)
 
 
 @settings(deadline=None, max_examples=100)
+@example([1, 6, 6, 12])
 @given(st.lists(st.integers(-12, 12), min_size=1, max_size=80))
 def test_ideal_length_against_the_definition(values):
-    assert ideal_bits(np.array(values)) == pytest.approx(reference_bits(values), abs=0.02)
+    assert ideal_bits(np.array(values)) == pytest.approx(reference_bits(values), abs=1e-8)
 
 
 def test_few_bits_above_the_true_distribution():
