@@ -18,7 +18,7 @@ from sublora.training import checkpoint
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 from conftest import write_settings  # noqa: E402
-from killing import outcome, train_in_child  # noqa: E402
+from killing import exit_status, outcome, start_in_child  # noqa: E402
 
 ALLOCATIONS = ("uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned")
 QUANTIZERS = ("plain", "entropy")
@@ -33,12 +33,12 @@ def cell(settings: config.Settings, run: config.RunSpec, root: Path, wanted: obj
     """What became of one killed training: steps done twice if all bytes agree, else 'differs'."""
     with tempfile.TemporaryDirectory(dir=root) as folder:
         out = Path(folder)
-        status = train_in_child(settings, run, root=root, out=out, kill_at_step=step, while_saving=saving)
+        status = exit_status(start_in_child(settings, run, root=root, out=out, kill_at_step=step, while_saving=saving))
         if status != -9:
             raise RuntimeError(f"{run.name} ended with status {status} instead of being killed at step {step}")
         states = [checkpoint.load(path)["history"]["step"] for path in (out / "state").glob("*.pt")]
         died_at = step - step % 4 + 4 if saving else step
-        if train_in_child(settings, run, root=root, out=out) or outcome(out) != wanted:
+        if exit_status(start_in_child(settings, run, root=root, out=out)) or outcome(out) != wanted:
             return "**differs**"
         return f"same, {died_at - max(states, default=0)}"
 

@@ -21,7 +21,7 @@ from sublora.data.dataset import TokenDataset
 from sublora.nn.gpt import random_weights
 from sublora.nn.layout import HEAD, build_layout
 from sublora.nn.projectors import build_subspace
-from sublora.training.document_batches import DocumentSampler
+from sublora.training.document_batches import training_documents
 from sublora.training.schedule import learning_rate
 
 
@@ -103,15 +103,7 @@ class ReferenceTrainer:
         self.model = PlainGPT(settings, dataset.vocab_size, run.seed).to(device)
         self.subspace = build_subspace(settings, run, self.model.layout).to(device)
         self.loss_sum = torch.zeros((), device=device)
-        self.sampler = DocumentSampler(
-            dataset.tokens("train"),
-            dataset.eot_indices,
-            eot_id=dataset.eot_id,
-            context_length=settings.model.context_length,
-            stride=settings.scoring.sliding_window,
-            windows_per_step=training.tokens_per_step // settings.model.context_length,
-            seed_parts=(run.seed, "train documents"),
-        )
+        self.sampler = training_documents(settings, run, dataset)
         self.optimizer = torch.optim.AdamW(
             self.subspace.parameters(),
             lr=training.learning_rate,

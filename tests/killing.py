@@ -19,24 +19,6 @@ TIMING = {"tokens_per_second", "seconds"}
 """Columns of metrics.csv that no two trainings share."""
 
 
-def train_in_child(
-    settings: config.Settings,
-    run: config.RunSpec,
-    *,
-    root: Path,
-    out: Path,
-    kill_at_step: int | None = None,
-    while_saving: bool = False,
-) -> int:
-    """Train in a forked process; returns its exit status, -9 if it killed itself.
-
-    `kill_at_step`: at the start of this step, or `while_saving` in the first save from this step on, when the new
-    state is written but has not taken the place of the old one.
-    """
-    child = start_in_child(settings, run, root=root, out=out, kill_at_step=kill_at_step, while_saving=while_saving)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def start_in_child(
     settings: config.Settings,
     run: config.RunSpec,
@@ -46,7 +28,11 @@ def start_in_child(
     kill_at_step: int | None = None,
     while_saving: bool = False,
 ) -> int:
-    """The same without waiting: the process id."""
+    """Train in a forked process; returns its id. Its `exit_status` is -9 if it killed itself.
+
+    `kill_at_step`: at the start of this step, or `while_saving` in the first save from this step on, when the new
+    state is written but has not taken the place of the old one.
+    """
     child = os.fork()
     if child == 0:
         status = 1
@@ -62,6 +48,11 @@ def start_in_child(
             sys.stderr.flush()
             os._exit(status)
     return child
+
+
+def exit_status(child: int) -> int:
+    """Wait for a process and return its exit status, negative if a signal ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _arm(kill_at_step: int, while_saving: bool) -> None:

@@ -1,13 +1,12 @@
 """kill -9 at any moment: the next start ends with the same bytes, and half a file never counts."""
 
-import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, demo_values, merged
-from killing import outcome, start_in_child, train_in_child
+from killing import exit_status, outcome, start_in_child
 
 from sublora import config
 from sublora.names import CHECKPOINT_NAME
@@ -42,12 +41,12 @@ def test_a_training_killed_again_and_again_ends_with_the_same_bytes(
     train_run(settings, run, root=tiny_root, out=whole)
     expected_states = {2: None, 9: 8, 13: 12, 19: 16}
     for step, state_step in expected_states.items():
-        assert train_in_child(settings, run, root=tiny_root, out=killed, kill_at_step=step) == KILLED
+        assert exit_status(start_in_child(settings, run, root=tiny_root, out=killed, kill_at_step=step)) == KILLED
         states = list((killed / "state").glob("*.pt"))
         assert [checkpoint.load(path)["history"]["step"] for path in states] == [state_step] * (state_step is not None)
         assert not (killed / CHECKPOINT_NAME).exists()
         assert run_stage(killed) == ("training" if states else "untrained")
-    assert train_in_child(settings, run, root=tiny_root, out=killed) == 0
+    assert exit_status(start_in_child(settings, run, root=tiny_root, out=killed)) == 0
     assert outcome(killed) == outcome(whole)
     assert not (killed / "state").exists()
 
@@ -59,11 +58,11 @@ def test_a_half_written_state_does_not_count(tiny_root: Path, tmp_path: Path, st
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_run(settings, run, root=tiny_root, out=whole)
     dying = {"kill_at_step": step, "while_saving": True}
-    assert train_in_child(settings, run, root=tiny_root, out=killed, **dying) == KILLED
+    assert exit_status(start_in_child(settings, run, root=tiny_root, out=killed, **dying)) == KILLED
     names = [path.name for path in (killed / "state").iterdir()]
     assert sum(name.endswith(".tmp") for name in names) == 1
     assert sum(name.endswith(".pt") for name in names) == (1 if step else 0)
-    assert train_in_child(settings, run, root=tiny_root, out=killed) == 0
+    assert exit_status(start_in_child(settings, run, root=tiny_root, out=killed)) == 0
     assert outcome(killed) == outcome(whole)
     assert not (killed / "state").exists()
 
@@ -72,9 +71,12 @@ def test_a_kill_while_the_result_is_written_leaves_no_result(tiny_root: Path, tm
     settings, run = settings_with("plain"), run_of("uniform")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_run(settings, run, root=tiny_root, out=whole)
-    assert train_in_child(settings, run, root=tiny_root, out=killed, kill_at_step=19, while_saving=True) == KILLED
+    assert (
+        exit_status(start_in_child(settings, run, root=tiny_root, out=killed, kill_at_step=19, while_saving=True))
+        == KILLED
+    )
     assert not any((killed / name).exists() for name in (CHECKPOINT_NAME, "metrics.csv", "gating_trace.csv"))
-    assert train_in_child(settings, run, root=tiny_root, out=killed) == 0
+    assert exit_status(start_in_child(settings, run, root=tiny_root, out=killed)) == 0
     assert outcome(killed) == outcome(whole)
 
 
@@ -92,7 +94,7 @@ def test_the_process_that_waits_takes_the_result_of_the_other(tiny_root: Path, t
     train_run(settings, run, root=tiny_root, out=tmp_path / "whole")
     monkeypatch.setattr(Trainer, "_step", counted)
     jobs = [start_in_child(settings, run, root=tiny_root, out=out) for _ in range(3)]
-    assert [os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]) for job in jobs] == [0, 0, 0]
+    assert [exit_status(job) for job in jobs] == [0, 0, 0]
     assert outcome(out) == outcome(tmp_path / "whole")
     assert steps.read_text().split() == [str(step) for step in range(20)]
     assert not (out / "state").exists()

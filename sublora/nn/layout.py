@@ -62,6 +62,11 @@ def build_layout(model: config.Model, lora: config.Lora, vocab_size: int) -> Lay
     return Layout(tuple(entries), tuple(dict.fromkeys(group for group, _ in targets)))
 
 
+def span_length(span: slice) -> int:
+    """Entries of a slice with both ends."""
+    return span.stop - span.start
+
+
 def group_slices(budget: int, groups: int, sharing: str) -> tuple[slice, ...]:
     """The coordinates of w that each group uses, consecutive: all of them, or its own d / groups (DESIGN 2).
 

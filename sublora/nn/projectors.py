@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sublora import config, random
 from sublora.errors import UserError
 from sublora.nn import allocation
-from sublora.nn.layout import Layout, group_slices
+from sublora.nn.layout import Layout, group_slices, span_length
 from sublora.nn.lora import initial_theta
 
 INITIAL_GATE_LOGIT = 0.0
@@ -120,7 +120,7 @@ class StructuredIDModule(nn.Module):
 
         def projection(name: str, span: slice, columns: int) -> KroneckerQR:
             stream = random.generator(seed, "projection", projection_seed, name)
-            return KroneckerQR(span.stop - span.start, columns, total=layout.size, stream=stream)
+            return KroneckerQR(span_length(span), columns, total=layout.size, stream=stream)
 
         self.projections = nn.ModuleDict()
         if mode == "uniform":
@@ -137,7 +137,7 @@ class StructuredIDModule(nn.Module):
     @property
     def gate_sizes(self) -> tuple[int, ...]:
         """Coordinates that each gate splits; empty without gates."""
-        return tuple(part.stop - part.start for part in self.slices)
+        return tuple(map(span_length, self.slices))
 
     def forward(self, mask_width: float = 0.0, split_G: Tensor | None = None) -> Tensor:
         """theta (D). For learned gates: soft masks of this width, or with width 0 the hard split.
@@ -174,7 +174,7 @@ class StructuredIDModule(nn.Module):
         return allocation.hard_split(self.gamma(), self.sizes_G)
 
     def _check_sizes(self, sharing: str) -> None:
-        size_a, size_b = (_length(self.layout.span(factor)) for factor in ("A", "B"))
+        size_a, size_b = (span_length(self.layout.span(factor)) for factor in ("A", "B"))
         if self.budget > self.layout.size:
             raise UserError(
                 f"budget {self.budget} exceeds the {self.layout.size} LoRA parameters; "
@@ -208,7 +208,3 @@ def build_subspace(settings: config.Settings, run: config.RunSpec, layout: Layou
         init=settings.lora.init,
         sharing=settings.gating.sharing,
     )
-
-
-def _length(span: slice) -> int:
-    return span.stop - span.start

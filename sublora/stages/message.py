@@ -7,7 +7,7 @@ from sublora import config
 from sublora.coding.certificate import read_certificate
 from sublora.coding.payload import MessageContents, Payload, PayloadContext, read_payload, total_code_bits
 from sublora.errors import UserError
-from sublora.nn.layout import build_layout, group_slices
+from sublora.nn.layout import build_layout, group_slices, span_length
 
 
 def payload_context(settings: config.Settings, run: config.RunSpec) -> PayloadContext:
@@ -19,7 +19,7 @@ def payload_context(settings: config.Settings, run: config.RunSpec) -> PayloadCo
         budget=run.budget,
         quantizer=settings.message.quantizer,
         levels=settings.message.levels,
-        gate_sizes=tuple(part.stop - part.start for part in slices),
+        gate_sizes=tuple(map(span_length, slices)),
         smoothing_count=len(settings.scoring.smoothing),
         segment_lengths=(run.budget,),
     )

@@ -33,7 +33,7 @@ from sublora.nn.language_model import LanguageModel
 from sublora.nn.lora import Adapters
 from sublora.random import generator
 from sublora.training.bound_estimate import BoundEstimator, Estimate
-from sublora.training.document_batches import DocumentSampler
+from sublora.training.document_batches import training_documents
 from sublora.training.host_copy import HostCopy
 
 _NUMPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -68,16 +68,7 @@ class CodePhase:
         self.first_rounded_step = self.first_step + round(
             self._phase.noise_fraction * (training.steps - self.first_step)
         )
-        context = settings.model.context_length
-        self.sampler = DocumentSampler(
-            dataset.tokens("train"),
-            dataset.eot_indices,
-            eot_id=dataset.eot_id,
-            context_length=context,
-            stride=settings.scoring.sliding_window,
-            windows_per_step=training.tokens_per_step // context,
-            seed_parts=(run.seed, "train documents"),
-        )
+        self.sampler = training_documents(settings, run, dataset)
         self._estimator = BoundEstimator(settings, dataset, device)
         self.log_step = torch.nn.Parameter(torch.zeros((), device=device))
         """Natural logarithm of the quantization step."""

@@ -5,6 +5,8 @@ Shape legend: N windows, T positions.
 
 import numpy as np
 
+from sublora import config
+from sublora.data.dataset import TokenDataset
 from sublora.random import generator
 
 
@@ -70,3 +72,17 @@ class DocumentSampler:
         weight_N1 = 1.0 / (scored_N[:, None] * len(documents_N))
         weights_NT = np.where(inside_NT & (position_T >= length_N1 - scored_N[:, None]), weight_N1, 0.0)
         return inputs_NT.astype(np.int64), targets_NT.astype(np.int64), weights_NT.astype(np.float32)
+
+
+def training_documents(settings: config.Settings, run: config.RunSpec, dataset: TokenDataset) -> DocumentSampler:
+    """The batches of a run that trains for its message."""
+    context = settings.model.context_length
+    return DocumentSampler(
+        dataset.tokens("train"),
+        dataset.eot_indices,
+        eot_id=dataset.eot_id,
+        context_length=context,
+        stride=settings.scoring.sliding_window,
+        windows_per_step=settings.training.tokens_per_step // context,
+        seed_parts=(run.seed, "train documents"),
+    )
