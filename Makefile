@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # Raised on purpose only: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
 
-.PHONY: help setup demo test test-slurm lint format bench schema lock clean
+.PHONY: help setup demo test test-slurm lint format bench compare schema lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,9 @@ format: $(INSTALLED) ## bring code and workflow into their form
 bench: $(INSTALLED) ## measure speed against plain references; writes benchmarks/results/
 	$(BIN)/python tests/fetch_gpt2_vocabulary.py
 	$(BIN)/python -m benchmarks
+
+compare: $(INSTALLED) ## byte for byte the same results as another commit? make compare REF=<commit>
+	$(BIN)/python benchmarks/compare.py $(REF)
 
 schema: $(INSTALLED) ## write workflow/schemas/config.schema.json after a change of sublora/config.py
 	$(BIN)/python -m sublora.settings_schema > workflow/schemas/config.schema.json

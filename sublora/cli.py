@@ -76,7 +76,7 @@ def train(
     settings = load_settings(config)
     run = parse_run(budget, allocation, seed)
     with _imports():
-        from sublora.stages.train import train_run
+        from sublora.runs.train import train_run
 
     print(train_run(settings, run, root=root_of(config), out=out))
 
@@ -85,7 +85,7 @@ def train(
 def encode(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
     """Write the trained model as a message: certificate.bin."""
     with _imports():
-        from sublora.stages.encode import encode_run
+        from sublora.runs.encode import encode_run
 
     print(encode_run(run, config_path=config, root=root))
 
@@ -94,7 +94,7 @@ def encode(run: RunArgument, config: OptionalConfig = None, root: RootOption = N
 def score(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
     """Encode, then score the decoded model on documents: certificate.bin and losses.npz."""
     with _imports():
-        from sublora.stages.score import score_run
+        from sublora.runs.score import score_run
 
     print(score_run(run, config_path=config, root=root))
 
@@ -103,7 +103,7 @@ def score(run: RunArgument, config: OptionalConfig = None, root: RootOption = No
 def bound(run: RunArgument, config: OptionalConfig = None) -> None:
     """Compute every bound from the certificate and the losses: bounds.json and bounds_metrics.pt."""
     with _imports():
-        from sublora.stages.bound import bound_run
+        from sublora.runs.bound import bound_run
 
     print(bound_run(run, config_path=config))
 
@@ -112,7 +112,7 @@ def bound(run: RunArgument, config: OptionalConfig = None) -> None:
 def verify(run: RunArgument, root: RootOption = None) -> None:
     """Recompute a claimed bound from its certificate and the data; exit status 0 only if all of it agrees."""
     with _imports():
-        from sublora.stages.verify import verify_and_print
+        from sublora.runs.verify import verify_and_print
 
     raise typer.Exit(0 if verify_and_print(run, root=root) else 1)
 
@@ -120,7 +120,7 @@ def verify(run: RunArgument, root: RootOption = None) -> None:
 @app.command()
 def status(config: ConfigOption = Path("config/config.yaml")) -> None:
     """Show how far each run of the grid has come."""
-    from sublora.stages.status import print_status
+    from sublora.runs.status import print_status
 
     print_status(config)
 
@@ -141,7 +141,7 @@ def plan(
 ) -> None:
     """Print what the whole grid costs in GPU hours and disk; without a given speed, measure it here for seconds."""
     with _imports():
-        from sublora.stages.plan import print_plan
+        from sublora.runs.plan import print_plan
 
     print_plan(
         config,

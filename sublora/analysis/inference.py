@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from sublora.random import generator
+from sublora.streams import generator
 
 Alternative = Literal["two-sided", "less", "greater"]
 

@@ -19,7 +19,7 @@ import numpy as np
 from sublora import config
 from sublora.data.corpora import Texts
 from sublora.errors import UserError
-from sublora.random import generator
+from sublora.streams import generator
 
 BATCH_DOCUMENTS = 512
 """Documents of one random stream; part of the definition of the corpus."""

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from sublora.random import stream_key
+from sublora.streams import stream_key
 
 KEY_BYTES = 16
 COUNT_BYTES = 8

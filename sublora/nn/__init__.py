@@ -1,1 +1,1 @@
-"""The frozen network, its adapters, and the subspace they are trained in."""
+"""Names under which published code imports this library's parts."""

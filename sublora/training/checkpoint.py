@@ -1,17 +1,25 @@
 """best_ckpt.pt and the resume state: small, loadable without running code, refused when they do not fit."""
 
+import hashlib
 import io
+import os
 import pickle
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sublora import config
+from sublora.device import gpu_name, peak_memory_mib
 from sublora.errors import UserError
 from sublora.files import atomic_path, write_bytes
-from sublora.nn.language_model import LanguageModel
+from sublora.models.lora_gpt import LoraGPT
+from sublora.training.history import History
+from sublora.training.run import Run
 from sublora.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 
 
@@ -71,38 +79,76 @@ def check_settings(checkpoint: dict[str, Any], settings: config.Settings, path: 
                 )
 
 
-def restore(model: LanguageModel, checkpoint: dict[str, Any], path: Path) -> None:
-    """Load w and gates into the model, after checking that the rebuilt base weights are the trained ones."""
-    if model.base_sha256 != checkpoint["base_sha256"]:
+def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
+    """Load w and gates into the run, after checking that the rebuilt base weights are the trained ones."""
+    if run.network.base_sha256 != checkpoint["base_sha256"]:
         raise UserError(
-            f"{path}: base weights rebuilt from the seed hash to {model.base_sha256[:12]}..., the checkpoint has "
+            f"{path}: base weights rebuilt from the seed hash to {run.network.base_sha256[:12]}..., the checkpoint has "
             f"{checkpoint['base_sha256'][:12]}...; use the same sublora and numpy versions it was trained with"
         )
     try:
-        model.subspace.load_state_dict(checkpoint["raw_model"])
+        run.subspace.load_state_dict(checkpoint["raw_model"])
     except RuntimeError as error:
         raise UserError(f"{path}: parameters do not fit the settings: {' '.join(str(error).split())}") from None
 
 
-def save_initialization(folder: Path, model: LanguageModel) -> None:
+def save_result(path: Path, run: Run, history: History, digest: str) -> None:
+    """best_ckpt.pt: the best parameters of a finished training, what they were trained with, and where."""
+    save(
+        path,
+        {
+            "format": CHECKPOINT_FORMAT,
+            **(history.best or {}),
+            "settings": run.settings.model_dump(mode="json"),
+            "run": run.spec.model_dump(mode="json"),
+            "digest": digest,
+            "base_sha256": run.network.base_sha256,
+            "data_hash": run.dataset.data_hash,
+            "vocab_size": run.dataset.vocab_size,
+            "numerics_version": NUMERICS_VERSIONS["train"],
+            "provenance": provenance(history.seconds, run.device),
+        },
+    )
+
+
+def provenance(seconds: float, device: torch.device) -> dict[str, Any]:
+    """Facts that differ from machine to machine; nothing reads them but reports."""
+    return {
+        "seconds": seconds,
+        "peak_memory_mib": peak_memory_mib(device),
+        "gpu": gpu_name(device),
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def save_initialization(folder: Path, run: Run) -> None:
     """The initial weights in full, under the names published code uses (500 MB for GPT-2 small).
 
     The frozen weights are the base's: with lora.init both_random the initial product is not subtracted in the file.
     """
-    base = {name.replace("__", "."): value.cpu() for name, value in model.base.named_buffers()}
-    theta = model.subspace.theta_init.cpu()
-    lora = {
-        f"{e.group}.{e.target}.lora_{e.factor}": theta[e.start : e.stop].view(e.shape).clone()
-        for e in model.layout.entries
-    }
+    if not isinstance(run.network, LoraGPT):
+        raise TypeError(f"the published files are those of a GPT with adapters, not of {type(run.network).__name__}")
+    base = {name.replace("__", "."): value.cpu() for name, value in run.network.gpt.named_buffers()}
+    theta_D = run.subspace.origin_D.cpu()
+    lora = {p.name: theta_D[p.start : p.stop].view(p.shape).clone() for p in run.network.space.parameters}
     files = {
-        "ckpt_at_random_initialization.pt": {"raw_model": model.subspace.state_dict()},
+        "ckpt_at_random_initialization.pt": {"raw_model": run.subspace.state_dict()},
         "forward_ckpt_at_random_initialization.pt": {"forward_model": base | lora},
         "trainable_initparams.pt": {"trainable_initparams": list(lora.values())},
         "names.pt": {"names": list(lora)},
     }
     for name, value in files.items():
         save(folder / name, {"format": CHECKPOINT_FORMAT, **value})
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of named float tensors, for comparing trained parameters."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + b"\0" + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

@@ -37,9 +37,9 @@ class GateSignal:
         pairs = zip(mean_G.abs().tolist(), std_G.tolist(), strict=True)
         return [mean / std if enough and std > 0.0 else None for mean, std in pairs]
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums_2G.cpu(), "steps": self._steps}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums_2G.copy_(state["sums"])
         self._steps = state["steps"]

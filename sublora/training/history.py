@@ -28,4 +28,8 @@ class History:
     metrics: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     gates: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     best: dict[str, Any] | None = None
-    """step, losses in bits and parameters of the best evaluation so far; in the code phase also code and bound."""
+    """step, losses in bits and parameters of the best evaluation so far; in the rate phase also code and bound."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)

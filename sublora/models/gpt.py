@@ -1,22 +1,22 @@
-"""GPT-2 with frozen weights and LoRA adapters that are inputs, not parameters.
+"""GPT-2 with LoRA adapters that are inputs, not parameters.
 
 Shape legend: N sequences, T positions, C width, H heads, V vocabulary, R rank, K scored positions.
 """
 
-import hashlib
-import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sublora import config, random
-from sublora.nn.activation import gelu_tanh
-from sublora.nn.compilation import compiled
-from sublora.nn.head import head_cross_entropy, head_target_scores
-from sublora.nn.layout import HEAD
-from sublora.nn.lora import Adapters, Pair, down_projection
+from sublora import config
+from sublora.models.activation import gelu_tanh
+from sublora.models.compilation import compiled
+from sublora.models.head import head_cross_entropy, head_target_scores
+from sublora.models.lora import Adapters, Pair, down_projection
+from sublora.models.lora_space import HEAD
+from sublora.models.weights import weight_shapes
 
 LAYER_NORM_EPSILON = 1e-5
 MERGED_WIDTH_PER_RANK = 6
@@ -24,8 +24,8 @@ MERGED_WIDTH_PER_RANK = 6
 BLOCK_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
-class FrozenGPT(nn.Module):
-    """GPT-2 (pre-norm, learned positions, tanh GELU, head tied to the token embedding), all weights frozen.
+class GPT(nn.Module):
+    """GPT-2 (pre-norm, learned positions, tanh GELU, head tied to the token embedding).
 
     Weights are buffers named as in Hugging Face's GPT2LMHeadModel, but stored output x input. The head has
     exactly V rows, so no probability can sit on padding ids.
@@ -49,7 +49,7 @@ class FrozenGPT(nn.Module):
         return getattr(self, _buffer_name(name))
 
     @torch.no_grad()
-    def load(self, weights: dict[str, np.ndarray]) -> None:
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Copy every weight; ValueError if a name or a shape differs from `weight_shapes`."""
         expected = weight_shapes(self.shape, self.vocab_size)
         if set(weights) != set(expected):
@@ -77,27 +77,26 @@ class FrozenGPT(nn.Module):
         logits = hidden @ self.weight("wte.weight").T
         return logits if (pair := adapters.pair(HEAD, "head")) is None else logits + _delta(hidden, pair, 0.0)
 
-    def loss(
+    def cross_entropy(
         self,
-        tokens_NT: Tensor,
-        targets_NT: Tensor,
+        hidden_KC: Tensor,
+        targets_K: Tensor,
         adapters: Adapters,
         *,
         dropout: float = 0.0,
-        position_weights_NT: Tensor | None = None,
+        position_weights_K: Tensor | None = None,
         smoothing: float = 0.0,
     ) -> Tensor:
-        """Weighted cross-entropy in nats (see `head_cross_entropy`): by default the mean over all tokens.
+        """Weighted cross-entropy in nats (see `head_cross_entropy`): by default the mean over all positions.
 
         The logits of all positions are never held at once.
         """
-        hidden_KC = self.hidden(tokens_NT, adapters, dropout=dropout).flatten(0, 1)
         return head_cross_entropy(
             hidden_KC,
             self.weight("wte.weight"),
             *self._head_factors(hidden_KC, adapters, dropout),
-            targets_NT.flatten(),
-            position_weights_K=None if position_weights_NT is None else position_weights_NT.flatten(),
+            targets_K,
+            position_weights_K=position_weights_K,
             smoothing=smoothing,
             use_compiler=self.use_compiler,
         )
@@ -181,47 +180,6 @@ def _delta(x: Tensor, pair: Pair, dropout: float) -> Tensor:
 
 def _norm(x: Tensor, weight_and_bias: tuple[Tensor, Tensor]) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], *weight_and_bias, LAYER_NORM_EPSILON)
-
-
-def weight_shapes(model: config.Model, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every frozen weight, in the order in which they are hashed."""
-    c = model.n_embd
-    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (vocab_size, c), "wpe.weight": (model.context_length, c)}
-    for layer in range(model.n_layer):
-        prefix = f"h.{layer}."
-        linears = {"attn.c_attn": (3 * c, c), "attn.c_proj": (c, c), "mlp.c_fc": (4 * c, c), "mlp.c_proj": (c, 4 * c)}
-        for norm in ("ln_1", "ln_2"):
-            shapes |= {f"{prefix}{norm}.weight": (c,), f"{prefix}{norm}.bias": (c,)}
-        for name, shape in linears.items():
-            shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
-    return shapes | {"ln_f.weight": (c,), "ln_f.bias": (c,)}
-
-
-def random_weights(model: config.Model, vocab_size: int, seed: int) -> dict[str, np.ndarray]:
-    """GPT-2's initialization: normal of `init_std`, residual outputs divided by sqrt(2 layers), norms 1, biases 0.
-
-    Every tensor has its own counter-based stream (seed, name): the same float32 values on every machine.
-    """
-    weights = {}
-    for name, shape in weight_shapes(model, vocab_size).items():
-        if name.endswith(".bias"):
-            weights[name] = np.zeros(shape, dtype=np.float32)
-        elif ".ln_" in name or name.startswith("ln_"):
-            weights[name] = np.ones(shape, dtype=np.float32)
-        else:
-            std = model.init_std / (math.sqrt(2 * model.n_layer) if name.endswith("c_proj.weight") else 1.0)
-            draw = random.generator(seed, "base weights", name).standard_normal(shape, dtype=np.float32)
-            weights[name] = draw * np.float32(std)
-    return weights
-
-
-def weights_sha256(weights: dict[str, np.ndarray]) -> str:
-    """Digest of names and float32 values, in the order of `weight_shapes`."""
-    digest = hashlib.sha256()
-    for name, value in weights.items():
-        digest.update(name.encode() + b"\0")
-        digest.update(np.ascontiguousarray(value, dtype="<f4").data)
-    return digest.hexdigest()
 
 
 def _buffer_name(name: str) -> str:

@@ -13,18 +13,26 @@ from sublora.data.dataset import TokenDataset
 from sublora.device import claim_devices, use_device
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
-from sublora.nn.language_model import build
+from sublora.runs.build import build_run
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
+from sublora.training.resumable import BeforeStep
 
 LOCK_NAME = ".lock"
 """Stays in a run's folder for good: a lock file that is deleted locks out nobody who has it open already."""
 
 
-def train_run(settings: config.Settings, run: config.RunSpec, *, root: Path, out: Path) -> Path:
-    """Train `run` and write best_ckpt.pt, metrics.csv and gating_trace.csv into `out`; returns the checkpoint.
+def train_run(
+    settings: config.Settings,
+    spec: config.RunSpec,
+    *,
+    root: Path,
+    out: Path,
+    before_step: BeforeStep | None = None,
+) -> Path:
+    """Train `spec` and write best_ckpt.pt, metrics.csv and gating_trace.csv into `out`; returns the checkpoint.
 
     Two processes never train in one folder at once: the second waits for the first, and takes its result if it
     is the very same training. Started by torchrun, the processes share the training and the first one writes.
@@ -35,7 +43,7 @@ def train_run(settings: config.Settings, run: config.RunSpec, *, root: Path, out
     training, finished = settings.training, out / CHECKPOINT_NAME
     with joined(settings.compute) as peers:
         steps, tokens_per_step = training.steps, training.tokens_per_step
-        progress = Progress(run.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first)
+        progress = Progress(spec.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first)
 
         def train_on(devices: list[torch.device] | None) -> None:
             """What every process does; None: there is nothing to train."""
@@ -43,14 +51,14 @@ def train_run(settings: config.Settings, run: config.RunSpec, *, root: Path, out
             if devices is None:
                 return
             use_device(settings.compute, device := devices[peers.rank])
-            model = build(settings, run, dataset.vocab_size, device)
-            Trainer(settings, run, dataset, model, device=device, out=out, progress=progress, peers=peers).train()
+            run = build_run(settings, spec, dataset, device)
+            Trainer(run, out=out, progress=progress, peers=peers, before_step=before_step).train()
 
         if not peers.is_first:
             train_on(None)
             return finished
         with progress, _sole_trainer(out, progress) as waited:
-            digest = checkpoint.training_digest(settings, run, dataset.data_hash)
+            digest = checkpoint.training_digest(settings, spec, dataset.data_hash)
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: written by the process that was waited for")
                 train_on(None)

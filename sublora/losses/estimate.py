@@ -1,4 +1,4 @@
-"""What the bound would be, estimated on val documents: the measure by which everything in the code phase is chosen.
+"""What the bound would be, estimated on val documents: the measure by which everything in the rate phase is chosen.
 
 Shape legend: D documents, A smoothing values, N windows, T positions, K scored targets.
 """
@@ -11,9 +11,9 @@ import torch
 from sublora import config
 from sublora.bounds.selection import Sampling, bound_slope_per_bit, choose_smoothing, estimated_bound, loss_range
 from sublora.data.dataset import TokenDataset
-from sublora.nn.gpt import FrozenGPT
-from sublora.nn.lora import Adapters
-from sublora.training.document_batches import DocumentSampler
+from sublora.losses.samplers import DocumentSampler
+from sublora.losses.windows import WindowRule
+from sublora.models.protocol import LanguageModel
 
 DIFFERENCE_BITS = 1e-4
 """Shift of all losses for the estimate's derivative by the mean loss."""
@@ -39,9 +39,8 @@ class BoundEstimator:
         sampler = DocumentSampler(
             dataset.tokens("val"),
             np.cumsum(dataset.document_lengths("val") + 1) - 1,
+            WindowRule(settings.model.context_length, settings.scoring.sliding_window),
             eot_id=dataset.eot_id,
-            context_length=settings.model.context_length,
-            stride=settings.scoring.sliding_window,
             windows_per_step=1,
             seed_parts=(),
         )
@@ -57,12 +56,12 @@ class BoundEstimator:
             self._batches.append(tuple(torch.from_numpy(array).to(device) for array in arrays))
 
     @torch.no_grad()
-    def losses(self, base: FrozenGPT, adapters: Adapters) -> np.ndarray:
+    def losses(self, model: LanguageModel) -> np.ndarray:
         """Estimated document losses, bits per token, float64 (D x A)."""
         log_p = []
         for inputs_NT, positions_K, targets_K in self._batches:
-            hidden_KC = base.hidden(inputs_NT, adapters).flatten(0, 1)[positions_K]
-            log_p.append(base.target_scores(hidden_KC, targets_K, adapters)[0])
+            hidden_KC = model.hidden(inputs_NT).flatten(0, 1)[positions_K]
+            log_p.append(model.target_scores(hidden_KC, targets_K)[0])
         p_K1 = np.exp(np.minimum(torch.cat(log_p).double().cpu().numpy(), 0.0))[:, None]
         smoothing_A = np.array(self._smoothing)
         losses_KA = -np.log2((1.0 - smoothing_A) * p_K1 + smoothing_A / self._vocab_size)

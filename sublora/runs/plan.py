@@ -20,13 +20,16 @@ from sublora.data.dataset import FILES, TokenDataset, dataset_folder
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device, gpu_name
 from sublora.errors import UserError
+from sublora.losses import TOP_K
+from sublora.losses.documents import score_documents
+from sublora.losses.windows import WindowRule, sliding_windows
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
-from sublora.nn.language_model import LanguageModel, build
-from sublora.scoring import TOP_K
-from sublora.scoring.documents import score_documents
-from sublora.scoring.windows import sliding_windows
-from sublora.stages.bound import read_losses
+from sublora.runs.bound import read_losses
+from sublora.runs.build import build_run
 from sublora.training import checkpoint
+from sublora.training.objective import Objective
+from sublora.training.optimizer import AdamW
+from sublora.training.run import Run
 
 MEASURE_SECONDS = 3.0
 SAMPLED_DOCUMENTS = 100_000
@@ -104,10 +107,10 @@ def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
 
     The m documents are drawn later; their number of tokens is the expectation over the training documents.
     """
-    context, stride = settings.model.context_length, settings.scoring.sliding_window
+    rule = WindowRule(settings.model.context_length, settings.scoring.sliding_window)
 
     def through_the_network(lengths: np.ndarray) -> float:
-        return float(sliding_windows(lengths + 1, context_length=context, stride=stride).length.sum())
+        return float(sliding_windows(lengths + 1, rule).length.sum())
 
     train = dataset.document_lengths("train")
     sample = train[:: max(1, len(train) // SAMPLED_DOCUMENTS)]
@@ -161,34 +164,36 @@ def throughput_of_run(folder: Path, settings: config.Settings) -> Throughput:
     return Throughput(rate, scoring, f"{run.name}, measured on {provenance['gpu'] or 'a CPU'}")
 
 
+@dataclasses.dataclass(frozen=True)
+class RandomTokens:
+    """Stands in for a dataset where only the network's speed is asked for."""
+
+    vocab_size: int
+
+    @property
+    def eot_id(self) -> int:
+        return self.vocab_size - 1
+
+
 def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     """Time the network of these settings for some seconds on this machine, on random tokens.
 
-    Training: forward and backward of micro-batches and what a step adds (projection, AdamW). Scoring: full windows.
+    Training: whole steps (micro-batches, projection, AdamW) of at most four micro-batches. Scoring: full windows.
     """
     dataset = _dataset_if_prepared(settings, root)
     vocab_size = dataset.vocab_size if dataset else TOKENIZERS[settings.data.tokenizer].vocab_size
-    run = settings.grid.runs()[-1]
     with claim_device(settings.compute) as device:
-        model = build(settings, run, vocab_size, device)
-        training = _training_rate(settings, model, vocab_size, device)
+        run = build_run(settings, settings.grid.runs()[-1], RandomTokens(vocab_size), device)
+        training = _training_rate(run)
         context = settings.model.context_length
         rng = np.random.Generator(np.random.Philox(0))
         size = (max(1, settings.compute.scoring_batch_tokens // context), context - 1)
         documents = list(rng.integers(vocab_size - 1, size=size))
         with torch.no_grad():
-            adapters = model.adapters(model.subspace(1.0))
+            model = run.model_at(run.subspace.subspace_params)
 
         def score_once() -> int:
-            score_documents(
-                model.base,
-                adapters,
-                documents,
-                eot_id=vocab_size - 1,
-                stride=settings.scoring.sliding_window,
-                smoothing=settings.scoring.smoothing,
-                batch_tokens=settings.compute.scoring_batch_tokens,
-            )
+            score_documents(model, documents, run.scoring_rule, device)
             return len(documents) * context
 
         scoring = _rate(score_once, device)
@@ -196,28 +201,25 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     return Throughput(training, scoring, f"measured for {2 * MEASURE_SECONDS:.0f} s on this machine ({where})")
 
 
-def _training_rate(settings: config.Settings, model: LanguageModel, vocab_size: int, device: torch.device) -> float:
+def _training_rate(run: Run) -> float:
     """Training tokens a second of one process."""
-    rows, context = settings.training.micro_batch_sequences, settings.model.context_length
-    pieces = settings.training.tokens_per_step // (rows * context * settings.compute.gpus_per_training)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (rows, context + 1), generator=generator).to(device)
-    optimizer = torch.optim.AdamW(model.subspace.parameters(), lr=1e-4)
+    training, context = run.settings.training, run.settings.model.context_length
+    rows, processes = training.micro_batch_sequences, run.settings.compute.gpus_per_training
+    pieces = min(4, training.tokens_per_step // (rows * context * processes))
+    rng = np.random.Generator(np.random.Philox(0))
+    tokens = rng.integers(run.dataset.vocab_size, size=(pieces * rows, context + 1))
+    objective = Objective(run, lambda step: (tokens[:, :-1], tokens[:, 1:]))
+    trained = list(run.subspace.parameters())
+    optimizer = AdamW([{"params": trained}], lr=1e-4, betas=training.betas, eps=training.epsilon)
+    # Soft masks where there are gates: that is the slower part of a training.
+    width = float(bool(run.subspace.gates))
 
     def step_once() -> int:
-        theta = model.subspace(1.0)
-        leaf = theta.detach().requires_grad_()
-        done = min(pieces, 4)
-        for _ in range(done):
-            model.base.loss(
-                tokens[:, :-1], tokens[:, 1:], model.adapters(leaf), dropout=settings.lora.dropout
-            ).backward()
-        theta.backward(leaf.grad)
+        objective.gradient(0, width, trained)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return done * rows * context
+        return pieces * rows * context
 
-    return _rate(step_once, device)
+    return _rate(step_once, run.device)
 
 
 def _rate(work: Callable[[], int], device: torch.device) -> float:

@@ -17,12 +17,11 @@ from sublora.device import claim_device
 from sublora.errors import UserError
 from sublora.files import sha256_of_file
 from sublora.names import BOUNDS_NAME, CERTIFICATE_NAME, LOSSES_NAME
-from sublora.nn.language_model import build
-from sublora.stages.bound import read_losses, run_record
-from sublora.stages.encode import decoded_adapters
-from sublora.stages.message import read_message
-from sublora.stages.run_directory import find_root
-from sublora.stages.score import draw_documents, score_drawn
+from sublora.runs.bound import read_losses, run_record
+from sublora.runs.build import build_run
+from sublora.runs.folder import find_root
+from sublora.runs.message import Message, read_message
+from sublora.runs.score import draw_documents, score_drawn
 
 LOSS_TOLERANCE_BITS = 2e-3
 """Largest difference of a document's loss on other hardware, bits per token (float32; 0.05 for bfloat16)."""
@@ -81,8 +80,8 @@ def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
 
     The checkpoint is not read. UserError if a file is missing or damaged, or if data or base weights are others.
     """
-    header, contents, payload = read_message(path / CERTIFICATE_NAME)
-    settings = config.parse_settings(header["settings"], source=str(path / CERTIFICATE_NAME))
+    message = read_message(path / CERTIFICATE_NAME)
+    header, settings = message.header, message.settings
     claimed, stored = _read_claim(path / BOUNDS_NAME), read_losses(path / LOSSES_NAME)
     dataset = TokenDataset.open(root or find_root(path, settings.data.name), settings.data)
     dataset.verify_hashes()
@@ -91,18 +90,20 @@ def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
             f"{path / CERTIFICATE_NAME}: made for data with hash {header['data_hash'][:12]}..., "
             f"data/{settings.data.name} has {dataset.data_hash[:12]}...; bring that data back"
         )
-    indices = draw_documents(payload.data, dataset.data_hash, n=dataset.n_documents, m=settings.scoring.documents)
+    indices = draw_documents(
+        message.payload.data, dataset.data_hash, n=dataset.n_documents, m=settings.scoring.documents
+    )
     checks = [
         Check("settings digest", header["settings_digest"], config.digest(settings.model_dump(mode="json"))),
         Check("certificate sha256", claimed.get("certificate_sha256"), sha256_of_file(path / CERTIFICATE_NAME)),
         Check("training documents n", header["n_documents"], dataset.n_documents),
         Check("drawn documents", _digest(stored["indices"]), _digest(indices)),
     ]
-    rescored = stored | _rescore(header, settings, contents, dataset, indices)
-    checks += _loss_checks(stored, rescored, contents.smoothing_index, settings)
+    rescored = stored | _rescore(message, dataset, indices)
+    checks += _loss_checks(stored, rescored, message.contents.smoothing_index, settings)
     environment = {key: claimed.get(key) for key in ENVIRONMENT_KEYS}
-    from_file = run_record(header, settings, contents, payload, stored, environment)
-    recomputed = run_record(header, settings, contents, payload, rescored, environment)
+    from_file = run_record(message, stored, environment)
+    recomputed = run_record(message, rescored, environment)
     claims, again = _flat(claimed), _flat(recomputed)
     for key, value in _flat(from_file).items():
         checks.append(Check(key, claims.get(key), value))
@@ -112,20 +113,18 @@ def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
     return checks
 
 
-def _rescore(
-    header: dict[str, Any], settings: config.Settings, contents: Any, dataset: TokenDataset, indices: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Losses of the decoded model on the drawn documents, one row a draw."""
-    run = config.RunSpec.model_validate(header["run"])
-    with claim_device(settings.compute) as device:
-        model = build(settings, run, dataset.vocab_size, device)
-        if model.base_sha256 != header["base_sha256"]:
+def _rescore(message: Message, dataset: TokenDataset, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Losses of the decoded model on the drawn documents, one row per draw."""
+    header = message.header
+    with claim_device(message.settings.compute) as device:
+        run = build_run(message.settings, message.spec, dataset, device)
+        if run.network.base_sha256 != header["base_sha256"]:
             raise UserError(
-                f"base weights rebuilt from seed {run.seed} hash to {model.base_sha256[:12]}..., the certificate names "
-                f"{header['base_sha256'][:12]}...; use the versions it names: {header['environment']}"
+                f"base weights rebuilt from seed {run.spec.seed} hash to {run.network.base_sha256[:12]}..., the "
+                f"certificate names {header['base_sha256'][:12]}...; use the versions it names: {header['environment']}"
             )
-        adapters = decoded_adapters(model, contents.weights.values(), contents.gates)
-        drawn = score_drawn(settings, dataset, model, adapters, indices)
+        model = run.decoded(message.contents.weights.values(), message.contents.gates)
+        drawn = score_drawn(run, model, indices)
     return {name: values.astype(np.float64) for name, values in drawn.items()}
 
 

@@ -10,26 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sublora import random
-from sublora.nn.layout import Layout
+from sublora.models.lora_space import lora_name
+from sublora.streams import generator
+from sublora.subspace.parameters import ParameterSpace
 
 
-def initial_theta(layout: Layout, seed: int, init: str) -> np.ndarray:
+def initial_theta(space: ParameterSpace, seed: int, init: str) -> np.ndarray:
     """Initialization, float32 (D): A uniform within 1 / sqrt(inputs); B zero (zero_b) or drawn like A (both_random).
 
     With entries of one variance the gradients of A and B have the same mean square over the draws, whatever the
     gradient G of the adapted matrix: E |B' G|^2 = rank Var |G|^2 = E |G A'|^2.
     """
-    theta = np.zeros(layout.size, dtype=np.float32)
-    inputs = {(entry.group, entry.target): entry.shape[1] for entry in layout.entries if entry.factor == "A"}
-    for entry in layout.entries:
-        if entry.factor == "B" and init == "zero_b":
+    theta_D = np.zeros(space.size, dtype=np.float32)
+    inputs = {p.name.removesuffix("A"): p.shape[1] for p in space.parameters if p.role == "A"}
+    for p in space.parameters:
+        if p.role == "B" and init == "zero_b":
             continue
-        limit = 1.0 / math.sqrt(inputs[entry.group, entry.target])
-        name = (entry.group, entry.target, "B") if entry.factor == "B" else (entry.group, entry.target)
-        stream = random.generator(seed, "lora init", *name)
-        theta[entry.start : entry.stop] = stream.uniform(-limit, limit, entry.stop - entry.start)
-    return theta
+        limit = 1.0 / math.sqrt(inputs[p.name.removesuffix(p.role)])
+        group, target, _ = p.name.split(".")
+        stream = generator(seed, "lora init", group, target, *(["B"] if p.role == "B" else []))
+        theta_D[p.start : p.stop] = stream.uniform(-limit, limit, p.stop - p.start)
+    return theta_D
 
 
 Pair = tuple[Tensor, Tensor]
@@ -40,20 +41,24 @@ class Adapters:
     """The LoRA matrices cut out of theta."""
 
     def __init__(
-        self, layout: Layout, theta_D: Tensor, *, scale: float, dtype: torch.dtype, origin_D: Tensor | None = None
+        self,
+        space: ParameterSpace,
+        theta_D: Tensor,
+        *,
+        scale: float,
+        dtype: torch.dtype,
+        origin_D: Tensor | None = None,
     ) -> None:
         """`scale` is alpha / rank; the matrices are used in `dtype`.
 
         `origin_D`: the initial theta, if the product of its matrices is to be subtracted.
         """
         self.scale = scale
-        self._matrices = _cut(layout, theta_D.to(dtype))
-        self._origin, self._moved = {}, {}
+        self._matrices = _cut(space, theta_D.to(dtype))
+        self._origin: dict[str, Tensor] = {}
+        self._moved: dict[str, Tensor] = {}
         if origin_D is not None:
-            self._origin, self._moved = _cut(layout, origin_D.to(dtype)), _cut(layout, (theta_D - origin_D).to(dtype))
-
-    def matrix(self, group: str, target: str, factor: str) -> Tensor:
-        return self._matrices[group, target, factor]
+            self._origin, self._moved = _cut(space, origin_D.to(dtype)), _cut(space, (theta_D - origin_D).to(dtype))
 
     def pair(self, group: str, target: str) -> Pair | None:
         """The factors of a target's update, or None where there is no adapter.
@@ -61,7 +66,7 @@ class Adapters:
         Without an origin they are scale A and B. With one, B A - B0 A0 = B (A - A0) + (B - B0) A0 makes an adapter of
         twice the rank, which is exactly zero at the start.
         """
-        a, b = (group, target, "A"), (group, target, "B")
+        a, b = lora_name(group, target, "A"), lora_name(group, target, "B")
         if a not in self._matrices:
             return None
         if not self._origin:
@@ -70,13 +75,10 @@ class Adapters:
         return down, torch.cat([self._matrices[b], self._moved[b]], 1)
 
 
-def _cut(layout: Layout, theta_D: Tensor) -> dict[tuple[str, str, str], Tensor]:
-    """Every matrix by group, target and factor. One split, so that its gradient is one concatenation."""
-    parts = theta_D.split([entry.stop - entry.start for entry in layout.entries])
-    return {
-        (entry.group, entry.target, entry.factor): part.view(entry.shape)
-        for entry, part in zip(layout.entries, parts, strict=True)
-    }
+def _cut(space: ParameterSpace, theta_D: Tensor) -> dict[str, Tensor]:
+    """Every matrix by name. One split, so that its gradient is one concatenation."""
+    parts = theta_D.split([p.stop - p.start for p in space.parameters])
+    return {p.name: part.view(p.shape) for p, part in zip(space.parameters, parts, strict=True)}
 
 
 def down_projection(x: Tensor, pair: Pair, dropout: float) -> Tensor:

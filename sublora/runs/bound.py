@@ -1,5 +1,6 @@
 """Turn a certificate and its losses into bounds. Needs no network, no data and no GPU, and does not import torch."""
 
+import dataclasses
 import json
 import platform
 import subprocess
@@ -13,13 +14,11 @@ import numpy as np
 
 from sublora import __version__, config
 from sublora.bounds.record import bound_record
-from sublora.coding.payload import MessageContents, Payload
 from sublora.errors import UserError
 from sublora.files import sha256_of_file, write_json
+from sublora.losses import TOP_K
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
-from sublora.nn.layout import build_layout
-from sublora.scoring import TOP_K
-from sublora.stages.message import charged_bits, payload_context, read_message
+from sublora.runs.message import Message, charged_bits, read_message
 from sublora.torch_file import save_numbers
 from sublora.versions import CHECKPOINT_FORMAT
 
@@ -32,36 +31,27 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     UserError if the certificate or the losses are missing, damaged, or of another config.
     """
     started = time.monotonic()
-    header, contents, payload = read_message(path / CERTIFICATE_NAME)
-    settings = config.parse_settings(header["settings"], source=str(path / CERTIFICATE_NAME))
+    message = read_message(path / CERTIFICATE_NAME)
     if config_path is not None:
-        settings = _settings_in_force(config_path, settings, path)
+        message = _with_settings_in_force(message, config_path)
     losses = read_losses(path / LOSSES_NAME)
     environment = _environment(losses["provenance"], time.monotonic() - started)
-    record = run_record(header, settings, contents, payload, losses, environment)
-    record["data_hash"] = header["data_hash"]
+    record = run_record(message, losses, environment)
+    record["data_hash"] = message.header["data_hash"]
     record["certificate_sha256"] = sha256_of_file(path / CERTIFICATE_NAME)
     save_numbers(path / BOUNDS_PT_NAME, {"format": CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}})
     write_json(path / BOUNDS_NAME, record)
     return path / BOUNDS_NAME
 
 
-def run_record(
-    header: dict[str, Any],
-    settings: config.Settings,
-    contents: MessageContents,
-    payload: Payload,
-    losses: dict[str, Any],
-    environment: dict[str, Any],
-) -> dict[str, Any]:
+def run_record(message: Message, losses: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     """What bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz."""
-    run = config.RunSpec.model_validate(header["run"])
+    header, settings, contents = message.header, message.settings, message.contents
     chosen = contents.smoothing_index
-    _, items = charged_bits(payload.items, settings)
-    groups = build_layout(settings.model, settings.lora, header["vocab_size"]).groups
-    sizes = payload_context(settings, run).gate_sizes
+    _, items = charged_bits(message.payload.items, settings)
+    groups = [gate.group for gate in message.gates]
     return bound_record(
-        run=run,
+        run=message.spec,
         losses=losses["losses_bits"][:, chosen],
         topk_errors_DK=losses["topk_errors"],
         top_k=TOP_K,
@@ -75,8 +65,8 @@ def run_record(
         val_loss_bits=losses["val_losses_bits"][:, chosen].mean(),
         val_loss_unquantized_bits=losses["val_losses_unquantized_bits"][:, chosen].mean(),
         test_loss_bits=losses["test_losses_bits"][:, chosen].mean(),
-        gates=dict(zip(groups, contents.gates, strict=True)) if contents.gates else {},
-        gate_sizes=dict(zip(groups, sizes, strict=True)) if sizes else {},
+        gates=dict(zip(groups, contents.gates, strict=True)),
+        gate_sizes={gate.group: gate.size for gate in message.gates},
         environment=environment,
     )
 
@@ -98,17 +88,17 @@ def read_losses(path: Path) -> dict[str, Any]:
     }
 
 
-def _settings_in_force(config_path: Path, encoded: config.Settings, path: Path) -> config.Settings:
-    """The settings of the file, if the run was scored with the same ones."""
+def _with_settings_in_force(message: Message, config_path: Path) -> Message:
+    """The message with the settings of the file, if the run was scored with the same ones."""
     given = config.load_settings(config_path)
-    wanted, found = (config.stage_settings(settings, "bound") for settings in (given, encoded))
+    wanted, found = (config.stage_settings(settings, "bound") for settings in (given, message.settings))
     for section, values in wanted.items():
         if values != found[section]:
             raise UserError(
-                f"{path / CERTIFICATE_NAME}: written with other settings: {section} is {found[section]}, "
-                f"{config_path} has {values}; score the run again (sublora score {path})"
+                f"{message.path}: written with other settings: {section} is {found[section]}, "
+                f"{config_path} has {values}; score the run again (sublora score {message.path.parent})"
             )
-    return given
+    return dataclasses.replace(message, settings=given)
 
 
 def _environment(scored: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run's folder: where its files are, and the network its checkpoint stands for."""
+"""A run's folder: its checkpoint, and the run in memory that it stands for."""
 
 import dataclasses
 import functools
@@ -11,34 +11,35 @@ from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
-from sublora.nn.language_model import LanguageModel, build
+from sublora.runs.build import build_run
 from sublora.training import checkpoint
+from sublora.training.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class RunDirectory:
+class RunFolder:
     """A trained run, its settings (the checkpoint's own), and the data it was trained on."""
 
     path: Path
     root: Path
     checkpoint: dict[str, Any]
     settings: config.Settings
-    run: config.RunSpec
+    spec: config.RunSpec
 
     @classmethod
-    def open(cls, path: Path, config_path: Path | None = None, root: Path | None = None) -> "RunDirectory":
+    def open(cls, path: Path, config_path: Path | None = None, root: Path | None = None) -> "RunFolder":
         """Read the checkpoint; with `config_path` the later stages follow that file, which must fit the training.
 
         UserError if the checkpoint is missing, damaged or of another config, or if the data cannot be found.
         """
         ckpt_path = path / CHECKPOINT_NAME
         loaded = checkpoint.load(ckpt_path)
-        settings, run = checkpoint.settings_of(loaded, ckpt_path)
+        settings, spec = checkpoint.settings_of(loaded, ckpt_path)
         if config_path is not None:
             given = config.load_settings(config_path)
             checkpoint.check_settings(loaded, given, ckpt_path)
             settings, root = given, root or config.root_of(config_path)
-        return cls(path, root or find_root(path, settings.data.name), loaded, settings, run)
+        return cls(path, root or find_root(path, settings.data.name), loaded, settings, spec)
 
     @functools.cached_property
     def dataset(self) -> TokenDataset:
@@ -52,11 +53,11 @@ class RunDirectory:
             )
         return dataset
 
-    def build_model(self, device: torch.device) -> LanguageModel:
-        """The run's network at its start, base weights checked against the checkpoint's hash."""
-        model = build(self.settings, self.run, self.dataset.vocab_size, device)
-        checkpoint.restore(model, self.checkpoint, self.path / CHECKPOINT_NAME)
-        return model
+    def load(self, device: torch.device) -> Run:
+        """The trained run, base weights checked against the checkpoint's hash."""
+        run = build_run(self.settings, self.spec, self.dataset, device)
+        checkpoint.restore(run, self.checkpoint, self.path / CHECKPOINT_NAME)
+        return run
 
 
 def find_root(path: Path, data_name: str) -> Path:

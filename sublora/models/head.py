@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sublora.nn.compilation import compiled
+from sublora.models.compilation import compiled
 
 LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 28}
 """Elements of the logits of a chunk: on a CPU what its caches hold; a GPU needs large products to be busy (512 MiB)."""

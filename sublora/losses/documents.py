@@ -1,0 +1,94 @@
+"""Losses of a language model on whole documents.
+
+Shape legend: D documents, A smoothing values, K scored targets, N windows, T positions, S tokens of all documents.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from sublora.device import to_device
+from sublora.losses import TOP_K
+from sublora.losses.windows import WindowRule, sliding_windows, window_tokens
+from sublora.models.protocol import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringRule:
+    """How documents are cut into windows and windows into batches."""
+
+    windows: WindowRule
+    eot_id: int
+    batch_tokens: int
+    """Positions that go through the network at once; a window longer than that goes alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetScores:
+    """What a model says of every target of some documents, end to end."""
+
+    log_p_S: np.ndarray
+    """float32, natural logarithm of the target's probability."""
+    rank_S: np.ndarray
+    """int32, the number of other tokens that are at least as likely."""
+    offsets: np.ndarray
+    """int64 (D + 1): document i has the targets offsets[i] ... offsets[i + 1] - 1."""
+
+    @property
+    def counts_D(self) -> np.ndarray:
+        """Targets of each document: its tokens and the closing end-of-text."""
+        return np.diff(self.offsets)
+
+    def losses_DA(self, smoothing: Sequence[float], vocab_size: int) -> np.ndarray:
+        """float64, bits per token: mean over a document's targets of -log2((1 - a) p + a / V), for every a."""
+        p_S = np.exp(np.minimum(self.log_p_S.astype(np.float64), 0.0))
+        columns = [self._means(-np.log2((1.0 - a) * p_S + a / vocab_size)) for a in smoothing]
+        return np.stack(columns, axis=1)
+
+    def topk_errors_DK(self) -> np.ndarray:
+        """float64 in [0, 1]: share of a document's targets that are not among the k likeliest, for k in TOP_K."""
+        return np.stack([self._means(self.rank_S >= k) for k in TOP_K], axis=1)
+
+    def _means(self, values_S: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(values_S.astype(np.float64), self.offsets[:-1]) / self.counts_D
+
+
+@torch.no_grad()
+def score_documents(
+    model: LanguageModel, documents: Sequence[np.ndarray], rule: ScoringRule, device: torch.device
+) -> TargetScores:
+    """Score every target of every document (token arrays without end-of-text) exactly once.
+
+    A GPU is never waited for until the last batch is queued. Eight bytes per target stay on the device until then.
+    """
+    counts_D = np.array([len(document) + 1 for document in documents], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts_D)])
+    end = np.array([rule.eot_id])
+    tokens_S = np.concatenate([part for document in documents for part in (document, end)]).astype(np.int64)
+    windows = sliding_windows(counts_D, rule.windows)
+    scores, places = [], []
+    for rows_N in _batches(windows.length, rule.batch_tokens):
+        batch = window_tokens(tokens_S, offsets[:-1], windows[rows_N], eot_id=rule.eot_id)
+        arrays = batch.inputs_NT, np.flatnonzero(batch.scored_NT), batch.targets_NT[batch.scored_NT]
+        inputs_NT, positions_K, targets_K = (to_device(part, device) for part in arrays)
+        hidden_KC = model.hidden(inputs_NT).flatten(0, 1)[positions_K]
+        scores.append(model.target_scores(hidden_KC, targets_K))
+        places.append(batch.place_NT[batch.scored_NT])
+    log_p_S, rank_S = np.empty(offsets[-1], dtype=np.float32), np.empty(offsets[-1], dtype=np.int32)
+    places_S = np.concatenate(places)
+    for values, parts in zip((log_p_S, rank_S), zip(*scores, strict=True), strict=True):
+        values[places_S] = torch.cat(parts).cpu().numpy()
+    return TargetScores(log_p_S, rank_S, offsets)
+
+
+def _batches(length_N: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of windows that go through the model together: of like length, at most `batch_tokens` positions."""
+    order = np.argsort(length_N, kind="stable")
+    lengths = length_N[order].tolist()
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        if stop == len(lengths) or lengths[stop] * (stop + 1 - start) > batch_tokens:
+            yield order[start:stop]
+            start = stop

@@ -1,0 +1,116 @@
+"""Batches for training: document windows in which every document counts the same, as it does in the bound, and chunks.
+
+A batch depends on the seed and the step alone, so a resumed training sees the same ones.
+
+Shape legend: N sequences or windows, T positions.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sublora.errors import UserError
+from sublora.losses.windows import WindowRule, window_tokens, windows_of_targets
+from sublora.streams import generator
+
+
+class DocumentSampler:
+    """Draws a document, then one of its targets, and takes the window that scores this target.
+
+    The expectation of the weighted loss of a batch is the mean over documents of the mean loss of their targets, so
+    training sees what `sublora.losses.documents` measures: the same windows, the end-of-text token before a document's
+    first target, nothing across documents.
+    """
+
+    def __init__(
+        self,
+        tokens_S: np.ndarray,
+        ends_D: np.ndarray,
+        rule: WindowRule,
+        *,
+        eot_id: int,
+        windows_per_step: int,
+        seed_parts: tuple[int | str, ...],
+    ) -> None:
+        """tokens_S: all tokens of a split, its documents ended by `eot_id` at `ends_D`."""
+        # As a plain array: indexing a memory map makes another memory map each time.
+        self._tokens_S, self._eot_id, self._rule = np.asarray(tokens_S), eot_id, rule
+        self._windows, self._seed_parts = windows_per_step, seed_parts
+        self._first_D = np.concatenate([[0], np.asarray(ends_D[:-1], dtype=np.int64) + 1])
+        self._count_D = np.asarray(ends_D, dtype=np.int64) + 1 - self._first_D
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(inputs, targets, weights): int64, int64 and float32 (N x T); the weights of all positions sum to 1."""
+        rng = generator(*self._seed_parts, "document batch of step", step)
+        document_N = rng.integers(len(self._first_D), size=self._windows)
+        target_N = (rng.random(self._windows) * self._count_D[document_N]).astype(np.int64)
+        return self._assemble(document_N, target_N)
+
+    def spread(self, documents: int, windows_each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(inputs, targets, weights, document of each window) of the first documents, at evenly spread targets.
+
+        The weights of each document sum to 1, so that weighted sums estimate its mean loss.
+        """
+        document_N = np.repeat(np.arange(min(documents, len(self._first_D))), windows_each)
+        share_N = np.tile((np.arange(windows_each) + 0.5) / windows_each, len(document_N) // windows_each)
+        inputs, targets, weights = self._assemble(document_N, (share_N * self._count_D[document_N]).astype(np.int64))
+        return inputs, targets, weights * (len(document_N) / windows_each), document_N
+
+    def _assemble(self, document_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        windows = windows_of_targets(document_N, target_N, self._count_D[document_N], self._rule)
+        batch = window_tokens(
+            self._tokens_S, self._first_D, windows, eot_id=self._eot_id, width=self._rule.context_length
+        )
+        weight_N1 = 1.0 / (windows.scored[:, None] * len(document_N))
+        weights_NT = np.where(batch.scored_NT, weight_N1, 0.0)
+        return batch.inputs_NT, batch.targets_NT, weights_NT.astype(np.float32)
+
+
+class ChunkSampler:
+    """Random chunks of contiguous tokens, which may cross documents."""
+
+    def __init__(
+        self, tokens_S: np.ndarray, context_length: int, sequences_per_step: int, *seed_parts: int | str | bytes
+    ) -> None:
+        """`tokens_S`: integers, for example `TokenDataset.tokens("train")`.
+
+        Raises UserError if there are too few for one chunk.
+        """
+        _check_long_enough(tokens_S, context_length, "train")
+        self._tokens_S, self._context_length = tokens_S, context_length
+        self._sequences, self._seed_parts = sequences_per_step, seed_parts
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(inputs, targets) of a step, int64 (N x T), targets one token on; chunks drawn uniformly with replacement."""
+        rng = generator(*self._seed_parts, "batch of step", step)
+        starts_N = rng.integers(len(self._tokens_S) - self._context_length, size=self._sequences)
+        return _chunks(self._tokens_S, starts_N, self._context_length)
+
+
+def evaluation_chunks(
+    tokens_S: np.ndarray, context_length: int, sequences: int, batch_sequences: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inputs, targets) of chunks spread evenly over a split, always the same, at most batch_sequences at a time.
+
+    Chunks do not overlap: a split that is too short for `sequences` of them gives as many as fit.
+    Raises UserError if not even one fits.
+    """
+    _check_long_enough(tokens_S, context_length, "evaluation")
+    count = min(sequences, (len(tokens_S) - 1) // context_length)
+    last = len(tokens_S) - context_length - 1
+    starts_N = np.linspace(0, last, count).astype(np.int64) if count > 1 else np.zeros(1, dtype=np.int64)
+    for first in range(0, count, batch_sequences):
+        yield _chunks(tokens_S, starts_N[first : first + batch_sequences], context_length)
+
+
+def _check_long_enough(tokens_S: np.ndarray, context_length: int, purpose: str) -> None:
+    if len(tokens_S) < context_length + 1:
+        raise UserError(
+            f"model.context_length {context_length}: {len(tokens_S)} {purpose} tokens, expected at least "
+            f"{context_length + 1} (a chunk and its last target); give more text or a shorter context"
+        )
+
+
+def _chunks(tokens_S: np.ndarray, starts_N: np.ndarray, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+    chunks = tokens_S[starts_N[:, None] + np.arange(context_length + 1)].astype(np.int64)
+    return chunks[:, :-1], chunks[:, 1:]

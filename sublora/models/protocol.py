@@ -1,0 +1,55 @@
+"""What training and scoring need of a network. They know no more of it than this.
+
+Shape legend: N sequences, T positions, K scored positions, C width of the last hidden states, D entries of theta.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sublora.subspace.parameters import ParameterSpace
+
+
+class LanguageModel(Protocol):
+    """A next-token predictor with all its parameters in place."""
+
+    vocab_size: int
+    context_length: int
+
+    def hidden(self, tokens_NT: Tensor, *, training: bool = False) -> Tensor:
+        """What the head reads (N x T x C) for token ids; `training` turns dropout on. ValueError beyond the context."""
+
+    def cross_entropy(
+        self,
+        hidden_KC: Tensor,
+        targets_K: Tensor,
+        *,
+        position_weights_K: Tensor | None = None,
+        smoothing: float = 0.0,
+        training: bool = False,
+    ) -> Tensor:
+        """Weighted sum over positions of -ln((1 - a) p + a / V), nats, differentiable; a = smoothing.
+
+        Weights default to 1 / K, the mean. The logits of all positions are never held at once.
+        """
+
+    def target_scores(self, hidden_KC: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor]:
+        """(ln p float32, rank int32) of each target, K each, without gradients.
+
+        The rank is the number of other tokens with at least the target's logit.
+        """
+
+
+class Network(Protocol):
+    """A language model for every theta; theta alone is trained."""
+
+    space: ParameterSpace
+    vocab_size: int
+    context_length: int
+    base_sha256: str
+    """Names the frozen weights."""
+    device: torch.device
+
+    def at(self, theta_D: Tensor) -> LanguageModel:
+        """The model at theta, differentiable in it."""

@@ -1,0 +1,56 @@
+"""A run of the grid from its settings and seeds: the base, the adapters' parameters, the subspace."""
+
+import functools
+
+import torch
+
+from sublora import config
+from sublora.data.dataset import TokenDataset
+from sublora.errors import UserError
+from sublora.models.gpt import GPT
+from sublora.models.lora import initial_theta
+from sublora.models.lora_gpt import LoraGPT
+from sublora.models.lora_space import lora_space
+from sublora.models.weights import random_weights, weights_sha256
+from sublora.streams import generator
+from sublora.subspace.allocations import parse_allocation
+from sublora.subspace.subspace import Subspace, SubspaceShape
+from sublora.training.run import Run
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_run(settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, device: torch.device) -> Run:
+    """Everything of a run at its start (w = 0, gates 1/2); the same function for every arm of a seed.
+
+    UserError if the budget does not fit the network.
+    """
+    vocab_size = dataset.vocab_size
+    space = lora_space(settings.model, settings.lora, vocab_size)
+    shape = SubspaceShape(
+        space=space,
+        allocation=parse_allocation(spec.allocation),
+        budget=spec.budget,
+        projection=settings.subspace.projection,
+        sharing=settings.gating.sharing,
+    )
+    origin_D = initial_theta(space, spec.seed, settings.lora.init)
+    stream = functools.partial(generator, spec.seed, "projection", settings.subspace.projection_seed)
+    try:
+        subspace = Subspace(shape, origin_D, stream).to(device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    weights = random_weights(settings.model, vocab_size, spec.seed)
+    compute = settings.compute
+    gpt = GPT(settings.model, vocab_size, dtype=DTYPES[compute.dtype], use_compiler=compute.compile)
+    gpt.load(weights)
+    network = LoraGPT(
+        gpt=gpt.to(device),
+        space=space,
+        base_sha256=weights_sha256(weights),
+        scale=settings.lora.alpha / settings.lora.rank,
+        dropout=settings.lora.dropout,
+        # With random B the initial product has to be taken away.
+        origin_D=subspace.origin_D if settings.lora.init == "both_random" else None,
+    )
+    return Run(settings, spec, dataset, network, subspace, device)

@@ -1,0 +1,115 @@
+"""Write a trained run as a message. Everything is chosen here, with train and val only, and then frozen."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sublora import __version__, config
+from sublora.bounds.selection import Sampling, choose_smoothing
+from sublora.coding import plain
+from sublora.coding.certificate import write_certificate
+from sublora.coding.entropy import EntropyWeights, ideal_message_bits
+from sublora.coding.payload import MessageContents, Payload, write_payload
+from sublora.coding.plain import PlainWeights, quantize_plain
+from sublora.coding.rounding import round_for_rate
+from sublora.device import claim_device
+from sublora.losses.documents import score_documents
+from sublora.losses.estimate import BoundEstimator
+from sublora.names import CERTIFICATE_NAME
+from sublora.runs.folder import RunFolder
+from sublora.runs.message import charged_bits, payload_context
+from sublora.training.run import Run
+from sublora.versions import NUMERICS_VERSIONS
+
+PRICES_PER_BIT = (0.0, 0.02, 0.05, 0.1)
+"""Squared rounding error, in squared steps (halved), that saving a bit may cost; 0 rounds to the nearest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A frozen message, and the val losses it was chosen by."""
+
+    payload: Payload
+    contents: MessageContents
+    val_losses_DA: np.ndarray
+    val_losses_unquantized_DA: np.ndarray
+    seconds: float
+
+
+def encode_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
+    """Encode the run in `path`; returns its certificate.bin."""
+    folder = RunFolder.open(path, config_path, root)
+    with claim_device(folder.settings.compute) as device:
+        encode(folder, folder.load(device))
+    return path / CERTIFICATE_NAME
+
+
+def encode(folder: RunFolder, run: Run) -> Encoded:
+    """Quantize w, choose the smoothing on val documents, freeze the payload and write the certificate."""
+    started = time.monotonic()
+    settings, context = run.settings, payload_context(run.settings, run.spec)
+    split = tuple(int(k) for k in run.subspace.hard_split())
+    unquantized = val_losses(run, run.subspace.subspace_params.detach().cpu().numpy(), split)
+    weights = quantize(run, split, folder.checkpoint.get("quantization_step"))
+    quantized = val_losses(run, weights.values(), split)
+    # The payload's length does not depend on which smoothing it names, so C is known before the choice.
+    draft = write_payload(MessageContents(weights, split, 0), context)
+    code_bits, _ = charged_bits(draft.items, settings)
+    chosen = choose_smoothing(
+        quantized,
+        settings.scoring.smoothing,
+        vocab_size=run.dataset.vocab_size,
+        code_bits=code_bits,
+        sampling=Sampling.of(settings, run.dataset.n_documents),
+    )
+    contents = MessageContents(weights, split, chosen)
+    payload = write_payload(contents, context)
+    write_certificate(folder.path / CERTIFICATE_NAME, certificate_header(run), payload)
+    return Encoded(payload, contents, quantized, unquantized, time.monotonic() - started)
+
+
+def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeights | EntropyWeights:
+    """The symbols of the trained w: by the plain scheme, or for the entropy code by the bound estimated on val.
+
+    The entropy code's candidates round to the nearest or, in favour of cheaper symbols, by rate; `step` is the one w
+    was trained for.
+    """
+    w = run.subspace.subspace_params.detach().cpu().double().numpy()
+    if run.settings.message.quantizer == plain.NAME:
+        return quantize_plain(w, run.settings.message.levels)
+    if step is None:
+        raise ValueError("a training for the entropy code leaves a quantization step")
+    candidates = [round_for_rate(w, step, price * step**2) for price in PRICES_PER_BIT]
+    estimator = BoundEstimator(run.settings, run.dataset, run.device)
+    estimates = []
+    for weights in candidates:
+        losses = estimator.losses(run.decoded(weights.values(), split))
+        estimates.append(estimator.estimate(losses, ideal_message_bits(weights)).bound_bits)
+    return candidates[int(np.argmin(estimates))]
+
+
+def val_losses(run: Run, w: np.ndarray, split: tuple[int, ...]) -> np.ndarray:
+    """Losses of the val documents at every smoothing value, float64 (documents x values), for given w and gates."""
+    documents = [run.dataset.document("val", i) for i in range(run.settings.scoring.val_documents)]
+    scores = score_documents(run.decoded(w, split), documents, run.scoring_rule, run.device)
+    return scores.losses_DA(run.settings.scoring.smoothing, run.dataset.vocab_size)
+
+
+def certificate_header(run: Run) -> dict[str, Any]:
+    """What a decoder needs beside the payload, all of it fixed before the data or naming the arm."""
+    settings, dataset = run.settings.model_dump(mode="json"), run.dataset
+    return {
+        "run": run.spec.model_dump(mode="json"),
+        "settings": settings,
+        "settings_digest": config.digest(settings),
+        "vocab_size": dataset.vocab_size,
+        "n_documents": dataset.n_documents,
+        "data_hash": dataset.data_hash,
+        "base_sha256": run.network.base_sha256,
+        "numerics_versions": NUMERICS_VERSIONS,
+        "environment": {"sublora": __version__, "torch": torch.__version__, "numpy": np.__version__},
+    }

@@ -1,0 +1,227 @@
+"""How the d coordinates of w are allocated to the parameters: a few parts, each a projection of its own.
+
+An allocation says which coordinates of w each part reads and which slice of theta it feeds; with gates, coordinates
+are divided between roles by numbers that are trained and travel in the message. Adding an allocation takes this file
+alone: a subclass of `Allocation` that `parse` recognises, named in ALLOCATIONS. Importing this module does not import
+torch: settings, figures and bounds need names and sizes only.
+
+Shape legend: G gates, S coordinates of a gate.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from sublora.subspace.parameters import ParameterSpace, span_length
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+INITIAL_GATE_LOGIT = 0.0
+"""theta of a gate at the start: gamma = 1/2, an equal split."""
+SHARINGS = ("shared", "per_layer")
+"""Whether each gate divides all of w, or its own part, d / gates of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One projection: the coordinates of w that go in, the slice of theta that comes out."""
+
+    name: str
+    """Names the part's random stream."""
+    rows: slice
+    coordinates: slice
+    gate: int | None = None
+    """Index of the gate that weighs the coordinates, None where they go in as they are."""
+    takes_first: bool = False
+    """Whether the part takes the coordinates below the gate's boundary (B) or those above it (A)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """A trained division of some coordinates of w: those below the boundary k go to B, the others to A."""
+
+    group: str
+    coordinates: slice
+
+    @property
+    def size(self) -> int:
+        """Coordinates that it divides; k is one of size + 1 values."""
+        return span_length(self.coordinates)
+
+
+class Allocation(abc.ABC):
+    """A rule that divides a budget of d coordinates."""
+
+    mode: ClassVar[str]
+    """The kind of allocation, as runs.csv names it."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """As it stands in settings and in the names of folders."""
+
+    @property
+    def ratio(self) -> float | None:
+        """B's share of the budget, None where it is not fixed."""
+        return None
+
+    @classmethod
+    @abc.abstractmethod
+    def parse(cls, text: str) -> Self | None:
+        """The allocation of this kind with that name, None if the name is another kind's."""
+
+    @abc.abstractmethod
+    def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
+        """The parts, in the order of theta. ValueError if the budget does not fit the parameters."""
+
+    def gates(self, groups: tuple[str, ...], budget: int, sharing: str) -> tuple[Gate, ...]:
+        """What is trained and transmitted beside w; empty where nothing is. ValueError if a gate would be empty."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(Allocation):
+    """One projection onto all parameters: the baseline that makes no split."""
+
+    mode: ClassVar[str] = "uniform"
+
+    @property
+    def name(self) -> str:
+        return self.mode
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        return cls() if text == cls.mode else None
+
+    def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
+        return (Part("all", slice(0, space.size), slice(0, budget)),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Allocation):
+    """w = (w_B, w_A) with dim w_B = round(ratio d), a projection each."""
+
+    mode: ClassVar[str] = "fixed"
+    share: str
+    """B's share of the budget as it was written, so that the name is kept."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode}-{self.share}"
+
+    @property
+    def ratio(self) -> float:
+        return float(self.share)
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        if not text.startswith(f"{cls.mode}-"):
+            return None
+        share = text.removeprefix(f"{cls.mode}-")
+        try:
+            ratio = float(share)
+        except ValueError:
+            return None
+        return cls(share) if 0.0 < ratio < 1.0 else None
+
+    def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
+        split = int(self.ratio * budget + 0.5)
+        for role, count in (("A", budget - split), ("B", split)):
+            size = span_length(space.span(role))
+            if not 0 < count <= size:
+                raise ValueError(
+                    f"budget {budget} gives {count} coordinates to {role}, which has {size} LoRA parameters; "
+                    "expected between 1 and that many: change grid.budgets or the ratio in grid.allocations"
+                )
+        return (
+            Part("A", space.span("A"), slice(split, budget)),
+            Part("B", space.span("B"), slice(0, split)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned(Allocation):
+    """A gate for every group: gamma = sigmoid(theta), 0 = all its coordinates to A, 1 = all to B."""
+
+    mode: ClassVar[str] = "learned"
+
+    @property
+    def name(self) -> str:
+        return self.mode
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        return cls() if text == cls.mode else None
+
+    def gates(self, groups: tuple[str, ...], budget: int, sharing: str) -> tuple[Gate, ...]:
+        if sharing == "shared":
+            return tuple(Gate(group, slice(0, budget)) for group in groups)
+        if budget < len(groups):
+            raise ValueError(
+                f"budget {budget} leaves some of {len(groups)} groups without a coordinate of their own; "
+                "raise grid.budgets or set gating.sharing to shared"
+            )
+        ends = [budget * index // len(groups) for index in range(len(groups) + 1)]
+        return tuple(Gate(group, slice(*ends[i : i + 2])) for i, group in enumerate(groups))
+
+    def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
+        gates = self.gates(space.groups, budget, sharing)
+        return tuple(
+            Part(f"{gate.group}_{role}", space.span(role, gate.group), gate.coordinates, index, role == "B")
+            for role in ("A", "B")
+            for index, gate in enumerate(gates)
+        )
+
+
+ALLOCATIONS: tuple[type[Allocation], ...] = (Uniform, Fixed, Learned)
+"""The kinds of allocation, in the order in which figures and tables show them."""
+
+
+def parse_allocation(text: str) -> Allocation:
+    """The allocation of that name; ValueError if there is none."""
+    for kind in ALLOCATIONS:
+        if (allocation := kind.parse(text)) is not None:
+            return allocation
+    raise ValueError(
+        f"allocation '{text}' is none of uniform, learned, fixed-<ratio> with 0 < ratio < 1 (for example fixed-0.2)"
+    )
+
+
+def soft_mask(boundary_G: "Tensor", length: int, width: float) -> "Tensor":
+    """Weights m (G x length) with which coordinate i goes to B: sigmoid((boundary - i - 1/2) / width).
+
+    The boundary is gamma times the number of coordinates. `width` (coordinates) is the temperature: about the number
+    of coordinates next to the boundary that both matrices use and through which the gate receives its gradient.
+    """
+    import torch
+
+    coordinates = torch.arange(length, device=boundary_G.device, dtype=boundary_G.dtype)
+    return torch.sigmoid((boundary_G[:, None] - coordinates - 0.5) / width)
+
+
+def hard_split(gamma_G: "Tensor", sizes_G: "Tensor") -> "Tensor":
+    """Integers k = round(gamma size): of a gate's coordinates those below k go to B, the others to A."""
+    import torch
+
+    return torch.round(gamma_G.detach().double() * sizes_G).long()
+
+
+def hard_mask(split_G: "Tensor", length: int, dtype: "torch.dtype") -> "Tensor":
+    """The mask (G x length) of integer splits."""
+    import torch
+
+    return (torch.arange(length, device=split_G.device) < split_G[:, None]).to(dtype)
+
+
+def mask_width(step: int, *, size: int, start: float, end: float, soft_steps: int) -> float:
+    """Temperature in coordinates: geometric from start x size to `end` over the soft phase, then 0 (hard split).
+
+    `size`: the coordinates that a gate divides.
+    """
+    if step >= soft_steps:
+        return 0.0
+    progress = step / max(1, soft_steps - 1)
+    return math.pow(start * size, 1.0 - progress) * math.pow(end, progress)

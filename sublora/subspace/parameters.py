@@ -1,0 +1,84 @@
+"""The parameters that theta stands for: named tensors, laid end to end in one vector.
+
+Consecutive parameters may share a group (a layer) and a role (the A or the B of LoRA, a weight), so that the whole of a
+role, and a role within a group, are slices of theta.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One tensor inside theta."""
+
+    name: str
+    shape: tuple[int, ...]
+    group: str
+    """What shares a gate: a layer, or the head."""
+    role: str
+    """What an allocation divides the budget among: A, B, or weight."""
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSpace:
+    """Where each parameter lies in theta."""
+
+    parameters: tuple[Parameter, ...]
+
+    @classmethod
+    def of(cls, described: Iterable[tuple[str, tuple[int, ...], str, str]]) -> "ParameterSpace":
+        """The space of parameters given as (name, shape, group, role), in the order of theta.
+
+        ValueError if there are none, a name occurs twice, or the parameters of a role (of a role within a group) do
+        not follow one another.
+        """
+        parameters: list[Parameter] = []
+        for name, shape, group, role in described:
+            start = parameters[-1].stop if parameters else 0
+            parameters.append(Parameter(name, shape, group, role, start))
+        if not parameters:
+            raise ValueError("a parameter space needs at least one parameter")
+        names = [parameter.name for parameter in parameters]
+        if len(set(names)) < len(names):
+            raise ValueError(f"parameter names occur twice: {names}")
+        space = cls(tuple(parameters))
+        for key in ({p.role for p in parameters}, {(p.role, p.group) for p in parameters}):
+            for item in key:
+                role, group = item if isinstance(item, tuple) else (item, None)
+                span = space.span(role, group)
+                if sum(p.stop - p.start for p in space.found(role, group)) != span.stop - span.start:
+                    raise ValueError(f"parameters of role {role} and group {group} do not follow one another")
+        return space
+
+    @property
+    def size(self) -> int:
+        """D, the number of entries of theta."""
+        return self.parameters[-1].stop
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups, in the order of their first parameters."""
+        return tuple(dict.fromkeys(parameter.group for parameter in self.parameters))
+
+    def found(self, role: str, group: str | None = None) -> list[Parameter]:
+        """The parameters of a role, of one group or of all."""
+        return [p for p in self.parameters if p.role == role and group in (None, p.group)]
+
+    def span(self, role: str, group: str | None = None) -> slice:
+        """The slice of theta that holds a role, of one group or of all groups. ValueError if nothing has that role."""
+        found = self.found(role, group)
+        if not found:
+            raise ValueError(f"no parameter has the role {role}" + (f" in group {group}" if group else ""))
+        return slice(found[0].start, found[-1].stop)
+
+
+def span_length(span: slice) -> int:
+    """Entries of a slice with both ends."""
+    return span.stop - span.start

@@ -1,0 +1,115 @@
+"""Random projections: fixed linear maps from a few coordinates of w to many entries of theta.
+
+A projection is described by its sizes, drawn once as small arrays, and applied to any w. Adding one takes this file
+alone: a class with the three members of `Projection`, registered under the name that `subspace.projection` gives it.
+Importing this module does not import torch, so that settings can be checked without the seconds that takes.
+
+Shape legend: S coordinates of w that go in.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Arrays = dict[str, NDArray]
+
+
+class Projection(Protocol):
+    """A fixed linear map P (rows x columns), rows entries of theta from columns coordinates of w.
+
+    The mean square of its entries must be 1 / total, where `total` is D, the size of the whole theta: then a step in w
+    moves every group and arm alike.
+    """
+
+    def __init__(self, rows: int, columns: int, *, total: int) -> None: ...
+
+    def arrays(self, stream: np.random.Generator) -> Arrays:
+        """What is random about P, by name; the same stream gives the same arrays."""
+
+    def apply(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
+        """P w, shape (rows,), differentiable in w of shape (columns,); `arrays` as tensors on the device of w."""
+
+
+PROJECTIONS: dict[str, type[Projection]] = {}
+"""Every projection by the name that settings give it."""
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Class decorator: make a projection known under a name. ValueError if it is taken."""
+
+    def enter(kind: type) -> type:
+        if name in PROJECTIONS:
+            raise ValueError(f"a projection named {name} exists already")
+        PROJECTIONS[name] = kind
+        return kind
+
+    return enter
+
+
+def kronecker_sizes(rows: int, columns: int) -> tuple[int, int]:
+    """Sides (a, b) of the Kronecker part a^2 x b^2 of a tall rows x columns projection.
+
+    b^2 and a^2 are the largest squares for which the dense remainder (rows - a^2) x (columns - b^2) is again
+    tall and leaves no row without a column; a = b = 0 when only the dense part is left.
+    """
+    for b in range(math.isqrt(columns), 0, -1):
+        for a in range(math.isqrt(rows), b - 1, -1):
+            rest_rows, rest_columns = rows - a * a, columns - b * b
+            if rest_rows == rest_columns == 0 or 0 < rest_columns <= rest_rows:
+                return a, b
+    return 0, 0
+
+
+@register("kronecker_qr")
+class KroneckerQR:
+    """P = scale x permutation of blockdiag(Q1 kron Q2, R), with Q1, Q2, R from QR factors; never formed.
+
+    For a tall P the columns are orthogonal with norm sqrt(rows / total), for a wide one the rows are, with norm
+    sqrt(columns / total). Source: the Kronecker structure of SubLoRA, Lotfi et al., ICML 2024.
+    """
+
+    def __init__(self, rows: int, columns: int, *, total: int) -> None:
+        self.rows, self.columns, self.wide = rows, columns, columns > rows
+        self.tall, self.narrow = max(rows, columns), min(rows, columns)
+        self.a, self.b = kronecker_sizes(self.tall, self.narrow)
+        self.scale = math.sqrt(self.tall / total)
+
+    def arrays(self, stream: np.random.Generator) -> Arrays:
+        """left, right (a x b), rest (tall - a^2 x narrow - b^2): orthonormal columns, float32; order: int64 (tall)."""
+        left = _orthonormal((self.a, self.b), stream)
+        right = _orthonormal((self.a, self.b), stream)
+        rest = _orthonormal((self.tall - self.a**2, self.narrow - self.b**2), stream)
+        order = stream.permutation(self.tall)
+        return {"left": left, "right": right, "rest": rest, "order": np.argsort(order) if self.wide else order}
+
+    def apply(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
+        return self._transposed(arrays, w_S) if self.wide else self._direct(arrays, w_S)
+
+    def _direct(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
+        """Permutation of (Q1 kron Q2) w = vec(Q1 W Q2') and of R w_rest."""
+        import torch
+
+        parts = [(arrays["left"] @ w_S[: self.b**2].view(self.b, self.b) @ arrays["right"].T).flatten()]
+        parts.append(arrays["rest"] @ w_S[self.b**2 :])
+        return torch.cat(parts)[arrays["order"]] * self.scale
+
+    def _transposed(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
+        """The transpose of the tall projection of the swapped sizes: unpermute, then Q1' W Q2 and R'."""
+        import torch
+
+        w_S = w_S[arrays["order"]]
+        parts = [(arrays["left"].T @ w_S[: self.a**2].view(self.a, self.a) @ arrays["right"]).flatten()]
+        parts.append(arrays["rest"].T @ w_S[self.a**2 :])
+        return torch.cat(parts) * self.scale
+
+
+def _orthonormal(shape: tuple[int, int], stream: np.random.Generator) -> NDArray[np.float32]:
+    """float32 matrix with orthonormal columns, uniformly distributed: QR of a Gaussian, signs fixed by R."""
+    q, r = np.linalg.qr(stream.standard_normal(shape))
+    return (q * np.where(np.diagonal(r) < 0, -1.0, 1.0)).astype(np.float32)

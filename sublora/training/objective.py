@@ -1,0 +1,76 @@
+"""What a step minimizes, and its gradient: micro-batches through the network, one pass through the projection."""
+
+import torch
+from torch import Tensor
+
+from sublora.streams import stream_key
+from sublora.training.distributed import Peers
+from sublora.training.prefetch import Assemble, Prefetcher
+from sublora.training.quantization import Price
+from sublora.training.rate_phase import RatePhase
+from sublora.training.resumable import NonFinite
+from sublora.training.run import Run
+
+
+class Objective:
+    """The loss of a step's batch, and with a rate phase the price of the message."""
+
+    def __init__(
+        self, run: Run, assemble: Assemble, *, rate: RatePhase | None = None, peers: Peers | None = None
+    ) -> None:
+        """`assemble`: inputs and targets (sequences x context) of a step, and weights unless all count the same."""
+        self._run, self._assemble, self._rate, self._peers = run, assemble, rate, peers or Peers()
+        self._rows = run.settings.training.micro_batch_sequences
+        self._prefetcher = Prefetcher(run.device)
+
+    def gradient(self, step: int, mask_width: float, trained: list[torch.nn.Parameter]) -> Tensor:
+        """Put the gradient into `trained`, summed over all processes; returns the loss of the batch in nats ().
+
+        Raises NonFinite if the coefficients cannot be priced.
+        """
+        subspace = self._run.subspace
+        inputs, targets, *weights = self._prefetcher.batch(self._assemble, step)
+        w, price = self._rate.forward(step) if self._rate else (subspace.subspace_params, None)
+        theta = subspace.theta(w, subspace.masks(mask_width))
+        # The network sees theta as a leaf: its gradient accumulates over micro-batches, the projection runs once.
+        leaf = theta.detach().requires_grad_()
+        loss = self._accumulate(leaf, step, inputs, targets, weights[0] if weights else None)
+        for parameter in trained:
+            parameter.grad = None
+        # The same as theta.backward(leaf.grad), which would first import the symbolic algebra of the compiler.
+        torch.dot(theta, leaf.grad).backward(retain_graph=price is not None)
+        self._peers.add_up([loss, *(p.grad for p in trained if p.grad is not None)])
+        if price is not None:
+            self._add_price(price)
+        return loss
+
+    def _accumulate(
+        self, leaf_D: Tensor, step: int, inputs_NT: Tensor, targets_NT: Tensor, weights_NT: Tensor | None
+    ) -> Tensor:
+        """Backward through the network for this process's micro-batches; returns their loss."""
+        pieces = inputs_NT.shape[0] // self._rows
+        total = torch.zeros((), device=self._run.device)
+        for piece in self._peers.share(pieces):
+            if self._run.settings.lora.dropout:
+                # By micro-batch, so that it does not matter which process has it.
+                torch.manual_seed(stream_key(self._run.spec.seed, "dropout", step, piece) % 2**63)
+            model = self._run.network.at(leaf_D)
+            part = slice(piece * self._rows, (piece + 1) * self._rows)
+            loss = model.cross_entropy(
+                model.hidden(inputs_NT[part], training=True).flatten(0, 1),
+                targets_NT[part].flatten(),
+                position_weights_K=None if weights_NT is None else weights_NT[part].flatten(),
+                smoothing=self._rate.state.smoothing if self._rate else 0.0,
+                training=True,
+            )
+            if weights_NT is None:
+                loss = loss / pieces
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    @staticmethod
+    def _add_price(price: Price) -> None:
+        if not price.is_finite():
+            raise NonFinite
+        price.nats().backward()  # the same in every process, so not in the sum

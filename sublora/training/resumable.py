@@ -1,0 +1,164 @@
+"""Steps that survive being stopped: signals, periodic saves, and going on from the last saved state."""
+
+import abc
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sublora.errors import UserError
+from sublora.training import checkpoint
+from sublora.training.distributed import Peers
+from sublora.training.history import History
+from sublora.training.progress import Progress
+from sublora.versions import CHECKPOINT_FORMAT
+
+BeforeStep = Callable[[int], None]
+"""Called with the number of each step before it is taken."""
+
+
+class Interrupted(SystemExit):
+    """Training was asked to stop by a signal; its state is saved. The exit status is 128 + the signal."""
+
+
+class NonFinite(ArithmeticError):
+    """A loss or a parameter is infinite or not a number."""
+
+
+class StopSignal:
+    """The last of SIGTERM and SIGUSR1 that arrived, 0 before the first."""
+
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Receive the signals instead of dying of them; afterwards everything is as before."""
+        previous = {number: signal.signal(number, self._receive) for number in self.NUMBERS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+
+class ResumableTraining(abc.ABC):
+    """A training of a fixed number of steps whose state is in one small file.
+
+    Its subclass says what a step is, what to look at after it, what its state is and what it leaves behind.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        digest: str,
+        steps: int,
+        save_interval_steps: int,
+        out: Path,
+        progress: Progress,
+        peers: Peers | None = None,
+        before_step: BeforeStep | None = None,
+    ) -> None:
+        """`digest` identifies everything the result depends on: a state of another one is never resumed.
+
+        `peers`: the processes that share the training; every one of them calls `train()`, the first one writes.
+        """
+        self.name, self.digest, self.steps, self.save_interval_steps = name, digest, steps, save_interval_steps
+        self.out, self.progress, self.peers = out, progress, peers or Peers()
+        self.history = History()
+        self._before_step = before_step
+
+    @property
+    def state_path(self) -> Path:
+        return self.out / "state" / f"{self.digest[:16]}.pt"
+
+    def train(self) -> None:
+        """Run to the last step, from the saved state if there is one, and write the results.
+
+        Raises Interrupted after a signal, and UserError if the loss is not finite.
+        """
+        try:
+            self._run()
+        except NonFinite:
+            raise UserError(self._non_finite()) from None
+        if self.peers.is_first:
+            self._write_results()
+
+    def _run(self) -> None:
+        self._resume()
+        if self.history.step == 0 and self.peers.is_first:
+            self._at_the_start()
+        stop = StopSignal()
+        started, seconds_before = time.monotonic(), self.history.seconds
+        with stop.listening():
+            for step in range(self.history.step, self.steps):
+                if self._before_step is not None:
+                    self._before_step(step)
+                gradient_norm = self._step(step)
+                self.history.step = done = step + 1
+                self.history.seconds = seconds_before + time.monotonic() - started
+                last, stop_signal = done == self.steps, self.peers.largest(stop.number)
+                self._after_step(gradient_norm, last)
+                due = (not last and done % self.save_interval_steps == 0) or stop_signal
+                if due and self.peers.is_first:
+                    self._save_state()
+                if stop_signal and not last:
+                    raise Interrupted(128 + stop_signal)
+
+    def _at_the_start(self) -> None:  # noqa: B027 - most trainings have nothing to do here
+        """What to do before the first step of a training that is not resumed."""
+
+    @abc.abstractmethod
+    def _step(self, step: int) -> Any:
+        """Take a step; returns the norm of its gradient, on whatever device."""
+
+    @abc.abstractmethod
+    def _after_step(self, gradient_norm: Any, last: bool) -> None:
+        """Record, evaluate, keep what is best."""
+
+    @abc.abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """Everything but the history, as plain values and CPU tensors. Raises NonFinite."""
+
+    @abc.abstractmethod
+    def _load_state(self, state: dict[str, Any]) -> None: ...
+
+    @abc.abstractmethod
+    def _write_results(self) -> None: ...
+
+    def _save_state(self) -> None:
+        header = {"format": CHECKPOINT_FORMAT, "digest": self.digest, "history": self.history.as_dict()}
+        checkpoint.save(self.state_path, header | self._state())
+
+    def _resume(self) -> None:
+        """Load the state of these very settings; states of other settings are left alone and said."""
+        folder = self.state_path.parent
+        others = [path for path in sorted(folder.glob("*.pt")) if path != self.state_path]
+        if others:
+            self.progress.say(f"{folder}: not resuming from {others[0].name}, a state of other settings or data")
+        if not self.state_path.exists():
+            return
+        state = checkpoint.load(self.state_path)
+        if state["digest"] != self.digest:
+            raise UserError(f"{self.state_path}: resume state of another config; delete it")
+        self.history = History(**state["history"])
+        self._load_state(state)
+        self.progress.say(f"resuming at step {self.history.step}")
+
+    def _non_finite(self) -> str:
+        saved = (
+            f"the state before is kept in {self.state_path}" if self.state_path.exists() else "no state was saved yet"
+        )
+        return (
+            f"{self.name}: the loss is not finite at step {self.history.step}; {saved}; "
+            "lower training.learning_rate or training.gradient_clip"
+        )

@@ -1,0 +1,50 @@
+"""A run of the grid in memory: everything that training, encoding and scoring work on, in one object."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sublora import config
+from sublora.data.dataset import TokenDataset
+from sublora.losses.documents import ScoringRule
+from sublora.losses.windows import WindowRule
+from sublora.models.protocol import LanguageModel, Network
+from sublora.subspace.subspace import Subspace
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A network and its subspace, the data, and the settings they were built from."""
+
+    settings: config.Settings
+    spec: config.RunSpec
+    dataset: TokenDataset
+    network: Network
+    subspace: Subspace
+    device: torch.device
+
+    @property
+    def windows(self) -> WindowRule:
+        """How documents longer than the context are read."""
+        return WindowRule(self.settings.model.context_length, self.settings.scoring.sliding_window)
+
+    @property
+    def scoring_rule(self) -> ScoringRule:
+        return ScoringRule(self.windows, self.dataset.eot_id, self.settings.compute.scoring_batch_tokens)
+
+    def model_at(self, w_d: Tensor, mask_width: float = 0.0) -> LanguageModel:
+        """The model of any w (d) and of the present gates, at a mask width (0: the hard split)."""
+        return self.network.at(self.subspace.theta(w_d, self.subspace.masks(mask_width)))
+
+    @torch.no_grad()
+    def decoded(self, w_d: np.ndarray, split: Sequence[int]) -> LanguageModel:
+        """The model of a message: its w, float32 (d), and the integers of its gates. Nothing is changed.
+
+        Needs nothing of the checkpoint but what its seeds rebuild.
+        """
+        values_d = torch.from_numpy(np.ascontiguousarray(w_d, dtype=np.float32)).to(self.device)
+        masks_GS = self.subspace.split_masks(torch.tensor(split, dtype=torch.long))
+        return self.network.at(self.subspace.theta(values_d, masks_GS))
