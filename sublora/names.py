@@ -1,4 +1,4 @@
-"""Names of the files in a run's folder, results/runs/{run}/."""
+"""Names of the files of results: of a run, in results/runs/{run}/, and of the base."""
 
 CHECKPOINT_NAME = "best_ckpt.pt"
 METRICS_NAME = "metrics.csv"
@@ -7,3 +7,8 @@ CERTIFICATE_NAME = "certificate.bin"
 LOSSES_NAME = "losses.npz"
 BOUNDS_NAME = "bounds.json"
 BOUNDS_PT_NAME = "bounds_metrics.pt"
+
+BASE_FOLDER = "results/base"
+"""Below the folder that also holds data/."""
+BASE_JSON_NAME = "base.json"
+BASE_WEIGHTS_NAME = "base.safetensors"

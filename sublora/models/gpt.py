@@ -5,7 +5,6 @@ Shape legend: N sequences, T positions, C width, H heads, V vocabulary, R rank, 
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,9 +15,10 @@ from sublora.models.compilation import compiled
 from sublora.models.head import head_cross_entropy, head_target_scores
 from sublora.models.lora import Adapters, Pair, down_projection
 from sublora.models.lora_space import HEAD
-from sublora.models.weights import weight_shapes
+from sublora.models.weights import LAYER_NORM_EPSILON, Weights, weight_shapes
 
-LAYER_NORM_EPSILON = 1e-5
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Types a network computes in, by their names in settings."""
 MERGED_WIDTH_PER_RANK = 6
 """Up to this ratio the C x C gradient of W + up down has fewer multiplications than what it replaces."""
 BLOCK_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
@@ -49,7 +49,7 @@ class GPT(nn.Module):
         return getattr(self, _buffer_name(name))
 
     @torch.no_grad()
-    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+    def load(self, weights: Weights) -> None:
         """Copy every weight; ValueError if a name or a shape differs from `weight_shapes`."""
         expected = weight_shapes(self.shape, self.vocab_size)
         if set(weights) != set(expected):
@@ -59,7 +59,12 @@ class GPT(nn.Module):
                 raise ValueError(f"weight {name} has shape {tuple(value.shape)}, expected {expected[name]}")
             self.weight(name).copy_(torch.from_numpy(value))
 
-    def hidden(self, tokens_NT: Tensor, adapters: Adapters, *, dropout: float = 0.0) -> Tensor:
+    def place(self, weights: Mapping[str, Tensor]) -> None:
+        """Use these tensors, and no copies of them, from now on: gradients reach them."""
+        for name, value in weights.items():
+            setattr(self, _buffer_name(name), value)
+
+    def hidden(self, tokens_NT: Tensor, adapters: Adapters | None = None, *, dropout: float = 0.0) -> Tensor:
         """Final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""
         length = tokens_NT.shape[1]
         if length > self.shape.context_length:
@@ -68,20 +73,20 @@ class GPT(nn.Module):
         block = compiled(_block, self.use_compiler)
         x_NTC = F.embedding(tokens_NT, self.weight("wte.weight")) + self.weight("wpe.weight")[:length]
         for layer in range(self.shape.n_layer):
-            pairs = adapters.pair(str(layer), "query"), adapters.pair(str(layer), "value")
+            pairs = _pair(adapters, str(layer), "query"), _pair(adapters, str(layer), "value")
             x_NTC = block(x_NTC, self._block_weights(layer), *pairs, self.shape.n_head, dropout)
         return _norm(x_NTC, (self.weight("ln_f.weight"), self.weight("ln_f.bias")))
 
-    def logits(self, hidden: Tensor, adapters: Adapters) -> Tensor:
+    def logits(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
         """Logits (... x V) of hidden states (... x C), in the compute dtype."""
         logits = hidden @ self.weight("wte.weight").T
-        return logits if (pair := adapters.pair(HEAD, "head")) is None else logits + _delta(hidden, pair, 0.0)
+        return logits if (pair := _pair(adapters, HEAD, "head")) is None else logits + _delta(hidden, pair, 0.0)
 
     def cross_entropy(
         self,
         hidden_KC: Tensor,
         targets_K: Tensor,
-        adapters: Adapters,
+        adapters: Adapters | None = None,
         *,
         dropout: float = 0.0,
         position_weights_K: Tensor | None = None,
@@ -101,17 +106,19 @@ class GPT(nn.Module):
             use_compiler=self.use_compiler,
         )
 
-    def target_scores(self, hidden_KC: Tensor, targets_K: Tensor, adapters: Adapters) -> tuple[Tensor, Tensor]:
+    def target_scores(
+        self, hidden_KC: Tensor, targets_K: Tensor, adapters: Adapters | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(log p in nats, rank among all tokens) of targets, K each; see `head_target_scores`."""
         factors = self._head_factors(hidden_KC, adapters, 0.0)
         weight = self.weight("wte.weight")
         return head_target_scores(hidden_KC, weight, *factors, targets_K, use_compiler=self.use_compiler)
 
     def _head_factors(
-        self, hidden_KC: Tensor, adapters: Adapters, dropout: float
+        self, hidden_KC: Tensor, adapters: Adapters | None, dropout: float
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """(scale A x, B) of the head's adapter."""
-        if (pair := adapters.pair(HEAD, "head")) is None:
+        if (pair := _pair(adapters, HEAD, "head")) is None:
             return None, None
         return down_projection(hidden_KC, pair, dropout), pair[1]
 
@@ -121,6 +128,10 @@ class GPT(nn.Module):
             name: (self.weight(f"h.{layer}.{name}.weight"), self.weight(f"h.{layer}.{name}.bias"))
             for name in BLOCK_PARTS
         }
+
+
+def _pair(adapters: Adapters | None, group: str, target: str) -> Pair | None:
+    return None if adapters is None else adapters.pair(group, target)
 
 
 def _block(

@@ -39,7 +39,7 @@ def head_cross_entropy(
     """Weighted sum of -log((1 - a) p + a / V), p = softmax(hidden W' + down up')[target], in nats.
 
     `down` is the scaled output of the adapter's A, `up` its B; both None for a head without an adapter.
-    W is frozen and gets no gradient. Weights default to 1 / K (the mean), `smoothing` a to none.
+    W gets a gradient only if it requires one. Weights default to 1 / K (the mean), `smoothing` a to none.
     Cross-entropy runs in float32 whatever the type of the inputs.
     """
     positions = hidden_KC.shape[0]
@@ -47,7 +47,7 @@ def head_cross_entropy(
         down_KR, up_VR = hidden_KC.new_zeros(positions, 0), hidden_KC.new_zeros(weight_VC.shape[0], 0)
     if position_weights_K is None:
         position_weights_K = torch.full((positions,), 1.0 / positions, device=hidden_KC.device)
-    return _FrozenHeadCrossEntropy.apply(
+    return _HeadCrossEntropy.apply(
         hidden_KC, weight_VC, down_KR, up_VR, targets_K, position_weights_K, smoothing, use_compiler
     )
 
@@ -76,7 +76,7 @@ def head_target_scores(
     return torch.cat([log_p for log_p, _ in parts]), torch.cat([rank for _, rank in parts])
 
 
-class _FrozenHeadCrossEntropy(torch.autograd.Function):
+class _HeadCrossEntropy(torch.autograd.Function):
     """Gradients are formed in the forward pass, chunk by chunk, while a chunk's logits exist."""
 
     @staticmethod
@@ -89,7 +89,10 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         a = torch.full((), smoothing, device=hidden_KC.device) if smoothing else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_KC.device)
         grad_KJ = torch.empty_like(inputs_KJ) if needs_gradient else None
-        grad_up_PR = matrix_PJ.new_zeros(len(matrix_PJ), rank, dtype=torch.float32) if needs_gradient else None
+        # The matrix's gradient: of B alone, or where W is trained of both.
+        trained = slice(0, width + rank) if ctx.needs_input_grad[1] else slice(width, width + rank)
+        columns = trained.stop - trained.start if needs_gradient else 0
+        grad_matrix_PJ = matrix_PJ.new_zeros(len(matrix_PJ), columns, dtype=torch.float32)
         for part in _chunks(len(targets_K), matrix_PJ):
             logits_KP = inputs_KJ[part] @ matrix_PJ.T
             labels_K, weights_K = targets_K[part], position_weights_K[part]
@@ -102,16 +105,19 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
                 # Pieces have put their gradients in the place of their logits.
                 gradient_KP = logits_KP if len(pieces) > 1 else gradient[0]
                 torch.mm(gradient_KP, matrix_PJ, out=grad_KJ[part])
-                grad_up_PR += gradient_KP.T @ down_KR[part]
+                grad_matrix_PJ += gradient_KP.T @ inputs_KJ[part, trained]
         if needs_gradient:
-            grad_up_VR = grad_up_PR[:vocab_size].to(up_VR.dtype)
-            ctx.save_for_backward(grad_KJ[:, :width], grad_KJ[:, width : width + rank], grad_up_VR)
+            grad_VJ = grad_matrix_PJ[:vocab_size].to(up_VR.dtype)
+            grad_weight_VC = grad_VJ[:, :width] if ctx.needs_input_grad[1] else None
+            grad_up_VR = grad_VJ[:, grad_VJ.shape[1] - rank :]
+            ctx.save_for_backward(grad_KJ[:, :width], grad_weight_VC, grad_KJ[:, width : width + rank], grad_up_VR)
         return total
 
     @staticmethod
     def backward(ctx, grad_loss):  # noqa: ANN001, ANN205
-        grad_hidden, grad_down, grad_up = ctx.saved_tensors
-        return grad_hidden * grad_loss, None, grad_down * grad_loss, grad_up * grad_loss, None, None, None, None
+        grad_hidden, grad_weight, grad_down, grad_up = ctx.saved_tensors
+        grad_weight = None if grad_weight is None else grad_weight * grad_loss
+        return grad_hidden * grad_loss, grad_weight, grad_down * grad_loss, grad_up * grad_loss, None, None, None, None
 
 
 def _joined(left: Tensor, right: Tensor | None, *, pad_rows: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
-from sublora.models.gpt import GPT
+from sublora.models.gpt import DTYPES, GPT
 from sublora.models.lora import initial_theta
 from sublora.models.lora_gpt import LoraGPT
 from sublora.models.lora_space import lora_space
@@ -16,8 +16,6 @@ from sublora.streams import generator
 from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.training.run import Run
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_run(settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, device: torch.device) -> Run:

@@ -1,12 +1,9 @@
 """Train one run of the grid."""
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
@@ -14,14 +11,13 @@ from sublora.device import claim_devices, use_device
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
 from sublora.runs.build import build_run
+from sublora.runs.locking import sole_trainer
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep
 
-LOCK_NAME = ".lock"
-"""Stays in a run's folder for good: a lock file that is deleted locks out nobody who has it open already."""
 
 
 def train_run(
@@ -57,7 +53,7 @@ def train_run(
         if not peers.is_first:
             train_on(None)
             return finished
-        with progress, _sole_trainer(out, progress) as waited:
+        with progress, sole_trainer(out, progress.say) as waited:
             digest = checkpoint.training_digest(settings, spec, dataset.data_hash)
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: written by the process that was waited for")
@@ -68,27 +64,6 @@ def train_run(
             if (out / "state").exists():
                 shutil.rmtree(out / "state")
     return finished
-
-
-@contextlib.contextmanager
-def _sole_trainer(out: Path, progress: Progress) -> Iterator[bool]:
-    """Hold the lock of a run directory; yields whether another process had to be waited for.
-
-    The lock belongs to the process, so a killed trainer leaves none behind.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK_NAME)
-    waited = False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.say(f"{out}: another process is training this run; waiting for it to end")
-        waited = True
-        lock.acquire()
-    try:
-        yield waited
-    finally:
-        lock.release()
 
 
 def _check_data_size(settings: config.Settings, dataset: TokenDataset) -> None:

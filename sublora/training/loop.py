@@ -22,7 +22,7 @@ from sublora.training.progress import Progress
 from sublora.training.rate_phase import RatePhase
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
 from sublora.training.run import Run
-from sublora.training.schedule import learning_rate
+from sublora.training.schedule import learning_rate, warmup_steps
 
 
 class Trainer(ResumableTraining):
@@ -109,13 +109,12 @@ class Trainer(ResumableTraining):
 
     def _set_rates(self, step: int) -> None:
         training = self.run.settings.training
-        warmup_steps = max(1, round(training.warmup_fraction * training.steps))
         rate = learning_rate(
             step,
             steps=training.steps,
             peak=training.learning_rate,
             final=training.final_learning_rate,
-            warmup_steps=warmup_steps,
+            warmup_steps=warmup_steps(training.warmup_fraction, training.steps),
         )
         self.optimizer.param_groups[0]["lr"] = rate
         for group in self.optimizer.param_groups[1:]:

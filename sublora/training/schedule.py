@@ -9,3 +9,8 @@ def learning_rate(step: int, *, steps: int, peak: float, final: float, warmup_st
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
     return final + 0.5 * (peak - final) * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def warmup_steps(fraction: float, steps: int) -> int:
+    """Steps of the linear warm-up, at least 1."""
+    return max(1, round(fraction * steps))

@@ -1,0 +1,172 @@
+"""The base of all runs as files: trained once, or imported from a pretrained model, and read again by its hash."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sublora import config
+from sublora.data.base import base_data
+from sublora.data.dataset import TokenDataset
+from sublora.data.tokenizers import TOKENIZERS
+from sublora.device import claim_device
+from sublora.errors import UserError
+from sublora.files import write_json
+from sublora.models.gpt import DTYPES, GPT
+from sublora.models.weights import (
+    PRETRAINED_FILES,
+    Base,
+    Weights,
+    load_weights,
+    pretrained_weights,
+    random_weights,
+    save_weights,
+    weights_sha256,
+)
+from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
+from sublora.runs.locking import sole_trainer
+from sublora.training.base import BaseTrainer
+from sublora.training.progress import Progress
+from sublora.training.resumable import BeforeStep
+from sublora.versions import BASE_FORMAT, NUMERICS_VERSIONS
+
+
+def make_base(
+    settings: config.Settings, *, root: Path, out: Path | None = None, before_step: BeforeStep | None = None
+) -> Path:
+    """Train or import the base that the settings describe; write base.safetensors and base.json, and return the latter.
+
+    `out`: by default results/base below `root`. A training that was stopped goes on from its last saved state.
+    UserError for a random base, which needs no file, and for data or a pretrained model that do not fit.
+    """
+    out = root / BASE_FOLDER if out is None else out
+    base = settings.base
+    if base.kind == "random":
+        raise UserError("base.kind is random: each run draws its base from its seed, there is nothing to make")
+    if base.kind == "pretrained":
+        return _import_pretrained(settings, base, root, out)
+    return _train_base(settings, base, root, out, before_step)
+
+
+def load_base(settings: config.Settings, seed: int, vocab_size: int, root: Path) -> Base:
+    """The base of a run: drawn from its seed, or read from results/base below `root`.
+
+    UserError if the file is missing, damaged, of another network, or not the one that base.json describes.
+    """
+    if settings.base.kind == "random":
+        weights: Weights = random_weights(settings.model, vocab_size, seed)
+        return Base(weights, weights_sha256(weights))
+    folder = root / BASE_FOLDER
+    facts = read_base_facts(folder)
+    if facts["digest"] != base_digest(settings, root):
+        raise UserError(
+            f"{folder / BASE_JSON_NAME}: made with other settings or data than the present base and model sections; "
+            "make the base again (sublora base)"
+        )
+    weights = load_weights(folder / BASE_WEIGHTS_NAME, settings.model, vocab_size)
+    found = weights_sha256(weights)
+    if found != facts["sha256"]:
+        raise UserError(
+            f"{folder / BASE_WEIGHTS_NAME}: tensors hash to {found[:12]}..., {BASE_JSON_NAME} says "
+            f"{facts['sha256'][:12]}...; make the base again (sublora base)"
+        )
+    return Base(weights, found)
+
+
+def read_base_facts(folder: Path) -> dict[str, Any]:
+    """base.json. UserError if it is missing, damaged or of another version."""
+    path = folder / BASE_JSON_NAME
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make the base first (sublora base --config FILE)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); make the base again (sublora base)") from None
+    if not isinstance(facts, dict) or facts.get("format") != BASE_FORMAT or not {"sha256", "digest"} <= facts.keys():
+        raise UserError(f"{path}: not a base of this version; make the base again (sublora base)")
+    return facts
+
+
+def base_digest(settings: config.Settings, root: Path) -> str:
+    """Identifies everything the base's weights depend on."""
+    identity: dict[str, Any] = {
+        "settings": config.stage_settings(settings, "base"),
+        "numerics": NUMERICS_VERSIONS["base"],
+    }
+    if settings.base.kind == "trained":
+        identity["data"] = TokenDataset.open(root, base_data(settings)).data_hash
+    return config.digest(identity)
+
+
+def _train_base(
+    settings: config.Settings, base: config.TrainedBase, root: Path, out: Path, before_step: BeforeStep | None
+) -> Path:
+    dataset = TokenDataset.open(root, base_data(settings))
+    digest = base_digest(settings, root)
+    progress = Progress(f"base {base.name}", steps=base.steps, tokens_per_step=base.tokens_per_step)
+    compute = settings.compute.model_copy(update={"threads": base.threads})
+    with progress, sole_trainer(out, progress.say) as waited:
+        if waited and (out / BASE_JSON_NAME).exists() and read_base_facts(out)["digest"] == digest:
+            progress.say(f"{out / BASE_JSON_NAME}: written by the process that was waited for")
+            return out / BASE_JSON_NAME
+        with claim_device(compute) as device:
+            dtype = DTYPES[compute.dtype]
+            gpt = GPT(settings.model, dataset.vocab_size, dtype=dtype, use_compiler=compute.compile).to(device)
+            trainer = BaseTrainer(
+                base, gpt, dataset, digest=digest, out=out, progress=progress, before_step=before_step
+            )
+            trainer.train()
+        weights = {name: value.detach().cpu().numpy() for name, value in trainer.weights.items()}
+        facts = {
+            "data_hash": dataset.data_hash,
+            "data_settings": dataset.meta["settings"],
+            "documents": dataset.n_documents,
+            "val_loss_bits": trainer.history.metrics[-1][4],
+        }
+        _write_base(out, weights, settings, digest, facts)
+        if (out / "state").exists():
+            shutil.rmtree(out / "state")
+    return out / BASE_JSON_NAME
+
+
+def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, root: Path, out: Path) -> Path:
+    folder = root / base.path
+    if not folder.is_dir():
+        folder = _downloaded(base)
+    weights = pretrained_weights(folder, settings.model, TOKENIZERS[settings.data.tokenizer].vocab_size)
+    _write_base(out, weights, settings, base_digest(settings, root), {})
+    return out / BASE_JSON_NAME
+
+
+def _downloaded(base: config.PretrainedBase) -> Path:
+    """The model's files in the cache of the Hugging Face hub; UserError if they cannot be had."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(base.path, revision=base.revision, allow_patterns=list(PRETRAINED_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(
+            f"base.path '{base.path}': no such folder, and not to be had from the Hugging Face hub ({reason}); give a "
+            "folder with config.json and safetensors, or run `sublora base` where the internet can be reached"
+        ) from None
+
+
+def _write_base(out: Path, weights: Weights, settings: config.Settings, digest: str, facts: dict[str, Any]) -> None:
+    """base.safetensors, then base.json: where the second stands, the first is whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / BASE_JSON_NAME).unlink(missing_ok=True)
+    save_weights(out / BASE_WEIGHTS_NAME, weights)
+    write_json(
+        out / BASE_JSON_NAME,
+        {
+            "format": BASE_FORMAT,
+            "kind": settings.base.kind,
+            "sha256": weights_sha256(weights),
+            "digest": digest,
+            "parameters": sum(value.size for value in weights.values()),
+            "settings": config.stage_settings(settings, "base"),
+            **facts,
+        },
+    )
