@@ -84,7 +84,7 @@ def check_symbols(symbols: NDArray) -> Integers:
 def ideal_bits(symbols: NDArray) -> float:
     """Information content in bits of integer coefficients, shape (d,), under this model, without encoding them.
 
-    The coder adds less than 2 bits, and about 1e-4 bits a flag because its state is finite. Closed form: a plane
+    The coder adds less than 2 bits, and about 1e-4 bits per flag because its state is finite. Closed form: a plane
     costs log2 B(a, b) - log2 B(a + passed, b + reached - passed), B the beta function.
     """
     magnitudes = np.abs(check_symbols(symbols))
