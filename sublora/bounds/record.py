@@ -109,7 +109,7 @@ class ScoredDocuments:
     """The training documents behind the bounds: all n of them, or m drawn with replacement."""
 
     losses_D: NDArray
-    """Bits per target, under the message's smoothing."""
+    """Bits per token, under the message's smoothing."""
     topk_errors_DK: NDArray
     """Share of each document's targets that are not among the k likeliest tokens."""
     top_k: tuple[int, ...]
@@ -124,7 +124,7 @@ class ScoredDocuments:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOutLosses:
-    """Losses of documents that are not among the n, bits per target under the message's smoothing, shapes (D,)."""
+    """Losses of documents that are not among the n, bits per token under the message's smoothing, shapes (D,)."""
 
     val_D: NDArray
     val_unquantized_D: NDArray
@@ -159,7 +159,7 @@ def headline_bound(losses_D: ArrayLike, loss_range: LossRange, code_bits: float,
 def held_out_bound(test_losses_D: ArrayLike, loss_range: LossRange, *, delta: float) -> float:
     """`betting` from documents that nothing was chosen on: they cost no message, C = 0.
 
-    test_losses_D: of the same network under the same smoothing, bits per target, shape (test documents,). To name the
+    test_losses_D: of the same network under the same smoothing, bits per token, shape (test documents,). To name the
     best of several networks by this bound, give each its share of delta.
     """
     lower, upper = loss_range

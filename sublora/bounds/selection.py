@@ -46,7 +46,7 @@ def choose_smoothing(
 ) -> int:
     """Index of the candidate whose `estimated_bound` is smallest, the first of equals.
 
-    val_losses_DA: bits per target, shape (val documents, candidates); ranges: of their losses, in the same order. The
+    val_losses_DA: bits per token, shape (val documents, candidates); ranges: of their losses, in the same order. The
     index travels in the message, so the choice is paid for wherever it comes from. ValueError for shapes that do not
     fit, and as in `sublora.bounds.inequalities`.
     """

@@ -15,7 +15,7 @@ next-token form is
 
 so it starts like token(e) and then trusts whichever has predicted the document better so far.
 
-Losses are in bits per target, the mean over the targets of a document. Shape legend: D documents, S targets of all
+Losses are in bits per token, the mean over the targets of a document. Shape legend: D documents, S targets of all
 documents, A candidates.
 """
 
@@ -35,7 +35,7 @@ LARGEST_K = 1000
 
 
 class LossRange(NamedTuple):
-    """Smallest and largest loss that a document of the population can have, in bits per target."""
+    """Smallest and largest loss that a document of the population can have, in bits per token."""
 
     lower: float
     upper: float
@@ -67,7 +67,7 @@ class TokenSmoothing:
     def document_losses_bits(
         self, log_p_S: NDArray, offsets: NDArray[np.integer], vocab_size: int
     ) -> NDArray[np.float64]:
-        """Mean loss per target of each document, bits, shape (D,).
+        """Mean loss per token of each document, bits, shape (D,).
 
         log_p_S: natural log-probabilities of the targets of all documents, one document after another, shape (S,);
         offsets: where each document begins, and S at the end, shape (D + 1,), strictly increasing from 0.
@@ -102,7 +102,7 @@ class DocumentMixture:
     def document_losses_bits(
         self, log_p_S: NDArray, offsets: NDArray[np.integer], vocab_size: int
     ) -> NDArray[np.float64]:
-        """-log2(q) / T of each document, bits per target, shape (D,); arguments as for `TokenSmoothing`."""
+        """-log2(q) / T of each document, bits per token, shape (D,); arguments as for `TokenSmoothing`."""
         check_offsets(offsets, len(log_p_S))
         log_p_D = np.add.reduceat(np.minimum(log_p_S.astype(np.float64), 0.0), offsets[:-1])
         return self.losses_bits(log_p_D, np.diff(offsets), vocab_size)
@@ -151,7 +151,7 @@ def parse_smoothing(text: str) -> Smoothing:
 def document_losses_bits(
     candidates: Sequence[Smoothing], log_p_S: NDArray, offsets: NDArray[np.integer], vocab_size: int
 ) -> NDArray[np.float64]:
-    """Losses of every document under every candidate, bits per target, shape (D, A)."""
+    """Losses of every document under every candidate, bits per token, shape (D, A)."""
     return np.stack([each.document_losses_bits(log_p_S, offsets, vocab_size) for each in candidates], axis=1)
 
 
