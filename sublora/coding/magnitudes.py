@@ -20,7 +20,7 @@ All probabilities are integers (pseudo-counts in units of 1/UNIT), hence the sam
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ MAX_COEFFICIENTS = 1 << 23
 MAX_MAGNITUDE = (1 << 31) - 1
 
 Integers = NDArray[np.int64]
+Count = TypeVar("Count", int, Integers)
 
 
 class Prior(NamedTuple):
@@ -122,7 +123,7 @@ def magnitude_bits(magnitudes: Integers, *, learned_from: NDArray) -> NDArray[np
     return bits
 
 
-def _frequency_of_one(ones: int | Integers, total: int | Integers) -> int | Integers:
+def _frequency_of_one(ones: Count, total: Count) -> Count:
     """Integer frequency in [1, TOTAL - 1]; `ones` and `total` count prior and flags seen, in units of 1/UNIT."""
     return 1 + ones * (TOTAL - 2) // total
 
