@@ -63,6 +63,18 @@ def prepare(config: ConfigOption) -> None:
 
 
 @app.command()
+def base(config: ConfigOption, out: Annotated[Path | None, typer.Option(help="Default: results/base.")] = None) -> None:
+    """Make the base that all runs adapt: train it, going on where it was stopped, or import a pretrained model."""
+    from sublora.config import load_settings, root_of
+
+    settings = load_settings(config)
+    with _imports():
+        from sublora.runs.base import make_base
+
+    print(make_base(settings, root=root_of(config), out=out))
+
+
+@app.command()
 def train(
     config: ConfigOption,
     budget: Annotated[int, typer.Option(help="Dimension d of the subspace.")],

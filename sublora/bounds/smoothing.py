@@ -122,11 +122,20 @@ class DocumentMixture:
         network, guessing = self._log_weights(log_p_D, targets_D, vocab_size)
         return np.exp(-np.logaddexp(0.0, guessing - network))
 
+    @property
+    def log_prior(self) -> float:
+        """ln(1 - e), the network's prior probability."""
+        return math.log1p(-(2.0**-self.k))
+
+    def log_prior_odds(self, targets, vocab_size: int):
+        """ln of (1 - e) / (e V^-T): the log-odds of the network are ln P plus this; any numbers that multiply."""
+        return self.log_prior + self.k * LN2 + math.log(vocab_size) * targets
+
     def _log_weights(self, log_p_D: ArrayLike, targets_D: ArrayLike, vocab_size: int) -> tuple[NDArray, NDArray]:
         """ln((1 - e) P) and ln(e V^-T)."""
         log_p_D = np.minimum(np.asarray(log_p_D, dtype=np.float64), 0.0)
         guessing_D = -self.k * LN2 - np.asarray(targets_D) * math.log(vocab_size)
-        return math.log1p(-(2.0**-self.k)) + log_p_D, guessing_D
+        return self.log_prior + log_p_D, guessing_D
 
 
 Smoothing = TokenSmoothing | DocumentMixture

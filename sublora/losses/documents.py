@@ -1,6 +1,7 @@
 """Losses of a language model on whole documents.
 
-Shape legend: D documents, A smoothing values, K scored targets, N windows, T positions, S tokens of all documents.
+Shape legend: D documents, A candidates of the smoothing, K scored targets, N windows, T positions, S tokens of all
+documents.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from sublora.bounds.smoothing import Smoothing, document_losses_bits
 from sublora.device import to_device
 from sublora.losses import TOP_K
 from sublora.losses.windows import WindowRule, sliding_windows, window_tokens
@@ -41,11 +43,13 @@ class TargetScores:
         """Targets of each document: its tokens and the closing end-of-text."""
         return np.diff(self.offsets)
 
-    def losses_DA(self, smoothing: Sequence[float], vocab_size: int) -> np.ndarray:
-        """float64, bits per token: mean over a document's targets of -log2((1 - a) p + a / V), for every a."""
-        p_S = np.exp(np.minimum(self.log_p_S.astype(np.float64), 0.0))
-        columns = [self._means(-np.log2((1.0 - a) * p_S + a / vocab_size)) for a in smoothing]
-        return np.stack(columns, axis=1)
+    def document_log_p_D(self) -> np.ndarray:
+        """float64, nats: ln P of whole documents."""
+        return np.add.reduceat(np.minimum(self.log_p_S.astype(np.float64), 0.0), self.offsets[:-1])
+
+    def losses_DA(self, candidates: Sequence[Smoothing], vocab_size: int) -> np.ndarray:
+        """float64, bits per token: the loss of every document under every candidate."""
+        return document_losses_bits(candidates, self.log_p_S, self.offsets, vocab_size)
 
     def topk_errors_DK(self) -> np.ndarray:
         """float64 in [0, 1]: share of a document's targets that are not among the k likeliest, for k in TOP_K."""
@@ -81,6 +85,17 @@ def score_documents(
     for values, parts in zip((log_p_S, rank_S), zip(*scores, strict=True), strict=True):
         values[places_S] = torch.cat(parts).cpu().numpy()
     return TargetScores(log_p_S, rank_S, offsets)
+
+
+BLOCK_TOKENS = 1 << 24
+"""Tokens whose scores are held at once when many documents are scored."""
+
+
+def blocks_of_documents(lengths_D: np.ndarray, block_tokens: int = BLOCK_TOKENS) -> list[slice]:
+    """Slices of consecutive documents of about `block_tokens` tokens, a longer document alone."""
+    block_D = (np.cumsum(lengths_D + 1) - 1) // block_tokens
+    starts = np.flatnonzero(np.diff(block_D, prepend=-1))
+    return [slice(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(lengths_D)], strict=True)]
 
 
 def _batches(length_N: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

@@ -39,31 +39,22 @@ class DocumentSampler:
         self._first_D = np.concatenate([[0], np.asarray(ends_D[:-1], dtype=np.int64) + 1])
         self._count_D = np.asarray(ends_D, dtype=np.int64) + 1 - self._first_D
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(inputs, targets, weights): int64, int64 and float32 (N x T); the weights of all positions sum to 1."""
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(inputs, targets, weights, lengths): int64, int64 and float32 (N x T), and float32 (N).
+
+        The weights of all positions sum to 1, those of every window to 1 / N; lengths are the numbers of targets of
+        the whole documents.
+        """
         rng = generator(*self._seed_parts, "document batch of step", step)
         document_N = rng.integers(len(self._first_D), size=self._windows)
         target_N = (rng.random(self._windows) * self._count_D[document_N]).astype(np.int64)
-        return self._assemble(document_N, target_N)
-
-    def spread(self, documents: int, windows_each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(inputs, targets, weights, document of each window) of the first documents, at evenly spread targets.
-
-        The weights of each document sum to 1, so that weighted sums estimate its mean loss.
-        """
-        document_N = np.repeat(np.arange(min(documents, len(self._first_D))), windows_each)
-        share_N = np.tile((np.arange(windows_each) + 0.5) / windows_each, len(document_N) // windows_each)
-        inputs, targets, weights = self._assemble(document_N, (share_N * self._count_D[document_N]).astype(np.int64))
-        return inputs, targets, weights * (len(document_N) / windows_each), document_N
-
-    def _assemble(self, document_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        windows = windows_of_targets(document_N, target_N, self._count_D[document_N], self._rule)
+        count_N = self._count_D[document_N]
+        windows = windows_of_targets(document_N, target_N, count_N, self._rule)
         batch = window_tokens(
             self._tokens_S, self._first_D, windows, eot_id=self._eot_id, width=self._rule.context_length
         )
-        weight_N1 = 1.0 / (windows.scored[:, None] * len(document_N))
-        weights_NT = np.where(batch.scored_NT, weight_N1, 0.0)
-        return batch.inputs_NT, batch.targets_NT, weights_NT.astype(np.float32)
+        weights_NT = np.where(batch.scored_NT, 1.0 / (windows.scored[:, None] * self._windows), 0.0)
+        return batch.inputs_NT, batch.targets_NT, weights_NT.astype(np.float32), count_N.astype(np.float32)
 
 
 class ChunkSampler:

@@ -43,7 +43,8 @@ def sliding_windows(counts_D: np.ndarray, rule: WindowRule) -> Windows:
 
     The first window holds up to `context_length` positions and scores them all. Each later one starts `stride`
     positions further and scores the `stride` new targets; the last one ends with the document and scores what
-    is left, with a full context.
+    is left. Where a window starts does not depend on the document's length, so every target is predicted from what
+    comes before it and from nothing else.
     """
     counts_D = np.asarray(counts_D, dtype=np.int64)
     windows_D = -(-np.maximum(counts_D - rule.context_length, 0) // rule.stride) + 1
@@ -62,7 +63,7 @@ def _windows_at(document_N: np.ndarray, index_N: np.ndarray, count_N: np.ndarray
     """The window with this index (0 is the first) of each document."""
     stop_N = np.minimum(rule.context_length + index_N * rule.stride, count_N)
     scored_N = np.where(index_N == 0, stop_N, stop_N - (rule.context_length + (index_N - 1) * rule.stride))
-    start_N = np.maximum(stop_N - rule.context_length, 0)
+    start_N = index_N * rule.stride
     return Windows(document=document_N, start=start_N, length=stop_N - start_N, scored=scored_N)
 
 

@@ -73,6 +73,11 @@ def load_base(settings: config.Settings, seed: int, vocab_size: int, root: Path)
     return Base(weights, found)
 
 
+def base_sha256(settings: config.Settings, root: Path) -> str | None:
+    """What base.json says the base's weights hash to; None for a random base, which follows from a run's seed."""
+    return None if settings.base.kind == "random" else str(read_base_facts(root / BASE_FOLDER)["sha256"])
+
+
 def read_base_facts(folder: Path) -> dict[str, Any]:
     """base.json. UserError if it is missing, damaged or of another version."""
     path = folder / BASE_JSON_NAME

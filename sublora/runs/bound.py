@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sublora import __version__, config
-from sublora.bounds.record import bound_record
+from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, bound_record
 from sublora.errors import UserError
 from sublora.files import sha256_of_file, write_json
 from sublora.losses import TOP_K
@@ -46,27 +46,23 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
 
 def run_record(message: Message, losses: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     """What bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz."""
-    header, settings, contents = message.header, message.settings, message.contents
-    chosen = contents.smoothing_index
-    _, items = charged_bits(message.payload.items, settings)
-    groups = [gate.group for gate in message.gates]
+    _, items = charged_bits(message.payload.items, message.settings)
+    spec, gates = message.spec, message.gates
     return bound_record(
-        run=message.spec,
-        losses=losses["losses_bits"][:, chosen],
-        topk_errors_DK=losses["topk_errors"],
-        top_k=TOP_K,
-        smoothing=settings.scoring.smoothing[chosen],
-        vocab_size=header["vocab_size"],
-        code_items=items,
-        n_documents=header["n_documents"],
-        delta=settings.bound.delta,
-        delta_sample=settings.bound.delta_sample,
-        sweep_size=len(settings.grid.runs()),
-        val_loss_bits=losses["val_losses_bits"][:, chosen].mean(),
-        val_loss_unquantized_bits=losses["val_losses_unquantized_bits"][:, chosen].mean(),
-        test_loss_bits=losses["test_losses_bits"][:, chosen].mean(),
-        gates=dict(zip(groups, contents.gates, strict=True)),
-        gate_sizes={gate.group: gate.size for gate in message.gates},
+        run={"name": spec.name, **spec.model_dump(), "mode": spec.mode, "ratio": spec.ratio},
+        message=ChargedMessage(
+            smoothing=message.smoothing,
+            items=items,
+            gates={gate.group: k for gate, k in zip(gates, message.contents.gates, strict=True)},
+            gate_sizes={gate.group: gate.size for gate in gates},
+        ),
+        scored=ScoredDocuments(losses["losses_bits"], losses["topk_errors"], TOP_K),
+        held_out=HeldOutLosses(
+            val_D=losses["val_losses_bits"],
+            val_unquantized_D=losses["val_losses_unquantized_bits"],
+            test_D=losses["test_losses_bits"],
+        ),
+        premises=message.loss.premises,
         environment=environment,
     )
 

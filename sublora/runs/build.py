@@ -1,6 +1,7 @@
 """A run of the grid from its settings and seeds: the base, the adapters' parameters, the subspace."""
 
 import functools
+from pathlib import Path
 
 import torch
 
@@ -11,17 +12,20 @@ from sublora.models.gpt import DTYPES, GPT
 from sublora.models.lora import initial_theta
 from sublora.models.lora_gpt import LoraGPT
 from sublora.models.lora_space import lora_space
-from sublora.models.weights import random_weights, weights_sha256
+from sublora.runs.base import load_base
 from sublora.streams import generator
 from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.training.run import Run
 
 
-def build_run(settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, device: torch.device) -> Run:
+def build_run(
+    settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, root: Path, device: torch.device
+) -> Run:
     """Everything of a run at its start (w = 0, gates 1/2); the same function for every arm of a seed.
 
-    UserError if the budget does not fit the network.
+    `root`: the folder that holds data/ and results/base/. UserError if the budget does not fit the network, or the
+    base cannot be read.
     """
     vocab_size = dataset.vocab_size
     space = lora_space(settings.model, settings.lora, vocab_size)
@@ -38,14 +42,14 @@ def build_run(settings: config.Settings, spec: config.RunSpec, dataset: TokenDat
         subspace = Subspace(shape, origin_D, stream).to(device)
     except ValueError as error:
         raise UserError(str(error)) from None
-    weights = random_weights(settings.model, vocab_size, spec.seed)
+    base = load_base(settings, spec.seed, vocab_size, root)
     compute = settings.compute
     gpt = GPT(settings.model, vocab_size, dtype=DTYPES[compute.dtype], use_compiler=compute.compile)
-    gpt.load(weights)
+    gpt.load(base.weights)
     network = LoraGPT(
         gpt=gpt.to(device),
         space=space,
-        base_sha256=weights_sha256(weights),
+        base_sha256=base.sha256,
         scale=settings.lora.alpha / settings.lora.rank,
         dropout=settings.lora.dropout,
         # With random B the initial product has to be taken away.

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from sublora import __version__, config
-from sublora.bounds.selection import Sampling, choose_smoothing
 from sublora.coding import plain
 from sublora.coding.certificate import write_certificate
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits
@@ -18,7 +17,6 @@ from sublora.coding.plain import PlainWeights, quantize_plain
 from sublora.coding.rounding import round_for_rate
 from sublora.device import claim_device
 from sublora.losses.documents import score_documents
-from sublora.losses.estimate import BoundEstimator
 from sublora.names import CERTIFICATE_NAME
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import charged_bits, payload_context
@@ -31,12 +29,12 @@ PRICES_PER_BIT = (0.0, 0.02, 0.05, 0.1)
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A frozen message, and the val losses it was chosen by."""
+    """A frozen message, and what quantization did to the val losses."""
 
     payload: Payload
     contents: MessageContents
-    val_losses_DA: np.ndarray
-    val_losses_unquantized_DA: np.ndarray
+    val_losses_unquantized_D: np.ndarray
+    """Of w before it was quantized, under the message's smoothing."""
     seconds: float
 
 
@@ -59,17 +57,11 @@ def encode(folder: RunFolder, run: Run) -> Encoded:
     # The payload's length does not depend on which smoothing it names, so C is known before the choice.
     draft = write_payload(MessageContents(weights, split, 0), context)
     code_bits, _ = charged_bits(draft.items, settings)
-    chosen = choose_smoothing(
-        quantized,
-        settings.scoring.smoothing,
-        vocab_size=run.dataset.vocab_size,
-        code_bits=code_bits,
-        sampling=Sampling.of(settings, run.dataset.n_documents),
-    )
-    contents = MessageContents(weights, split, chosen)
+    contents = MessageContents(weights, split, run.loss.choose(quantized, code_bits))
     payload = write_payload(contents, context)
     write_certificate(folder.path / CERTIFICATE_NAME, certificate_header(run), payload)
-    return Encoded(payload, contents, quantized, unquantized, time.monotonic() - started)
+    chosen = contents.smoothing_index
+    return Encoded(payload, contents, unquantized[:, chosen], time.monotonic() - started)
 
 
 def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeights | EntropyWeights:
@@ -84,7 +76,7 @@ def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeigh
     if step is None:
         raise ValueError("a training for the entropy code leaves a quantization step")
     candidates = [round_for_rate(w, step, price * step**2) for price in PRICES_PER_BIT]
-    estimator = BoundEstimator(run.settings, run.dataset, run.device)
+    estimator = run.estimator()
     estimates = []
     for weights in candidates:
         losses = estimator.losses(run.decoded(weights.values(), split))
@@ -93,10 +85,10 @@ def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeigh
 
 
 def val_losses(run: Run, w: np.ndarray, split: tuple[int, ...]) -> np.ndarray:
-    """Losses of the val documents at every smoothing value, float64 (documents x values), for given w and gates."""
+    """Losses of the val documents under every smoothing, float64 (documents x candidates), for given w and gates."""
     documents = [run.dataset.document("val", i) for i in range(run.settings.scoring.val_documents)]
     scores = score_documents(run.decoded(w, split), documents, run.scoring_rule, run.device)
-    return scores.losses_DA(run.settings.scoring.smoothing, run.dataset.vocab_size)
+    return scores.losses_DA(run.loss.candidates, run.dataset.vocab_size)
 
 
 def certificate_header(run: Run) -> dict[str, Any]:

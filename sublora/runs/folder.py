@@ -55,7 +55,7 @@ class RunFolder:
 
     def load(self, device: torch.device) -> Run:
         """The trained run, base weights checked against the checkpoint's hash."""
-        run = build_run(self.settings, self.spec, self.dataset, device)
+        run = build_run(self.settings, self.spec, self.dataset, self.root, device)
         checkpoint.restore(run, self.checkpoint, self.path / CHECKPOINT_NAME)
         return run
 

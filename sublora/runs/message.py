@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sublora import config
+from sublora.bounds.smoothing import Smoothing
 from sublora.coding.certificate import read_certificate
 from sublora.coding.payload import MessageContents, Payload, PayloadContext, read_payload, total_code_bits
 from sublora.errors import UserError
+from sublora.losses.bounded import BoundedLoss
 from sublora.models.lora_space import lora_groups
 from sublora.subspace.allocations import Gate, parse_allocation
 
@@ -26,7 +28,6 @@ def payload_context(settings: config.Settings, spec: config.RunSpec) -> PayloadC
         levels=settings.message.levels,
         gate_sizes=tuple(gate.size for gate in run_gates(settings, spec)),
         smoothing_count=len(settings.scoring.smoothing),
-        segment_lengths=(spec.budget,),
     )
 
 
@@ -45,6 +46,17 @@ class Message:
     spec: config.RunSpec
     contents: MessageContents
     payload: Payload
+
+    @property
+    def loss(self) -> BoundedLoss:
+        """The loss that is bounded, as the header's facts have it."""
+        vocab_size, n_documents = self.header["vocab_size"], self.header["n_documents"]
+        return BoundedLoss.of(self.settings, vocab_size=vocab_size, n_documents=n_documents)
+
+    @property
+    def smoothing(self) -> Smoothing:
+        """The smoothing that the payload names."""
+        return self.loss.candidates[self.contents.smoothing_index]
 
     @property
     def gates(self) -> tuple[Gate, ...]:

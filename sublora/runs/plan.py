@@ -60,8 +60,8 @@ class Plan:
     training_hours: float
     scoring_hours: float | None
     data_bytes: int | None
-    largest_run_bytes: int
-    """A run's files, without compression."""
+    largest_run_bytes: int | None
+    """A run's files, without compression; None if all documents are scored and not yet prepared."""
     measured_run_bytes: list[int]
     """Size on disk of each run that is there."""
 
@@ -88,6 +88,7 @@ def make_plan(settings: config.Settings, root: Path, throughput: Throughput) -> 
     dataset = _dataset_if_prepared(settings, root)
     scored = None if dataset is None else scoring_tokens(settings, dataset)
     scoring_hours = None if scored is None or not throughput.scoring else scored / throughput.scoring / 3600
+    documents = scored_count(settings, dataset)
     folders = [root / "results/runs" / run.name for run in settings.grid.runs()]
     return Plan(
         runs=len(folders),
@@ -97,15 +98,23 @@ def make_plan(settings: config.Settings, root: Path, throughput: Throughput) -> 
         training_hours=tokens / throughput.training / 3600,
         scoring_hours=scoring_hours,
         data_bytes=None if dataset is None else sum((dataset.folder / name).stat().st_size for name in FILES),
-        largest_run_bytes=largest_run_bytes(settings),
+        largest_run_bytes=None if documents is None else largest_run_bytes(settings, documents),
         measured_run_bytes=[disk_bytes(folder) for folder in folders if (folder / BOUNDS_NAME).exists()],
     )
 
 
-def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
-    """Tokens that go through the network to encode and score one run: val twice, m train documents, test.
+def scored_count(settings: config.Settings, dataset: TokenDataset | None) -> int | None:
+    """Training documents that a run scores; None if that is all of them and they are not prepared."""
+    wanted = settings.scoring.documents
+    if wanted != "all":
+        return wanted
+    return None if dataset is None else dataset.n_documents
 
-    The m documents are drawn later; their number of tokens is the expectation over the training documents.
+
+def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
+    """Tokens that go through the network to encode and score one run: val three times, the train documents, test.
+
+    Drawn documents are drawn later; their number of tokens is the expectation over the training documents.
     """
     rule = WindowRule(settings.model.context_length, settings.scoring.sliding_window)
 
@@ -116,18 +125,17 @@ def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
     sample = train[:: max(1, len(train) // SAMPLED_DOCUMENTS)]
     scoring = settings.scoring
     return (
-        2 * through_the_network(dataset.document_lengths("val")[: scoring.val_documents])
-        + through_the_network(sample) / len(sample) * scoring.documents
+        3 * through_the_network(dataset.document_lengths("val")[: scoring.val_documents])
+        + through_the_network(sample) / len(sample) * (scored_count(settings, dataset) or 0)
         + through_the_network(dataset.document_lengths("test")[: scoring.test_documents])
     )
 
 
-def largest_run_bytes(settings: config.Settings) -> int:
-    """A run's files if losses.npz were not compressed at all; the largest budget."""
+def largest_run_bytes(settings: config.Settings, documents: int) -> int:
+    """A run's files if losses.npz, of so many scored documents, were not compressed at all; the largest budget."""
     scoring, training = settings.scoring, settings.training
-    values = len(scoring.smoothing)
-    losses = 4 * values * (scoring.documents + 2 * scoring.val_documents + scoring.test_documents)
-    losses += scoring.documents * (8 + 4 * len(TOP_K))
+    # Per document index, loss, log p, number of targets and top-k errors; of held-out documents the loss alone.
+    losses = documents * (8 + 8 + 8 + 8 + 4 * len(TOP_K)) + 8 * (2 * scoring.val_documents + scoring.test_documents)
     evaluations = math.ceil(training.steps / training.eval_interval_steps)
     traces = math.ceil(training.steps / settings.gating.trace_interval_steps)
     # A row of metrics.csv, and one of gating_trace.csv for each gate, in characters.
@@ -183,7 +191,7 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     dataset = _dataset_if_prepared(settings, root)
     vocab_size = dataset.vocab_size if dataset else TOKENIZERS[settings.data.tokenizer].vocab_size
     with claim_device(settings.compute) as device:
-        run = build_run(settings, settings.grid.runs()[-1], RandomTokens(vocab_size), device)
+        run = build_run(settings, settings.grid.runs()[-1], RandomTokens(vocab_size), root, device)
         training = _training_rate(run)
         context = settings.model.context_length
         rng = np.random.Generator(np.random.Philox(0))
@@ -284,8 +292,8 @@ def print_plan(
     table.add_row("prepared data", "", data, f"{prepared}{settings.data.name}" if plan.data_bytes else prepared)
     table.add_row(
         "results, at most",
-        _megabytes(plan.largest_run_bytes),
-        _megabytes(plan.largest_run_bytes * plan.runs),
+        "open" if plan.largest_run_bytes is None else _megabytes(plan.largest_run_bytes),
+        "open" if plan.largest_run_bytes is None else _megabytes(plan.largest_run_bytes * plan.runs),
         "numbers to be stored, uncompressed",
     )
     if sizes := plan.measured_run_bytes:

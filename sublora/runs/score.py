@@ -1,5 +1,6 @@
 """Score the decoded message on documents that its own hash draws."""
 
+import dataclasses
 import json
 import os
 import time
@@ -8,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from sublora.bounds.smoothing import Smoothing
 from sublora.device import claim_device, gpu_name, peak_memory_mib
 from sublora.files import atomic_path
-from sublora.losses.documents import score_documents
+from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
-from sublora.runs.message import read_message
+from sublora.runs.message import Message, read_message
 from sublora.streams import generator
 from sublora.training.run import Run
 
@@ -28,33 +30,80 @@ def draw_documents(payload_bytes: bytes, data_hash: str, *, n: int, m: int) -> n
     return generator("scored documents", payload_bytes, data_hash).integers(0, n, size=m)
 
 
-def score_drawn(run: Run, model: LanguageModel, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """losses_bits (m x A) and topk_errors (m x K), float32, of drawn training documents; each is scored once."""
-    distinct, position = np.unique(indices, return_inverse=True)
-    documents = [run.dataset.document("train", i) for i in distinct]
-    scores = score_documents(model, documents, run.scoring_rule, run.device)
-    losses_DA = scores.losses_DA(run.settings.scoring.smoothing, run.dataset.vocab_size)
+@dataclasses.dataclass(frozen=True, eq=False)
+class DocumentRecord:
+    """What a model does on documents, one row per document. Shape legend: D documents, K values of top-k."""
+
+    losses_D: np.ndarray
+    """float64, bits per token, under the message's smoothing."""
+    log_p_D: np.ndarray
+    """float64, nats: ln P of the whole document, without smoothing."""
+    targets_D: np.ndarray
+    """int64: its tokens and the closing end-of-text."""
+    topk_errors_DK: np.ndarray
+    """float32: share of targets that are not among the k likeliest tokens."""
+
+    def __getitem__(self, rows_D: np.ndarray) -> "DocumentRecord":
+        return DocumentRecord(*(getattr(self, field.name)[rows_D] for field in dataclasses.fields(self)))
+
+
+def record_documents(
+    run: Run, model: LanguageModel, smoothing: Smoothing, split: str, rows_D: np.ndarray
+) -> DocumentRecord:
+    """Score documents of a split, in the order given, in bounded memory."""
+    parts = []
+    for block in blocks_of_documents(run.dataset.document_lengths(split)[rows_D]):
+        documents = [run.dataset.document(split, int(i)) for i in rows_D[block]]
+        scores = score_documents(model, documents, run.scoring_rule, run.device)
+        parts.append(
+            (
+                scores.losses_DA([smoothing], run.dataset.vocab_size)[:, 0],
+                scores.document_log_p_D(),
+                scores.counts_D,
+                scores.topk_errors_DK().astype(np.float32),
+            )
+        )
+    return DocumentRecord(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def scored_documents(message: Message, data_hash: str) -> np.ndarray:
+    """Indices of the training documents behind the bounds: all n in their order, or m drawn with replacement."""
+    n, m = message.loss.premises.n_documents, message.loss.m_documents
+    return np.arange(n) if m is None else draw_documents(message.payload.data, data_hash, n=n, m=m)
+
+
+def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
+    """The arrays of losses.npz that follow from a decoded message; each distinct document is scored once."""
+    indices_D = scored_documents(message, run.dataset.data_hash)
+    model = run.decoded(message.contents.weights.values(), message.contents.gates)
+    distinct, position_D = np.unique(indices_D, return_inverse=True)
+    train = record_documents(run, model, message.smoothing, "train", distinct)[position_D]
+    scoring = run.settings.scoring
+    held_out = {
+        split: record_documents(run, model, message.smoothing, split, np.arange(count))
+        for split, count in (("val", scoring.val_documents), ("test", scoring.test_documents))
+    }
     return {
-        "losses_bits": losses_DA[position].astype(np.float32),
-        "topk_errors": scores.topk_errors_DK()[position].astype(np.float32),
+        "indices": indices_D,
+        "losses_bits": train.losses_D,
+        "log_p_nats": train.log_p_D,
+        "target_counts": train.targets_D,
+        "topk_errors": train.topk_errors_DK,
+        "val_losses_bits": held_out["val"].losses_D,
+        "test_losses_bits": held_out["test"].losses_D,
     }
 
 
 def score_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
     """Encode the run in `path`, decode the certificate again, score it, and write losses.npz; returns its path."""
     folder = RunFolder.open(path, config_path, root)
-    dataset, scoring = folder.dataset, folder.settings.scoring
     with claim_device(folder.settings.compute) as device:
         run = folder.load(device)
         encoded = encode(folder, run)
         started = time.monotonic()
         # What is scored is what a stranger decodes from the file, not what the encoder had in memory.
         message = read_message(path / CERTIFICATE_NAME)
-        indices = draw_documents(message.payload.data, dataset.data_hash, n=dataset.n_documents, m=scoring.documents)
-        model = run.decoded(message.contents.weights.values(), message.contents.gates)
-        drawn = score_drawn(run, model, indices)
-        reported = [dataset.document("test", i) for i in range(scoring.test_documents)]
-        test = score_documents(model, reported, run.scoring_rule, device)
+        arrays = score_message(run, message)
         facts: dict[str, Any] = {
             "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},
             "peak_memory_mib": peak_memory_mib(device),
@@ -65,12 +114,8 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
     with atomic_path(path / LOSSES_NAME) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(
             handle,
-            indices=indices,
-            smoothing=np.array(scoring.smoothing),
-            **drawn,
-            val_losses_bits=encoded.val_losses_DA.astype(np.float32),
-            val_losses_unquantized_bits=encoded.val_losses_unquantized_DA.astype(np.float32),
-            test_losses_bits=test.losses_DA(scoring.smoothing, dataset.vocab_size).astype(np.float32),
+            **arrays,
+            val_losses_unquantized_bits=encoded.val_losses_unquantized_D,
             provenance=np.array(json.dumps(facts)),
         )
     return path / LOSSES_NAME

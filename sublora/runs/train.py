@@ -10,6 +10,7 @@ from sublora.data.dataset import TokenDataset
 from sublora.device import claim_devices, use_device
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
+from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
 from sublora.runs.locking import sole_trainer
 from sublora.training import checkpoint
@@ -17,7 +18,6 @@ from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep
-
 
 
 def train_run(
@@ -47,14 +47,14 @@ def train_run(
             if devices is None:
                 return
             use_device(settings.compute, device := devices[peers.rank])
-            run = build_run(settings, spec, dataset, device)
+            run = build_run(settings, spec, dataset, root, device)
             Trainer(run, out=out, progress=progress, peers=peers, before_step=before_step).train()
 
         if not peers.is_first:
             train_on(None)
             return finished
         with progress, sole_trainer(out, progress.say) as waited:
-            digest = checkpoint.training_digest(settings, spec, dataset.data_hash)
+            digest = checkpoint.training_digest(settings, spec, dataset.data_hash, base_sha256(settings, root))
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: written by the process that was waited for")
                 train_on(None)
@@ -68,8 +68,9 @@ def train_run(
 
 def _check_data_size(settings: config.Settings, dataset: TokenDataset) -> None:
     """UserError if the data cannot give the documents that scoring needs."""
-    if settings.scoring.documents > dataset.n_documents:
+    wanted = settings.scoring.documents
+    if wanted != "all" and wanted > dataset.n_documents:
         raise UserError(
-            f"scoring.documents is {settings.scoring.documents}, but data/{settings.data.name} has only "
+            f"scoring.documents is {wanted}, but data/{settings.data.name} has only "
             f"{dataset.n_documents} training documents; lower scoring.documents"
         )

@@ -21,7 +21,7 @@ from sublora.runs.bound import read_losses, run_record
 from sublora.runs.build import build_run
 from sublora.runs.folder import find_root
 from sublora.runs.message import Message, read_message
-from sublora.runs.score import draw_documents, score_drawn
+from sublora.runs.score import score_message
 
 LOSS_TOLERANCE_BITS = 2e-3
 """Largest difference of a document's loss on other hardware, bits per token (float32; 0.05 for bfloat16)."""
@@ -33,6 +33,10 @@ RESCORED_KEYS = (
     "bound_value",
     "bound_hoeffding",
     "bound_all_runs",
+    "bound_held_out",
+    "bound_held_out_all_runs",
+    "val_loss_bits",
+    "test_loss_bits",
     "bounds",
     "topk_errors",
     "topk_bounds",
@@ -83,24 +87,22 @@ def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
     message = read_message(path / CERTIFICATE_NAME)
     header, settings = message.header, message.settings
     claimed, stored = _read_claim(path / BOUNDS_NAME), read_losses(path / LOSSES_NAME)
-    dataset = TokenDataset.open(root or find_root(path, settings.data.name), settings.data)
+    root = root or find_root(path, settings.data.name)
+    dataset = TokenDataset.open(root, settings.data)
     dataset.verify_hashes()
     if dataset.data_hash != header["data_hash"]:
         raise UserError(
             f"{path / CERTIFICATE_NAME}: made for data with hash {header['data_hash'][:12]}..., "
             f"data/{settings.data.name} has {dataset.data_hash[:12]}...; bring that data back"
         )
-    indices = draw_documents(
-        message.payload.data, dataset.data_hash, n=dataset.n_documents, m=settings.scoring.documents
-    )
+    rescored = stored | _rescore(message, dataset, root)
     checks = [
         Check("settings digest", header["settings_digest"], config.digest(settings.model_dump(mode="json"))),
         Check("certificate sha256", claimed.get("certificate_sha256"), sha256_of_file(path / CERTIFICATE_NAME)),
         Check("training documents n", header["n_documents"], dataset.n_documents),
-        Check("drawn documents", _digest(stored["indices"]), _digest(indices)),
+        Check("scored documents", _digest(stored["indices"]), _digest(rescored["indices"])),
     ]
-    rescored = stored | _rescore(message, dataset, indices)
-    checks += _loss_checks(stored, rescored, message.contents.smoothing_index, settings)
+    checks += _loss_checks(stored, rescored, settings)
     environment = {key: claimed.get(key) for key in ENVIRONMENT_KEYS}
     from_file = run_record(message, stored, environment)
     recomputed = run_record(message, rescored, environment)
@@ -113,29 +115,29 @@ def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
     return checks
 
 
-def _rescore(message: Message, dataset: TokenDataset, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Losses of the decoded model on the drawn documents, one row per draw."""
+def _rescore(message: Message, dataset: TokenDataset, root: Path) -> dict[str, np.ndarray]:
+    """The arrays of losses.npz once more, from the decoded message alone."""
     header = message.header
     with claim_device(message.settings.compute) as device:
-        run = build_run(message.settings, message.spec, dataset, device)
+        run = build_run(message.settings, message.spec, dataset, root, device)
         if run.network.base_sha256 != header["base_sha256"]:
             raise UserError(
-                f"base weights rebuilt from seed {run.spec.seed} hash to {run.network.base_sha256[:12]}..., the "
-                f"certificate names {header['base_sha256'][:12]}...; use the versions it names: {header['environment']}"
+                f"the base's weights hash to {run.network.base_sha256[:12]}..., the certificate names "
+                f"{header['base_sha256'][:12]}...; bring that base back, or use the versions that the certificate "
+                f"names: {header['environment']}"
             )
-        model = run.decoded(message.contents.weights.values(), message.contents.gates)
-        drawn = score_drawn(run, model, indices)
-    return {name: values.astype(np.float64) for name, values in drawn.items()}
+        return score_message(run, message)
 
 
-def _loss_checks(
-    stored: dict[str, Any], rescored: dict[str, Any], chosen: int, settings: config.Settings
-) -> list[Check]:
-    shapes = stored["losses_bits"].shape, rescored["losses_bits"].shape
-    if shapes[0] != shapes[1]:
-        return [Check("shape of the losses", *shapes)]
-    difference = np.abs(stored["losses_bits"] - rescored["losses_bits"])[:, chosen].max()
-    return [Check("largest difference of a document's loss", 0.0, float(difference), _tolerance(settings))]
+def _loss_checks(stored: dict[str, Any], rescored: dict[str, Any], settings: config.Settings) -> list[Check]:
+    checks = []
+    for split, name in (("a scored", "losses_bits"), ("a val", "val_losses_bits"), ("a test", "test_losses_bits")):
+        if stored[name].shape != rescored[name].shape:
+            checks.append(Check(f"number of {name}", len(stored[name]), len(rescored[name])))
+            continue
+        difference = float(np.abs(stored[name] - rescored[name]).max())
+        checks.append(Check(f"largest difference of {split} document's loss", 0.0, difference, _tolerance(settings)))
+    return checks
 
 
 def _tolerance(settings: config.Settings) -> float:

@@ -48,13 +48,14 @@ def load(path: Path) -> dict[str, Any]:
     return value
 
 
-def training_digest(settings: config.Settings, run: config.RunSpec, data_hash: str) -> str:
-    """Identifies everything a training's result depends on."""
+def training_digest(settings: config.Settings, run: config.RunSpec, data_hash: str, base_sha256: str | None) -> str:
+    """Identifies everything a training's result depends on; a random base follows from the run's seed (None)."""
     return config.digest(
         {
             "settings": config.stage_settings(settings, "train"),
             "run": run.model_dump(mode="json"),
             "data": data_hash,
+            "base": base_sha256,
             "numerics": NUMERICS_VERSIONS["train"],
         }
     )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from sublora.bounds.smoothing import parse_smoothing
+from sublora.losses.windowed import DocumentWeights, document_loss
 from sublora.streams import stream_key
 from sublora.training.distributed import Peers
 from sublora.training.prefetch import Assemble, Prefetcher
@@ -18,7 +20,7 @@ class Objective:
     def __init__(
         self, run: Run, assemble: Assemble, *, rate: RatePhase | None = None, peers: Peers | None = None
     ) -> None:
-        """`assemble`: inputs and targets (sequences x context) of a step, and weights unless all count the same."""
+        """`assemble`: inputs and targets (N x T) of a step; windows of documents also have weights and lengths."""
         self._run, self._assemble, self._rate, self._peers = run, assemble, rate, peers or Peers()
         self._rows = run.settings.training.micro_batch_sequences
         self._prefetcher = Prefetcher(run.device)
@@ -29,12 +31,12 @@ class Objective:
         Raises NonFinite if the coefficients cannot be priced.
         """
         subspace = self._run.subspace
-        inputs, targets, *weights = self._prefetcher.batch(self._assemble, step)
+        batch = self._prefetcher.batch(self._assemble, step)
         w, price = self._rate.forward(step) if self._rate else (subspace.subspace_params, None)
         theta = subspace.theta(w, subspace.masks(mask_width))
         # The network sees theta as a leaf: its gradient accumulates over micro-batches, the projection runs once.
         leaf = theta.detach().requires_grad_()
-        loss = self._accumulate(leaf, step, inputs, targets, weights[0] if weights else None)
+        loss = self._accumulate(leaf, step, batch)
         for parameter in trained:
             parameter.grad = None
         # The same as theta.backward(leaf.grad), which would first import the symbolic algebra of the compiler.
@@ -44,29 +46,26 @@ class Objective:
             self._add_price(price)
         return loss
 
-    def _accumulate(
-        self, leaf_D: Tensor, step: int, inputs_NT: Tensor, targets_NT: Tensor, weights_NT: Tensor | None
-    ) -> Tensor:
+    def _accumulate(self, leaf_D: Tensor, step: int, batch: list[Tensor]) -> Tensor:
         """Backward through the network for this process's micro-batches; returns their loss."""
-        pieces = inputs_NT.shape[0] // self._rows
+        pieces = batch[0].shape[0] // self._rows
         total = torch.zeros((), device=self._run.device)
         for piece in self._peers.share(pieces):
             if self._run.settings.lora.dropout:
                 # By micro-batch, so that it does not matter which process has it.
                 torch.manual_seed(stream_key(self._run.spec.seed, "dropout", step, piece) % 2**63)
             model = self._run.network.at(leaf_D)
-            part = slice(piece * self._rows, (piece + 1) * self._rows)
-            loss = model.cross_entropy(
-                model.hidden(inputs_NT[part], training=True).flatten(0, 1),
-                targets_NT[part].flatten(),
-                position_weights_K=None if weights_NT is None else weights_NT[part].flatten(),
-                smoothing=self._rate.state.smoothing if self._rate else 0.0,
-                training=True,
-            )
-            if weights_NT is None:
-                loss = loss / pieces
+            rows = slice(piece * self._rows, (piece + 1) * self._rows)
+            inputs_NT, targets_NT, *windows = (part[rows] for part in batch)
+            hidden_KC = model.hidden(inputs_NT, training=True).flatten(0, 1)
+            if windows:
+                smoothing = parse_smoothing(self._rate.state.smoothing) if self._rate else None
+                loss, value = document_loss(model, hidden_KC, targets_NT, DocumentWeights(*windows), smoothing)
+            else:
+                loss = model.cross_entropy(hidden_KC, targets_NT.flatten(), training=True) / pieces
+                value = loss.detach()
             loss.backward()
-            total += loss.detach()
+            total += value
         return total
 
     @staticmethod

@@ -2,9 +2,9 @@
 
 The last phase of training minimizes what the bound is made of,
 
-    loss of the quantized model at smoothing a  +  exchange rate x bits of the message,
+    smoothed loss of the quantized model  +  exchange rate x bits of the message,
 
-with the loss of documents (not of tokens), a from the grid, and the exchange rate d bound / d C over
+with the loss of documents (not of tokens), the smoothing from the grid, and the exchange rate d bound / d C over
 d bound / d loss. That is the rate-distortion objective of learned compression, applied to weights (Oktay et al.,
 Scalable model compression by entropy penalized reparameterization, ICLR 2020). First the forward pass sees w plus
 uniform noise as wide as a step in place of rounding (Balle, Laparra & Simoncelli, End-to-end optimized image
@@ -23,7 +23,7 @@ from torch import Tensor
 from sublora.coding.bits import index_bits
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.device import to_device
-from sublora.losses.estimate import BoundEstimator, Estimate
+from sublora.losses.estimate import Estimate
 from sublora.losses.samplers import DocumentSampler
 from sublora.models.protocol import LanguageModel
 from sublora.streams import generator
@@ -44,8 +44,8 @@ class Rounded:
 class PhaseState:
     """What the phase has decided so far: plain values, so that they travel in the resume state."""
 
-    smoothing: float
-    """a in the training loss."""
+    smoothing: str
+    """Name of the smoothing in the training loss."""
     exchange_bits: float = 0.0
     """Loss, in bits per token, that one bit of message may cost: d bound / d C over d bound / d loss."""
     started: bool = False
@@ -57,7 +57,7 @@ class RatePhase:
     """Batches, quantizer and prices of a training for the message."""
 
     def __init__(self, run: Run) -> None:
-        training, self._settings = run.settings.training, run.settings.code_phase
+        training, self._settings = run.settings.training, run.settings.rate_phase
         self._run = run
         self._gate_bits = sum(index_bits(gate.size + 1) for gate in run.subspace.gates)
         self.first_step = round((1.0 - self._settings.fraction) * training.steps)
@@ -65,7 +65,7 @@ class RatePhase:
             self._settings.noise_fraction * (training.steps - self.first_step)
         )
         self.sampler = training_documents(run)
-        self._estimator = BoundEstimator(run.settings, run.dataset, run.device)
+        self._estimator = run.estimator()
         self.log_step = torch.nn.Parameter(torch.zeros((), device=run.device))
         """Natural logarithm of the quantization step."""
         self.state = PhaseState(self._settings.smoothing)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
+from sublora.losses.bounded import BoundedLoss
 from sublora.losses.documents import ScoringRule
+from sublora.losses.estimate import BoundEstimator
 from sublora.losses.windows import WindowRule
 from sublora.models.protocol import LanguageModel, Network
 from sublora.subspace.subspace import Subspace
@@ -34,6 +36,18 @@ class Run:
     @property
     def scoring_rule(self) -> ScoringRule:
         return ScoringRule(self.windows, self.dataset.eot_id, self.settings.compute.scoring_batch_tokens)
+
+    @property
+    def loss(self) -> BoundedLoss:
+        """The loss that is bounded."""
+        dataset = self.dataset
+        return BoundedLoss.of(self.settings, vocab_size=dataset.vocab_size, n_documents=dataset.n_documents)
+
+    def estimator(self) -> BoundEstimator:
+        """The bound to be expected, by the val documents that choices go by."""
+        count = min(self.settings.rate_phase.val_documents, len(self.dataset.document_lengths("val")))
+        documents = tuple(self.dataset.document("val", i) for i in range(count))
+        return BoundEstimator(documents, self.scoring_rule, self.loss, self.device)
 
     def model_at(self, w_d: Tensor, mask_width: float = 0.0) -> LanguageModel:
         """The model of any w (d) and of the present gates, at a mask width (0: the hard split)."""
