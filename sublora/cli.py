@@ -121,6 +121,18 @@ def bound(run: RunArgument, config: OptionalConfig = None) -> None:
 
 
 @app.command()
+def yardsticks(config: ConfigOption) -> None:
+    """Bound the trivial models and the frozen base on the same documents: data/{name}/yardsticks.json."""
+    from sublora.config import load_settings, root_of
+
+    settings = load_settings(config)
+    with _imports():
+        from sublora.runs.yardsticks import make_yardsticks
+
+    print(make_yardsticks(settings, root=root_of(config)))
+
+
+@app.command()
 def verify(run: RunArgument, root: RootOption = None) -> None:
     """Recompute a claimed bound from its certificate and the data; exit status 0 only if all of it agrees."""
     with _imports():

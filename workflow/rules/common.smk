@@ -55,6 +55,11 @@ LEARNED_ARMS = {"allocation": [name for name in GRID["allocation"] if name == "l
 HAS_GATES = bool(LEARNED_ARMS["allocation"])
 
 DATA = f"data/{SETTINGS.data.name}"
+# A random base follows from each run's seed; every other one is a file that all runs share.
+HAS_BASE = SETTINGS.base.kind != "random"
+TRAINS_BASE = SETTINGS.base.kind == "trained"
+# base.json names the weights by their hash and alone decides whether a new base is another one.
+BASE = {"base": "results/base/base.json", "base_weights": ancient("results/base/base.safetensors")} if HAS_BASE else {}
 NEEDS_GPU = SETTINGS.compute.device == "cuda"
 # A training on several GPUs is a process for each. Schedulers such as SLURM read the resource `gpu`; locally, jobs
 # share the GPUs by locks of their own.
@@ -107,7 +112,7 @@ def require_gpu():
     if not NEEDS_GPU or not workflow.local_exec or workflow.touch:
         return
     pending = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    if pending & {"train", "score", "verify_run"} and not gpu_is_present():
+    if pending & {"base", "train", "score", "yardsticks", "verify_run"} and not gpu_is_present():
         stop(
             f"{SETTINGS_FILE}: compute.device is cuda and this machine has no usable GPU; nothing was run. "
             "Run on a cluster (snakemake --profile profiles/slurm), or the demo (make demo)"

@@ -1,6 +1,10 @@
 """The corpus as tokens. Runs where Snakemake runs: it alone needs the internet."""
 
 
+DATASET_FILES = ["meta.json", "train.bin", "val.bin", "test.bin", "eot_indices.npy", "doc_lengths.npy"]
+BASE_DATA = f"data/{SETTINGS.base.name}" if TRAINS_BASE else None
+
+
 localrules:
     data,
     prepare,
@@ -11,6 +15,7 @@ rule data:
         f"{DATA}/meta.json",
 
 
+# The base's documents first: a text that is among them is dropped from the others.
 rule prepare:
     output:
         meta=f"{DATA}/meta.json",
@@ -19,6 +24,7 @@ rule prepare:
         test=f"{DATA}/test.bin",
         eot_indices=f"{DATA}/eot_indices.npy",
         doc_lengths=f"{DATA}/doc_lengths.npy",
+        base=expand(f"{BASE_DATA}/{{file}}", file=DATASET_FILES if TRAINS_BASE else []),
     log:
         f"logs/prepare/{SETTINGS.data.name}.log",
     benchmark:

@@ -19,6 +19,7 @@ rule trainings:
 # deletes the outputs of a failed job.
 rule train:
     input:
+        **BASE,
         meta=f"{DATA}/meta.json",
         train=ancient(f"{DATA}/train.bin"),
         val=ancient(f"{DATA}/val.bin"),

@@ -12,6 +12,7 @@ rule verify:
 
 rule verify_run:
     input:
+        **BASE,
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=["eot_indices", "doc_lengths"])),

@@ -1,0 +1,81 @@
+"""data/{dataset}/yardsticks.json: the trivial models, and the frozen base with an empty message."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sublora import config
+from sublora.coding.bits import index_bits, uint_to_bits
+from sublora.data.dataset import TokenDataset, dataset_folder
+from sublora.device import claim_device
+from sublora.losses.bounded import BoundedLoss
+from sublora.losses.documents import score_documents
+from sublora.runs.build import build_run
+from sublora.runs.score import record_documents
+from sublora.training.run import Run
+from sublora.yardsticks.compute import compute_yardsticks
+from sublora.yardsticks.files import YARDSTICKS_FILE, write_yardsticks
+from sublora.yardsticks.rows import Premises, Scored, yardstick_row
+
+FROZEN_BASE = "frozen_base"
+
+
+def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
+    """Compute all yardsticks of the settings' data set and write them; returns yardsticks.json.
+
+    UserError if the data or the base cannot be read.
+    """
+    dataset = TokenDataset.open(root, settings.data)
+    premises = yardstick_premises(settings, dataset)
+    contents = compute_yardsticks(dataset, premises)
+    with claim_device(settings.compute) as device:
+        # A random base is one for each seed: the first stands for all.
+        run = build_run(settings, settings.grid.runs()[0], dataset, root, device)
+        contents["rows"][FROZEN_BASE] = frozen_base_row(run, premises)
+    path = dataset_folder(root, settings.data) / YARDSTICKS_FILE
+    write_yardsticks(path, contents)
+    return path
+
+
+def yardstick_premises(settings: config.Settings, dataset: TokenDataset) -> Premises:
+    """What the yardsticks share with the networks that are trained on this data set."""
+    loss = BoundedLoss.of(settings, vocab_size=dataset.vocab_size, n_documents=dataset.n_documents)
+    return Premises(
+        vocab_size=dataset.vocab_size,
+        eot_id=dataset.eot_id,
+        n_documents=dataset.n_documents,
+        min_targets=loss.premises.min_targets,
+        delta=loss.premises.delta,
+        m=loss.m_documents,
+        delta_sample=loss.premises.delta_sample,
+        data_hash=dataset.data_hash,
+        smoothing=loss.candidates,
+        val_documents=settings.scoring.val_documents,
+        test_documents=settings.scoring.test_documents,
+    )
+
+
+@torch.no_grad()
+def frozen_base_row(run: Run, premises: Premises) -> dict[str, Any]:
+    """The row of the base as it is before any adaptation: its message is the index of its smoothing alone."""
+    started = time.perf_counter()
+    model = run.model_at(run.subspace.subspace_params)
+    documents = [run.dataset.document("val", i) for i in range(premises.val_documents)]
+    scores = score_documents(model, documents, run.scoring_rule, run.device)
+    val_losses_DA = scores.losses_DA(premises.smoothing, premises.vocab_size)
+    index_length = index_bits(len(premises.smoothing))
+    chosen = run.loss.choose(val_losses_DA, index_length)
+    drawn_D = premises.drawn_documents(FROZEN_BASE, uint_to_bits(chosen, index_length))
+    distinct, position_D = np.unique(drawn_D, return_inverse=True)
+    smoothing = premises.smoothing[chosen]
+    scored = Scored(
+        smoothing=smoothing,
+        losses_D=record_documents(run, model, smoothing, "train", distinct).losses_D[position_D],
+        val_losses_D=val_losses_DA[:, chosen],
+        test_losses_D=record_documents(run, model, smoothing, "test", np.arange(premises.test_documents)).losses_D,
+    )
+    seconds = time.perf_counter() - started
+    return yardstick_row(scored, premises, code_bits={"smoothing": float(index_length)}, seconds=seconds)

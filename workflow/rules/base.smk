@@ -1,0 +1,30 @@
+"""The base that all runs adapt, where it is not random: trained once, or imported from a pretrained model."""
+
+if HAS_BASE:
+
+    # A pretrained model may have to be downloaded, which only the machine that Snakemake runs on can do.
+    if not TRAINS_BASE:
+
+        localrules:
+            base,
+
+    rule base:
+        input:
+            data=expand(f"{BASE_DATA}/{{file}}", file="meta.json" if TRAINS_BASE else []),
+            tokens=ancient(expand(f"{BASE_DATA}/{{split}}.bin", split=["train", "val"] if TRAINS_BASE else [])),
+        output:
+            json="results/base/base.json",
+            weights="results/base/base.safetensors",
+        log:
+            "logs/base.log",
+        benchmark:
+            "logs/base.benchmark.tsv"
+        params:
+            *settings_of("base"),
+            settings_file=settings_file,
+            folder=run_folder,
+        threads: SETTINGS.base.threads if TRAINS_BASE else 1
+        resources:
+            gpu=1,
+        shell:
+            "sublora base --config {params.settings_file} --out {params.folder} > {log} 2>&1"

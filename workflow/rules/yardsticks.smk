@@ -1,0 +1,23 @@
+"""The trivial models and the frozen base, bounded like the networks: what every bound is set beside."""
+
+
+rule yardsticks:
+    input:
+        **BASE,
+        meta=f"{DATA}/meta.json",
+        tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
+        index=ancient(expand(f"{DATA}/{{name}}.npy", name=["eot_indices", "doc_lengths"])),
+    output:
+        f"{DATA}/yardsticks.json",
+    log:
+        f"logs/yardsticks/{SETTINGS.data.name}.log",
+    benchmark:
+        f"logs/yardsticks/{SETTINGS.data.name}.benchmark.tsv"
+    params:
+        *settings_of("yardsticks"),
+        settings_file=settings_file,
+    threads: SETTINGS.compute.threads
+    resources:
+        gpu=1,
+    shell:
+        "sublora yardsticks --config {params.settings_file} > {log} 2>&1"
