@@ -6,6 +6,7 @@ import pytest
 from conftest import REPOSITORY, TINY, demo_values, merged
 
 from sublora import config
+from sublora.config.reach import Reaches, ReachesThrough
 from sublora.errors import UserError
 
 
@@ -77,8 +78,13 @@ def test_no_such_allocation(name):
 )
 def test_a_change_reaches_its_stages_alone(changes, stages):
     before, after = parsed({}), parsed(changes)
-    reached = {s for s in config.STAGE_SECTIONS if config.stage_settings(before, s) != config.stage_settings(after, s)}
+    reached = {s for s in config.STAGES if config.stage_settings(before, s) != config.stage_settings(after, s)}
     assert reached == stages
+
+
+def test_every_section_says_which_stages_it_reaches():
+    for name, field in config.Settings.model_fields.items():
+        assert any(isinstance(mark, Reaches | ReachesThrough) for mark in field.metadata), name
 
 
 def test_digest_ignores_the_order_of_keys_and_refuses_nan():

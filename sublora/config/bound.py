@@ -1,0 +1,53 @@
+"""From a trained w to a bound: message, scores, inequality."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sublora.config.reach import Reaches, trains_for_the_message
+from sublora.config.section import NonNegativeFloat, PositiveInt, Probability, Section
+
+
+IN_THE_OBJECTIVE = Reaches("train", when=trains_for_the_message)
+"""Beside keys of scoring and inequality that the objective of training contains."""
+
+
+class Message(Section):
+    """How a trained w becomes a message."""
+
+    quantizer: Annotated[Literal["plain", "entropy"], Reaches("train", "score", "bound")]
+    """plain: uniform levels, 16-bit codebook, transmitted counts; entropy: a step and an adaptive code, trained for."""
+    levels: Annotated[int, Field(ge=2, le=255)]
+    """Levels of the plain quantizer."""
+    extra_bits: NonNegativeFloat
+    """Bits owed for choices made by hand on this data (log2 of the number of alternatives tried)."""
+
+
+class Scoring(Section):
+    """Per-document losses of the decoded model."""
+
+    documents: Annotated[PositiveInt, Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    """m: training documents drawn with replacement after the message is frozen."""
+    sliding_window: Annotated[PositiveInt, Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    """Tokens by which the window moves in documents longer than the context."""
+    smoothing: Annotated[tuple[Probability, ...], Field(min_length=1), Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    """Grid of a in p_a = (1 - a) p + a / V."""
+    val_documents: PositiveInt
+    """Val documents on which the smoothing is chosen."""
+    test_documents: PositiveInt
+    """Test documents whose loss is reported."""
+
+
+class Bound(Section):
+    """The inequality and its confidence."""
+
+    delta: Probability
+    """The bounds hold with probability 1 - delta."""
+    delta_sample: Probability
+    """Part of delta spent on scoring m of the n documents."""
+
+    @model_validator(mode="after")
+    def _sample_below_total(self) -> "Bound":
+        if self.delta_sample >= self.delta:
+            raise ValueError(f"delta_sample {self.delta_sample} must be smaller than delta {self.delta}")
+        return self

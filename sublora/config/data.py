@@ -1,0 +1,100 @@
+"""Where documents come from, how they are split and tokenized."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sublora.config.reach import Reaches
+from sublora.config.section import NonNegativeInt, PositiveInt, Section
+
+
+class HuggingFaceCorpus(Section):
+    """A dataset of the Hugging Face hub, read from its parquet files."""
+
+    kind: Literal["huggingface"]
+    dataset: str
+    """Identifier on the hub, or a folder of parquet files (relative to the folder above config/, or absolute)."""
+    revision: str
+    """Branch or commit; refs/convert/parquet is the hub's own parquet conversion."""
+    split: str
+    text_field: str
+
+
+class FolderCorpus(Section):
+    """A folder of .txt files (a document each) and .jsonl files (a document a line)."""
+
+    kind: Literal["folder"]
+    path: str
+    """Relative to the folder above config/, or absolute."""
+    text_field: str
+    """Key of the text in a .jsonl line."""
+
+
+class DocstringCorpus(Section):
+    """Docstrings of the standard library and of installed packages, read without importing them.
+
+    Folders named test or tests are left out: some installers strip them.
+    """
+
+    kind: Literal["docstrings"]
+    packages: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Import names; 'stdlib' is the standard library."""
+
+
+class MarkovCorpus(Section):
+    """Independent documents of a Markov chain whose entropy rate is known: a source to test bounds against.
+
+    A symbol is one ASCII byte, so the tokenizer must be 'bytes'. No document may occur twice, or deduplication
+    would make the documents dependent: lengths too short for that are refused when the corpus is read.
+    """
+
+    kind: Literal["markov"]
+    symbols: Annotated[int, Field(ge=2, le=94)]
+    """Size of the alphabet."""
+    concentration: Annotated[float, Field(ge=0.05, allow_inf_nan=False)]
+    """Each row of the transition matrix is drawn from a symmetric Dirichlet distribution with this parameter."""
+    documents: PositiveInt
+    min_length: PositiveInt
+    """In symbols; lengths are uniform on min_length ... max_length."""
+    max_length: PositiveInt
+    seed: NonNegativeInt
+    """Seed of the transition matrix and of the documents."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "MarkovCorpus":
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} exceeds max_length {self.max_length}")
+        return self
+
+
+Corpus = Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus | MarkovCorpus, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Where documents come from and how they are split and tokenized."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Files lie in data/{name}/."""
+    corpus: Corpus
+    tokenizer: Literal["gpt2", "bytes"]
+    """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
+    min_characters: Annotated[int, Field(ge=1)]
+    """Shorter documents are left out."""
+    val_documents: PositiveInt
+    """Documents for every choice made after looking at losses."""
+    test_documents: PositiveInt
+    """Documents that are only ever reported."""
+    shuffle_seed: NonNegativeInt
+    workers: Annotated[PositiveInt, Reaches()]
+    """Processes that tokenize; does not change the result."""
+
+    @model_validator(mode="after")
+    def _markov_symbols_are_tokens(self) -> "Data":
+        if isinstance(self.corpus, MarkovCorpus):
+            if self.tokenizer != "bytes":
+                raise ValueError(f"a markov corpus needs tokenizer 'bytes', found '{self.tokenizer}'")
+            if self.min_characters > self.corpus.min_length:
+                raise ValueError(
+                    f"min_characters {self.min_characters} exceeds corpus.min_length {self.corpus.min_length}"
+                )
+        return self

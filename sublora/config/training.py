@@ -1,0 +1,75 @@
+"""Optimization, and the machine it runs on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sublora.config.reach import Reaches
+from sublora.config.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
+
+
+class Training(Section):
+    """Optimization of w (and gates): AdamW, linear warm-up, cosine decay."""
+
+    steps: PositiveInt
+    tokens_per_step: PositiveInt
+    """A multiple of model.context_length."""
+    micro_batch_sequences: PositiveInt
+    """Sequences that go through the model at once; gradients accumulate over a step."""
+    learning_rate: PositiveFloat
+    final_learning_rate: NonNegativeFloat
+    warmup_fraction: Fraction
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]]
+    epsilon: PositiveFloat
+    weight_decay: NonNegativeFloat
+    gradient_clip: PositiveFloat
+    """Largest norm of a step's gradient."""
+    eval_interval_steps: PositiveInt
+    eval_sequences: PositiveInt
+    """Sequences of train and of val for each periodic evaluation."""
+    log_interval_steps: Annotated[PositiveInt, Reaches()]
+    save_interval_steps: Annotated[PositiveInt, Reaches()]
+    """Steps between saves of the resume state."""
+    keep_initialization: bool
+    """Also write the initial weights in full (500 MB for GPT-2 small)."""
+
+
+class CodePhase(Section):
+    """The last phase of training, which trains for the message; only with message.quantizer 'entropy'."""
+
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the steps, the last ones."""
+    noise_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Share of the phase that stands uniform noise in for rounding and learns the step; then w is rounded."""
+    relative_step: PositiveFloat
+    """First quantization step, in standard deviations of w."""
+    step_learning_rate: PositiveFloat
+    """Of the step's logarithm; decays like the learning rate of w."""
+    rate_factor: PositiveFloat
+    """Factor on the price of a bit in the objective; at 1 it is the slope of the bound."""
+    smoothing: Probability
+    """a in training until the phase starts and chooses one from scoring.smoothing."""
+    val_documents: PositiveInt
+    """Val documents, at most, by which the phase chooses."""
+    val_windows: PositiveInt
+    """Windows of each of them."""
+    choice_interval_steps: PositiveInt
+    """Steps between looks for the best checkpoint while w is rounded, beside the periodic evaluations."""
+
+
+class Compute(Section):
+    """Where and in which precision networks run."""
+
+    device: Literal["cuda", "cpu"]
+    dtype: Literal["float32", "bfloat16"]
+    """Type of the frozen weights and activations; w and its projection stay in float32."""
+    compile: bool
+    """Whether layers and head run through torch.compile; needs a C compiler on the machine that trains and scores."""
+    deterministic: bool
+    """Whether GPUs run only algorithms whose results do not vary from run to run; a CPU always does."""
+    gpus_per_training: PositiveInt
+    """GPUs of one training, a process each; SLURM jobs ask for as many. With device cpu: its number of processes."""
+    threads: PositiveInt
+    """CPU threads of a training or scoring process."""
+    scoring_batch_tokens: Annotated[PositiveInt, Reaches()]
+    """Tokens that go through the model at once when documents are scored."""
