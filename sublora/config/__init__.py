@@ -14,12 +14,12 @@ from sublora.config.reach import STAGES, Stage
 from sublora.config.section import Section
 from sublora.config.settings import Settings
 from sublora.config.stages import data_settings, digest, stage_settings
-from sublora.config.training import CodePhase, Compute, Training
+from sublora.config.training import RatePhase, Compute, Training
 
 __all__ = [
     "STAGES",
     "Bound",
-    "CodePhase",
+    "RatePhase",
     "Compute",
     "Corpus",
     "Data",

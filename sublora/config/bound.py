@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from sublora.config.reach import Reaches, trains_for_the_message
 from sublora.config.section import NonNegativeFloat, PositiveInt, Probability, Section
 
-
 IN_THE_OBJECTIVE = Reaches("train", when=trains_for_the_message)
 """Beside keys of scoring and inequality that the objective of training contains."""
 

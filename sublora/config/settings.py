@@ -10,7 +10,7 @@ from sublora.config.grid import Grid
 from sublora.config.model import Gating, Lora, Model, Subspace
 from sublora.config.reach import Reaches, ReachesThrough, trains_for_the_message
 from sublora.config.section import Section
-from sublora.config.training import CodePhase, Compute, Training
+from sublora.config.training import RatePhase, Compute, Training
 
 
 class Settings(Section):
@@ -23,7 +23,7 @@ class Settings(Section):
     subspace: Annotated[Subspace, Reaches("train")]
     gating: Annotated[Gating, Reaches("train")]
     training: Annotated[Training, Reaches("train")]
-    code_phase: Annotated[CodePhase, Reaches("train", when=trains_for_the_message)]
+    rate_phase: Annotated[RatePhase, Reaches("train", when=trains_for_the_message)]
     compute: Annotated[Compute, Reaches("train")]
     message: Annotated[Message, Reaches("score", "bound")]
     scoring: Annotated[Scoring, Reaches("score", "bound")]

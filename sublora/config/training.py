@@ -34,7 +34,7 @@ class Training(Section):
     """Also write the initial weights in full (500 MB for GPT-2 small)."""
 
 
-class CodePhase(Section):
+class RatePhase(Section):
     """The last phase of training, which trains for the message; only with message.quantizer 'entropy'."""
 
     fraction: Annotated[float, Field(gt=0.0, lt=1.0)]

@@ -33,7 +33,7 @@ class BoundEstimator:
     """Losses of a few windows of each val document, and the `betting_subsampled` bound to be expected from them."""
 
     def __init__(self, settings: config.Settings, dataset: TokenDataset, device: torch.device) -> None:
-        phase = settings.code_phase
+        phase = settings.rate_phase
         self._smoothing, self._vocab_size = settings.scoring.smoothing, dataset.vocab_size
         self._sampling = Sampling.of(settings, dataset.n_documents)
         sampler = DocumentSampler(

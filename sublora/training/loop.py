@@ -103,7 +103,7 @@ class Trainer(ResumableTraining):
             gates = list(subspace.gating_params.values())
             groups.append({"params": gates, "weight_decay": 0.0, "peak": settings.gating.learning_rate})
         if self.rate is not None:
-            peak = settings.code_phase.step_learning_rate
+            peak = settings.rate_phase.step_learning_rate
             groups.append({"params": [self.rate.log_step], "weight_decay": 0.0, "peak": peak})
         return AdamW(groups, lr=training.learning_rate, betas=training.betas, eps=training.epsilon)
 
@@ -141,7 +141,7 @@ class Trainer(ResumableTraining):
             self._evaluate(float(gradient_norm))
         elif not self.peers.is_first:
             pass
-        elif self.rate and self.rate.state.frozen and done % settings.code_phase.choice_interval_steps == 0:
+        elif self.rate and self.rate.state.frozen and done % settings.rate_phase.choice_interval_steps == 0:
             self._keep_if_best()
         elif done % settings.training.log_interval_steps == 0:
             self.progress.update(done, float(self._loss_sum) / self._loss_steps * BITS_PER_NAT)

@@ -57,7 +57,7 @@ class RatePhase:
     """Batches, quantizer and prices of a training for the message."""
 
     def __init__(self, run: Run) -> None:
-        training, self._settings = run.settings.training, run.settings.code_phase
+        training, self._settings = run.settings.training, run.settings.rate_phase
         self._run = run
         self._gate_bits = sum(index_bits(gate.size + 1) for gate in run.subspace.gates)
         self.first_step = round((1.0 - self._settings.fraction) * training.steps)
