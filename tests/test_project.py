@@ -114,6 +114,17 @@ def test_the_committed_schema_is_the_one_of_the_settings() -> None:
     assert committed == schema_text(), "run `make schema`"
 
 
+def test_every_key_says_what_it_is() -> None:
+    sections = json.loads(schema_text())["$defs"]
+    silent = [
+        f"{section}.{key}"
+        for section, schema in sections.items()
+        for key, value in schema["properties"].items()
+        if "description" not in value
+    ]
+    assert not silent
+
+
 def test_the_schema_accepts_the_settings_files_and_refuses_unknown_keys() -> None:
     validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
     for path in ("config/config.yaml", "demo/config/config.yaml"):

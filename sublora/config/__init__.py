@@ -14,7 +14,7 @@ from sublora.config.reach import STAGES, Stage
 from sublora.config.section import Section
 from sublora.config.settings import Settings
 from sublora.config.stages import data_settings, digest, stage_settings
-from sublora.config.training import RatePhase, Compute, Training
+from sublora.config.training import Compute, RatePhase, Training
 
 __all__ = [
     "STAGES",

@@ -12,18 +12,22 @@ class HuggingFaceCorpus(Section):
     """A dataset of the Hugging Face hub, read from its parquet files."""
 
     kind: Literal["huggingface"]
+    """A dataset of the Hugging Face hub."""
     dataset: str
     """Identifier on the hub, or a folder of parquet files (relative to the folder above config/, or absolute)."""
     revision: str
     """Branch or commit; refs/convert/parquet is the hub's own parquet conversion."""
     split: str
+    """Split of the dataset, for example train."""
     text_field: str
+    """Column of the text."""
 
 
 class FolderCorpus(Section):
     """A folder of .txt files (a document each) and .jsonl files (a document a line)."""
 
     kind: Literal["folder"]
+    """Text files."""
     path: str
     """Relative to the folder above config/, or absolute."""
     text_field: str
@@ -37,6 +41,7 @@ class DocstringCorpus(Section):
     """
 
     kind: Literal["docstrings"]
+    """Docstrings of Python packages."""
     packages: Annotated[tuple[str, ...], Field(min_length=1)]
     """Import names; 'stdlib' is the standard library."""
 
@@ -49,14 +54,17 @@ class MarkovCorpus(Section):
     """
 
     kind: Literal["markov"]
+    """A synthetic source of known entropy."""
     symbols: Annotated[int, Field(ge=2, le=94)]
     """Size of the alphabet."""
     concentration: Annotated[float, Field(ge=0.05, allow_inf_nan=False)]
     """Each row of the transition matrix is drawn from a symmetric Dirichlet distribution with this parameter."""
     documents: PositiveInt
+    """Documents of the corpus, before it is split."""
     min_length: PositiveInt
     """In symbols; lengths are uniform on min_length ... max_length."""
     max_length: PositiveInt
+    """In symbols."""
     seed: NonNegativeInt
     """Seed of the transition matrix and of the documents."""
 
@@ -76,6 +84,7 @@ class Data(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Files lie in data/{name}/."""
     corpus: Corpus
+    """Where the documents come from."""
     tokenizer: Literal["gpt2", "bytes"]
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
     min_characters: Annotated[int, Field(ge=1)]
@@ -85,6 +94,7 @@ class Data(Section):
     test_documents: PositiveInt
     """Documents that are only ever reported."""
     shuffle_seed: NonNegativeInt
+    """Key of the hash of a text, which decides whether it goes to train, val or test."""
     workers: Annotated[PositiveInt, Reaches()]
     """Processes that tokenize; does not change the result."""
 

@@ -10,7 +10,7 @@ from sublora.config.grid import Grid
 from sublora.config.model import Gating, Lora, Model, Subspace
 from sublora.config.reach import Reaches, ReachesThrough, trains_for_the_message
 from sublora.config.section import Section
-from sublora.config.training import RatePhase, Compute, Training
+from sublora.config.training import Compute, RatePhase, Training
 
 
 class Settings(Section):

@@ -12,22 +12,31 @@ class Training(Section):
     """Optimization of w (and gates): AdamW, linear warm-up, cosine decay."""
 
     steps: PositiveInt
+    """Steps of the optimizer."""
     tokens_per_step: PositiveInt
     """A multiple of model.context_length."""
     micro_batch_sequences: PositiveInt
     """Sequences that go through the model at once; gradients accumulate over a step."""
     learning_rate: PositiveFloat
+    """Peak learning rate."""
     final_learning_rate: NonNegativeFloat
+    """Learning rate at the last step, where the cosine ends."""
     warmup_fraction: Fraction
+    """Share of the steps over which the learning rate rises from 0 to its peak."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]]
+    """Decay rates of AdamW's first and second moments."""
     epsilon: PositiveFloat
+    """Added to the root of AdamW's second moment."""
     weight_decay: NonNegativeFloat
+    """Decoupled weight decay of AdamW."""
     gradient_clip: PositiveFloat
     """Largest norm of a step's gradient."""
     eval_interval_steps: PositiveInt
+    """Steps between evaluations on train and val; the best checkpoint is one of these."""
     eval_sequences: PositiveInt
     """Sequences of train and of val for each periodic evaluation."""
     log_interval_steps: Annotated[PositiveInt, Reaches()]
+    """Steps between updates of the progress line."""
     save_interval_steps: Annotated[PositiveInt, Reaches()]
     """Steps between saves of the resume state."""
     keep_initialization: bool
@@ -61,6 +70,7 @@ class Compute(Section):
     """Where and in which precision networks run."""
 
     device: Literal["cuda", "cpu"]
+    """Where networks are trained and scored."""
     dtype: Literal["float32", "bfloat16"]
     """Type of the frozen weights and activations; w and its projection stay in float32."""
     compile: bool
