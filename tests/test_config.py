@@ -71,6 +71,7 @@ def test_no_such_allocation(name):
         ({"compute": {"scoring_batch_tokens": 77}}, set()),
         ({"data": {"workers": 3}}, set()),
         ({"data": {"shuffle_seed": 3}}, {"data", "train"}),
+        ({"data": {"min_tokens": 2}}, {"data", "train", "score", "bound"}),
         ({"message": {"extra_bits": 3.0}}, {"score", "bound"}),
         ({"scoring": {"documents": 49}}, {"score", "bound"}),
         ({"grid": {"seeds": [1, 2, 3]}}, {"score", "bound"}),
