@@ -32,6 +32,12 @@ def test_shipped_settings_hold_the_grid_of_thirty_runs(path):
         ({"scoring": {"sliding_window": 17}}, "scoring.sliding_window 17 exceeds model.context_length 16"),
         ({"scoring": {"val_documents": 31}}, "scoring.val_documents 31 exceeds data.val_documents 30"),
         ({"bound": {"delta_sample": 0.2}}, "delta_sample 0.2 must be smaller than delta 0.05"),
+        ({"scoring": {"smoothing": ["document(8)", "token(1)"]}}, "scoring.smoothing.1: "),
+        ({"scoring": {"smoothing": ["document(8)", "token(1)"]}}, "token(1)"),
+        ({"scoring": {"smoothing": ["document(65)"]}}, "document(65)"),
+        ({"scoring": {"smoothing": [0.1]}}, "scoring.smoothing.0: input should be a valid string, found 0.1"),
+        ({"scoring": {"smoothing": ["token(0.1)", "token(1e-1)"]}}, "a smoothing occurs twice: token(0.1), token(0.1)"),
+        ({"rate_phase": {"smoothing": "documents(8)"}}, "documents(8)"),
         ({"training": {"learning_rate": math.nan}}, "training.learning_rate"),
     ],
 )
@@ -81,6 +87,11 @@ def test_a_change_reaches_its_stages_alone(changes, stages):
     before, after = parsed({}), parsed(changes)
     reached = {s for s in config.STAGES if config.stage_settings(before, s) != config.stage_settings(after, s)}
     assert reached == stages
+
+
+def test_a_smoothing_has_one_spelling():
+    scoring = parsed({"scoring": {"smoothing": ["token(1.0e-2)", "document(8)"]}}).scoring
+    assert scoring.smoothing == ("token(0.01)", "document(8)")
 
 
 def test_every_section_says_which_stages_it_reaches():

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sublora.config.reach import Reaches, trains_for_the_message
-from sublora.config.section import NonNegativeFloat, PositiveInt, Probability, Section
+from sublora.config.section import NonNegativeFloat, PositiveInt, Probability, Section, SmoothingName
 
 IN_THE_OBJECTIVE = Reaches("train", when=trains_for_the_message)
 """Beside keys of scoring and inequality that the objective of training contains."""
@@ -29,12 +29,23 @@ class Scoring(Section):
     """m: training documents drawn with replacement after the message is frozen."""
     sliding_window: Annotated[PositiveInt, Reaches("score", "bound"), IN_THE_OBJECTIVE]
     """Tokens by which the window moves in documents longer than the context."""
-    smoothing: Annotated[tuple[Probability, ...], Field(min_length=1), Reaches("score", "bound"), IN_THE_OBJECTIVE]
-    """Grid of a in p_a = (1 - a) p + a / V."""
+    smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    """Candidates for the predictor that is bounded, one of which is chosen on val and named in the message.
+
+    token(a): p_a = (1 - a) p + a / V for every token, 0 < a < 1; document(k): the mixture
+    q(x) = (1 - 2^-k) prod_t p(x_t | x_<t) + 2^-k V^-T of network and guessing, 1 <= k <= 64.
+    """
     val_documents: PositiveInt
     """Val documents on which the smoothing is chosen."""
     test_documents: PositiveInt
     """Test documents whose loss is reported."""
+
+    @field_validator("smoothing")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"a smoothing occurs twice: {', '.join(value)}")
+        return value
 
 
 class Bound(Section):

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -17,3 +17,13 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+def _canonical_smoothing(text: str) -> str:
+    from sublora.bounds.smoothing import parse_smoothing  # numpy, which other users of settings do without
+
+    return parse_smoothing(text).name
+
+
+SmoothingName = Annotated[str, AfterValidator(_canonical_smoothing)]
+"""token(a) or document(k); spellings of one smoothing become the same text, and so the same digest."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sublora.config.reach import Reaches
-from sublora.config.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
+from sublora.config.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, SmoothingName
 
 
 class Training(Section):
@@ -56,8 +56,8 @@ class RatePhase(Section):
     """Of the step's logarithm; decays like the learning rate of w."""
     rate_factor: PositiveFloat
     """Factor on the price of a bit in the objective; at 1 it is the slope of the bound."""
-    smoothing: Probability
-    """a in training until the phase starts and chooses one from scoring.smoothing."""
+    smoothing: SmoothingName
+    """token(a) or document(k): in force until the phase starts and chooses one from scoring.smoothing."""
     val_documents: PositiveInt
     """Val documents, at most, by which the phase chooses."""
     val_windows: PositiveInt
