@@ -37,6 +37,8 @@ def test_shipped_settings_hold_the_grid_of_thirty_runs(path):
         ({"scoring": {"smoothing": ["document(65)"]}}, "document(65)"),
         ({"scoring": {"smoothing": [0.1]}}, "scoring.smoothing.0: input should be a valid string, found 0.1"),
         ({"scoring": {"smoothing": ["token(0.1)", "token(1e-1)"]}}, "a smoothing occurs twice: token(0.1), token(0.1)"),
+        ({"scoring": {"documents": 0}}, "scoring.documents: expected all or a whole number of at least 1, found 0"),
+        ({"scoring": {"documents": "every"}}, "expected all or a whole number of at least 1, found 'every'"),
         ({"rate_phase": {"smoothing": "documents(8)"}}, "documents(8)"),
         ({"training": {"learning_rate": math.nan}}, "training.learning_rate"),
     ],
@@ -92,6 +94,10 @@ def test_a_change_reaches_its_stages_alone(changes, stages):
 def test_a_smoothing_has_one_spelling():
     scoring = parsed({"scoring": {"smoothing": ["token(1.0e-2)", "document(8)"]}}).scoring
     assert scoring.smoothing == ("token(0.01)", "document(8)")
+
+
+def test_all_documents_or_a_number_of_them():
+    assert [parsed({"scoring": {"documents": value}}).scoring.documents for value in ("all", 7)] == ["all", 7]
 
 
 def test_every_section_says_which_stages_it_reaches():

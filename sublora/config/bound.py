@@ -2,13 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sublora.config.reach import Reaches, trains_for_the_message
 from sublora.config.section import NonNegativeFloat, PositiveInt, Probability, Section, SmoothingName
 
 IN_THE_OBJECTIVE = Reaches("train", when=trains_for_the_message)
 """Beside keys of scoring and inequality that the objective of training contains."""
+
+
+def _all_or_a_number(value: object) -> object:
+    """One complaint instead of one per alternative of the union."""
+    if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"expected all or a whole number of at least 1, found {value!r}")
+    return value
+
+
+DocumentsToScore = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_or_a_number)]
 
 
 class Message(Section):
@@ -25,8 +35,9 @@ class Message(Section):
 class Scoring(Section):
     """Per-document losses of the decoded model."""
 
-    documents: Annotated[PositiveInt, Reaches("score", "bound"), IN_THE_OBJECTIVE]
-    """m: training documents drawn with replacement after the message is frozen."""
+    documents: Annotated[DocumentsToScore, Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    """m: training documents drawn with replacement after the message is frozen. all: each training document once, with
+    the full-sample inequality; needs no draw and no bound.delta_sample."""
     sliding_window: Annotated[PositiveInt, Reaches("score", "bound"), IN_THE_OBJECTIVE]
     """Tokens by which the window moves in documents longer than the context."""
     smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), Reaches("score", "bound"), IN_THE_OBJECTIVE]
@@ -54,7 +65,7 @@ class Bound(Section):
     delta: Probability
     """The bounds hold with probability 1 - delta."""
     delta_sample: Probability
-    """Part of delta spent on scoring m of the n documents."""
+    """Part of delta spent on scoring m of the n documents; unused with scoring.documents: all."""
 
     @model_validator(mode="after")
     def _sample_below_total(self) -> "Bound":
