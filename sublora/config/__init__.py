@@ -5,8 +5,17 @@ folder above. Each key says beside itself which stages it reaches, so that the w
 one of its own keys changes. Light to import: no numerical library.
 """
 
+from sublora.config.base import Base, Independence, PretrainedBase, RandomBase, TrainedBase
 from sublora.config.bound import Bound, Message, Scoring
-from sublora.config.data import Corpus, Data, DocstringCorpus, FolderCorpus, HuggingFaceCorpus, MarkovCorpus
+from sublora.config.data import (
+    Corpus,
+    Data,
+    DocstringCorpus,
+    FolderCorpus,
+    HuggingFaceCorpus,
+    MarkovCorpus,
+    PackageCorpus,
+)
 from sublora.config.grid import Grid, RunSpec, parse_allocation
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
 from sublora.config.model import Gating, Lora, Model, Subspace
@@ -14,10 +23,11 @@ from sublora.config.reach import STAGES, Stage
 from sublora.config.section import Section
 from sublora.config.settings import Settings
 from sublora.config.stages import data_settings, digest, stage_settings
-from sublora.config.training import Compute, RatePhase, Training
+from sublora.config.training import Compute, Optimization, RatePhase, Training
 
 __all__ = [
     "STAGES",
+    "Base",
     "Bound",
     "RatePhase",
     "Compute",
@@ -28,16 +38,23 @@ __all__ = [
     "Gating",
     "Grid",
     "HuggingFaceCorpus",
+    "Independence",
     "Lora",
     "MarkovCorpus",
     "Message",
     "Model",
+    "Optimization",
+    "PackageCorpus",
+    "PretrainedBase",
+    "RandomBase",
+    "RatePhase",
     "RunSpec",
     "Scoring",
     "Section",
     "Settings",
     "Stage",
     "Subspace",
+    "TrainedBase",
     "Training",
     "data_settings",
     "digest",

@@ -34,7 +34,14 @@ class FolderCorpus(Section):
     """Key of the text in a .jsonl line."""
 
 
-class DocstringCorpus(Section):
+class PackageCorpus(Section):
+    """Base of the corpora made of the source files of Python packages."""
+
+    packages: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Import names; 'stdlib' is the standard library."""
+
+
+class DocstringCorpus(PackageCorpus):
     """Docstrings of the standard library and of installed packages, read without importing them.
 
     Folders named test or tests are left out: some installers strip them.
@@ -42,8 +49,6 @@ class DocstringCorpus(Section):
 
     kind: Literal["docstrings"]
     """Docstrings of Python packages."""
-    packages: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Import names; 'stdlib' is the standard library."""
 
 
 class MarkovCorpus(Section):
@@ -78,14 +83,28 @@ class MarkovCorpus(Section):
 Corpus = Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus | MarkovCorpus, Field(discriminator="kind")]
 
 
+DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Name of a folder in data/."""
+
+
+def markov_complaint(corpus: Corpus, tokenizer: str, smallest: dict[str, int]) -> str | None:
+    """Why a Markov corpus does not go with a tokenizer or with smallest lengths by key; None if it does or is none."""
+    if not isinstance(corpus, MarkovCorpus):
+        return None
+    if tokenizer != "bytes":
+        return f"a markov corpus needs tokenizer 'bytes', found '{tokenizer}'"
+    too_long = [f"{key} {length}" for key, length in smallest.items() if length > corpus.min_length]
+    return f"{too_long[0]} exceeds corpus.min_length {corpus.min_length}" if too_long else None
+
+
 class Data(Section):
     """Where documents come from and how they are split and tokenized."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: DatasetName
     """Files lie in data/{name}/."""
     corpus: Corpus
     """Where the documents come from."""
-    tokenizer: Literal["gpt2", "bytes"]
+    tokenizer: Annotated[Literal["gpt2", "bytes"], Reaches("data", "base", "train")]
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
     min_characters: Annotated[int, Field(ge=1)]
     """Shorter documents are left out."""
@@ -96,17 +115,15 @@ class Data(Section):
     """Documents for every choice made after looking at losses."""
     test_documents: PositiveInt
     """Documents that are only ever reported."""
-    shuffle_seed: NonNegativeInt
+    shuffle_seed: Annotated[NonNegativeInt, Reaches("data", "base", "train")]
     """Key of the hash of a text, which decides whether it goes to train, val or test."""
     workers: Annotated[PositiveInt, Reaches()]
     """Processes that tokenize; does not change the result."""
 
     @model_validator(mode="after")
     def _markov_symbols_are_tokens(self) -> "Data":
-        if isinstance(self.corpus, MarkovCorpus):
-            if self.tokenizer != "bytes":
-                raise ValueError(f"a markov corpus needs tokenizer 'bytes', found '{self.tokenizer}'")
-            for key in ("min_characters", "min_tokens"):
-                if getattr(self, key) > self.corpus.min_length:
-                    raise ValueError(f"{key} {getattr(self, key)} exceeds corpus.min_length {self.corpus.min_length}")
+        smallest = {"min_characters": self.min_characters, "min_tokens": self.min_tokens}
+        complaint = markov_complaint(self.corpus, self.tokenizer, smallest)
+        if complaint:
+            raise ValueError(complaint)
         return self

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from sublora.config.settings import Settings
 
-Stage = Literal["data", "train", "score", "bound"]
+Stage = Literal["data", "base", "train", "score", "bound"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import model_validator
 
+from sublora.config import overlap
+from sublora.config.base import Base, TrainedBase
 from sublora.config.bound import Bound, Message, Scoring
 from sublora.config.data import Data
 from sublora.config.grid import Grid
@@ -18,7 +20,8 @@ class Settings(Section):
 
     grid: Annotated[Grid, ReachesThrough("sweep_size", lambda grid: len(grid.runs()), "score", "bound")]
     data: Annotated[Data, Reaches("data", "train")]
-    model: Annotated[Model, Reaches("train")]
+    base: Annotated[Base, Reaches("base")]
+    model: Annotated[Model, Reaches("base", "train")]
     lora: Annotated[Lora, Reaches("train")]
     subspace: Annotated[Subspace, Reaches("train")]
     gating: Annotated[Gating, Reaches("train")]
@@ -32,6 +35,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         found = [*self._sizes_that_disagree(), *self._budgets_beyond_the_parameters()]
+        if isinstance(self.base, TrainedBase):
+            found += [*self._batches_of_the_base(self.base), *overlap.complaints(self.base, self.data)]
         if found:
             raise ValueError("; ".join(found))
         return self
@@ -57,6 +62,15 @@ class Settings(Section):
         largest, parameters = max(self.grid.budgets), self.lora_parameters_without_head_rows()
         if "head" not in self.lora.targets and largest > parameters:
             return [f"grid.budgets holds {largest}, more than the {parameters} LoRA parameters"]
+        return []
+
+    def _batches_of_the_base(self, base: TrainedBase) -> list[str]:
+        together = self.model.context_length * base.micro_batch_sequences
+        if base.tokens_per_step % together:
+            return [
+                f"base.tokens_per_step {base.tokens_per_step} is not a multiple of model.context_length x "
+                f"base.micro_batch_sequences = {together}"
+            ]
         return []
 
     def lora_parameters_without_head_rows(self) -> int:

@@ -8,13 +8,13 @@ from sublora.config.reach import Reaches
 from sublora.config.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, SmoothingName
 
 
-class Training(Section):
-    """Optimization of w (and gates): AdamW, linear warm-up, cosine decay."""
+class Optimization(Section):
+    """AdamW with linear warm-up and cosine decay, and how often a training evaluates, reports and saves."""
 
     steps: PositiveInt
     """Steps of the optimizer."""
     tokens_per_step: PositiveInt
-    """A multiple of model.context_length."""
+    """A multiple of model.context_length x micro_batch_sequences, and for runs also x compute.gpus_per_training."""
     micro_batch_sequences: PositiveInt
     """Sequences that go through the model at once; gradients accumulate over a step."""
     learning_rate: PositiveFloat
@@ -39,6 +39,11 @@ class Training(Section):
     """Steps between updates of the progress line."""
     save_interval_steps: Annotated[PositiveInt, Reaches()]
     """Steps between saves of the resume state."""
+
+
+class Training(Optimization):
+    """Optimization of w (and gates)."""
+
     keep_initialization: bool
     """Also write the initial weights in full (500 MB for GPT-2 small)."""
 
@@ -69,13 +74,13 @@ class RatePhase(Section):
 class Compute(Section):
     """Where and in which precision networks run."""
 
-    device: Literal["cuda", "cpu"]
+    device: Annotated[Literal["cuda", "cpu"], Reaches("base", "train")]
     """Where networks are trained and scored."""
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Annotated[Literal["float32", "bfloat16"], Reaches("base", "train")]
     """Type of the frozen weights and activations; w and its projection stay in float32."""
-    compile: bool
+    compile: Annotated[bool, Reaches("base", "train")]
     """Whether layers and head run through torch.compile; needs a C compiler on the machine that trains and scores."""
-    deterministic: bool
+    deterministic: Annotated[bool, Reaches("base", "train")]
     """Whether GPUs run only algorithms whose results do not vary from run to run; a CPU always does."""
     gpus_per_training: PositiveInt
     """GPUs of one training, a process each; SLURM jobs ask for as many. With device cpu: its number of processes."""
