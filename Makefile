@@ -49,8 +49,8 @@ bench: $(INSTALLED) ## measure speed against plain references; writes benchmarks
 compare: $(INSTALLED) ## byte for byte the same results as another commit? make compare REF=<commit>
 	$(BIN)/python benchmarks/compare.py $(REF)
 
-schema: $(INSTALLED) ## write workflow/schemas/config.schema.json after a change of sublora/config.py
-	$(BIN)/python -m sublora.settings_schema > workflow/schemas/config.schema.json
+schema: $(INSTALLED) ## write workflow/schemas/config.schema.json after a change of sublora/config/
+	$(BIN)/python -m sublora.config.schema > workflow/schemas/config.schema.json
 
 # Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.
 lock: ## resolve the dependencies of pyproject.toml anew and write requirements.lock

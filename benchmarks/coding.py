@@ -31,7 +31,7 @@ def _measure(quantizer: str, budget: int, repetitions: int) -> dict[str, float]:
     settings = settings_with({"message": {"quantizer": quantizer}})
     context = payload_context(settings, config.RunSpec(budget=budget, allocation="uniform", seed=42))
     w = generator("benchmark w", budget).laplace(size=budget)
-    step = settings.code_phase.relative_step * float(np.std(w))
+    step = settings.rate_phase.relative_step * float(np.std(w))
 
     def quantize() -> Any:
         """As `sublora encode`: one quantization, or the candidates of the entropy scheme."""

@@ -47,7 +47,7 @@ def rows(root: Path) -> list[list[str]]:
     path = write_settings(root)
     table = []
     for quantizer in QUANTIZERS:
-        changes = {"message": {"quantizer": quantizer}, "lora": {"dropout": 0.2}, "code_phase": {"val_documents": 20}}
+        changes = {"message": {"quantizer": quantizer}, "lora": {"dropout": 0.2}, "rate_phase": {"val_documents": 20}}
         settings = config.load_settings(write_settings(root, changes))
         if not (root / "data").exists():
             from sublora.data.prepare import prepare_dataset

@@ -113,7 +113,7 @@ class ReferenceTrainer:
         )
 
     def step(self, step: int) -> None:
-        training, smoothing = self.settings.training, self.settings.code_phase.smoothing
+        training, smoothing = self.settings.training, self.settings.rate_phase.smoothing
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(
                 step,

@@ -167,9 +167,9 @@ def _variant_rate(
 ) -> float:
     """Tokens per second of the product."""
     allocation, changes = VARIANTS[name]
-    phase = settings.code_phase.model_copy(update=changes)
+    phase = settings.rate_phase.model_copy(update=changes)
     run = RUN.model_copy(update={"allocation": allocation})
-    take_step = product_step(settings.model_copy(update={"code_phase": phase}), run, dataset, machine, folder)
+    take_step = product_step(settings.model_copy(update={"rate_phase": phase}), run, dataset, machine, folder)
     steps = _Steps(take_step, settings.training.tokens_per_step)
     timed(machine, lambda: steps(size.warmup_steps))
     return timed(machine, lambda: steps(size.product_steps))["per_second"]

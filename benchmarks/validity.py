@@ -61,6 +61,7 @@ def markov_settings(changes: dict[str, dict]) -> config.Settings:
     values["data"] |= {
         "name": "markov",
         "min_characters": 1,
+        "min_tokens": 1,
         "corpus": source | {"min_length": 200, "max_length": 400, "seed": 7},
     }
     for section, keys in changes.items():

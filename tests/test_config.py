@@ -6,6 +6,7 @@ import pytest
 from conftest import REPOSITORY, TINY, demo_values, merged
 
 from sublora import config
+from sublora.config.reach import Reaches, ReachesThrough
 from sublora.errors import UserError
 
 
@@ -27,10 +28,19 @@ def test_shipped_settings_hold_the_grid_of_thirty_runs(path):
         ({"data": {"corpus": {"kind": "docstrings", "pakages": ["numpy"]}}}, "'data.corpus.pakages'; did you mean"),
         ({"grid": {"seeds": [1, 1]}}, "seeds holds a value twice"),
         ({"grid": {"seeds": []}}, "grid.seeds"),
+        ({"data": {"corpus": {"kind": "markof"}}}, "data.corpus.kind: expected one of docstrings, folder, huggingf"),
         ({"lora": {"rank": "4"}}, "lora.rank: input should be a valid integer, found '4'"),
         ({"scoring": {"sliding_window": 17}}, "scoring.sliding_window 17 exceeds model.context_length 16"),
         ({"scoring": {"val_documents": 31}}, "scoring.val_documents 31 exceeds data.val_documents 30"),
         ({"bound": {"delta_sample": 0.2}}, "delta_sample 0.2 must be smaller than delta 0.05"),
+        ({"scoring": {"smoothing": ["document(8)", "token(1)"]}}, "scoring.smoothing.1: "),
+        ({"scoring": {"smoothing": ["document(8)", "token(1)"]}}, "token(1)"),
+        ({"scoring": {"smoothing": ["document(65)"]}}, "document(65)"),
+        ({"scoring": {"smoothing": [0.1]}}, "scoring.smoothing.0: input should be a valid string, found 0.1"),
+        ({"scoring": {"smoothing": ["token(0.1)", "token(1e-1)"]}}, "a smoothing occurs twice: token(0.1), token(0.1)"),
+        ({"scoring": {"documents": 0}}, "scoring.documents: expected all or a whole number of at least 1, found 0"),
+        ({"scoring": {"documents": "every"}}, "expected all or a whole number of at least 1, found 'every'"),
+        ({"rate_phase": {"smoothing": "documents(8)"}}, "documents(8)"),
         ({"training": {"learning_rate": math.nan}}, "training.learning_rate"),
     ],
 )
@@ -69,7 +79,8 @@ def test_no_such_allocation(name):
         ({"training": {"log_interval_steps": 7}}, set()),
         ({"compute": {"scoring_batch_tokens": 77}}, set()),
         ({"data": {"workers": 3}}, set()),
-        ({"data": {"shuffle_seed": 3}}, {"data", "train"}),
+        ({"data": {"shuffle_seed": 3}}, {"data", "base", "train"}),
+        ({"data": {"min_tokens": 2}}, {"data", "train", "score", "bound"}),
         ({"message": {"extra_bits": 3.0}}, {"score", "bound"}),
         ({"scoring": {"documents": 49}}, {"score", "bound"}),
         ({"grid": {"seeds": [1, 2, 3]}}, {"score", "bound"}),
@@ -77,8 +88,22 @@ def test_no_such_allocation(name):
 )
 def test_a_change_reaches_its_stages_alone(changes, stages):
     before, after = parsed({}), parsed(changes)
-    reached = {s for s in config.STAGE_SECTIONS if config.stage_settings(before, s) != config.stage_settings(after, s)}
+    reached = {s for s in config.STAGES if config.stage_settings(before, s) != config.stage_settings(after, s)}
     assert reached == stages
+
+
+def test_a_smoothing_has_one_spelling():
+    scoring = parsed({"scoring": {"smoothing": ["token(1.0e-2)", "document(8)"]}}).scoring
+    assert scoring.smoothing == ("token(0.01)", "document(8)")
+
+
+def test_all_documents_or_a_number_of_them():
+    assert [parsed({"scoring": {"documents": value}}).scoring.documents for value in ("all", 7)] == ["all", 7]
+
+
+def test_every_section_says_which_stages_it_reaches():
+    for name, field in config.Settings.model_fields.items():
+        assert any(isinstance(mark, Reaches | ReachesThrough) for mark in field.metadata), name
 
 
 def test_digest_ignores_the_order_of_keys_and_refuses_nan():

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sublora import __version__
-from sublora.settings_schema import schema_text
+from sublora.config.schema import schema_text
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
@@ -112,6 +112,17 @@ def test_the_citation_names_the_works_it_builds_on() -> None:
 def test_the_committed_schema_is_the_one_of_the_settings() -> None:
     committed = (REPOSITORY / "workflow/schemas/config.schema.json").read_text()
     assert committed == schema_text(), "run `make schema`"
+
+
+def test_every_key_says_what_it_is() -> None:
+    sections = json.loads(schema_text())["$defs"]
+    silent = [
+        f"{section}.{key}"
+        for section, schema in sections.items()
+        for key, value in schema["properties"].items()
+        if "description" not in value
+    ]
+    assert not silent
 
 
 def test_the_schema_accepts_the_settings_files_and_refuses_unknown_keys() -> None:

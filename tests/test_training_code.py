@@ -22,14 +22,14 @@ from sublora.stages.score import score_run
 from sublora.stages.train import train_run
 from sublora.training import checkpoint
 from sublora.training.bound_estimate import BoundEstimator
-from sublora.training.code_phase import straight_through, symbol_bits, with_noise
+from sublora.training.rate_phase import straight_through, symbol_bits, with_noise
 from sublora.training.document_batches import DocumentSampler
 from sublora.training.loop import Trainer
 
 ENTROPY = {
     "message": {"quantizer": "entropy"},
     "gating": {"soft_fraction": 0.4},
-    "code_phase": {"fraction": 0.7, "noise_fraction": 0.4, "val_documents": 10, "val_windows": 2},
+    "rate_phase": {"fraction": 0.7, "noise_fraction": 0.4, "val_documents": 10, "val_windows": 2},
 }
 
 
@@ -86,7 +86,7 @@ def test_batches_depend_on_the_step_alone():
 def test_all_windows_together_are_what_scoring_measures(tiny_root):
     """With a window for every target the estimator's losses are those of `score_documents`."""
     longest = 200
-    settings = settings_with({"code_phase": {"val_documents": 6, "val_windows": longest}})
+    settings = settings_with({"rate_phase": {"val_documents": 6, "val_windows": longest}})
     dataset = TokenDataset.open(tiny_root, settings.data)
     model = build(settings, config.RunSpec(budget=40, allocation="uniform", seed=1), 257, torch.device("cpu"))
     torch.nn.init.normal_(model.subspace.subspace_params, generator=torch.Generator().manual_seed(1))
@@ -244,10 +244,10 @@ def test_weights_that_are_not_finite_stop_the_training(tiny_root, tmp_path, monk
 # The plain scheme beside it
 
 
-def test_plain_training_does_not_read_the_code_phase(tiny_root, tmp_path):
+def test_plain_training_does_not_read_the_rate_phase(tiny_root, tmp_path):
     plain = {"message": {"quantizer": "plain"}}
     first = train(tiny_root, tmp_path / "a", changes=plain)
-    second = train(tiny_root, tmp_path / "b", changes=plain | {"code_phase": {"fraction": 0.2, "rate_factor": 9.0}})
+    second = train(tiny_root, tmp_path / "b", changes=plain | {"rate_phase": {"fraction": 0.2, "rate_factor": 9.0}})
     assert tensors_sha256(first["raw_model"]) == tensors_sha256(second["raw_model"])
     assert first["digest"] == second["digest"]
     assert "quantization_step" not in first
@@ -261,7 +261,7 @@ def test_a_plain_checkpoint_is_not_encoded_by_the_entropy_scheme(tiny_root, tmp_
 
 def test_rounds_of_the_phase_hang_on_what_the_bound_reads():
     entropy, plain = settings_with(), settings_with({"message": {"quantizer": "plain"}})
-    for change in ({"bound": {"delta": 0.1}}, {"scoring": {"documents": 40}}, {"code_phase": {"rate_factor": 9.0}}):
+    for change in ({"bound": {"delta": 0.1}}, {"scoring": {"documents": 40}}, {"rate_phase": {"rate_factor": 9.0}}):
         assert config.stage_settings(settings_with(change), "train") != config.stage_settings(entropy, "train")
         changed = settings_with({"message": {"quantizer": "plain"}} | change)
         assert config.stage_settings(changed, "train") == config.stage_settings(plain, "train")

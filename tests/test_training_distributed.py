@@ -31,8 +31,8 @@ def settings_path(root: Path, tiny_root: Path, processes: int, **changes: dict) 
     root.mkdir()
     (root / "data").symlink_to(tiny_root / "data")
     compute = {"gpus_per_training": processes}
-    code_phase = {"val_documents": 20}
-    return write_settings(root, {"compute": compute, "lora": {"dropout": 0.2}, "code_phase": code_phase} | changes)
+    rate_phase = {"val_documents": 20}
+    return write_settings(root, {"compute": compute, "lora": {"dropout": 0.2}, "rate_phase": rate_phase} | changes)
 
 
 def command(config_path: Path, allocation: str) -> list[str]:

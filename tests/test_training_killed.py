@@ -22,7 +22,7 @@ KILLED = -9
 def settings_with(quantizer: str) -> config.Settings:
     """20 steps, a save every 4; dropout, so that random numbers are in play."""
     values = merged(merged(demo_values(), TINY), {"lora": {"dropout": 0.2}, "message": {"quantizer": quantizer}})
-    values["code_phase"]["val_documents"] = 20
+    values["rate_phase"]["val_documents"] = 20
     return config.parse_settings(values, source="tiny")
 
 

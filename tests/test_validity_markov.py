@@ -35,6 +35,7 @@ def outcome(validity, tmp_path_factory):
                     "seed": 7,
                 },
                 "min_characters": 1,
+                "min_tokens": 1,
                 "val_documents": 200,
                 "test_documents": 200,
             },

@@ -40,7 +40,7 @@ def test_training_scoring_and_verifying_need_no_vocabulary_and_no_network(tmp_pa
         "corpus": {"kind": "folder", "path": str(texts), "text_field": "text"},
     }
     scoring = {"documents": 20, "val_documents": 10, "test_documents": 10}
-    changes = {"data": folder_corpus, "scoring": scoring, "code_phase": {"val_documents": 10}}
+    changes = {"data": folder_corpus, "scoring": scoring, "rate_phase": {"val_documents": 10}}
     settings = config.load_settings(write_settings(tmp_path, changes))
     with monkeypatch.context() as login_node:
         login_node.setitem(tokenizers.TOKENIZERS, "gpt2", Pretended)

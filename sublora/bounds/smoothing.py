@@ -30,8 +30,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from sublora.bounds.checks import LN2, check_count, check_probability
 
-LARGEST_K = 1000
-"""2^-k must be a positive double."""
+LARGEST_K = 64
+"""A prior of 2^-64 on guessing: smaller ones change no loss that matters."""
 
 
 class LossRange(NamedTuple):

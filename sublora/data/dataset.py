@@ -36,11 +36,6 @@ def dataset_folder(root: Path, data: config.Data) -> Path:
     return Path(root) / "data" / data.name
 
 
-def settings_with_effect(data: config.Data) -> dict[str, Any]:
-    """The data settings that determine the files, as JSON values."""
-    return data.model_dump(mode="json", exclude=set(config.WITHOUT_EFFECT["data"]))
-
-
 class TokenDataset:
     """Tokens and document index of a dataset.
 
@@ -205,7 +200,7 @@ def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> No
                 f"{path}: {key} {meta[key]} does not fit tokenizer '{data.tokenizer}', which has {expected}; "
                 f"{PREPARE_AGAIN}"
             )
-    wanted = settings_with_effect(data)
+    wanted = config.data_settings(data)
     for key, value in wanted.items():
         if meta["settings"].get(key) != value:
             raise UserError(

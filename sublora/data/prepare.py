@@ -39,7 +39,6 @@ from sublora.data.dataset import (
     META_FILE,
     SPLITS,
     dataset_folder,
-    settings_with_effect,
 )
 from sublora.data.spill import Spill, make_record
 from sublora.data.tokenizers import TOKENIZERS, load_tokenizer
@@ -160,7 +159,7 @@ def _meta(
             "kept": kept,
         },
         "provenance": provenance | {"unparsable_files": counts.unparsable_files},
-        "settings": settings_with_effect(data),
+        "settings": config.data_settings(data),
         "numerics_version": NUMERICS_VERSIONS["data"],
     }
 

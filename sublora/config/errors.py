@@ -16,6 +16,12 @@ def describe(error: ValidationError, schema: dict[str, Any]) -> str:
             complaints.append(f"unknown key '{key}'{_nearest_key(location, schema)}")
         elif item["type"] == "missing":
             complaints.append(f"key '{key}' is missing")
+        elif item["type"] in ("model_type", "model_attributes_type"):
+            complaints.append(f"{key}: expected keys with values, found {item['input']!r}")
+        elif item["type"] == "union_tag_not_found":
+            complaints.append(f"key '{key}.kind' is missing; kinds: {_kinds(location, schema)}")
+        elif item["type"] == "union_tag_invalid":
+            complaints.append(f"{key}.kind: expected one of {_kinds(location, schema)}, found '{item['ctx']['tag']}'")
         else:
             text = item["msg"].removeprefix("Value error, ")
             text = text[:1].lower() + text[1:]
@@ -33,6 +39,10 @@ def _yaml_number_hint(item: Any) -> str:
     except ValueError:
         return ""
     return f" (YAML reads numbers without a dot before the exponent as text: write {value:.1e})"
+
+
+def _kinds(location: list[str], schema: dict[str, Any]) -> str:
+    return ", ".join(_section(location, schema)["discriminator"]["mapping"])
 
 
 def _nearest_key(location: list[str], schema: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """The JSON schema of a settings file, generated from the settings themselves.
 
-`python -m sublora.settings_schema > workflow/schemas/config.schema.json` (or `make schema`) writes the copy that
+`python -m sublora.config.schema > workflow/schemas/config.schema.json` (or `make schema`) writes the copy that
 the workflow validates with and that editors can use; a test compares the two.
 """
 
 import json
 
-from sublora.config import Settings
+from sublora.config.settings import Settings
 
 
 def schema_text() -> str:

@@ -1,0 +1,67 @@
+"""Settings of an experiment: strict, frozen, and complete (every key must be given).
+
+A settings file lies in a folder `config/`; the paths it implies (data/..., results/...) are relative to the
+folder above. Each key says beside itself which stages it reaches, so that the workflow can rerun a stage exactly when
+one of its own keys changes. Light to import: no numerical library.
+"""
+
+from sublora.config.base import Base, Independence, PretrainedBase, RandomBase, TrainedBase
+from sublora.config.bound import Bound, Message, Scoring
+from sublora.config.data import (
+    Corpus,
+    Data,
+    DocstringCorpus,
+    FolderCorpus,
+    HuggingFaceCorpus,
+    MarkovCorpus,
+    PackageCorpus,
+)
+from sublora.config.grid import Grid, RunSpec, parse_allocation
+from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
+from sublora.config.model import Gating, Lora, Model, Subspace
+from sublora.config.reach import STAGES, Stage
+from sublora.config.section import Section
+from sublora.config.settings import Settings
+from sublora.config.stages import data_settings, digest, stage_settings
+from sublora.config.training import Compute, Optimization, RatePhase, Training
+
+__all__ = [
+    "STAGES",
+    "Base",
+    "Bound",
+    "RatePhase",
+    "Compute",
+    "Corpus",
+    "Data",
+    "DocstringCorpus",
+    "FolderCorpus",
+    "Gating",
+    "Grid",
+    "HuggingFaceCorpus",
+    "Independence",
+    "Lora",
+    "MarkovCorpus",
+    "Message",
+    "Model",
+    "Optimization",
+    "PackageCorpus",
+    "PretrainedBase",
+    "RandomBase",
+    "RatePhase",
+    "RunSpec",
+    "Scoring",
+    "Section",
+    "Settings",
+    "Stage",
+    "Subspace",
+    "TrainedBase",
+    "Training",
+    "data_settings",
+    "digest",
+    "load_settings",
+    "parse_allocation",
+    "parse_run",
+    "parse_settings",
+    "root_of",
+    "stage_settings",
+]

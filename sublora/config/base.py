@@ -1,0 +1,76 @@
+"""The frozen network that is adapted: random, trained on documents set apart, or pretrained elsewhere."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, WithJsonSchema
+
+from sublora.config.data import Corpus, DatasetName
+from sublora.config.reach import Reaches
+from sublora.config.section import NonNegativeInt, PositiveInt, Section
+from sublora.config.training import Optimization
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("blank; say in words what is known, since the bound rests on it")
+    return text
+
+
+Statement = Annotated[str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "pattern": r"\S"})]
+
+
+class RandomBase(Section):
+    """Weights drawn from the seed of the run: independent of every document."""
+
+    kind: Annotated[Literal["random"], Reaches("base", "train")]
+    """Weights drawn from the seed of the run."""
+
+
+class TrainedBase(Optimization):
+    """All weights trained once, for all runs, on a corpus of its own that shares no source with data.corpus.
+
+    It uses data.tokenizer and data.shuffle_seed, and model for its shape. Texts that occur in both corpora are dropped
+    from the documents of `data`.
+    """
+
+    kind: Annotated[Literal["trained"], Reaches("base", "train")]
+    """Weights trained in the workflow."""
+    name: Annotated[DatasetName, Reaches("base", "data")]
+    """Files lie in data/{name}/; the trained weights in results/base/."""
+    corpus: Annotated[Corpus, Reaches("base", "data")]
+    """Where the documents of the base come from."""
+    min_characters: Annotated[PositiveInt, Reaches("base", "data")]
+    """Shorter documents are left out."""
+    val_documents: Annotated[PositiveInt, Reaches("base", "data")]
+    """Documents by which the best step is chosen."""
+    seed: NonNegativeInt
+    """Seed of the initial weights and of the batches."""
+    threads: PositiveInt
+    """CPU threads of the training."""
+
+
+class Independence(Section):
+    """Why a pretrained base was fixed without the documents of `data`; stored in the certificate, not checked."""
+
+    training_cutoff: Statement
+    """Until when the base's training data were collected."""
+    document_dates: Statement
+    """When the documents of `data` were written."""
+    how_checked: Statement
+    """How it was checked that none of them was in the base's training data."""
+
+
+class PretrainedBase(Section):
+    """Weights that others trained."""
+
+    kind: Annotated[Literal["pretrained"], Reaches("base", "train")]
+    """Weights from a folder or from the Hugging Face hub."""
+    path: Annotated[str, Field(min_length=1), Reaches("base", "train")]
+    """A folder with config.json and safetensors (relative to the folder above config/, or absolute), or a hub id."""
+    revision: Annotated[str | None, Reaches("base", "train")]
+    """Branch, tag or commit on the hub; null for a folder."""
+    independence: Annotated[Independence, Reaches("score", "bound")]
+    """The assumption under which the bound holds."""
+
+
+Base = Annotated[RandomBase | TrainedBase | PretrainedBase, Field(discriminator="kind")]

@@ -1,0 +1,74 @@
+"""From a trained w to a bound: message, scores, inequality."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from sublora.config.reach import Reaches, trains_for_the_message
+from sublora.config.section import NonNegativeFloat, PositiveInt, Probability, Section, SmoothingName
+
+IN_THE_OBJECTIVE = Reaches("train", when=trains_for_the_message)
+"""Beside keys of scoring and inequality that the objective of training contains."""
+
+
+def _all_or_a_number(value: object) -> object:
+    """One complaint instead of one per alternative of the union."""
+    if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"expected all or a whole number of at least 1, found {value!r}")
+    return value
+
+
+DocumentsToScore = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_or_a_number)]
+
+
+class Message(Section):
+    """How a trained w becomes a message."""
+
+    quantizer: Annotated[Literal["plain", "entropy"], Reaches("train", "score", "bound")]
+    """plain: uniform levels, 16-bit codebook, transmitted counts; entropy: a step and an adaptive code, trained for."""
+    levels: Annotated[int, Field(ge=2, le=255)]
+    """Levels of the plain quantizer."""
+    extra_bits: NonNegativeFloat
+    """Bits owed for choices made by hand on this data (log2 of the number of alternatives tried)."""
+
+
+class Scoring(Section):
+    """Per-document losses of the decoded model."""
+
+    documents: Annotated[DocumentsToScore, Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    """m: training documents drawn with replacement after the message is frozen. all: each training document once, with
+    the full-sample inequality; needs no draw and no bound.delta_sample."""
+    sliding_window: Annotated[PositiveInt, Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    """Tokens by which the window moves in documents longer than the context."""
+    smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    """Candidates for the predictor that is bounded, one of which is chosen on val and named in the message.
+
+    token(a): p_a = (1 - a) p + a / V for every token, 0 < a < 1; document(k): the mixture
+    q(x) = (1 - 2^-k) prod_t p(x_t | x_<t) + 2^-k V^-T of network and guessing, 1 <= k <= 64.
+    """
+    val_documents: PositiveInt
+    """Val documents on which the smoothing is chosen."""
+    test_documents: PositiveInt
+    """Test documents whose loss is reported."""
+
+    @field_validator("smoothing")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"a smoothing occurs twice: {', '.join(value)}")
+        return value
+
+
+class Bound(Section):
+    """The inequality and its confidence."""
+
+    delta: Probability
+    """The bounds hold with probability 1 - delta."""
+    delta_sample: Probability
+    """Part of delta spent on scoring m of the n documents; unused with scoring.documents: all."""
+
+    @model_validator(mode="after")
+    def _sample_below_total(self) -> "Bound":
+        if self.delta_sample >= self.delta:
+            raise ValueError(f"delta_sample {self.delta_sample} must be smaller than delta {self.delta}")
+        return self

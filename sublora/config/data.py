@@ -1,0 +1,129 @@
+"""Where documents come from, how they are split and tokenized."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sublora.config.reach import Reaches
+from sublora.config.section import NonNegativeInt, PositiveInt, Section
+
+
+class HuggingFaceCorpus(Section):
+    """A dataset of the Hugging Face hub, read from its parquet files."""
+
+    kind: Literal["huggingface"]
+    """A dataset of the Hugging Face hub."""
+    dataset: str
+    """Identifier on the hub, or a folder of parquet files (relative to the folder above config/, or absolute)."""
+    revision: str
+    """Branch or commit; refs/convert/parquet is the hub's own parquet conversion."""
+    split: str
+    """Split of the dataset, for example train."""
+    text_field: str
+    """Column of the text."""
+
+
+class FolderCorpus(Section):
+    """A folder of .txt files (a document each) and .jsonl files (a document a line)."""
+
+    kind: Literal["folder"]
+    """Text files."""
+    path: str
+    """Relative to the folder above config/, or absolute."""
+    text_field: str
+    """Key of the text in a .jsonl line."""
+
+
+class PackageCorpus(Section):
+    """Base of the corpora made of the source files of Python packages."""
+
+    packages: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Import names; 'stdlib' is the standard library."""
+
+
+class DocstringCorpus(PackageCorpus):
+    """Docstrings of the standard library and of installed packages, read without importing them.
+
+    Folders named test or tests are left out: some installers strip them.
+    """
+
+    kind: Literal["docstrings"]
+    """Docstrings of Python packages."""
+
+
+class MarkovCorpus(Section):
+    """Independent documents of a Markov chain whose entropy rate is known: a source to test bounds against.
+
+    A symbol is one ASCII byte, so the tokenizer must be 'bytes'. No document may occur twice, or deduplication
+    would make the documents dependent: lengths too short for that are refused when the corpus is read.
+    """
+
+    kind: Literal["markov"]
+    """A synthetic source of known entropy."""
+    symbols: Annotated[int, Field(ge=2, le=94)]
+    """Size of the alphabet."""
+    concentration: Annotated[float, Field(ge=0.05, allow_inf_nan=False)]
+    """Each row of the transition matrix is drawn from a symmetric Dirichlet distribution with this parameter."""
+    documents: PositiveInt
+    """Documents of the corpus, before it is split."""
+    min_length: PositiveInt
+    """In symbols; lengths are uniform on min_length ... max_length."""
+    max_length: PositiveInt
+    """In symbols."""
+    seed: NonNegativeInt
+    """Seed of the transition matrix and of the documents."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "MarkovCorpus":
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} exceeds max_length {self.max_length}")
+        return self
+
+
+Corpus = Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus | MarkovCorpus, Field(discriminator="kind")]
+
+
+DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Name of a folder in data/."""
+
+
+def markov_complaint(corpus: Corpus, tokenizer: str, smallest: dict[str, int]) -> str | None:
+    """Why a Markov corpus does not go with a tokenizer or with smallest lengths by key; None if it does or is none."""
+    if not isinstance(corpus, MarkovCorpus):
+        return None
+    if tokenizer != "bytes":
+        return f"a markov corpus needs tokenizer 'bytes', found '{tokenizer}'"
+    too_long = [f"{key} {length}" for key, length in smallest.items() if length > corpus.min_length]
+    return f"{too_long[0]} exceeds corpus.min_length {corpus.min_length}" if too_long else None
+
+
+class Data(Section):
+    """Where documents come from and how they are split and tokenized."""
+
+    name: DatasetName
+    """Files lie in data/{name}/."""
+    corpus: Corpus
+    """Where the documents come from."""
+    tokenizer: Annotated[Literal["gpt2", "bytes"], Reaches("data", "base", "train")]
+    """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
+    min_characters: Annotated[int, Field(ge=1)]
+    """Shorter documents are left out."""
+    min_tokens: Annotated[PositiveInt, Reaches("data", "train", "score", "bound")]
+    """Documents with fewer tokens, end-of-text not counted, are not in the population. The smallest number of scored
+    targets is T_min = min_tokens + 1, which sets the range of the document mixture's loss."""
+    val_documents: PositiveInt
+    """Documents for every choice made after looking at losses."""
+    test_documents: PositiveInt
+    """Documents that are only ever reported."""
+    shuffle_seed: Annotated[NonNegativeInt, Reaches("data", "base", "train")]
+    """Key of the hash of a text, which decides whether it goes to train, val or test."""
+    workers: Annotated[PositiveInt, Reaches()]
+    """Processes that tokenize; does not change the result."""
+
+    @model_validator(mode="after")
+    def _markov_symbols_are_tokens(self) -> "Data":
+        smallest = {"min_characters": self.min_characters, "min_tokens": self.min_tokens}
+        complaint = markov_complaint(self.corpus, self.tokenizer, smallest)
+        if complaint:
+            raise ValueError(complaint)
+        return self

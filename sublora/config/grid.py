@@ -1,0 +1,90 @@
+"""The sweep and its points."""
+
+import math
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from sublora.config.section import NonNegativeInt, PositiveInt, Section
+
+FIXED_PREFIX = "fixed-"
+
+
+def parse_allocation(text: str) -> tuple[str, float | None]:
+    """(mode, share of B or None) of an allocation's name; ValueError if there is no such allocation."""
+    if text in ("uniform", "learned"):
+        return text, None
+    try:
+        ratio = float(text.removeprefix(FIXED_PREFIX)) if text.startswith(FIXED_PREFIX) else math.nan
+    except ValueError:
+        ratio = math.nan
+    if not 0.0 < ratio < 1.0:
+        raise ValueError(
+            f"allocation '{text}' is none of uniform, learned, fixed-<ratio> with 0 < ratio < 1 (for example fixed-0.2)"
+        )
+    return "fixed", ratio
+
+
+class RunSpec(Section):
+    """One training: a point of the grid."""
+
+    budget: PositiveInt
+    """d, the dimension of the subspace."""
+    allocation: str
+    """uniform, fixed-<share of B> or learned."""
+    seed: NonNegativeInt
+    """Seed of base weights, LoRA init and batch order."""
+
+    @field_validator("allocation")
+    @classmethod
+    def _known_allocation(cls, value: str) -> str:
+        parse_allocation(value)
+        return value
+
+    @property
+    def name(self) -> str:
+        return f"d{self.budget}_{self.allocation}_seed{self.seed}"
+
+    @property
+    def mode(self) -> str:
+        return parse_allocation(self.allocation)[0]
+
+    @property
+    def ratio(self) -> float | None:
+        """Share of B for a fixed allocation, None otherwise."""
+        return parse_allocation(self.allocation)[1]
+
+
+class Grid(Section):
+    """The sweep: every combination of budget, allocation and seed is one run."""
+
+    budgets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    """Subspace dimensions d."""
+    allocations: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Any of uniform, fixed-<share of B>, learned."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    """Seeds of base weights, LoRA init and batch order."""
+
+    @field_validator("allocations")
+    @classmethod
+    def _known_allocations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            parse_allocation(item)
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Grid":
+        for name in ("budgets", "allocations", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} holds a value twice: {list(values)}")
+        return self
+
+    def runs(self) -> tuple[RunSpec, ...]:
+        """All runs, seeds fastest. Their number is what the arm's index costs in the message."""
+        return tuple(
+            RunSpec(budget=budget, allocation=allocation, seed=seed)
+            for budget in self.budgets
+            for allocation in self.allocations
+            for seed in self.seeds
+        )

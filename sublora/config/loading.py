@@ -1,0 +1,54 @@
+"""Settings from files and from the command line; whatever is wrong with them becomes one line."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sublora.config.errors import describe
+from sublora.config.grid import RunSpec
+from sublora.config.settings import Settings
+from sublora.errors import UserError
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a settings file; UserError names the file, the key and the mend."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such settings file; give one with --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_settings(values, source=str(path))
+
+
+def parse_run(budget: int, allocation: str, seed: int) -> RunSpec:
+    """A grid point from the command line; UserError if it is none."""
+    try:
+        return RunSpec(budget=budget, allocation=allocation, seed=seed)
+    except ValidationError as error:
+        raise UserError(describe(error, RunSpec.model_json_schema())) from None
+
+
+def parse_settings(values: object, source: str) -> Settings:
+    """Check settings given as plain values; `source` names them in errors."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected a mapping with the keys {', '.join(Settings.model_fields)}")
+    try:
+        return Settings.model_validate(_with_tuples(values))
+    except ValidationError as error:
+        raise UserError(f"{source}: {describe(error, Settings.model_json_schema())}") from None
+
+
+def _with_tuples(value: Any) -> Any:
+    """YAML lists as tuples, which is what frozen settings hold."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def root_of(config_path: Path) -> Path:
+    """The folder that data/ and results/ of a settings file are relative to: the one above config/."""
+    return Path(config_path).resolve().parent.parent

@@ -1,0 +1,72 @@
+"""The network, its adapters, and the subspace they are trained in."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sublora.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+ProjectionName = Literal["kronecker_qr"]
+
+
+class Model(Section):
+    """GPT-2 with frozen random weights."""
+
+    n_layer: PositiveInt
+    """Transformer blocks."""
+    n_head: PositiveInt
+    """Attention heads per block; divides n_embd."""
+    n_embd: PositiveInt
+    """Width of the residual stream."""
+    context_length: PositiveInt
+    """Tokens of a window, and positions that have an embedding."""
+    init_std: PositiveFloat
+    """Standard deviation of the frozen weights; 0.02 in GPT-2."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Model":
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters on the frozen weights: W x + (alpha / rank) B A x."""
+
+    rank: PositiveInt
+    """r, the inner dimension of B A."""
+    alpha: PositiveFloat
+    """Adapters are scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Dropout on the input of an adapter while it trains."""
+    targets: Annotated[tuple[Literal["query", "value", "head"], ...], Field(min_length=1)]
+    """Linear maps that have adapters: query and value projections of every block, and the LM head."""
+    init: Literal["zero_b", "both_random"]
+    """zero_b: A random, B zero, so at first only B learns; both_random: both random, and their product is subtracted
+    from the frozen weight. Either way training starts from the base model."""
+
+
+class Subspace(Section):
+    """The random projection from w to the LoRA parameters."""
+
+    projection: ProjectionName
+    """How w is mapped to the parameters; kronecker_qr: Kronecker products of orthonormal factors."""
+    projection_seed: NonNegativeInt
+    """Seed of the projection, together with the seed of the run."""
+
+
+class Gating(Section):
+    """The learned allocation: soft masks that narrow, then hard splits."""
+
+    sharing: Literal["shared", "per_layer"]
+    """shared: every gate splits all of w; per_layer: its layer's (or the head's) own part of w, d / groups of it."""
+    learning_rate: PositiveFloat
+    """Peak learning rate of the gates."""
+    mask_width_start: PositiveFloat
+    """Temperature tau of the mask at the first step, as a share of the coordinates that a gate splits."""
+    mask_width_end: PositiveFloat
+    """Temperature tau, in coordinates, at the end of the soft phase."""
+    soft_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the steps with soft masks; the rest trains with the hard split."""
+    trace_interval_steps: PositiveInt
+    """Steps between rows of gating_trace.csv, over which a row's gradient_snr is taken."""

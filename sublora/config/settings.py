@@ -1,0 +1,80 @@
+"""A whole settings file, and what its sections must agree on."""
+
+from typing import Annotated
+
+from pydantic import model_validator
+
+from sublora.config import overlap
+from sublora.config.base import Base, TrainedBase
+from sublora.config.bound import Bound, Message, Scoring
+from sublora.config.data import Data
+from sublora.config.grid import Grid
+from sublora.config.model import Gating, Lora, Model, Subspace
+from sublora.config.reach import Reaches, ReachesThrough, trains_for_the_message
+from sublora.config.section import Section
+from sublora.config.training import Compute, RatePhase, Training
+
+
+class Settings(Section):
+    """A whole settings file."""
+
+    grid: Annotated[Grid, ReachesThrough("sweep_size", lambda grid: len(grid.runs()), "score", "bound")]
+    data: Annotated[Data, Reaches("data", "train")]
+    base: Annotated[Base, Reaches("base")]
+    model: Annotated[Model, Reaches("base", "train")]
+    lora: Annotated[Lora, Reaches("train")]
+    subspace: Annotated[Subspace, Reaches("train")]
+    gating: Annotated[Gating, Reaches("train")]
+    training: Annotated[Training, Reaches("train")]
+    rate_phase: Annotated[RatePhase, Reaches("train", when=trains_for_the_message)]
+    compute: Annotated[Compute, Reaches("train")]
+    message: Annotated[Message, Reaches("score", "bound")]
+    scoring: Annotated[Scoring, Reaches("score", "bound")]
+    bound: Annotated[Bound, Reaches("score", "bound"), Reaches("train", when=trains_for_the_message)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        found = [*self._sizes_that_disagree(), *self._budgets_beyond_the_parameters()]
+        if isinstance(self.base, TrainedBase):
+            found += [*self._batches_of_the_base(self.base), *overlap.complaints(self.base, self.data)]
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+    def _sizes_that_disagree(self) -> list[str]:
+        context = self.model.context_length
+        found = []
+        together = context * self.training.micro_batch_sequences * self.compute.gpus_per_training
+        if self.training.tokens_per_step % together:
+            found.append(
+                f"training.tokens_per_step {self.training.tokens_per_step} is not a multiple of model.context_length x "
+                f"training.micro_batch_sequences x compute.gpus_per_training = {together}"
+            )
+        if self.scoring.sliding_window > context:
+            found.append(f"scoring.sliding_window {self.scoring.sliding_window} exceeds model.context_length {context}")
+        for key in ("val_documents", "test_documents"):
+            have, wanted = getattr(self.data, key), getattr(self.scoring, key)
+            if wanted > have:
+                found.append(f"scoring.{key} {wanted} exceeds data.{key} {have}")
+        return found
+
+    def _budgets_beyond_the_parameters(self) -> list[str]:
+        largest, parameters = max(self.grid.budgets), self.lora_parameters_without_head_rows()
+        if "head" not in self.lora.targets and largest > parameters:
+            return [f"grid.budgets holds {largest}, more than the {parameters} LoRA parameters"]
+        return []
+
+    def _batches_of_the_base(self, base: TrainedBase) -> list[str]:
+        together = self.model.context_length * base.micro_batch_sequences
+        if base.tokens_per_step % together:
+            return [
+                f"base.tokens_per_step {base.tokens_per_step} is not a multiple of model.context_length x "
+                f"base.micro_batch_sequences = {together}"
+            ]
+        return []
+
+    def lora_parameters_without_head_rows(self) -> int:
+        """LoRA parameters, leaving out the head's B, whose size depends on the vocabulary of the data."""
+        r, width = self.lora.rank, self.model.n_embd
+        attention = sum(target in self.lora.targets for target in ("query", "value"))
+        return 2 * r * width * attention * self.model.n_layer + r * width * ("head" in self.lora.targets)

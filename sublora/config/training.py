@@ -1,0 +1,90 @@
+"""Optimization, and the machine it runs on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sublora.config.reach import Reaches
+from sublora.config.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, SmoothingName
+
+
+class Optimization(Section):
+    """AdamW with linear warm-up and cosine decay, and how often a training evaluates, reports and saves."""
+
+    steps: PositiveInt
+    """Steps of the optimizer."""
+    tokens_per_step: PositiveInt
+    """A multiple of model.context_length x micro_batch_sequences, and for runs also x compute.gpus_per_training."""
+    micro_batch_sequences: PositiveInt
+    """Sequences that go through the model at once; gradients accumulate over a step."""
+    learning_rate: PositiveFloat
+    """Peak learning rate."""
+    final_learning_rate: NonNegativeFloat
+    """Learning rate at the last step, where the cosine ends."""
+    warmup_fraction: Fraction
+    """Share of the steps over which the learning rate rises from 0 to its peak."""
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]]
+    """Decay rates of AdamW's first and second moments."""
+    epsilon: PositiveFloat
+    """Added to the root of AdamW's second moment."""
+    weight_decay: NonNegativeFloat
+    """Decoupled weight decay of AdamW."""
+    gradient_clip: PositiveFloat
+    """Largest norm of a step's gradient."""
+    eval_interval_steps: PositiveInt
+    """Steps between evaluations on train and val; the best checkpoint is one of these."""
+    eval_sequences: PositiveInt
+    """Sequences of train and of val for each periodic evaluation."""
+    log_interval_steps: Annotated[PositiveInt, Reaches()]
+    """Steps between updates of the progress line."""
+    save_interval_steps: Annotated[PositiveInt, Reaches()]
+    """Steps between saves of the resume state."""
+
+
+class Training(Optimization):
+    """Optimization of w (and gates)."""
+
+    keep_initialization: bool
+    """Also write the initial weights in full (500 MB for GPT-2 small)."""
+
+
+class RatePhase(Section):
+    """The last phase of training, which trains for the message; only with message.quantizer 'entropy'."""
+
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the steps, the last ones."""
+    noise_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Share of the phase that stands uniform noise in for rounding and learns the step; then w is rounded."""
+    relative_step: PositiveFloat
+    """First quantization step, in standard deviations of w."""
+    step_learning_rate: PositiveFloat
+    """Of the step's logarithm; decays like the learning rate of w."""
+    rate_factor: PositiveFloat
+    """Factor on the price of a bit in the objective; at 1 it is the slope of the bound."""
+    smoothing: SmoothingName
+    """token(a) or document(k): in force until the phase starts and chooses one from scoring.smoothing."""
+    val_documents: PositiveInt
+    """Val documents, at most, by which the phase chooses."""
+    val_windows: PositiveInt
+    """Windows of each of them."""
+    choice_interval_steps: PositiveInt
+    """Steps between looks for the best checkpoint while w is rounded, beside the periodic evaluations."""
+
+
+class Compute(Section):
+    """Where and in which precision networks run."""
+
+    device: Annotated[Literal["cuda", "cpu"], Reaches("base", "train")]
+    """Where networks are trained and scored."""
+    dtype: Annotated[Literal["float32", "bfloat16"], Reaches("base", "train")]
+    """Type of the frozen weights and activations; w and its projection stay in float32."""
+    compile: Annotated[bool, Reaches("base", "train")]
+    """Whether layers and head run through torch.compile; needs a C compiler on the machine that trains and scores."""
+    deterministic: Annotated[bool, Reaches("base", "train")]
+    """Whether GPUs run only algorithms whose results do not vary from run to run; a CPU always does."""
+    gpus_per_training: PositiveInt
+    """GPUs of one training, a process each; SLURM jobs ask for as many. With device cpu: its number of processes."""
+    threads: PositiveInt
+    """CPU threads of a training or scoring process."""
+    scoring_batch_tokens: Annotated[PositiveInt, Reaches()]
+    """Tokens that go through the model at once when documents are scored."""
