@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from sublora.config.reach import Reaches, trains_for_the_message
 from sublora.config.section import NonNegativeFloat, PositiveInt, Probability, Section, SmoothingName
 
+IS_SCORED = Reaches("score", "yardsticks", "bound")
 IN_THE_OBJECTIVE = Reaches("train", when=trains_for_the_message)
 """Beside keys of scoring and inequality that the objective of training contains."""
 
@@ -35,12 +36,12 @@ class Message(Section):
 class Scoring(Section):
     """Per-document losses of the decoded model."""
 
-    documents: Annotated[DocumentsToScore, Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    documents: Annotated[DocumentsToScore, IS_SCORED, IN_THE_OBJECTIVE]
     """m: training documents drawn with replacement after the message is frozen. all: each training document once, with
     the full-sample inequality; needs no draw and no bound.delta_sample."""
-    sliding_window: Annotated[PositiveInt, Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    sliding_window: Annotated[PositiveInt, IS_SCORED, IN_THE_OBJECTIVE]
     """Tokens by which the window moves in documents longer than the context."""
-    smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), Reaches("score", "bound"), IN_THE_OBJECTIVE]
+    smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), IS_SCORED, IN_THE_OBJECTIVE]
     """Candidates for the predictor that is bounded, one of which is chosen on val and named in the message.
 
     token(a): p_a = (1 - a) p + a / V for every token, 0 < a < 1; document(k): the mixture

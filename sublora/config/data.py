@@ -108,7 +108,7 @@ class Data(Section):
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
     min_characters: Annotated[int, Field(ge=1)]
     """Shorter documents are left out."""
-    min_tokens: Annotated[PositiveInt, Reaches("data", "train", "score", "bound")]
+    min_tokens: Annotated[PositiveInt, Reaches("data", "train", "score", "yardsticks", "bound")]
     """Documents with fewer tokens, end-of-text not counted, are not in the population. The smallest number of scored
     targets is T_min = min_tokens + 1, which sets the range of the document mixture's loss."""
     val_documents: PositiveInt

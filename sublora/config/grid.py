@@ -1,28 +1,11 @@
 """The sweep and its points."""
 
-import math
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from sublora.config.section import NonNegativeInt, PositiveInt, Section
-
-FIXED_PREFIX = "fixed-"
-
-
-def parse_allocation(text: str) -> tuple[str, float | None]:
-    """(mode, share of B or None) of an allocation's name; ValueError if there is no such allocation."""
-    if text in ("uniform", "learned"):
-        return text, None
-    try:
-        ratio = float(text.removeprefix(FIXED_PREFIX)) if text.startswith(FIXED_PREFIX) else math.nan
-    except ValueError:
-        ratio = math.nan
-    if not 0.0 < ratio < 1.0:
-        raise ValueError(
-            f"allocation '{text}' is none of uniform, learned, fixed-<ratio> with 0 < ratio < 1 (for example fixed-0.2)"
-        )
-    return "fixed", ratio
+from sublora.subspace.allocations import parse_allocation
 
 
 class RunSpec(Section):
@@ -47,12 +30,13 @@ class RunSpec(Section):
 
     @property
     def mode(self) -> str:
-        return parse_allocation(self.allocation)[0]
+        """The kind of allocation."""
+        return parse_allocation(self.allocation).mode
 
     @property
     def ratio(self) -> float | None:
         """Share of B for a fixed allocation, None otherwise."""
-        return parse_allocation(self.allocation)[1]
+        return parse_allocation(self.allocation).ratio
 
 
 class Grid(Section):

@@ -2,15 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sublora.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sublora.subspace.projections import PROJECTIONS
 
-ProjectionName = Literal["kronecker_qr"]
+
+def _known_projection(name: str) -> str:
+    if name not in PROJECTIONS:
+        raise ValueError(f"projection '{name}' is none of {', '.join(PROJECTIONS)}")
+    return name
+
+
+ProjectionName = Annotated[str, AfterValidator(_known_projection)]
 
 
 class Model(Section):
-    """GPT-2 with frozen random weights."""
+    """The network that is adapted: GPT-2, whose weights come from base."""
 
     n_layer: PositiveInt
     """Transformer blocks."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from sublora.config.settings import Settings
 
-Stage = Literal["data", "base", "train", "score", "bound"]
+Stage = Literal["data", "base", "train", "score", "yardsticks", "bound"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 

@@ -18,10 +18,14 @@ from sublora.config.training import Compute, RatePhase, Training
 class Settings(Section):
     """A whole settings file."""
 
-    grid: Annotated[Grid, ReachesThrough("sweep_size", lambda grid: len(grid.runs()), "score", "bound")]
+    grid: Annotated[
+        Grid,
+        ReachesThrough("sweep_size", lambda grid: len(grid.runs()), "score", "bound"),
+        ReachesThrough("first_seed", lambda grid: grid.seeds[0], "yardsticks"),
+    ]
     data: Annotated[Data, Reaches("data", "train")]
     base: Annotated[Base, Reaches("base")]
-    model: Annotated[Model, Reaches("base", "train")]
+    model: Annotated[Model, Reaches("base", "train", "yardsticks")]
     lora: Annotated[Lora, Reaches("train")]
     subspace: Annotated[Subspace, Reaches("train")]
     gating: Annotated[Gating, Reaches("train")]
@@ -29,8 +33,8 @@ class Settings(Section):
     rate_phase: Annotated[RatePhase, Reaches("train", when=trains_for_the_message)]
     compute: Annotated[Compute, Reaches("train")]
     message: Annotated[Message, Reaches("score", "bound")]
-    scoring: Annotated[Scoring, Reaches("score", "bound")]
-    bound: Annotated[Bound, Reaches("score", "bound"), Reaches("train", when=trains_for_the_message)]
+    scoring: Annotated[Scoring, Reaches("score", "yardsticks", "bound")]
+    bound: Annotated[Bound, Reaches("score", "yardsticks", "bound"), Reaches("train", when=trains_for_the_message)]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":

@@ -65,8 +65,6 @@ class RatePhase(Section):
     """token(a) or document(k): in force until the phase starts and chooses one from scoring.smoothing."""
     val_documents: PositiveInt
     """Val documents, at most, by which the phase chooses."""
-    val_windows: PositiveInt
-    """Windows of each of them."""
     choice_interval_steps: PositiveInt
     """Steps between looks for the best checkpoint while w is rounded, beside the periodic evaluations."""
 
