@@ -146,6 +146,17 @@ class DocstringCorpus(Section):
     """Import names; 'stdlib' is the standard library."""
 
 
+class FunctionCorpus(Section):
+    """Functions and methods of the standard library and of installed packages, docstrings cut out.
+
+    Found as the files of a docstring corpus are. What a function contains is part of it.
+    """
+
+    kind: Literal["functions"]
+    packages: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Import names; 'stdlib' is the standard library."""
+
+
 class MarkovCorpus(Section):
     """Independent documents of a Markov chain whose entropy rate is known: a source to test bounds against.
 
@@ -177,7 +188,9 @@ class Data(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Files lie in data/{name}/."""
-    corpus: Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus | MarkovCorpus, Field(discriminator="kind")]
+    corpus: Annotated[
+        HuggingFaceCorpus | FolderCorpus | DocstringCorpus | FunctionCorpus | MarkovCorpus, Field(discriminator="kind")
+    ]
     tokenizer: Literal["gpt2", "bytes"]
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
     min_characters: Annotated[int, Field(ge=1)]
