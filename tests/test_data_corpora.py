@@ -1,4 +1,6 @@
 import ast
+import graphlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -14,9 +16,12 @@ from pathlib import Path
 import pytest
 from data_samples import folder_data, markov_corpus
 
+import sublora.data
 from sublora import config
-from sublora.data.corpora import BATCH_CHARACTERS, batch_texts, open_reader
-from sublora.data.docstrings import SourceBatch, docstrings_of_source, source_files
+from sublora.data.corpora import READERS, open_reader
+from sublora.data.docstrings import docstrings_of_source
+from sublora.data.python_sources import SourceBatch, source_files
+from sublora.data.readers import BATCH_CHARACTERS, batch_texts
 from sublora.errors import UserError
 
 
@@ -142,7 +147,7 @@ def test_source_that_does_not_parse_is_counted(source, tmp_path):
     (tmp_path / "good.py").write_bytes(b"'''Good.'''\nx = '\\d'")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an invalid escape is a warning of the corpus, not of ours
-        texts = SourceBatch((tmp_path / "bad.py", tmp_path / "good.py")).read()
+        texts = SourceBatch((tmp_path / "bad.py", tmp_path / "good.py"), docstrings_of_source).read()
     assert texts.documents == ["Good."]
     assert texts.unparsable_files == 1
 
@@ -301,8 +306,10 @@ def test_markov_corpus_has_a_reader():
 
 
 def test_every_corpus_kind_has_a_reader():
-    kinds = config.Data.model_fields["corpus"].annotation.__args__
-    assert {kind.__name__ for kind in kinds} == {"HuggingFaceCorpus", "FolderCorpus", "DocstringCorpus", "MarkovCorpus"}
+    assert set(READERS) == set(config.Data.model_fields["corpus"].annotation.__args__)
+    for reader in READERS.values():
+        module, _, name = reader.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
     with pytest.raises(TypeError, match="no reader for Grid"):
         open_reader(config.Grid(budgets=(1,), allocations=("uniform",), seeds=(0,)), Path())
 
@@ -319,3 +326,17 @@ def test_a_misspelt_key_of_a_corpus_names_the_known_one(corpus, message):
     values = folder_data().model_dump() | {"corpus": corpus}
     with pytest.raises(UserError, match=re.escape(f"unknown key {message}")):
         config.parse_settings({"data": values}, source="file")
+
+
+def test_modules_of_data_import_in_one_direction():
+    folder = Path(sublora.data.__file__).parent
+    imports = {
+        path.stem: {
+            node.module.removeprefix("sublora.data.")
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("sublora.data.")
+        }
+        for path in folder.glob("*.py")
+    }
+    assert imports["readers"] == set()
+    graphlib.TopologicalSorter(imports).prepare()  # CycleError names the circle

@@ -96,7 +96,7 @@ def test_the_same_bytes_whatever_the_workers_the_batches_and_the_order(tmp_path,
     write_documents(tmp_path, DOCUMENTS)
     first = all_bytes(prepare_dataset(folder_data(), tmp_path))
     assert all_bytes(prepare_dataset(folder_data(), tmp_path)) == first
-    monkeypatch.setattr("sublora.data.corpora.BATCH_CHARACTERS", 900)
+    monkeypatch.setattr("sublora.data.readers.BATCH_CHARACTERS", 900)
     monkeypatch.setattr(spill, "BUFFER_BYTES", 300)
     assert all_bytes(prepare_dataset(folder_data(workers=3), tmp_path)) == first
     (tmp_path / FOLDER / "all.jsonl").unlink()

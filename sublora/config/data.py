@@ -51,6 +51,16 @@ class DocstringCorpus(PackageCorpus):
     """Docstrings of Python packages."""
 
 
+class FunctionCorpus(PackageCorpus):
+    """Functions and methods of the standard library and of installed packages, docstrings cut out.
+
+    Found as the files of a docstring corpus are. What a function contains is part of it.
+    """
+
+    kind: Literal["functions"]
+    """Source text of Python functions."""
+
+
 class MarkovCorpus(Section):
     """Independent documents of a Markov chain whose entropy rate is known: a source to test bounds against.
 
@@ -80,7 +90,7 @@ class MarkovCorpus(Section):
         return self
 
 
-Corpus = Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus | MarkovCorpus, Field(discriminator="kind")]
+Corpus = Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus | FunctionCorpus | MarkovCorpus, Field(discriminator="kind")]
 
 
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

@@ -1,79 +1,24 @@
-"""Where documents come from: a reader for each kind of corpus.
+"""The kinds of corpora: which reader reads the corpus that a settings class describes.
 
-A reader cuts its corpus into batches that are cheap to make and to send to another process; `Batch.read` does
-the work there. The order of batches and documents is of no meaning: `sublora.data.prepare` orders documents by
-a keyed digest of their text.
+A new kind takes a settings class in the union of `config.Data.corpus`, a module with its reader, and a line in
+READERS. The reader's class is called with the settings and the folder that relative paths start at, raises
+UserError if it cannot find the corpus, and has what `sublora.data.readers.Reader` lists.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import importlib
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from sublora import config
+from sublora.data.readers import Reader
 
-BATCH_CHARACTERS = 1 << 20
-"""A batch of texts is closed once it holds this many characters."""
-
-
-class Texts(NamedTuple):
-    """What a batch holds."""
-
-    documents: list[str]
-    unparsable_files: int = 0
-    """Source files left out because they are not valid Python of this interpreter's version."""
-
-
-class Batch(Protocol):
-    """A picklable part of a corpus."""
-
-    def __len__(self) -> int:
-        """Units of work, as the reader counts them."""
-
-    def read(self) -> Texts: ...
-
-
-class Reader(Protocol):
-    """A corpus, opened."""
-
-    where: str
-    """The corpus in words, for errors and progress."""
-    unit: str
-    """What `total` and the lengths of batches count."""
-    total: int | None
-    """Units in the corpus, None where only reading it tells."""
-
-    def batches(self) -> Iterator[Batch]: ...
-
-    def provenance(self) -> dict[str, object]:
-        """Facts beyond the settings that say which text this is, as JSON values without paths or times."""
-
-
-@dataclass(frozen=True)
-class TextBatch:
-    """Texts that the reader has already loaded."""
-
-    documents: list[str]
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def read(self) -> Texts:
-        return Texts(self.documents)
-
-
-def batch_texts(documents: Iterable[str]) -> Iterator[TextBatch]:
-    """Group texts so that a batch holds about BATCH_CHARACTERS characters."""
-    batch: list[str] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document) + 1
-        if characters >= BATCH_CHARACTERS:
-            yield TextBatch(batch)
-            batch, characters = [], 0
-    if batch:
-        yield TextBatch(batch)
+READERS: dict[type[config.Section], str] = {
+    config.HuggingFaceCorpus: "sublora.data.huggingface:HuggingFaceReader",
+    config.FolderCorpus: "sublora.data.folder:FolderReader",
+    config.DocstringCorpus: "sublora.data.docstrings:DocstringReader",
+    config.FunctionCorpus: "sublora.data.functions:FunctionReader",
+    config.MarkovCorpus: "sublora.data.markov:MarkovReader",
+}
+"""Module and class of the reader of each kind, by name: a module is imported where its kind is read."""
 
 
 def open_reader(corpus: config.Section, root: Path) -> Reader:
@@ -81,20 +26,8 @@ def open_reader(corpus: config.Section, root: Path) -> Reader:
 
     Raises UserError if the corpus cannot be found.
     """
-    if isinstance(corpus, config.HuggingFaceCorpus):
-        from sublora.data.huggingface import HuggingFaceReader
-
-        return HuggingFaceReader(corpus, root)
-    if isinstance(corpus, config.FolderCorpus):
-        from sublora.data.folder import FolderReader
-
-        return FolderReader(corpus, root)
-    if isinstance(corpus, config.DocstringCorpus):
-        from sublora.data.docstrings import DocstringReader
-
-        return DocstringReader(corpus)
-    if isinstance(corpus, config.MarkovCorpus):
-        from sublora.data.markov import MarkovReader
-
-        return MarkovReader(corpus)
-    raise TypeError(f"no reader for {type(corpus).__name__}")
+    if type(corpus) not in READERS:
+        raise TypeError(f"no reader for {type(corpus).__name__}")
+    module, _, name = READERS[type(corpus)].partition(":")
+    reader: Reader = getattr(importlib.import_module(module), name)(corpus, root)
+    return reader

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sublora import config
-from sublora.data.corpora import TextBatch, batch_texts
+from sublora.data.readers import TextBatch, batch_texts
 from sublora.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sublora import config
-from sublora.data.corpora import TextBatch
+from sublora.data.readers import TextBatch
 from sublora.errors import UserError
 
 if TYPE_CHECKING:

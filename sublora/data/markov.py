@@ -13,11 +13,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from sublora import config
-from sublora.data.corpora import Texts
+from sublora.data.readers import Texts
 from sublora.errors import UserError
 from sublora.streams import generator
 
@@ -136,7 +137,8 @@ class MarkovReader:
 
     unit = "documents"
 
-    def __init__(self, settings: config.MarkovCorpus) -> None:
+    def __init__(self, settings: config.MarkovCorpus, root: Path | None = None) -> None:
+        """`root` is where other corpora's files lie; this one has none."""
         self.settings = settings
         self.where = f"markov source of {settings.symbols} symbols, seed {settings.seed}"
         self.total = settings.documents

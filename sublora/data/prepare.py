@@ -32,7 +32,7 @@ from rich.progress import (
 )
 
 from sublora import config
-from sublora.data.corpora import Batch, Reader, open_reader
+from sublora.data.corpora import open_reader
 from sublora.data.dataset import (
     DOC_LENGTHS_FILE,
     EOT_INDICES_FILE,
@@ -40,6 +40,7 @@ from sublora.data.dataset import (
     SPLITS,
     dataset_folder,
 )
+from sublora.data.readers import Batch, Reader
 from sublora.data.spill import Spill, make_record
 from sublora.data.tokenizers import TOKENIZERS, load_tokenizer
 from sublora.errors import UserError

@@ -1,0 +1,163 @@
+"""Python source of the standard library and of installed packages: found, parsed, never imported."""
+
+import ast
+import gc
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import platform
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sublora.data.readers import Texts
+from sublora.errors import UserError
+
+STANDARD_LIBRARY = "stdlib"
+SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests"})
+"""Below the standard library lie other people's packages; test folders are stripped by some installers."""
+
+BATCH_BYTES = 1 << 20
+"""A batch of source files is closed once they hold this many bytes."""
+
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+"""Fields of a syntax tree's nodes that hold statements (or what holds statements)."""
+
+Extraction = Callable[[bytes], list[str] | None]
+"""Documents of a source file, None if it does not parse; a function of a module, which a process can be sent."""
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """Python files; reading them parses them."""
+
+    paths: tuple[Path, ...]
+    extract: Extraction
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self) -> Texts:
+        documents: list[str] = []
+        unparsable = 0
+        # Syntax trees hold no cycles, and collections in the middle of building one double the time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for path in self.paths:
+                found = self.extract(path.read_bytes())
+                if found is None:
+                    unparsable += 1
+                else:
+                    documents.extend(found)
+        finally:
+            if collecting:
+                gc.enable()
+        return Texts(documents, unparsable)
+
+
+def parse_source(source: bytes | str) -> ast.Module | None:
+    """The syntax tree of a module; None if it is not valid Python of this interpreter's version."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):  # ValueError: null bytes; RecursionError: nested too deeply
+        return None
+
+
+def child_statements(node: ast.AST) -> Iterator[ast.AST]:
+    """The statements in the blocks of a node, and its handlers and cases, which hold statements."""
+    for block in BLOCKS:
+        value = getattr(node, block, None)
+        if isinstance(value, list):  # the body of a lambda is a single expression
+            yield from value
+
+
+class PythonSourceReader:
+    """Reads the source files of packages, found by their import names; subclasses say what a document is."""
+
+    unit = "files"
+
+    def __init__(self, packages: tuple[str, ...], what: str, extract: Extraction) -> None:
+        self.where = f"{what} of {', '.join(packages)}"
+        self.files = {name: source_files(name) for name in packages}
+        self.total = sum(map(len, self.files.values()))
+        self._extract = extract
+
+    def batches(self) -> Iterator[SourceBatch]:
+        batch: list[Path] = []
+        size = 0
+        for path in (path for paths in self.files.values() for path in paths):
+            batch.append(path)
+            size += path.stat().st_size
+            if size >= BATCH_BYTES:
+                yield SourceBatch(tuple(batch), self._extract)
+                batch, size = [], 0
+        if batch:
+            yield SourceBatch(tuple(batch), self._extract)
+
+    def provenance(self) -> dict[str, object]:
+        return {
+            "python": platform.python_version(),
+            "package_versions": package_versions(tuple(self.files)),
+            "source_files": {name: len(paths) for name, paths in self.files.items()},
+        }
+
+
+def source_files(package: str) -> list[Path]:
+    """Sorted .py files of a package or single-file module, found without importing it.
+
+    Raises UserError if there is no such package, or none with Python source.
+    """
+    if package == STANDARD_LIBRARY:
+        return _files_below([Path(sysconfig.get_paths()["stdlib"])])
+    spec = _find_spec(package)
+    files = _files_below([Path(folder) for folder in spec.submodule_search_locations or ()])
+    if not files and spec.origin is not None and spec.origin.endswith(".py"):
+        files = [Path(spec.origin)]
+    if not files:
+        raise UserError(
+            f"data.corpus.packages: '{package}' has no Python source files (origin: {spec.origin}); "
+            "take it out of the list"
+        )
+    return files
+
+
+def _find_spec(package: str) -> importlib.machinery.ModuleSpec:
+    # A dotted name would import the parent package; names of running modules may have no spec (ValueError).
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:
+        spec = None
+    if spec is None:
+        raise UserError(
+            f"data.corpus.packages: no installed package '{package}'; expected import names of top-level packages "
+            f"or '{STANDARD_LIBRARY}': install it or take it out of the list"
+        )
+    return spec
+
+
+def _files_below(folders: list[Path]) -> list[Path]:
+    return sorted(
+        path
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if SKIPPED_FOLDERS.isdisjoint(path.relative_to(folder).parts[:-1]) and path.is_file()
+    )
+
+
+def package_versions(packages: tuple[str, ...]) -> dict[str, str | None]:
+    """Version of each package's distribution; None for source that no distribution claims."""
+    distributions = importlib.metadata.packages_distributions()
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        if package == STANDARD_LIBRARY:
+            versions[package] = platform.python_version()
+        else:
+            names = distributions.get(package, [])
+            versions[package] = importlib.metadata.version(names[0]) if names else None
+    return versions
