@@ -100,6 +100,27 @@ def test_betting_returns_a_value_that_its_own_equation_excludes(losses):
         assert all(np.log1p(t * ((10.0 - losses) / further - 1)).mean() < nats for t in BETS_J)
 
 
+GOLDEN = {
+    "hoeffding": 5.778228373420048,
+    "kl_inverse": 5.766727833120509,
+    "empirical_bernstein": 6.148492420936586,
+    "betting": 4.283647573291219,
+    "betting_closed_form": 4.2339039671337035,
+    "hoeffding_subsampled": 5.047722173728466,
+    "kl_inverse_subsampled": 5.033362827485662,
+    "betting_subsampled": 3.9057179979173444,
+}
+
+
+@pytest.mark.parametrize("name", FULL + SUBSAMPLED)
+def test_the_numbers_stay(name):
+    """They change only with the numerics version of `bound`."""
+    index = np.arange(400)
+    values = 3.0 + (index * 7919 % 400) / 400 + (index % 37 == 0) * 4.0
+    n = 400 if name in FULL else 3_000
+    assert bound(name, values, n=n) == pytest.approx(GOLDEN[name], rel=1e-12)
+
+
 def test_orders_that_are_theorems(losses):
     skewed = np.where(np.arange(400) % 40 == 0, 10.0, 1.0)
     for values in (losses, skewed):

@@ -1,5 +1,6 @@
 """The record of a run's bounds: what it holds, what it adds up, what it refuses."""
 
+import dataclasses
 import json
 import math
 
@@ -7,9 +8,17 @@ import numpy as np
 import pytest
 
 from sublora.bounds import inequalities
-from sublora.bounds.record import ENVIRONMENT_KEYS, all_bounds, bound_record
-from sublora.bounds.selection import loss_range
-from sublora.config import RunSpec
+from sublora.bounds.record import (
+    ENVIRONMENT_KEYS,
+    ChargedMessage,
+    HeldOutLosses,
+    Premises,
+    ScoredDocuments,
+    all_bounds,
+    bound_record,
+    held_out_bound,
+)
+from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 
 ITEMS = {
     "codebook": 176,
@@ -21,28 +30,20 @@ ITEMS = {
     "arm": 5,
     "extra": 2.5,
 }
-SHARED = {"n": 17_000, "delta": 0.05, "delta_sample": 0.045}
+CODE_BITS = 2169.5
+DRAWN = Premises(vocab_size=257, min_targets=17, n_documents=17_000, delta=0.05, delta_sample=0.045, sweep_size=30)
+ALL = dataclasses.replace(DRAWN, n_documents=500, delta_sample=None)
+SHARED = {"code_bits": CODE_BITS, "n": 17_000, "delta": 0.05, "delta_sample": 0.045}
+PARTS = {"message": ChargedMessage, "scored": ScoredDocuments, "held_out": HeldOutLosses}
 
 
 def inputs(**changes):
+    """Arguments of bound_record; a change goes to the part that has a field of this name."""
     random = np.random.default_rng(2)
     values = {
-        "run": RunSpec(budget=1000, allocation="learned", seed=42),
-        "losses": random.normal(4.8, 0.5, size=500),
-        "topk_errors_DK": random.uniform([0.6, 0.1, 0.0], [0.9, 0.3, 0.02], size=(500, 3)),
-        "top_k": (1, 10, 100),
-        "smoothing": 0.1,
-        "vocab_size": 257,
-        "code_items": ITEMS,
-        "n_documents": 17_000,
-        "delta": 0.05,
-        "delta_sample": 0.045,
-        "sweep_size": 30,
-        "val_loss_bits": 4.9,
-        "val_loss_unquantized_bits": 4.8,
-        "test_loss_bits": 4.85,
-        "gates": {"0": 250, "head": 300},
-        "gate_sizes": {"0": 1000, "head": 400},
+        "run": {"name": "d1000_learned_seed42", "budget": 1000, "allocation": "learned", "mode": "learned"}
+        | {"ratio": None, "seed": 42},
+        "premises": DRAWN,
         "environment": {
             "seconds": {"train": 11.0, "encode": 0.1, "score": 4.0, "bound": 0.2},
             "peak_memory_mib": {"train": 300, "score": 310},
@@ -52,60 +53,130 @@ def inputs(**changes):
             "slurm_job_ids": {},
         },
     }
+    fields = {
+        "message": {
+            "smoothing": TokenSmoothing(0.1),
+            "items": ITEMS,
+            "gates": {"0": 250, "head": 300},
+            "gate_sizes": {"0": 1000, "head": 400},
+        },
+        "scored": {
+            "losses_D": random.normal(4.8, 0.5, size=500),
+            "topk_errors_DK": random.uniform([0.6, 0.1, 0.0], [0.9, 0.3, 0.02], size=(500, 3)),
+            "top_k": (1, 10, 100),
+        },
+        "held_out": {
+            "val_D": random.normal(4.9, 0.5, size=60),
+            "val_unquantized_D": random.normal(4.8, 0.5, size=60),
+            "test_D": random.normal(4.85, 0.5, size=200),
+        },
+    }
+    for name, part in PARTS.items():
+        values[name] = part(**{field: changes.pop(field, value) for field, value in fields[name].items()})
     return values | changes
 
 
 def test_every_number_of_the_record():
     given = inputs()
     record = bound_record(**given)
-    lower, upper = loss_range(0.1, 257)
-    code_bits = 2169.5
-    expected = all_bounds(given["losses"], lower=lower, upper=upper, code_bits=code_bits, **SHARED)
-    assert record["run"] == {
-        "name": "d1000_learned_seed42",
-        "budget": 1000,
-        "allocation": "learned",
-        "mode": "learned",
-        "ratio": None,
-        "seed": 42,
-    }
-    assert set(expected) == {"hoeffding_subsampled", "kl_inverse_subsampled", "betting_subsampled"}
-    assert record["bounds"] == expected
+    loss_range = TokenSmoothing(0.1).loss_range_bits(257, 17)
+    losses = given["scored"].losses_D
+    expected = all_bounds(losses, loss_range, CODE_BITS, DRAWN)
+    assert record["run"] == given["run"]
+    arguments = loss_range._asdict() | SHARED
+    split = arguments.pop("delta_sample")
+    assert (
+        record["bounds"]
+        == expected
+        == {
+            "hoeffding_subsampled": inequalities.hoeffding_subsampled(losses, **arguments),
+            "kl_inverse_subsampled": inequalities.kl_inverse_subsampled(losses, **arguments, delta_sample=split),
+            "betting_subsampled": inequalities.betting_subsampled(losses, **arguments, delta_sample=split),
+        }
+    )
+    assert record["bound_inequality"] == "betting_subsampled"
     assert record["bound_value"] == expected["betting_subsampled"]
     assert record["bound_hoeffding"] == expected["hoeffding_subsampled"]
-    assert record["code_bits"] == code_bits == sum(record["code_items"].values())
+    assert record["code_bits"] == CODE_BITS == sum(record["code_items"].values())
     assert record["compressed_size_bits"] == 2162
-    assert record["kl_divergence"] == pytest.approx(code_bits * math.log(2), rel=1e-15)
-    assert record["empirical_bpd"] == pytest.approx(given["losses"].mean(), rel=1e-15)
-    assert (record["lower_bits"], record["upper_bits"]) == (lower, upper)
-    assert record["vacuous_bits"] == math.log2(257)
-    assert record["m_documents"] == 500
+    assert record["kl_divergence"] == pytest.approx(CODE_BITS * math.log(2), rel=1e-15)
+    assert record["empirical_bpd"] == pytest.approx(losses.mean(), rel=1e-15)
+    assert record["smoothing"] == "token(0.1)"
+    assert (record["lower_bits"], record["upper_bits"]) == loss_range
+    assert (record["vacuous_bits"], record["vocab_size"]) == (math.log2(257), 257)
+    assert (record["min_targets"], record["n_documents"], record["m_documents"]) == (17, 17_000, 500)
+    assert (record["delta"], record["delta_sample"], record["sweep_size"]) == (0.05, 0.045, 30)
     assert record["gamma"] == {"0": 0.25, "head": 0.75}
+    held_out = given["held_out"]
+    assert record["val_loss_bits"] == pytest.approx(held_out.val_D.mean(), rel=1e-15)
+    assert record["val_loss_unquantized_bits"] == pytest.approx(held_out.val_unquantized_D.mean(), rel=1e-15)
+    assert record["test_loss_bits"] == pytest.approx(held_out.test_D.mean(), rel=1e-15)
     assert {key: record[key] for key in ENVIRONMENT_KEYS} == given["environment"]
     assert record["empirical_bpd"] < record["bound_value"] < record["bound_hoeffding"]
+
+
+def test_with_all_documents_scored_the_full_sample_inequalities_hold_at_the_whole_delta():
+    given = inputs(premises=ALL, items=ITEMS | {"symbols": 100})
+    record = bound_record(**given)
+    loss_range = TokenSmoothing(0.1).loss_range_bits(257, 17)
+    arguments = loss_range._asdict() | {"code_bits": CODE_BITS - 1700, "n": 500, "delta": 0.05}
+    names = ("hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form")
+    losses = given["scored"].losses_D
+    assert record["bounds"] == {name: getattr(inequalities, name)(losses, **arguments) for name in names}
+    assert (record["bound_inequality"], record["bound_value"]) == ("betting", record["bounds"]["betting"])
+    assert record["bound_hoeffding"] == record["bounds"]["hoeffding"]
+    # Nothing was drawn, so the arm's bits pay for naming the best.
+    assert record["bound_all_runs"] == record["bound_value"]
+    assert (record["n_documents"], record["m_documents"], record["delta_sample"]) == (500, 500, 0.0)
+    errors = given["scored"].topk_errors_DK[:, 0]
+    rates = arguments | {"lower": 0.0, "upper": 1.0}
+    assert record["topk_bounds"]["1"] == inequalities.betting(errors, **rates)
+    with pytest.raises(ValueError, match="500 losses for n = 501"):
+        bound_record(**inputs(premises=dataclasses.replace(ALL, n_documents=501)))
+
+
+@pytest.mark.parametrize("premises", [DRAWN, ALL])
+def test_the_range_is_that_of_the_smoothing_and_the_population(premises):
+    mixture = DocumentMixture(8)
+    given = inputs(premises=premises, smoothing=mixture)
+    record = bound_record(**given)
+    assert record["smoothing"] == "document(8)"
+    assert (record["lower_bits"], record["upper_bits"]) == mixture.loss_range_bits(257, 17)
+    longer = bound_record(**given | {"premises": dataclasses.replace(premises, min_targets=100)})
+    assert longer["upper_bits"] < record["upper_bits"]
+    assert longer["bound_value"] < record["bound_value"]
+    assert record["topk_bounds"] == longer["topk_bounds"]
+
+
+def test_the_held_out_bound_costs_no_message_and_a_share_of_delta_for_naming_the_best():
+    given = inputs()
+    record = bound_record(**given)
+    loss_range, test = TokenSmoothing(0.1).loss_range_bits(257, 17), given["held_out"].test_D
+    for key, delta in (("bound_held_out", 0.05), ("bound_held_out_all_runs", 0.05 / 30)):
+        expected = inequalities.betting(test, **loss_range._asdict(), code_bits=0.0, n=200, delta=delta)
+        assert record[key] == held_out_bound(test, loss_range, delta=delta) == expected
+    assert test.mean() < record["bound_held_out"] < record["bound_held_out_all_runs"]
+    assert bound_record(**inputs(items=ITEMS | {"symbols": 5000}))["bound_held_out"] == record["bound_held_out"]
 
 
 def test_topk_bounds_are_bounds_on_rates():
     given = inputs()
     record = bound_record(**given)
     for column, k in enumerate(("1", "10", "100")):
-        errors = given["topk_errors_DK"][:, column]
+        errors = given["scored"].topk_errors_DK[:, column]
         assert record["topk_errors"][k] == pytest.approx(errors.mean(), rel=1e-15)
-        assert record["topk_bounds"][k] == inequalities.betting_subsampled(
-            errors, lower=0.0, upper=1.0, code_bits=2169.5, **SHARED
-        )
+        assert record["topk_bounds"][k] == inequalities.betting_subsampled(errors, lower=0.0, upper=1.0, **SHARED)
         assert record["topk_errors"][k] < record["topk_bounds"][k] < 1.0
 
 
-def test_the_bound_for_the_best_of_the_sweep_shares_delta_sample_among_its_runs():
+def test_the_bound_for_the_best_of_all_alternatives_shares_delta_sample_among_their_draws():
     given = inputs()
-    lower, upper = loss_range(0.1, 257)
-    share = 0.045 / 30
+    loss_range = TokenSmoothing(0.1).loss_range_bits(257, 17)
+    share = 0.045 / (30 * 2**2.5)
     expected = inequalities.betting_subsampled(
-        given["losses"],
-        lower=lower,
-        upper=upper,
-        code_bits=2169.5,
+        given["scored"].losses_D,
+        **loss_range._asdict(),
+        code_bits=CODE_BITS,
         n=17_000,
         delta=0.05 - 0.045 + share,
         delta_sample=share,
@@ -113,19 +184,24 @@ def test_the_bound_for_the_best_of_the_sweep_shares_delta_sample_among_its_runs(
     record = bound_record(**given)
     assert record["bound_all_runs"] == pytest.approx(expected, abs=1e-12)
     assert record["bound_all_runs"] > record["bound_value"]
-    alone = bound_record(**inputs(sweep_size=1))
-    assert alone["bound_all_runs"] == pytest.approx(alone["bound_value"], abs=1e-12)
+    untuned = bound_record(**inputs(items=ITEMS | {"extra": 0.0, "symbols": ITEMS["symbols"] + 2.5}))
+    assert untuned["bound_value"] == record["bound_value"]
+    assert untuned["bound_all_runs"] < record["bound_all_runs"]
+    alone = dataclasses.replace(DRAWN, sweep_size=1)
+    record = bound_record(**inputs(premises=alone, items=ITEMS | {"extra": 0.0}))
+    assert record["bound_all_runs"] == pytest.approx(record["bound_value"], abs=1e-12)
 
 
-def test_the_record_is_json():
-    record = bound_record(**inputs())
+@pytest.mark.parametrize("premises", [DRAWN, ALL])
+def test_the_record_is_json(premises):
+    record = bound_record(**inputs(premises=premises))
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
 @pytest.mark.parametrize("item", ITEMS)
 def test_every_item_of_the_message_costs(item):
     base = bound_record(**inputs())
-    longer = bound_record(**inputs(code_items=ITEMS | {item: ITEMS[item] + 100}))
+    longer = bound_record(**inputs(items=ITEMS | {item: ITEMS[item] + 100}))
     assert longer["code_bits"] == base["code_bits"] + 100
     for name in base["bounds"]:
         assert longer["bounds"][name] > base["bounds"][name]
@@ -137,18 +213,28 @@ def test_every_item_of_the_message_costs(item):
         ({"topk_errors_DK": np.zeros((500, 2))}, "top-k errors of shape"),
         ({"topk_errors_DK": np.zeros((499, 3))}, "top-k errors of shape"),
         ({"topk_errors_DK": np.full((500, 3), 1.5)}, "outside the stated range"),
-        ({"losses": np.full(500, 99.0)}, "outside the stated range"),
-        ({"code_items": {"symbols": 10}}, "lacks"),
-        ({"code_items": ITEMS | {"symbols": -1}}, "not negative"),
-        ({"code_items": ITEMS | {"symbols": math.nan}}, "not negative"),
+        ({"losses_D": np.full(500, 99.0)}, "outside the stated range"),
+        ({"items": {"symbols": 10}}, "items lack"),
+        ({"items": ITEMS | {"symbols": -1}}, "not negative"),
+        ({"items": ITEMS | {"symbols": math.nan}}, "not negative"),
         ({"gates": {"0": 1001, "head": 0}}, "gates must lie"),
         ({"gates": {"0": 0, "head": 401}}, "gates must lie"),
         ({"gates": {"0": 0}}, "but sizes of"),
         ({"environment": {}}, "environment must have"),
-        ({"test_loss_bits": math.nan}, "test_loss_bits"),
-        ({"sweep_size": 0}, "sweep_size"),
+        ({"environment": {"seconds": {}}}, "environment must have"),
+        ({"run": {"name": "x"}}, "run must have"),
+        ({"test_D": np.full(5, math.nan)}, "not finite"),
+        ({"test_D": np.full(5, 99.0)}, "outside the stated range"),
+        ({"test_D": np.empty(0)}, "not empty"),
+        ({"val_D": np.full(5, math.nan)}, "mean of the val losses must be finite"),
+        ({"items": ITEMS | {"extra": 5000.0}}, "delta_sample must lie"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         bound_record(**inputs(**changes))
+
+
+def test_an_empty_sweep_is_refused():
+    with pytest.raises(ValueError, match="sweep_size"):
+        dataclasses.replace(DRAWN, sweep_size=0)

@@ -9,6 +9,8 @@ import pytest
 from scipy.stats import binom
 
 from sublora.bounds import inequalities
+from sublora.bounds.record import ChargedMessage, HeldOutLosses, Premises, ScoredDocuments, bound_record
+from sublora.bounds.smoothing import DocumentMixture
 
 FULL = ["hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form"]
 SUBSAMPLED = ["hoeffding_subsampled", "kl_inverse_subsampled", "betting_subsampled"]
@@ -158,3 +160,42 @@ def test_wrong_bounds_from_a_draw_are_caught(name):
     draw = {"documents": 64, "m": 500, "replications": 150}
     assert violations_of_a_draw(name, **draw, charged_bits=0.0) > 75
     assert violations_of_a_draw(name, **draw, charged_bits=CODE_BITS, n=64 * TOKENS) > 75
+
+
+# (d) The memorizer's record with all documents scored, under a document mixture. The network's loss is unbounded: it
+# gives a wrong bit a probability of 1e-4. Fresh documents are fair, so the true risk is again a mean of two losses.
+
+MIXTURE = DocumentMixture(4)
+MIXED_RIGHT, MIXED_WRONG = MIXTURE.losses_bits(TOKENS * np.log([0.9999, 0.0001]), TOKENS, 2)
+MIXED_RISK = 0.5 * (MIXED_RIGHT + MIXED_WRONG)
+
+
+@functools.cache
+def memorizer_record(errors, documents, test_errors, tests, charged_bits):
+    losses, test = (coins(*counts, MIXED_RIGHT, MIXED_WRONG) for counts in ((errors, documents), (test_errors, tests)))
+    return bound_record(
+        run=dict.fromkeys(("name", "budget", "allocation", "mode", "ratio", "seed")),
+        message=ChargedMessage(MIXTURE, {"symbols": charged_bits, "arm": 0, "extra": 0.0}, {}, {}),
+        scored=ScoredDocuments(losses, np.zeros((documents, 1)), (1,)),
+        held_out=HeldOutLosses(test, test, test),
+        premises=Premises(2, TOKENS, documents, DELTA, None, 1),
+        environment=dict.fromkeys(("seconds", "peak_memory_mib", "versions", "gpu", "commit", "slurm_job_ids")),
+    )
+
+
+def misses_of_the_record(key, *, documents, charged_bits, tests=20, replications=1000):
+    random = np.random.default_rng(8)
+    misses = 0
+    for _ in range(replications):
+        errors, test_errors = memorizer_errors(random, documents), int(random.binomial(tests, 0.5))
+        misses += memorizer_record(errors, documents, test_errors, tests, charged_bits)[key] < MIXED_RISK
+    return misses
+
+
+@pytest.mark.parametrize("key", ["bound_value", "bound_all_runs", "bound_held_out"])
+def test_the_full_sample_record_of_a_memorizer_stays_within_delta(key):
+    assert misses_of_the_record(key, documents=400, charged_bits=CODE_BITS) <= binom.ppf(0.999, 1000, DELTA)
+
+
+def test_a_record_that_charges_nothing_is_caught():
+    assert misses_of_the_record("bound_value", documents=64, charged_bits=0.0) > 500

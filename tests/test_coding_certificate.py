@@ -14,9 +14,7 @@ from sublora.random import generator
 from sublora.versions import CERTIFICATE_FORMAT
 
 HEADER = {"config_digest": "ab" * 32, "run": {"seed": 42, "budget": 30}, "versions": {"numpy": "2.4.6"}, "a": [0.5, 1]}
-CONTEXT = PayloadContext(
-    budget=30, quantizer="entropy", levels=11, gate_sizes=(30, 30), smoothing_count=8, segment_lengths=(30,)
-)
+CONTEXT = PayloadContext(budget=30, quantizer="entropy", levels=11, gate_sizes=(30, 30), smoothing_count=8)
 
 
 @pytest.fixture

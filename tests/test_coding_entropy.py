@@ -1,4 +1,4 @@
-"""The entropy scheme: step grid, segments, message."""
+"""The entropy scheme: step grid, quantizer, message."""
 
 import itertools
 
@@ -15,7 +15,6 @@ from sublora.coding.entropy import (
     STEP_BITS,
     EntropyWeights,
     ideal_message_bits,
-    learns_apart,
     nearest_step_index,
     quantize_entropy,
     read_entropy,
@@ -34,18 +33,15 @@ VECTORS = hnp.arrays(
 @settings(deadline=None, max_examples=200)
 @given(VECTORS, st.data())
 def test_round_trip_is_exact_whatever_follows(vector, data):
-    first = data.draw(st.integers(1, len(vector)))
-    lengths = (first, len(vector) - first) if first < len(vector) else (first,)
-    steps = data.draw(st.lists(st.sampled_from([1.0, 1.5, 3e3]), min_size=len(lengths), max_size=len(lengths)))
-    weights = quantize_entropy(vector, steps, lengths)
+    weights = quantize_entropy(vector, data.draw(st.sampled_from([1.0, 1.5, 3e3])))
     writer = BitWriter()
-    items = write_entropy(weights, lengths, writer)
+    items = write_entropy(weights, len(vector), writer)
     assert sum(items.values()) == writer.position
     writer.write_bits(np.array(data.draw(st.lists(st.integers(0, 1), max_size=70)), dtype=np.uint8))
     reader = BitReader(writer.bits())
-    decoded, read_items = read_entropy(lengths, reader)
+    decoded, read_items = read_entropy(len(vector), reader)
     assert np.array_equal(decoded.symbols, weights.symbols)
-    assert decoded.step_indices == weights.step_indices
+    assert decoded.step_index == weights.step_index
     assert decoded.values().tobytes() == weights.values().tobytes()
     assert read_items == items
     assert reader.position == sum(items.values())
@@ -78,34 +74,10 @@ def test_rounding_is_to_the_nearest_multiple(vector):
 @pytest.mark.parametrize("count", [1, 10, 1000, 5000])
 def test_ideal_message_bits_is_what_the_message_takes(count):
     vector = generator(1, "entropy", count).laplace(size=count)
-    for lengths in ((count,),) if count == 1 else ((count,), (count // 2, count - count // 2)):
-        weights = quantize_entropy(vector, 1.0, lengths)
-        items = write_entropy(weights, lengths, BitWriter())
-        assert 0 <= sum(items.values()) - ideal_message_bits(weights) < 2 + 3e-4 * np.sum(np.abs(weights.symbols) + 1)
-
-
-def test_segments_of_different_scale_are_learned_apart_and_equal_ones_together():
-    random = generator(2, "segments")
-    narrow, wide = random.laplace(size=500), 3 * random.laplace(size=500)
-    lengths = (500, 500)
-    different = quantize_entropy(np.append(narrow, wide), 2.0, lengths)
-    equal = quantize_entropy(np.append(narrow, wide / 3), 2.0, lengths)
-    assert learns_apart(different)
-    assert not learns_apart(equal)
-    together = quantize_entropy(np.append(narrow, wide), 2.0)
-    assert ideal_message_bits(different) < ideal_message_bits(together) - 50
-    # Two flags are all that segments cost where they bring nothing.
-    assert ideal_message_bits(equal) == ideal_message_bits(quantize_entropy(np.append(narrow, wide / 3), 2.0)) + 2
-
-
-def test_a_step_of_its_own_costs_its_field():
-    vector = generator(3, "steps").laplace(size=100)
-    same = write_entropy(quantize_entropy(vector, 1.0, (40, 60)), (40, 60), BitWriter())
-    own = write_entropy(quantize_entropy(vector, (1.0, 2.0), (40, 60)), (40, 60), BitWriter())
-    assert (same["codebook"], own["codebook"]) == (2 + STEP_BITS, 2 + 2 * STEP_BITS)
-    values = quantize_entropy(vector, (1.0, 2.0), (40, 60)).values()
-    assert np.all(values[40:] % 2 == 0)
-    assert np.any(values[:40] % 2 == 1)
+    weights = quantize_entropy(vector, 1.0)
+    items = write_entropy(weights, count, BitWriter())
+    assert items["codebook"] == STEP_BITS
+    assert 0 <= sum(items.values()) - ideal_message_bits(weights) < 2 + 3e-4 * np.sum(np.abs(weights.symbols) + 1)
 
 
 def test_shorter_than_plain_symbols_for_the_same_integers():
@@ -124,7 +96,6 @@ def test_shorter_than_plain_symbols_for_the_same_integers():
         ([], 1.0, "non-empty vector"),
         ([1.0], 1e-20, "a step lies between"),
         ([1.0], np.nan, "a step lies between"),
-        ([1.0], (1.0, 1.0), "1 segments need one step or as many, got 2"),
         ([1e6], 1e-6, "choose a larger step"),
     ],
 )
@@ -134,12 +105,8 @@ def test_vectors_and_steps_that_cannot_be_coded_are_refused(vector, step, compla
 
 
 def test_misfits_are_refused():
-    weights = quantize_entropy(np.ones(4), 1.0, (1, 3))
-    with pytest.raises(ValueError, match=r"segments of \(1, 3\) coefficients, expected \(4,\)"):
-        write_entropy(weights, (4,), BitWriter())
-    with pytest.raises(ValueError, match="do not make 4"):
-        quantize_entropy(np.ones(4), 1.0, (1, 2))
-    with pytest.raises(ValueError, match="do not make 4"):
-        EntropyWeights(np.ones(4, dtype=np.int64), (0, 0), (4, 0))
+    weights = quantize_entropy(np.ones(4), 1.0)
+    with pytest.raises(ValueError, match=r"symbols must have shape \(3,\), got \(4,\)"):
+        write_entropy(weights, 3, BitWriter())
     with pytest.raises(ValueError, match="a step's index lies between 0 and 1023, got 1024"):
-        EntropyWeights(np.ones(4, dtype=np.int64), (1024,), (4,))
+        EntropyWeights(np.ones(4, dtype=np.int64), 1024)

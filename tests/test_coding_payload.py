@@ -23,14 +23,13 @@ from sublora.coding.plain import PlainWeights, quantize_plain
 from sublora.random import generator
 
 
-def context_of(quantizer, budget, *, levels=11, gates=0, smoothing=8, segments=None):
+def context_of(quantizer, budget, *, levels=11, gates=0, smoothing=8):
     return PayloadContext(
         budget=budget,
         quantizer=quantizer,
         levels=levels,
         gate_sizes=(budget,) * gates if isinstance(gates, int) else gates,
         smoothing_count=smoothing,
-        segment_lengths=segments or (budget,),
     )
 
 
@@ -39,7 +38,7 @@ def contents_of(context, vector, seed=0):
     if context.quantizer == "plain":
         weights = quantize_plain(vector, context.levels)
     else:
-        weights = quantize_entropy(vector, 0.5 + float(np.std(vector)), context.segment_lengths)
+        weights = quantize_entropy(vector, 0.5 + float(np.std(vector)))
     gates = tuple(random.integers(0, np.array(context.gate_sizes, dtype=int) + 1).tolist())
     return MessageContents(weights, gates, int(random.integers(context.smoothing_count)))
 
@@ -124,13 +123,11 @@ def test_kraft_over_whole_plain_payloads():
     assert sums[0] * 2 ** (2 * 16) <= 1
 
 
-@pytest.mark.parametrize("segments", [(3,), (1, 2)])
-def test_kraft_over_whole_entropy_payloads(segments):
-    context = context_of("entropy", 3, gates=1, smoothing=2, segments=segments)
-    pairs = itertools.product([5, 9], repeat=len(segments))
+def test_kraft_over_whole_entropy_payloads():
+    context = context_of("entropy", 3, gates=1, smoothing=2)
     payloads = [
-        write_payload(MessageContents(EntropyWeights(np.array(symbols), indices, segments), (gate,), index), context)
-        for indices in pairs
+        write_payload(MessageContents(EntropyWeights(np.array(symbols), step_index), (gate,), index), context)
+        for step_index in (5, 9)
         for symbols in itertools.product(range(-2, 3), repeat=3)
         for gate in range(4)
         for index in range(2)
@@ -140,19 +137,16 @@ def test_kraft_over_whole_entropy_payloads(segments):
 
 
 def test_every_choice_changes_the_payload():
-    context = context_of("entropy", 100, gates=3, segments=(40, 60))
+    context = context_of("entropy", 100, gates=3)
     vector = generator(2, "w").laplace(size=100)
     contents = contents_of(context, vector)
     base = write_payload(contents, context).data
     nudged = contents.weights.symbols.copy()
     nudged[17] += 1
-    indices, lengths = contents.weights.step_indices, context.segment_lengths
-    other_step = (indices[0] + 1, indices[1])
+    symbols, step_index = contents.weights.symbols, contents.weights.step_index
     changes = [
-        MessageContents(EntropyWeights(nudged, indices, lengths), contents.gates, contents.smoothing_index),
-        MessageContents(
-            EntropyWeights(contents.weights.symbols, other_step, lengths), contents.gates, contents.smoothing_index
-        ),
+        MessageContents(EntropyWeights(nudged, step_index), contents.gates, contents.smoothing_index),
+        MessageContents(EntropyWeights(symbols, step_index + 1), contents.gates, contents.smoothing_index),
         MessageContents(contents.weights, (*contents.gates[:2], contents.gates[2] ^ 1), contents.smoothing_index),
         MessageContents(contents.weights, contents.gates, contents.smoothing_index ^ 1),
     ]
@@ -163,17 +157,20 @@ def test_the_same_message_has_the_same_bytes_everywhere():
     """Golden bytes: they change only with the format, and then CERTIFICATE_FORMAT must change."""
     index = np.arange(2000, dtype=np.int64)
     noise = (index * 2654435761 % 4294967296) // 65536 % 17 + (index * 40503 % 65536) // 256 % 17 - 16
-    digests = {}
-    for quantizer in ("plain", "entropy"):
-        context = context_of(quantizer, 2000, gates=2, segments=(400, 1600))
-        weights = (
-            PlainWeights(np.linspace(-1, 1, 11).astype(np.float16), np.abs(noise) % 11)
-            if quantizer == "plain"
-            else EntropyWeights(noise // 6, (600, 610), (400, 1600))
-        )
-        payload = write_payload(MessageContents(weights, (7, 1999), 5), context)
-        digests[quantizer] = (payload.bits, hashlib.sha256(payload.data).hexdigest()[:16])
-    assert digests == {"plain": (7100, "2db00920b6af2ea3"), "entropy": (4836, "972dcf3410a5e39a")}
+    plain = PlainWeights(np.linspace(-1, 1, 11).astype(np.float16), np.abs(noise) % 11)
+    found = []
+    for weights, gates in (
+        (plain, (7, 1999)),
+        (EntropyWeights(noise // 6, 600), (7, 1999)),
+        (EntropyWeights(noise[:40] * 40, 600), (7, 40)),  # magnitudes that escape to Elias delta
+    ):
+        quantizer = "plain" if isinstance(weights, PlainWeights) else "entropy"
+        context = context_of(quantizer, len(weights.symbols), gates=2)
+        payload = write_payload(MessageContents(weights, gates, 5), context)
+        found.append((payload.bits, hashlib.sha256(payload.data).hexdigest()[:16]))
+    assert found == [(7100, "2db00920b6af2ea3"), (4824, "5ae7777498cb340d"), (570, "bf392e282844ebff")]
+    tiny = MessageContents(EntropyWeights(np.array([0, -1, 2, 0, 0, 1, 100, 0]), 517), (3,), 5)
+    assert write_payload(tiny, context_of("entropy", 8, gates=1)).data.hex() == "815c9f728314e8"
 
 
 @settings(deadline=None, max_examples=300)
@@ -187,7 +184,6 @@ def test_arbitrary_bytes_are_decoded_or_refused(quantizer, data, budget):
         return
     again = write_payload(contents, context)
     assert payload.data == bytes(np.packbits(bytes_to_bits(data)[: payload.bits]))
-    # The flags about segments do not exist here, so even the choice between models is forced.
     assert again == payload
 
 
@@ -227,17 +223,13 @@ def test_contents_that_do_not_fit_the_context_are_refused():
     [
         ({"quantizer": "vector"}, "quantizer 'vector' is none of plain, entropy"),
         ({"budget": 0}, "impossible sizes"),
-        ({"segment_lengths": (2, 3)}, "do not make 4"),
-        ({"segment_lengths": (4, 0)}, "do not make 4"),
         ({"smoothing_count": 0}, "impossible sizes"),
         ({"gate_sizes": (4, 5)}, "gates must split between 1 and 4"),
         ({"gate_sizes": (0,)}, "gates must split between 1 and 4"),
     ],
 )
 def test_impossible_contexts_are_refused(changes, complaint):
-    fields = {
-        "budget": 4, "quantizer": "plain", "levels": 11, "gate_sizes": (), "smoothing_count": 8, "segment_lengths": (4,)
-    }  # fmt: skip
+    fields = {"budget": 4, "quantizer": "plain", "levels": 11, "gate_sizes": (), "smoothing_count": 8}
     with pytest.raises(ValueError, match=complaint):
         PayloadContext(**fields | changes)
 

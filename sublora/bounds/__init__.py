@@ -1,1 +1,1 @@
-"""Generalization bounds from a message's length and per-document losses (numpy and scipy only)."""
+"""Generalization bounds from a message's length and per-document losses (numpy only)."""

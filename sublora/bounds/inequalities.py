@@ -1,7 +1,7 @@
 """Upper bounds on the mean loss of a fresh document, from a message's length and per-document losses.
 
 Conventions, the same for all. All arguments but the losses are keyword-only.
-    losses      one a document, shape (documents,), in bits per token (top-k: error rates), each in [lower, upper]
+    losses      one per document, shape (documents,), in bits per token (top-k: error rates), each in [lower, upper]
     code_bits   C, every bit a decoder needs beyond what was fixed independently of the n documents
     n           number of training documents, taken to be independent draws from one population
     delta       the bound fails with probability at most delta, for all messages at once

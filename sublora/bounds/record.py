@@ -1,150 +1,249 @@
 """Every inequality for a run, and the record of it that bounds.json holds."""
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from sublora.bounds.checks import LN2, check_count
-from sublora.bounds.inequalities import betting_subsampled, hoeffding_subsampled, kl_inverse_subsampled
-from sublora.bounds.selection import loss_range
-from sublora.config import RunSpec
+from sublora.bounds.inequalities import (
+    betting,
+    betting_closed_form,
+    betting_subsampled,
+    empirical_bernstein,
+    hoeffding,
+    hoeffding_subsampled,
+    kl_inverse,
+    kl_inverse_subsampled,
+)
+from sublora.bounds.smoothing import LossRange, Smoothing
 
-RECORD_FORMAT = 1
-
-HEADLINE = "betting_subsampled"
-"""The inequality of bound_value, fixed beforehand: taking the smallest of several would cost a union over them."""
+RECORD_FORMAT = 2
 
 OUTSIDE_PAYLOAD = ("arm", "extra")
 """Items of C that the frozen payload does not hold."""
 
+RUN_KEYS = ("name", "budget", "allocation", "mode", "ratio", "seed")
 ENVIRONMENT_KEYS = ("seconds", "peak_memory_mib", "versions", "gpu", "commit", "slurm_job_ids")
 
+RATES = LossRange(0.0, 1.0)
+"""The range of top-k errors."""
 
-def all_bounds(
-    losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float, delta_sample: float
-) -> dict[str, float]:
-    """The bound by every inequality that takes m drawn documents, each at confidence 1 - delta on its own.
 
-    Arguments, unit and errors as in `sublora.bounds.inequalities`.
+@dataclasses.dataclass(frozen=True)
+class Premises:
+    """What was fixed before the n documents were seen, and how often the bounds may fail."""
+
+    vocab_size: int
+    min_targets: int
+    """Targets of the shortest document that the population admits, its closing end-of-text included."""
+    n_documents: int
+    delta: float
+    delta_sample: float | None
+    """The part of delta for drawing m documents to score; None: all n are scored, and nothing is drawn."""
+    sweep_size: int
+    """Runs whose arms the message tells apart."""
+
+    def __post_init__(self) -> None:
+        check_count("sweep_size", self.sweep_size)
+
+    @property
+    def headline(self) -> str:
+        """The inequality of bound_value, fixed beforehand: taking the smallest of several would cost a union."""
+        return betting.__name__ if self.delta_sample is None else betting_subsampled.__name__
+
+    @property
+    def hoeffding(self) -> str:
+        return hoeffding.__name__ if self.delta_sample is None else hoeffding_subsampled.__name__
+
+    def for_all_alternatives(self, extra_bits: float) -> "Premises":
+        """Such that the best of |sweep| 2^extra_bits alternatives may be named after looking at all their bounds.
+
+        The message's bits pay for this choice as far as the n documents are concerned. But each alternative has its
+        own draw of documents to score, and choosing among them also chooses among draws: delta_sample is divided
+        among all. Without a draw nothing changes.
+        """
+        if self.delta_sample is None:
+            return self
+        share = self.delta_sample / self.sweep_size * 2.0**-extra_bits
+        return dataclasses.replace(self, delta=self.delta - self.delta_sample + share, delta_sample=share)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChargedMessage:
+    """What the message chose, as far as the record tells it, and what it cost."""
+
+    smoothing: Smoothing
+    items: Mapping[str, float]
+    """Bits of C by item, with "arm" (the run's place in the sweep) and "extra" (hand tuning on this data)."""
+    gates: Mapping[str, int]
+    """Group to the number of coordinates that are B's; empty without gates."""
+    gate_sizes: Mapping[str, int]
+    """Group to the number of coordinates that its gate splits."""
+
+    def __post_init__(self) -> None:
+        if missing := [item for item in OUTSIDE_PAYLOAD if item not in self.items]:
+            raise ValueError(f"the message's items lack {missing}")
+        if wrong := {item: bits for item, bits in self.items.items() if not (math.isfinite(bits) and bits >= 0)}:
+            raise ValueError(f"the message's items must be finite and not negative, found {wrong}")
+        if self.gates.keys() != self.gate_sizes.keys():
+            raise ValueError(f"gates of {list(self.gates)}, but sizes of {list(self.gate_sizes)}")
+        if wrong := {group: k for group, k in self.gates.items() if not 0 <= k <= self.gate_sizes[group]}:
+            raise ValueError(f"gates must lie in 0 ... {dict(self.gate_sizes)}, found {wrong}")
+
+    @property
+    def code_bits(self) -> float:
+        """C."""
+        return sum(self.items.values())
+
+    @property
+    def payload_bits(self) -> float:
+        return sum(bits for item, bits in self.items.items() if item not in OUTSIDE_PAYLOAD)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredDocuments:
+    """The training documents behind the bounds: all n of them, or m drawn with replacement."""
+
+    losses_D: NDArray
+    """Bits per token, under the message's smoothing."""
+    topk_errors_DK: NDArray
+    """Share of each document's targets that are not among the k likeliest tokens."""
+    top_k: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if np.shape(self.topk_errors_DK) != (*np.shape(self.losses_D), len(self.top_k)):
+            raise ValueError(
+                f"top-k errors of shape {np.shape(self.topk_errors_DK)} for losses of shape {np.shape(self.losses_D)} "
+                f"and {len(self.top_k)} k"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOutLosses:
+    """Losses of documents that are not among the n, bits per token under the message's smoothing, shapes (D,)."""
+
+    val_D: NDArray
+    val_unquantized_D: NDArray
+    """Of the network before its w was quantized."""
+    test_D: NDArray
+
+
+def all_bounds(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, premises: Premises) -> dict[str, float]:
+    """The bound by every inequality that fits the premises, each at confidence 1 - delta on its own.
+
+    losses_D: of all n documents, or of m drawn ones where there is a delta_sample. Unit and errors as in
+    `sublora.bounds.inequalities`.
     """
-    common = {"lower": lower, "upper": upper, "code_bits": code_bits, "n": n, "delta": delta}
+    arguments = _arguments(loss_range, code_bits, premises)
+    if premises.delta_sample is None:
+        full_sample = (hoeffding, kl_inverse, empirical_bernstein, betting, betting_closed_form)
+        return {each.__name__: each(losses_D, **arguments) for each in full_sample}
+    unsplit = {name: value for name, value in arguments.items() if name != "delta_sample"}
     return {
-        "hoeffding_subsampled": hoeffding_subsampled(losses, **common),
-        "kl_inverse_subsampled": kl_inverse_subsampled(losses, **common, delta_sample=delta_sample),
-        "betting_subsampled": betting_subsampled(losses, **common, delta_sample=delta_sample),
+        "hoeffding_subsampled": hoeffding_subsampled(losses_D, **unsplit),
+        "kl_inverse_subsampled": kl_inverse_subsampled(losses_D, **arguments),
+        "betting_subsampled": betting_subsampled(losses_D, **arguments),
     }
+
+
+def headline_bound(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, premises: Premises) -> float:
+    """The bound by the inequality that `Premises.headline` names; arguments as for `all_bounds`."""
+    inequality = betting if premises.delta_sample is None else betting_subsampled
+    return inequality(losses_D, **_arguments(loss_range, code_bits, premises))
+
+
+def held_out_bound(test_losses_D: ArrayLike, loss_range: LossRange, *, delta: float) -> float:
+    """`betting` from documents that nothing was chosen on: they cost no message, C = 0.
+
+    test_losses_D: of the same network under the same smoothing, bits per token, shape (test documents,). To name the
+    best of several networks by this bound, give each its share of delta.
+    """
+    lower, upper = loss_range
+    return betting(test_losses_D, lower=lower, upper=upper, code_bits=0.0, n=np.size(test_losses_D), delta=delta)
 
 
 def bound_record(
     *,
-    run: RunSpec,
-    losses,
-    topk_errors_DK,
-    top_k: Sequence[int],
-    smoothing: float,
-    vocab_size: int,
-    code_items: Mapping[str, float],
-    n_documents: int,
-    delta: float,
-    delta_sample: float,
-    sweep_size: int,
-    val_loss_bits: float,
-    val_loss_unquantized_bits: float,
-    test_loss_bits: float,
-    gates: Mapping[str, int],
-    gate_sizes: Mapping[str, int],
+    run: Mapping[str, Any],
+    message: ChargedMessage,
+    scored: ScoredDocuments,
+    held_out: HeldOutLosses,
+    premises: Premises,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of bounds.json.
 
-    losses: of the m scored documents at the smoothing in the payload, bits per token, shape (m,);
-    topk_errors_DK: share of each document's targets outside the k likeliest tokens, shape (m, len(top_k));
-    code_items: bits of C by item, with "arm" and "extra"; sweep_size: number of runs whose arms the message tells
-    apart; gates: group to the number of coordinates that are B's, empty without gates; gate_sizes: group to the number
-    of coordinates that its gate splits; environment: the keys ENVIRONMENT_KEYS, copied.
-
-    ValueError as in `sublora.bounds.inequalities`, and if shapes, items, gates or keys do not fit together.
+    run: the keys RUN_KEYS; environment: the keys ENVIRONMENT_KEYS; both are copied. ValueError as in
+    `sublora.bounds.inequalities`, and for other keys.
     """
-    topk_errors_DK = np.asarray(topk_errors_DK, dtype=np.float64)
-    _check_fit(np.shape(losses), topk_errors_DK.shape, len(top_k), code_items, gates, gate_sizes, environment)
-    check_count("sweep_size", sweep_size)
-    lower, upper = loss_range(smoothing, vocab_size)
-    code_bits = float(sum(code_items.values()))
-    shared = {"code_bits": code_bits, "n": n_documents, "delta": delta, "delta_sample": delta_sample}
-    bounds = all_bounds(losses, lower=lower, upper=upper, **shared)
+    _check_keys("run", run, RUN_KEYS)
+    _check_keys("environment", environment, ENVIRONMENT_KEYS)
+    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
+    code_bits = message.code_bits
+    bounds = all_bounds(scored.losses_D, loss_range, code_bits, premises)
+    alternatives = premises.for_all_alternatives(message.items["extra"])
+    test_D, delta = held_out.test_D, premises.delta
     record = {
         "format": RECORD_FORMAT,
-        "run": {"name": run.name, **run.model_dump(), "mode": run.mode, "ratio": run.ratio},
-        "bound_value": bounds[HEADLINE],
-        "bound_inequality": HEADLINE,
-        "bound_hoeffding": bounds["hoeffding_subsampled"],
-        "bound_all_runs": _for_the_sweep(losses, sweep_size, lower=lower, upper=upper, **shared),
+        "run": {key: run[key] for key in RUN_KEYS},
+        "bound_value": bounds[premises.headline],
+        "bound_inequality": premises.headline,
+        "bound_hoeffding": bounds[premises.hoeffding],
+        "bound_all_runs": headline_bound(scored.losses_D, loss_range, code_bits, alternatives),
+        "bound_held_out": held_out_bound(test_D, loss_range, delta=delta),
+        "bound_held_out_all_runs": held_out_bound(test_D, loss_range, delta=delta / premises.sweep_size),
         "bounds": bounds,
-        "empirical_bpd": float(np.mean(losses)),
+        "empirical_bpd": _mean("losses of scored documents", scored.losses_D),
         "kl_divergence": code_bits * LN2,
-        "compressed_size_bits": sum(bits for item, bits in code_items.items() if item not in OUTSIDE_PAYLOAD),
+        "compressed_size_bits": message.payload_bits,
         "code_bits": code_bits,
-        "code_items": dict(code_items),
-        "smoothing": smoothing,
-        "lower_bits": lower,
-        "upper_bits": upper,
-        "vacuous_bits": math.log2(vocab_size),
-        "vocab_size": vocab_size,
-        "n_documents": n_documents,
-        "m_documents": len(losses),
-        "sweep_size": sweep_size,
+        "code_items": dict(message.items),
+        "smoothing": message.smoothing.name,
+        "lower_bits": loss_range.lower,
+        "upper_bits": loss_range.upper,
+        "vacuous_bits": math.log2(premises.vocab_size),
+        "vocab_size": premises.vocab_size,
+        "min_targets": premises.min_targets,
+        "n_documents": premises.n_documents,
+        "m_documents": len(scored.losses_D),
+        "sweep_size": premises.sweep_size,
         "delta": delta,
-        "delta_sample": delta_sample,
-        "val_loss_bits": _finite("val_loss_bits", val_loss_bits),
-        "val_loss_unquantized_bits": _finite("val_loss_unquantized_bits", val_loss_unquantized_bits),
-        "test_loss_bits": _finite("test_loss_bits", test_loss_bits),
-        "gates": dict(gates),
-        "gamma": {group: count / gate_sizes[group] for group, count in gates.items()},
-        "topk_errors": {str(k): float(errors.mean()) for k, errors in zip(top_k, topk_errors_DK.T, strict=True)},
-        "topk_bounds": {
-            str(k): betting_subsampled(errors, lower=0.0, upper=1.0, **shared)
-            for k, errors in zip(top_k, topk_errors_DK.T, strict=True)
-        },
+        "delta_sample": premises.delta_sample or 0.0,
+        "val_loss_bits": _mean("val losses", held_out.val_D),
+        "val_loss_unquantized_bits": _mean("val losses before quantization", held_out.val_unquantized_D),
+        "test_loss_bits": _mean("test losses", held_out.test_D),
+        "gates": dict(message.gates),
+        "gamma": {group: count / message.gate_sizes[group] for group, count in message.gates.items()},
     }
-    return record | {key: environment[key] for key in ENVIRONMENT_KEYS}
+    return record | _topk(scored, code_bits, premises) | {key: environment[key] for key in ENVIRONMENT_KEYS}
 
 
-def _for_the_sweep(losses, sweep_size: int, *, delta: float, delta_sample: float, **arguments: Any) -> float:
-    """The headline bound with delta_sample shared among all runs of the sweep.
-
-    The arm's index in the message pays for all runs where the n documents are concerned; the draws of m, one a run,
-    need this union of their own before the best of the runs may be named.
-    """
-    share = delta_sample / sweep_size
-    return betting_subsampled(losses, delta=delta - delta_sample + share, delta_sample=share, **arguments)
-
-
-def _check_fit(
-    losses_shape: tuple[int, ...],
-    topk_shape: tuple[int, ...],
-    top_k_count: int,
-    code_items: Mapping[str, float],
-    gates: Mapping[str, int],
-    gate_sizes: Mapping[str, int],
-    environment: Mapping[str, Any],
-) -> None:
-    if topk_shape != (*losses_shape, top_k_count):
-        raise ValueError(f"top-k errors of shape {topk_shape} for losses of shape {losses_shape} and {top_k_count} k")
-    if missing := [item for item in OUTSIDE_PAYLOAD if item not in code_items]:
-        raise ValueError(f"code_items lacks {missing}")
-    if wrong := {item: bits for item, bits in code_items.items() if not (math.isfinite(bits) and bits >= 0)}:
-        raise ValueError(f"code_items must be finite and not negative, found {wrong}")
-    if gates.keys() != gate_sizes.keys():
-        raise ValueError(f"gates of {list(gates)}, but sizes of {list(gate_sizes)}")
-    if wrong := {group: count for group, count in gates.items() if not 0 <= count <= gate_sizes[group]}:
-        raise ValueError(f"gates must lie in 0 ... {dict(gate_sizes)}, found {wrong}")
-    if set(environment) != set(ENVIRONMENT_KEYS):
-        raise ValueError(f"environment must have the keys {ENVIRONMENT_KEYS}, found {tuple(environment)}")
+def _topk(scored: ScoredDocuments, code_bits: float, premises: Premises) -> dict[str, dict[str, float]]:
+    """Mean top-k errors and their headline bounds."""
+    errors = {str(k): errors_D for k, errors_D in zip(scored.top_k, np.transpose(scored.topk_errors_DK), strict=True)}
+    return {
+        "topk_errors": {k: _mean(f"top-{k} errors", errors_D) for k, errors_D in errors.items()},
+        "topk_bounds": {k: headline_bound(errors_D, RATES, code_bits, premises) for k, errors_D in errors.items()},
+    }
 
 
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, found {value}")
-    return float(value)
+def _arguments(loss_range: LossRange, code_bits: float, premises: Premises) -> dict[str, Any]:
+    """What the inequalities ask for beside the losses."""
+    arguments = loss_range._asdict() | {"code_bits": code_bits, "n": premises.n_documents, "delta": premises.delta}
+    return arguments if premises.delta_sample is None else arguments | {"delta_sample": premises.delta_sample}
+
+
+def _check_keys(name: str, given: Mapping[str, Any], expected: tuple[str, ...]) -> None:
+    if set(given) != set(expected):
+        raise ValueError(f"{name} must have the keys {expected}, found {tuple(given)}")
+
+
+def _mean(name: str, values: ArrayLike) -> float:
+    mean = float(np.mean(np.asarray(values, dtype=np.float64)))
+    if not math.isfinite(mean):
+        raise ValueError(f"the mean of the {name} must be finite, found {mean}")
+    return mean

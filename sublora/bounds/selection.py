@@ -1,6 +1,6 @@
 """Choices made on val documents by what they would do to the bound, and the bound's slope in the code length.
 
-The functions with (losses, ..., sampling) suppose that the training documents have losses like the ones given, of which
+The functions with a `Sampling` suppose that the training documents have losses like the ones given, of which
 there may be any number. Their results are estimates for choosing and for training, never bounds.
 """
 
@@ -11,17 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sublora import config
 from sublora.bounds.checks import (
     LN2,
     check_count,
-    check_probability,
     check_split,
     checked_losses,
     complexity_nats,
     rounded_up,
 )
 from sublora.bounds.full_sample import BETS_J, betting_headroom
+from sublora.bounds.smoothing import LossRange
 from sublora.bounds.subsampled import SUBSAMPLED_BETS_J, growth_optimal_play, relative_gain
 
 
@@ -41,60 +40,41 @@ class Sampling:
         if (self.m is None) != (self.delta_sample is None):
             raise ValueError("m and delta_sample belong together: give both or neither")
 
-    @classmethod
-    def of(cls, settings: config.Settings, n_documents: int) -> "Sampling":
-        """As a run with these settings is scored and bounded."""
-        return cls(n_documents, settings.bound.delta, settings.scoring.documents, settings.bound.delta_sample)
-
-
-def loss_range(smoothing: float, vocab_size: int) -> tuple[float, float]:
-    """(lower, upper), in bits per token, of a loss under p_a = (1 - a) p + a / V, with a = smoothing.
-
-    lower = -log2(1 - a + a/V), where p is 1; upper = log2(V/a), where p is 0. Source: prediction smoothing,
-    Lotfi et al. 2024.
-    """
-    check_probability("smoothing", smoothing)
-    check_count("vocab_size", vocab_size)
-    return -math.log2(1.0 - smoothing + smoothing / vocab_size), math.log2(vocab_size / smoothing)
-
 
 def choose_smoothing(
-    val_losses_DA,
-    smoothing: Sequence[float],
-    *,
-    vocab_size: int,
-    code_bits: float,
-    sampling: Sampling,
+    val_losses_DA: np.ndarray, ranges: Sequence[LossRange], *, code_bits: float, sampling: Sampling
 ) -> int:
-    """Index of the smoothing whose estimated bound is smallest, the first of equals.
+    """Index of the candidate whose `estimated_bound` is smallest, the first of equals.
 
-    val_losses_DA: bits per token, shape (val documents, smoothing values); smoothing: the values a, in the same
-    order. The index travels in the message, so the choice is paid for wherever it comes from.
+    val_losses_DA: bits per token, shape (val documents, candidates); ranges: of their losses, in the same order. The
+    index travels in the message, so the choice is paid for wherever it comes from. ValueError for shapes that do not
+    fit, and as in `sublora.bounds.inequalities`.
     """
     val_losses_DA = np.asarray(val_losses_DA, dtype=np.float64)
-    if val_losses_DA.ndim != 2 or val_losses_DA.shape[1] != len(smoothing):
-        raise ValueError(f"val losses of shape {val_losses_DA.shape} for {len(smoothing)} smoothing values")
-    estimates = []
-    for losses_D, value in zip(val_losses_DA.T, smoothing, strict=True):
-        lower, upper = loss_range(value, vocab_size)
-        estimates.append(estimated_bound(losses_D, lower=lower, upper=upper, code_bits=code_bits, sampling=sampling))
+    if val_losses_DA.ndim != 2 or val_losses_DA.shape[1] != len(ranges):
+        raise ValueError(f"val losses of shape {val_losses_DA.shape} for {len(ranges)} candidates of the smoothing")
+    estimates = [
+        estimated_bound(losses_D, loss_range, code_bits=code_bits, sampling=sampling)
+        for losses_D, loss_range in zip(val_losses_DA.T, ranges, strict=True)
+    ]
     return int(np.argmin(estimates))
 
 
-def estimated_bound(losses, *, lower: float, upper: float, code_bits: float, sampling: Sampling) -> float:
+def estimated_bound(losses, loss_range: LossRange, *, code_bits: float, sampling: Sampling) -> float:
     """`betting`, or of m drawn documents `betting_subsampled`, to be expected; in the unit of the losses."""
+    lower, upper = loss_range
     values = checked_losses(losses, lower=lower, upper=upper)
     solution = _solve(upper - values, code_bits, sampling)
     return rounded_up(upper - solution.headroom, lower=lower, upper=upper)
 
 
-def bound_slope_per_bit(losses, *, lower: float, upper: float, code_bits: float, sampling: Sampling) -> float:
+def bound_slope_per_bit(losses, loss_range: LossRange, *, code_bits: float, sampling: Sampling) -> float:
     """d `estimated_bound` / d C: what one more bit of message costs, in the unit of the losses per bit.
 
     By the implicit function theorem at the bet (and stake) that attains the estimate; 0 where the bound is `upper`.
     """
-    values = checked_losses(losses, lower=lower, upper=upper)
-    headroom_D = upper - values
+    lower, upper = loss_range
+    headroom_D = upper - checked_losses(losses, lower=lower, upper=upper)
     solution = _solve(headroom_D, code_bits, sampling)
     if solution.headroom == 0.0:
         return 0.0

@@ -20,7 +20,7 @@ All probabilities are integers (pseudo-counts in units of 1/UNIT), hence the sam
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ MAX_COEFFICIENTS = 1 << 23
 MAX_MAGNITUDE = (1 << 31) - 1
 
 Integers = NDArray[np.int64]
+Count = TypeVar("Count", int, Integers)
 
 
 class Prior(NamedTuple):
@@ -84,7 +85,7 @@ def check_symbols(symbols: NDArray) -> Integers:
 def ideal_bits(symbols: NDArray) -> float:
     """Information content in bits of integer coefficients, shape (d,), under this model, without encoding them.
 
-    The coder adds less than 2 bits, and about 1e-4 bits a flag because its state is finite. Closed form: a plane
+    The coder adds less than 2 bits, and about 1e-4 bits per flag because its state is finite. Closed form: a plane
     costs log2 B(a, b) - log2 B(a + passed, b + reached - passed), B the beta function.
     """
     magnitudes = np.abs(check_symbols(symbols))
@@ -122,7 +123,7 @@ def magnitude_bits(magnitudes: Integers, *, learned_from: NDArray) -> NDArray[np
     return bits
 
 
-def _frequency_of_one(ones: int | Integers, total: int | Integers) -> int | Integers:
+def _frequency_of_one(ones: Count, total: Count) -> Count:
     """Integer frequency in [1, TOTAL - 1]; `ones` and `total` count prior and flags seen, in units of 1/UNIT."""
     return 1 + ones * (TOTAL - 2) // total
 

@@ -5,8 +5,8 @@ Layout, in this order, without padding between fields:
 | item | plain | entropy |
 |---|---|---|
 | length | Elias gamma code of K, the bits that follow | none |
-| codebook | 16 bits a level | steps of 10 bits (and two flags if there are several segments) |
-| counts | ceil(log2(d + 1)) bits a level | none |
+| codebook | 16 bits per level | 10 bits, the step |
+| counts | ceil(log2(d + 1)) bits per level | none |
 | symbols | range-coded | range-coded flags, signs, excesses |
 | gates | ceil(log2(size + 1)) bits each, size the coordinates that the gate splits | the same |
 | smoothing | ceil(log2 of the grid's size) bits | the same |
@@ -42,9 +42,7 @@ class PayloadContext:
     gate_sizes: tuple[int, ...]
     """Coefficients that each gate splits (d where it is all of them); empty where nothing is learned."""
     smoothing_count: int
-    """Size of the grid of smoothing values."""
-    segment_lengths: tuple[int, ...]
-    """Coefficients of each segment, (d,) or (d_A, d_B); only the entropy scheme uses them."""
+    """Candidates of the smoothing."""
 
     def __post_init__(self) -> None:
         if self.quantizer not in (plain.NAME, entropy.NAME):
@@ -53,8 +51,6 @@ class PayloadContext:
             raise ValueError(f"impossible sizes in {self}")
         if not all(1 <= size <= self.budget for size in self.gate_sizes):
             raise ValueError(f"gates must split between 1 and {self.budget} coefficients, got {self.gate_sizes}")
-        if not self.segment_lengths or min(self.segment_lengths) < 1 or sum(self.segment_lengths) != self.budget:
-            raise ValueError(f"segments of {self.segment_lengths} coefficients do not make {self.budget}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def write_payload(contents: MessageContents, context: PayloadContext) -> Payload
     if isinstance(contents.weights, PlainWeights):
         items |= plain.write_plain(contents.weights, context.budget, context.levels, body)
     else:
-        items |= entropy.write_entropy(contents.weights, context.segment_lengths, body)
+        items |= entropy.write_entropy(contents.weights, context.budget, body)
     after_weights = body.position
     for gate, size in zip(contents.gates, context.gate_sizes, strict=True):
         body.write_uint(gate, index_bits(size + 1))
@@ -128,7 +124,7 @@ def read_payload(data: bytes, context: PayloadContext) -> tuple[MessageContents,
     if context.quantizer == plain.NAME:
         weights, weight_items = plain.read_plain(context.budget, context.levels, reader)
     else:
-        weights, weight_items = entropy.read_entropy(context.segment_lengths, reader)
+        weights, weight_items = entropy.read_entropy(context.budget, reader)
     items |= weight_items
     after_weights = reader.position
     gates = tuple(reader.read_uint(index_bits(size + 1)) for size in context.gate_sizes)

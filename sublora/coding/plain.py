@@ -2,7 +2,7 @@
 
 The quantizer of the published compression bounds (Lotfi et al., PAC-Bayes Compression Bounds So Tight That They Can
 Explain Generalization, NeurIPS 2022; Non-Vacuous Generalization Bounds for Large Language Models, ICML 2024) with
-its accounting: 16 bits a level, ceil(log2(d + 1)) bits for the count of each level, and an arithmetic code with these
+its accounting: 16 bits per level, ceil(log2(d + 1)) bits for the count of each level, and an arithmetic code with these
 counts as frequencies.
 """
 

@@ -1,0 +1,168 @@
+"""Smoothed predictors: what makes the loss of a document bounded, and the range it then has.
+
+The network alone may give a token probability 0 and a document an infinite loss. Two predictors mend that. With p the
+network's next-token probabilities, V the vocabulary size, and P = prod_t p(x_t | x_<t) the network's probability of a
+document of T targets (the closing end-of-text is one):
+
+    token(a)      p_a(x_t | x_<t) = (1 - a) p(x_t | x_<t) + a / V     guesses anew at every token
+    document(k)   q(x) = (1 - e) P + e V^-T,  e = 2^-k                guesses whole documents
+
+Both are proper: non-negative, and they sum to 1 over the vocabulary at every step, hence over all documents. The second
+is the Bayesian mixture of two predictors, the network and uniform guessing, with prior probability e on guessing. Its
+next-token form is
+
+    q(x_t | x_<t) = r p(x_t | x_<t) + (1 - r) / V,   r the posterior probability of the network after x_<t,
+
+so it starts like token(e) and then trusts whichever has predicted the document better so far.
+
+Losses are in bits per token, the mean over the targets of a document. Shape legend: D documents, S targets of all
+documents, A candidates.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sublora.bounds.checks import LN2, check_count, check_probability
+
+LARGEST_K = 1000
+"""2^-k must be a positive double."""
+
+
+class LossRange(NamedTuple):
+    """Smallest and largest loss that a document of the population can have, in bits per token."""
+
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class TokenSmoothing:
+    """p_a = (1 - a) p + a / V for every token. Source: prediction smoothing, Lotfi et al. 2024."""
+
+    a: float
+
+    def __post_init__(self) -> None:
+        check_probability("token(a): a", self.a)
+
+    @property
+    def name(self) -> str:
+        return f"token({float(self.a)!r})"
+
+    def loss_range_bits(self, vocab_size: int, min_targets: int) -> LossRange:
+        """[-log2(1 - a + a/V), log2(V/a)]: p = 1 and p = 0 for every target; the length does not matter."""
+        _check_population(vocab_size, min_targets)
+        return LossRange(-math.log2(1.0 - self.a + self.a / vocab_size), math.log2(vocab_size / self.a))
+
+    def target_losses_bits(self, log_p_S: NDArray, vocab_size: int) -> NDArray[np.float64]:
+        """Loss of each target, bits, shape (S,), from the network's log-probabilities in nats."""
+        p_S = np.exp(np.minimum(log_p_S.astype(np.float64), 0.0))
+        return -np.log2((1.0 - self.a) * p_S + self.a / vocab_size)
+
+    def document_losses_bits(
+        self, log_p_S: NDArray, offsets: NDArray[np.integer], vocab_size: int
+    ) -> NDArray[np.float64]:
+        """Mean loss per token of each document, bits, shape (D,).
+
+        log_p_S: natural log-probabilities of the targets of all documents, one document after another, shape (S,);
+        offsets: where each document begins, and S at the end, shape (D + 1,), strictly increasing from 0.
+        """
+        check_offsets(offsets, len(log_p_S))
+        return np.add.reduceat(self.target_losses_bits(log_p_S, vocab_size), offsets[:-1]) / np.diff(offsets)
+
+
+@dataclass(frozen=True)
+class DocumentMixture:
+    """q = (1 - e) P + e V^-T for every document, e = 2^-k: the network and guessing, mixed once per document."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or self.k != int(self.k) or not 1 <= self.k <= LARGEST_K:
+            raise ValueError(f"document(k): k must be a whole number from 1 to {LARGEST_K}, found {self.k}")
+
+    @property
+    def name(self) -> str:
+        return f"document({int(self.k)})"
+
+    def loss_range_bits(self, vocab_size: int, min_targets: int) -> LossRange:
+        """[0, log2 V + k / T_min] for documents of at least T_min = `min_targets` targets.
+
+        q <= 1, and 0 is approached by long documents that the network is sure of. q >= e V^-T, so the loss is at most
+        log2 V + k / T, which falls with T; it is attained where T = T_min and P = 0.
+        """
+        _check_population(vocab_size, min_targets)
+        return LossRange(0.0, math.log2(vocab_size) + self.k / min_targets)
+
+    def document_losses_bits(
+        self, log_p_S: NDArray, offsets: NDArray[np.integer], vocab_size: int
+    ) -> NDArray[np.float64]:
+        """-log2(q) / T of each document, bits per token, shape (D,); arguments as for `TokenSmoothing`."""
+        check_offsets(offsets, len(log_p_S))
+        log_p_D = np.add.reduceat(np.minimum(log_p_S.astype(np.float64), 0.0), offsets[:-1])
+        return self.losses_bits(log_p_D, np.diff(offsets), vocab_size)
+
+    def losses_bits(self, log_p_D: ArrayLike, targets_D: ArrayLike, vocab_size: int) -> NDArray[np.float64]:
+        """The same from ln P of whole documents, nats, and their numbers of targets; shapes (D,), or any that fit."""
+        network, guessing = self._log_weights(log_p_D, targets_D, vocab_size)
+        # The two terms sum to at most 1; adding their logarithms may leave a rounding error above 0.
+        return np.maximum(-np.logaddexp(network, guessing), 0.0) / (LN2 * np.asarray(targets_D))
+
+    def responsibility(self, log_p_D: ArrayLike, targets_D: ArrayLike, vocab_size: int) -> NDArray[np.float64]:
+        """r = (1 - e) P / q: posterior probability of the network after the targets; shapes (D,), or any that fit.
+
+        The gradient of -ln q is r times that of -ln P. With the first t targets of a document instead of all T, r is
+        the weight of the network in the prediction of target t + 1 (1 - e at t = 0).
+        """
+        network, guessing = self._log_weights(log_p_D, targets_D, vocab_size)
+        return np.exp(-np.logaddexp(0.0, guessing - network))
+
+    def _log_weights(self, log_p_D: ArrayLike, targets_D: ArrayLike, vocab_size: int) -> tuple[NDArray, NDArray]:
+        """ln((1 - e) P) and ln(e V^-T)."""
+        log_p_D = np.minimum(np.asarray(log_p_D, dtype=np.float64), 0.0)
+        guessing_D = -self.k * LN2 - np.asarray(targets_D) * math.log(vocab_size)
+        return math.log1p(-(2.0**-self.k)) + log_p_D, guessing_D
+
+
+Smoothing = TokenSmoothing | DocumentMixture
+
+
+def parse_smoothing(text: str) -> Smoothing:
+    """The smoothing of a name, `token(0.1)` or `document(8)`; ValueError in one line for anything else."""
+    match = re.fullmatch(r"\s*(token|document)\s*\(\s*([0-9.eE+-]+)\s*\)\s*", text)
+    try:
+        if match and match[1] == "token":
+            return TokenSmoothing(float(match[2]))
+        if match:
+            return DocumentMixture(int(match[2]))
+    except ValueError:
+        pass
+    raise ValueError(
+        f"smoothing {text!r}: expected token(a) with 0 < a < 1, as in token(0.1), "
+        f"or document(k) with a whole k from 1 to {LARGEST_K}, as in document(8)"
+    )
+
+
+def document_losses_bits(
+    candidates: Sequence[Smoothing], log_p_S: NDArray, offsets: NDArray[np.integer], vocab_size: int
+) -> NDArray[np.float64]:
+    """Losses of every document under every candidate, bits per token, shape (D, A)."""
+    return np.stack([each.document_losses_bits(log_p_S, offsets, vocab_size) for each in candidates], axis=1)
+
+
+def check_offsets(offsets: NDArray[np.integer], targets: int) -> None:
+    """Every document has at least one target, and together they have all; ValueError otherwise."""
+    if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != targets:
+        raise ValueError(f"offsets must lead from 0 to the number of targets, {targets}")
+    if np.diff(offsets).min() < 1:
+        raise ValueError("every document needs at least one target: offsets must increase")
+
+
+def _check_population(vocab_size: int, min_targets: int) -> None:
+    check_count("vocab_size", vocab_size)
+    check_count("min_targets", min_targets)
