@@ -160,9 +160,7 @@ class _Stage:
             val_losses_D=self._losses_D(frozen.predictor, self._val, frozen.smoothing_index),
             test_losses_D=self._losses_D(frozen.predictor, self._test, frozen.smoothing_index),
         )
-        return yardstick_row(
-            scored, self._premises, code_bits=frozen.code_bits, seconds=time.perf_counter() - since
-        )
+        return yardstick_row(scored, self._premises, code_bits=frozen.code_bits, seconds=time.perf_counter() - since)
 
 
 def _check_premises(dataset: TokenDataset, premises: Premises) -> None:

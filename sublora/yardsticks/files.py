@@ -1,9 +1,9 @@
 """data/{dataset}/yardsticks.json: written whole or not at all, read only if it is what was written.
 
-    format     YARDSTICKS_FORMAT
-    data_hash  identity of the prepared dataset (`TokenDataset.data_hash`)
-    rows       one row per yardstick, by name (see `sublora.yardsticks.rows`); losses and bounds in bits per token
-    sha256     of the other three, as canonical JSON
+format     YARDSTICKS_FORMAT
+data_hash  identity of the prepared dataset (`TokenDataset.data_hash`)
+rows       one row per yardstick, by name (see `sublora.yardsticks.rows`); losses and bounds in bits per token
+sha256     of the other three, as canonical JSON
 """
 
 import hashlib

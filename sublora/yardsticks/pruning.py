@@ -5,10 +5,11 @@ with tilts t = step r lowers the loss by
 
     w_c (sum over s of q t - log2 Z_c),   Z_c = 1 + sum over s of u (2^t - 1).
 
-To first order in the change of Z_c a single pair gains w_c (q t - x_c u (2^t - 1) / ln 2) with x_c = 1 / Z_c, which is
-largest at 2^t = q / (x_c u). Given x_c, pairs do not influence each other: one is listed if its gain exceeds its price.
-x_c then follows from what is listed, and so do the bits of an entry, from how often entries of its kind were listed;
-a few rounds settle both. A context keeps its table if the table's own gain exceeds the price of all its bits.
+Write x_c = 1 / Z_c for the factor on successors that are not listed. To first order in the change of Z_c a single pair
+gains w_c (q t - x_c u (2^t - 1) / ln 2), which is largest at 2^t = q / (x_c u). Given x_c, pairs do not influence each
+other: one is listed if its gain exceeds its price. With these tilts x_c = (1 - q(listed)) / (1 - u(listed)), which
+follows from what is listed, and so do the bits of an entry, from how often entries of its kind were listed; a few
+rounds settle both. A context keeps its table if the table's own gain exceeds the price of all its bits.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ ROUNDS = 6
 FIRST_ENTRY_BITS = 8.0
 CONTEXT_BITS = 6.0
 """Reckoned for the gap to a context and for the mark that ends its table."""
+
+SMALLEST_SHARE = 1e-9
+"""Of what is not listed, so that no factor is 0."""
 
 PRIOR_TARGETS = 4.0
 """Successors drawn from the unigram that every context is reckoned to have had before the training split."""
@@ -83,7 +87,9 @@ class BigramSearch:
             gains_P = weight_P * (self._q_P * step * tilts_P - expected_P * excess_P / np.log(2.0))
             listed_P = gains_P > price * bits_P
             z_K = 1.0 + np.bincount(rows_P, listed_P * self._u_P * excess_P, minlength=contexts)
-            scale_K = 1.0 / z_K
+            unlisted_q_K = 1.0 - np.bincount(rows_P, listed_P * self._q_P, minlength=contexts)
+            unlisted_u_K = 1.0 - np.bincount(rows_P, listed_P * self._u_P, minlength=contexts)
+            scale_K = np.maximum(unlisted_q_K, SMALLEST_SHARE) / np.maximum(unlisted_u_K, SMALLEST_SHARE)
             value_K = np.bincount(rows_P, listed_P * weight_P * self._q_P * step * tilts_P, minlength=contexts)
             cost_K = np.bincount(rows_P, listed_P * bits_P, minlength=contexts) + CONTEXT_BITS
             listed_P &= (value_K - self._weight_K * np.log2(z_K) > price * cost_K)[rows_P] & (tilts_P != 0)

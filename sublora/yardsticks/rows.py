@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sublora.bounds.inequalities import betting, betting_subsampled
+from sublora.bounds.record import held_out_bound
 from sublora.bounds.selection import Sampling
 from sublora.bounds.smoothing import LossRange, Smoothing
 from sublora.coding.bits import Bits, bits_to_bytes
@@ -114,18 +115,23 @@ def yardstick_row(
 
 
 def held_out_row(scored: Scored, premises: Premises, *, alternatives: float = 1.0, seconds: float) -> dict[str, Any]:
-    """The row of a held-out bound: C = 0, n = m = the documents given, which nothing was chosen on.
+    """The row of a held-out bound: C = 0, n = m = the documents given, on which nothing was chosen.
 
     alternatives: among how many networks the one named was chosen by its losses on these documents; delta is divided
     by it.
     """
-    if alternatives < 1.0:
+    if not alternatives >= 1.0:
         raise ValueError(f"one of at least 1 alternatives, found {alternatives}")
     losses_D = np.asarray(scored.losses_D, dtype=np.float64)
-    lower, upper = premises.range_of(scored.smoothing)
-    delta = premises.delta / alternatives
-    common = {"lower": lower, "upper": upper, "code_bits": 0.0, "n": losses_D.size, "delta": delta}
-    return _row(scored, betting(losses_D, **common), "betting", common) | {
+    loss_range, delta = premises.range_of(scored.smoothing), premises.delta / alternatives
+    common = {
+        "lower": loss_range.lower,
+        "upper": loss_range.upper,
+        "code_bits": 0.0,
+        "n": losses_D.size,
+        "delta": delta,
+    }
+    return _row(scored, held_out_bound(losses_D, loss_range, delta=delta), "betting", common) | {
         "m": losses_D.size,
         "delta_sample": None,
         "code_bits_items": {},
