@@ -1,0 +1,209 @@
+"""All yardsticks of a data set that need no network: choose on val, freeze the message, decode it, draw, score, bound.
+
+Shapes: D documents, A smoothing candidates, B models of which one is chosen.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublora.bounds.selection import bound_slope_per_bit, choose_smoothing, estimated_bound
+from sublora.coding.bits import Bits, index_bits, uint_to_bits
+from sublora.data.dataset import TokenDataset
+from sublora.yardsticks import unigram
+from sublora.yardsticks.adaptive_code import BitCounter, MessageReader, MessageWriter, SymbolWriter
+from sublora.yardsticks.bigram import Bigram
+from sublora.yardsticks.documents import Predictor, TargetBatch, batches, losses_bits
+from sublora.yardsticks.files import YARDSTICKS_FORMAT
+from sublora.yardsticks.order3 import Order3
+from sublora.yardsticks.pruning import BigramSearch, PairShares
+from sublora.yardsticks.rows import Premises, Scored, guessing_row, yardstick_row
+from sublora.yardsticks.statistics import pair_candidates, pair_shares, target_shares
+from sublora.yardsticks.unigram import Unigram
+
+PRICE_FACTORS = (0.7, 1.0, 1.4)
+"""Prices of a bit that are tried, as multiples of the slope of the unigram's estimated bound."""
+
+STEP_INDICES = (1, 2)
+"""Of the bigram's steps, those that are tried."""
+
+SHORTER_UNIGRAMS = 10
+LENGTH_RATIO = 0.93
+"""A bigram may also rest on unigrams shorter than the best one, each at most this share of the next longer one."""
+
+CHOICE_ROUNDS = 4
+
+
+def compute_yardsticks(dataset: TokenDataset, premises: Premises) -> dict[str, Any]:
+    """Contents of yardsticks.json (see `sublora.yardsticks.files`): guessing, unigram, bigram and order3.
+
+    Two passes over the training split, in memory that does not grow with it, then the documents drawn.
+
+    Raises:
+        ValueError: the premises are not this dataset's, or one of its documents is shorter than they admit.
+    """
+    _check_premises(dataset, premises)
+    stage = _Stage(dataset, premises)
+    rows = {"guessing": guessing_row(premises)}
+
+    since = time.perf_counter()
+    shares_V = target_shares(dataset)
+    unigrams = [(model, _bits(model.write)) for model in unigram.candidates(shares_V, dataset.n_documents)]
+    best, smoothing = stage.choose(unigrams)
+    rows["unigram"] = stage.row("unigram", stage.freeze(unigrams[best][0], smoothing), since)
+
+    since = time.perf_counter()
+    bases = _shortened(unigrams, best, stage.val_losses_DB([model for model, _ in unigrams], smoothing).mean(axis=0))
+    bigrams = _bigrams(dataset, shares_V, bases, stage.price_of_a_bit(*unigrams[best], smoothing))
+    best, smoothing = stage.choose(bigrams)
+    rows["bigram"] = stage.row("bigram", stage.freeze(bigrams[best][0], smoothing), since)
+
+    since = time.perf_counter()
+    # Its smoothing is the middle candidate, whatever the data, so that there is nothing to charge.
+    order3 = Frozen(Order3(premises.vocab_size), len(premises.smoothing) // 2, np.zeros(0, dtype=np.uint8), {})
+    rows["order3"] = stage.row("order3", order3, since)
+    return {"format": YARDSTICKS_FORMAT, "data_hash": premises.data_hash, "rows": rows}
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A model that nothing can change any more, decoded from its message."""
+
+    predictor: Predictor
+    smoothing_index: int
+    message: Bits
+    code_bits: Mapping[str, float]
+    """C item by item; the items sum to the message's length."""
+
+
+def frozen_message(model: Unigram | Bigram, smoothing_index: int, candidates: int) -> Bits:
+    """The model, which ends itself, and the index of its smoothing among the candidates."""
+    writer = MessageWriter()
+    model.write(writer)
+    return np.concatenate([writer.finish(), uint_to_bits(smoothing_index, index_bits(candidates))])
+
+
+class _Stage:
+    """The documents, premises and choices that all yardsticks share."""
+
+    def __init__(self, dataset: TokenDataset, premises: Premises) -> None:
+        self._dataset, self._premises = dataset, premises
+        self._val = list(self._documents("val", np.arange(premises.val_documents)))
+        self._test = list(self._documents("test", np.arange(premises.test_documents)))
+
+    def _documents(self, split: str, indices: NDArray[np.int64]) -> Iterator[TargetBatch]:
+        return batches((self._dataset.document(split, int(i)) for i in indices), self._premises.eot_id)
+
+    def _losses_D(
+        self, predictor: Predictor, documents: Iterable[TargetBatch], smoothing_index: int
+    ) -> NDArray[np.float64]:
+        smoothing = [self._premises.smoothing[smoothing_index]]
+        return losses_bits(predictor, documents, smoothing, self._premises.vocab_size)[:, 0]
+
+    def val_losses_DB(self, models: Sequence[Predictor], smoothing_index: int) -> NDArray[np.float64]:
+        return np.stack([self._losses_D(model, self._val, smoothing_index) for model in models], axis=1)
+
+    def choose(self, candidates: Sequence[tuple[Predictor, float]]) -> tuple[int, int]:
+        """Indices of the model and of the smoothing that together have the smallest estimated bound on val.
+
+        candidates: models and the bits of their messages. Model and smoothing are chosen in turn, each given the
+        other, until neither changes (or CHOICE_ROUNDS times): the bound's estimate for every pair would take longer
+        than all else.
+        """
+        premises, sampling, ranges = self._premises, self._premises.sampling, self._premises.ranges
+        losses_BDA = np.stack(
+            [losses_bits(model, self._val, premises.smoothing, premises.vocab_size) for model, _ in candidates]
+        )
+        bits_B = [bits + index_bits(len(premises.smoothing)) for _, bits in candidates]
+        best = int(np.argmin(losses_BDA.mean(axis=1).min(axis=1)))
+        smoothing = -1
+        for _ in range(CHOICE_ROUNDS):
+            before = best, smoothing
+            smoothing = choose_smoothing(losses_BDA[best], ranges, code_bits=bits_B[best], sampling=sampling)
+            if (best, smoothing) == before:
+                break
+            estimates_B = [
+                estimated_bound(losses_D, ranges[smoothing], code_bits=bits, sampling=sampling)
+                for losses_D, bits in zip(losses_BDA[:, :, smoothing], bits_B, strict=True)
+            ]
+            best = int(np.argmin(estimates_B))
+        return best, smoothing
+
+    def price_of_a_bit(self, model: Predictor, code_bits: float, smoothing_index: int) -> float:
+        """What a bit of message costs, in bits per token of loss, near this model."""
+        return bound_slope_per_bit(
+            self._losses_D(model, self._val, smoothing_index),
+            self._premises.ranges[smoothing_index],
+            code_bits=code_bits,
+            sampling=self._premises.sampling,
+        )
+
+    def freeze(self, model: Unigram | Bigram, smoothing_index: int) -> Frozen:
+        """What the decoder of the model's message makes of it."""
+        message = frozen_message(model, smoothing_index, len(self._premises.smoothing))
+        reader = MessageReader(message)
+        decoded = type(model).read(reader, self._premises.vocab_size)
+        model_bits = reader.finish()
+        code_bits = {"model": float(model_bits), "smoothing": float(len(message) - model_bits)}
+        return Frozen(decoded, smoothing_index, message, code_bits)
+
+    def row(self, name: str, frozen: Frozen, since: float) -> dict[str, Any]:
+        """Draw by the message, score, bound. since: `time.perf_counter()` where the yardstick's work began."""
+        drawn = self._documents("train", self._premises.drawn_documents(name, frozen.message))
+        scored = Scored(
+            smoothing=self._premises.smoothing[frozen.smoothing_index],
+            losses_D=self._losses_D(frozen.predictor, drawn, frozen.smoothing_index),
+            val_losses_D=self._losses_D(frozen.predictor, self._val, frozen.smoothing_index),
+            test_losses_D=self._losses_D(frozen.predictor, self._test, frozen.smoothing_index),
+        )
+        return yardstick_row(scored, self._premises, code_bits=frozen.code_bits, seconds=time.perf_counter() - since)
+
+
+def _check_premises(dataset: TokenDataset, premises: Premises) -> None:
+    for name in ("vocab_size", "eot_id", "n_documents", "data_hash"):
+        found, expected = getattr(premises, name), getattr(dataset, name)
+        if found != expected:
+            raise ValueError(f"premises with {name} {found} for a dataset with {expected}")
+    shortest = 1 + int(min(dataset.document_lengths(split).min() for split in ("train", "val", "test")))
+    if shortest < premises.min_targets:
+        raise ValueError(f"a document has {shortest} targets, the premises admit none below {premises.min_targets}")
+
+
+def _shortened(
+    unigrams: Sequence[tuple[Unigram, float]], best: int, loss_B: NDArray[np.float64]
+) -> list[tuple[Unigram, float]]:
+    """The best unigram, then shorter ones, of each length the one that loses least; longest first."""
+    chosen = [unigrams[best]]
+    while len(chosen) <= SHORTER_UNIGRAMS:
+        shorter = [b for b, (_, bits) in enumerate(unigrams) if bits <= LENGTH_RATIO * chosen[-1][1]]
+        if not shorter:
+            break
+        chosen.append(unigrams[min(shorter, key=loss_B.__getitem__)])
+    return chosen
+
+
+def _bigrams(
+    dataset: TokenDataset, shares_V: NDArray[np.float64], bases: Sequence[tuple[Unigram, float]], price: float
+) -> list[tuple[Bigram, float]]:
+    """Bigrams of each step and price on each of the unigrams, with the bits of their messages."""
+    contexts, successors = pair_candidates(shares_V)
+    pairs, context_shares = pair_shares(dataset, contexts, successors)
+    counted = PairShares(contexts, successors, pairs, context_shares, len(dataset.tokens("train")))
+    models = []
+    for base, base_bits in bases:
+        search = BigramSearch(counted, base, price * min(PRICE_FACTORS))
+        for step_index in STEP_INDICES:
+            for factor in PRICE_FACTORS:
+                model = search.bigram(step_index, price * factor)
+                models.append((model, base_bits + _bits(model.write_tables)))
+    return models
+
+
+def _bits(write: Callable[[SymbolWriter], None]) -> float:
+    counter = BitCounter()
+    write(counter)
+    return counter.bits

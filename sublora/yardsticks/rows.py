@@ -1,0 +1,175 @@
+"""A yardstick's row: its own draw of documents, the bound by the networks' inequality, and mean losses beside it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sublora.bounds.inequalities import betting, betting_subsampled
+from sublora.bounds.record import held_out_bound
+from sublora.bounds.selection import Sampling
+from sublora.bounds.smoothing import LossRange, Smoothing
+from sublora.coding.bits import Bits, bits_to_bytes
+from sublora.random import generator
+
+
+@dataclass(frozen=True)
+class Premises:
+    """What a data set's yardsticks share with its networks."""
+
+    vocab_size: int
+    """V, the end-of-text token included."""
+    eot_id: int
+    n_documents: int
+    """n, the number of training documents."""
+    min_targets: int
+    """T_min: targets of the shortest document the population admits, its end-of-text among them."""
+    delta: float
+    m: int | None
+    """Documents drawn with replacement and scored; None: all n are, and no draw needs a part of delta."""
+    delta_sample: float | None
+    """The part of delta for the draw; None if and only if m is."""
+    data_hash: str
+    smoothing: tuple[Smoothing, ...]
+    val_documents: int
+    test_documents: int
+
+    def __post_init__(self) -> None:
+        if not self.smoothing:
+            raise ValueError("yardsticks need at least one smoothing candidate")
+        if len({choice.name for choice in self.smoothing}) != len(self.smoothing):
+            raise ValueError("the smoothing candidates must differ")
+        if self.val_documents < 1 or self.test_documents < 1:
+            raise ValueError("yardsticks need at least one val and one test document")
+        if (self.m is None) != (self.delta_sample is None):
+            raise ValueError("m and delta_sample belong together: give both or neither")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.n_documents, self.delta, self.m, self.delta_sample)
+
+    @property
+    def ranges(self) -> list[LossRange]:
+        """Loss range of each smoothing candidate."""
+        return [self.range_of(choice) for choice in self.smoothing]
+
+    def range_of(self, smoothing: Smoothing) -> LossRange:
+        return smoothing.loss_range_bits(self.vocab_size, self.min_targets)
+
+    def drawn_documents(self, name: str, message: Bits) -> NDArray[np.int64]:
+        """Indices of the training documents that a yardstick is scored on: its own draw, or all n in order.
+
+        The seed is sha256 over the yardstick's name, its frozen message (its length in bits, since the bytes are
+        filled up) and the data's hash.
+        """
+        if self.m is None:
+            return np.arange(self.n_documents)
+        stream = generator("yardstick", name, len(message), bits_to_bytes(message), self.data_hash)
+        return stream.integers(0, self.n_documents, size=self.m)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Losses of one model under the smoothing chosen for it, bits per token, one per document."""
+
+    smoothing: Smoothing
+    losses_D: ArrayLike
+    """Of `Premises.drawn_documents`, or of the documents that the bound is about where it is a held-out bound."""
+    val_losses_D: ArrayLike
+    test_losses_D: ArrayLike
+
+
+def yardstick_row(
+    scored: Scored, premises: Premises, *, code_bits: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
+    """The row of a model with this message, JSON values.
+
+    Args:
+        code_bits: C item by item, in bits; empty for a model that was fixed without the n documents.
+        seconds: wall time the model took, scoring included.
+
+    Raises:
+        ValueError: the number of losses is not m (or n), or a loss lies outside its range.
+    """
+    losses_D = np.asarray(scored.losses_D, dtype=np.float64)
+    expected = premises.n_documents if premises.m is None else premises.m
+    if losses_D.shape != (expected,):
+        raise ValueError(f"losses of shape {losses_D.shape}, expected those of {expected} documents")
+    lower, upper = premises.range_of(scored.smoothing)
+    total = float(sum(code_bits.values()))
+    common = {"lower": lower, "upper": upper, "code_bits": total, "n": premises.n_documents, "delta": premises.delta}
+    if premises.m is None or premises.delta_sample is None:
+        inequality, bound = "betting", betting(losses_D, **common)
+    else:
+        inequality = "betting_subsampled"
+        bound = betting_subsampled(losses_D, **common, delta_sample=premises.delta_sample)
+    return _row(scored, bound, inequality, common) | {
+        "m": expected,
+        "delta_sample": premises.delta_sample,
+        "code_bits_items": dict(code_bits),
+        "seconds": seconds,
+    }
+
+
+def held_out_row(scored: Scored, premises: Premises, *, alternatives: float = 1.0, seconds: float) -> dict[str, Any]:
+    """The row of a held-out bound: C = 0, n = m = the documents given, on which nothing was chosen.
+
+    alternatives: among how many networks the one named was chosen by its losses on these documents; delta is divided
+    by it.
+    """
+    if not alternatives >= 1.0:
+        raise ValueError(f"one of at least 1 alternatives, found {alternatives}")
+    losses_D = np.asarray(scored.losses_D, dtype=np.float64)
+    loss_range, delta = premises.range_of(scored.smoothing), premises.delta / alternatives
+    common = {
+        "lower": loss_range.lower,
+        "upper": loss_range.upper,
+        "code_bits": 0.0,
+        "n": losses_D.size,
+        "delta": delta,
+    }
+    return _row(scored, held_out_bound(losses_D, loss_range, delta=delta), "betting", common) | {
+        "m": losses_D.size,
+        "delta_sample": None,
+        "code_bits_items": {},
+        "seconds": seconds,
+    }
+
+
+def guessing_row(premises: Premises) -> dict[str, Any]:
+    """Uniform guessing: its loss is log2 V on every document, so nothing is estimated and nothing can fail."""
+    loss = math.log2(premises.vocab_size)
+    return {
+        "bound": loss,
+        "inequality": None,
+        "smoothing": None,
+        "loss_range": [loss, loss],
+        "empirical_loss": loss,
+        "val_loss": loss,
+        "test_loss": loss,
+        "code_bits": 0.0,
+        "code_bits_items": {},
+        "n": premises.n_documents,
+        "m": None,
+        "delta": None,
+        "delta_sample": None,
+        "seconds": 0.0,
+    }
+
+
+def _row(scored: Scored, bound: float, inequality: str, common: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "bound": bound,
+        "inequality": inequality,
+        "smoothing": scored.smoothing.name,
+        "loss_range": [common["lower"], common["upper"]],
+        "empirical_loss": float(np.mean(scored.losses_D)),
+        "val_loss": float(np.mean(scored.val_losses_D)),
+        "test_loss": float(np.mean(scored.test_losses_D)),
+        "code_bits": common["code_bits"],
+        "n": int(common["n"]),
+        "delta": common["delta"],
+    }
