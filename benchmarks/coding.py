@@ -12,7 +12,7 @@ from sublora import config
 from sublora.coding.payload import MessageContents, read_payload, write_payload
 from sublora.coding.plain import quantize_plain
 from sublora.coding.rounding import round_for_rate
-from sublora.random import generator
+from sublora.streams import generator
 from sublora.stages.encode import PRICES_PER_BIT
 from sublora.stages.message import payload_context
 

@@ -18,7 +18,7 @@ from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.device import use_device
 from sublora.nn.language_model import LanguageModel, build
-from sublora.random import generator
+from sublora.streams import generator
 from sublora.scoring.windows import Windows, sliding_windows
 from sublora.stages.encode import decoded_adapters, losses_on
 

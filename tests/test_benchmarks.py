@@ -15,7 +15,7 @@ from benchmarks import coding, evaluation, hardware, profiling, reference, synth
 from benchmarks.flops import model_flops
 from sublora import config
 from sublora.nn.language_model import build
-from sublora.random import generator
+from sublora.streams import generator
 from sublora.scoring.documents import TOP_K
 from sublora.stages.encode import decoded_adapters, losses_on
 from sublora.training.loop import Trainer

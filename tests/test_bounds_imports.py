@@ -9,7 +9,7 @@ import pytest
 import sublora
 
 PACKAGE = Path(sublora.__file__).parent
-OURS = ("sublora.errors", "sublora.files", "sublora.random", "sublora.versions")
+OURS = ("sublora.errors", "sublora.files", "sublora.streams", "sublora.versions")
 OTHERS = {"numpy", "constriction"}
 
 

@@ -90,7 +90,9 @@ class MarkovCorpus(Section):
         return self
 
 
-Corpus = Annotated[HuggingFaceCorpus | FolderCorpus | DocstringCorpus | FunctionCorpus | MarkovCorpus, Field(discriminator="kind")]
+Corpus = Annotated[
+    HuggingFaceCorpus | FolderCorpus | DocstringCorpus | FunctionCorpus | MarkovCorpus, Field(discriminator="kind")
+]
 
 
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

@@ -48,7 +48,7 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
     """What bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz."""
     _, items = charged_bits(message.payload.items, message.settings)
     spec, gates = message.spec, message.gates
-    return bound_record(
+    record = bound_record(
         run={"name": spec.name, **spec.model_dump(), "mode": spec.mode, "ratio": spec.ratio},
         message=ChargedMessage(
             smoothing=message.smoothing,
@@ -65,6 +65,14 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
         premises=message.loss.premises,
         environment=environment,
     )
+    return record | {"base": base_facts(message)}
+
+
+def base_facts(message: Message) -> dict[str, Any]:
+    """What the bound supposes of the base: its kind, its hash, and of a pretrained one why it was fixed beforehand."""
+    base = message.settings.base
+    independence = base.independence.model_dump() if isinstance(base, config.PretrainedBase) else None
+    return {"kind": base.kind, "sha256": message.header["base_sha256"], "independence": independence}
 
 
 def read_losses(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sublora.bounds.record import held_out_bound
 from sublora.bounds.selection import Sampling
 from sublora.bounds.smoothing import LossRange, Smoothing
 from sublora.coding.bits import Bits, bits_to_bytes
-from sublora.random import generator
+from sublora.streams import generator
 
 
 @dataclass(frozen=True)
