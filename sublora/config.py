@@ -195,6 +195,8 @@ class Data(Section):
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
     min_characters: Annotated[int, Field(ge=1)]
     """Shorter documents are left out."""
+    min_tokens: Annotated[int, Field(ge=1)]
+    """Documents of fewer tokens, end-of-text not counted, are left out: the population has none."""
     val_documents: PositiveInt
     """Documents for every choice made after looking at losses."""
     test_documents: PositiveInt
@@ -208,10 +210,9 @@ class Data(Section):
         if isinstance(self.corpus, MarkovCorpus):
             if self.tokenizer != "bytes":
                 raise ValueError(f"a markov corpus needs tokenizer 'bytes', found '{self.tokenizer}'")
-            if self.min_characters > self.corpus.min_length:
-                raise ValueError(
-                    f"min_characters {self.min_characters} exceeds corpus.min_length {self.corpus.min_length}"
-                )
+            for key in ("min_characters", "min_tokens"):  # leaving out documents would change the distribution
+                if getattr(self, key) > self.corpus.min_length:
+                    raise ValueError(f"{key} {getattr(self, key)} exceeds corpus.min_length {self.corpus.min_length}")
         return self
 
 

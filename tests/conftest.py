@@ -37,6 +37,7 @@ TINY = {
             "seed": 3,
         },
         "min_characters": 1,
+        "min_tokens": 1,
         "val_documents": 30,
         "test_documents": 30,
         "workers": 1,

@@ -114,6 +114,7 @@ def test_documents_that_could_coincide_are_refused():
         ({"symbols": 95}, {}, "less than or equal to 94"),
         ({}, {"tokenizer": "gpt2"}, "a markov corpus needs tokenizer 'bytes', found 'gpt2'"),
         ({}, {"min_characters": 201}, "min_characters 201 exceeds corpus.min_length 200"),
+        ({}, {"min_tokens": 201}, "min_tokens 201 exceeds corpus.min_length 200"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(corpus, data, message):
@@ -121,6 +122,7 @@ def test_settings_that_make_no_sense_are_refused(corpus, data, message):
         "name": "x",
         "tokenizer": "bytes",
         "min_characters": 1,
+        "min_tokens": 1,
         "val_documents": 1,
         "test_documents": 1,
         "shuffle_seed": 0,
