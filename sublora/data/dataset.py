@@ -216,7 +216,7 @@ class TokenDataset:
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, the dataset is not prepared; {PREPARE_AGAIN}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -197,7 +197,7 @@ def _meta(
     provenance: dict[str, object],
     counts: TokenizedBatch,
     spill: Spill,
-    lengths: dict[str, array],
+    lengths: dict[str, "array[int]"],
     files: dict[str, dict[str, object]],
 ) -> dict[str, object]:
     """What meta.json holds; the same bytes for the same text and settings."""
@@ -313,7 +313,7 @@ class SplitWriter:
 
 def _write_splits(
     folder: Path, data: config.Data, spill: Spill, progress: Progress
-) -> tuple[dict[str, array], dict[str, dict[str, object]]]:
+) -> tuple[dict[str, "array[int]"], dict[str, dict[str, object]]]:
     """Write train.bin, val.bin and test.bin; document lengths and file facts of each."""
     first_test = data.val_documents
     first_train = first_test + data.test_documents
@@ -349,7 +349,7 @@ def _removed_in_words(spill: Spill, kept: int) -> str:
     return words if spill.exclude is None else f"{words}, {spill.excluded} whose text is in the base's corpus"
 
 
-def _write_index(folder: Path, train_lengths: array) -> dict[str, dict[str, object]]:
+def _write_index(folder: Path, train_lengths: "array[int]") -> dict[str, dict[str, object]]:
     """Write eot_indices.npy and doc_lengths.npy of the train documents, int64; facts of the files."""
     lengths = np.frombuffer(train_lengths, dtype=np.int64)
     arrays = {EOT_INDICES_FILE: np.cumsum(lengths + 1) - 1, DOC_LENGTHS_FILE: lengths}

@@ -61,8 +61,7 @@ class Spill:
         """Distinct documents that `sorted_documents` left out."""
         self._path = path
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by __exit__
-        self._buffers: list[list[bytes]] = [[] for _ in range(BUCKETS)]
-        self._sizes = [0] * BUCKETS
+        self._buffers = [bytearray() for _ in range(BUCKETS)]
         self._extents: list[list[tuple[int, int]]] = [[] for _ in range(BUCKETS)]
         self._end = 0
         self.added = 0
@@ -78,20 +77,18 @@ class Spill:
 
     def add(self, record: bytes) -> None:
         bucket = record[0]
-        self._buffers[bucket].append(record)
-        self._sizes[bucket] += len(record)
+        self._buffers[bucket] += record
         self.added += 1
-        if self._sizes[bucket] >= BUFFER_BYTES:
+        if len(self._buffers[bucket]) >= BUFFER_BYTES:
             self._flush(bucket)
 
     def _flush(self, bucket: int) -> None:
-        data = memoryview(b"".join(self._buffers[bucket]))
+        data = memoryview(self._buffers[bucket])
         self._extents[bucket].append((self._end, len(data)))
         self._end += len(data)
         while data:
             data = data[self._file.write(data) :]
-        self._buffers[bucket] = []
-        self._sizes[bucket] = 0
+        self._buffers[bucket] = bytearray()
 
     def sorted_documents(self) -> Iterator[bytes]:
         """Tokens (TOKEN_TYPE, as bytes) of each distinct document that is not excluded, in the order of their keys."""

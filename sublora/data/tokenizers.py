@@ -36,9 +36,9 @@ class Tokenizer(Protocol):
 class Gpt2Tokenizer:
     """Byte-pair encoding of GPT-2 (Radford et al., 2019), by `tiktoken`. UserError if its vocabulary is missing."""
 
-    name = "gpt2"
-    vocab_size = 50257
-    eot_id = 50256
+    name: ClassVar[str] = "gpt2"
+    vocab_size: ClassVar[int] = 50257
+    eot_id: ClassVar[int] = 50256
 
     def __init__(self) -> None:
         import tiktoken
@@ -65,9 +65,9 @@ class Gpt2Tokenizer:
 class ByteTokenizer:
     """UTF-8 bytes, and 256 for the end of a text."""
 
-    name = "bytes"
-    vocab_size = 257
-    eot_id = 256
+    name: ClassVar[str] = "bytes"
+    vocab_size: ClassVar[int] = 257
+    eot_id: ClassVar[int] = 256
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(TOKEN_TYPE) for text in texts]
