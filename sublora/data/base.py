@@ -6,35 +6,15 @@ target's train, val and test documents alike. Every text of the base's corpus co
 the base's dataset or that is neither in its train nor in its val split.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from sublora import config
-from sublora.config_errors import describe
+from sublora.config.errors import describe
 from sublora.data.dataset import META_FILE, PREPARE_AGAIN, TokenDataset
 from sublora.data.text_keys import TEXT_KEYS_FILE, TextKeys
 from sublora.errors import UserError
-
-
-@dataclass(frozen=True)
-class BaseCorpusSettings:
-    """What the dataset of a trained base has of its own; the rest it shares with the target (section data)."""
-
-    name: str
-    """Files lie in data/{name}/."""
-    corpus: config.Section
-    min_characters: int
-    val_documents: int
-
-
-def base_corpus(settings: config.Settings) -> BaseCorpusSettings | None:
-    """The corpus of a base that is trained; None for one that is random or was trained elsewhere."""
-    base = settings.base
-    if base is None or base.kind != "trained":
-        return None
-    return BaseCorpusSettings(base.name, base.corpus, base.min_characters, base.val_documents)
 
 
 def base_data(settings: config.Settings) -> config.Data:
@@ -44,11 +24,9 @@ def base_data(settings: config.Settings) -> config.Data:
 
     Raises UserError if the settings contradict each other, and ValueError if the base is not trained.
     """
-    base = base_corpus(settings)
-    if base is None:
+    base = settings.base
+    if not isinstance(base, config.TrainedBase):
         raise ValueError("the base is not trained here and has no dataset")
-    if base.name == settings.data.name:
-        raise UserError(f"base.name '{base.name}' is data.name as well; give the base's dataset a name of its own")
     values = {key: getattr(settings.data, key) for key in config.Data.model_fields}
     own = {key: getattr(base, key) for key in ("name", "corpus", "min_characters", "val_documents")}
     try:
@@ -73,7 +51,8 @@ def open_target(settings: config.Settings, root: Path) -> TokenDataset:
     the settings describe, as it is prepared now.
     """
     dataset = TokenDataset.open(root, settings.data)
-    expected = None if base_corpus(settings) is None else open_text_keys(settings, root).sha256
+    trained = isinstance(settings.base, config.TrainedBase)
+    expected = open_text_keys(settings, root).sha256 if trained else None
     if dataset.excluded_texts != expected:
         raise UserError(
             f"{dataset.folder / META_FILE}: made without {_texts(dataset.excluded_texts)}, expected without "

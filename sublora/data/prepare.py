@@ -33,7 +33,7 @@ from rich.progress import (
 )
 
 from sublora import config
-from sublora.data.base import base_corpus, base_data, open_text_keys
+from sublora.data.base import base_data, open_text_keys
 from sublora.data.corpora import open_reader
 from sublora.data.dataset import (
     DOC_LENGTHS_FILE,
@@ -161,7 +161,7 @@ def prepare_all(settings: config.Settings, root: Path) -> Path:
 
     Raises what `prepare_dataset` raises.
     """
-    if base_corpus(settings) is None:
+    if not isinstance(settings.base, config.TrainedBase):
         return prepare_dataset(settings.data, root)
     prepare_base_dataset(settings, root)
     return prepare_dataset(settings.data, root, exclude=open_text_keys(settings, root))

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sublora import config
+from sublora.data.base import open_target
 from sublora.data.dataset import FILES, TokenDataset, dataset_folder
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device, gpu_name
@@ -249,7 +250,7 @@ def _dataset_if_prepared(settings: config.Settings, root: Path) -> TokenDataset 
     """The data, or None if they are not there; UserError if they are there and are others."""
     if not (dataset_folder(root, settings.data) / "meta.json").exists():
         return None
-    return TokenDataset.open(root, settings.data)
+    return open_target(settings, root)
 
 
 def print_plan(

@@ -9,6 +9,7 @@ import torch
 
 from sublora import config
 from sublora.coding.bits import index_bits, uint_to_bits
+from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.device import claim_device
 from sublora.losses.bounded import BoundedLoss
@@ -28,7 +29,7 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
 
     UserError if the data or the base cannot be read.
     """
-    dataset = TokenDataset.open(root, settings.data)
+    dataset = open_target(settings, root)
     premises = yardstick_premises(settings, dataset)
     contents = compute_yardsticks(dataset, premises)
     with claim_device(settings.compute) as device:
