@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -192,7 +193,8 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     dataset = _dataset_if_prepared(settings, root)
     vocab_size = dataset.vocab_size if dataset else TOKENIZERS[settings.data.tokenizer].vocab_size
     with claim_device(settings.compute) as device:
-        run = build_run(settings, settings.grid.runs()[-1], RandomTokens(vocab_size), root, device)
+        random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
+        run = build_run(settings, settings.grid.runs()[-1], random_tokens, root, device)
         training = _training_rate(run)
         context = settings.model.context_length
         rng = np.random.Generator(np.random.Philox(0))
