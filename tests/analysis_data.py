@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sublora.config import Grid, RunSpec
-from sublora.random import generator
+from sublora.streams import generator
 
 VOCAB_SIZE = 257
 SMALL = Grid(

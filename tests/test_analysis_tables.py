@@ -13,7 +13,7 @@ from sublora.analysis.summary import configurations, improvement_over_uniform, p
 from sublora.analysis.tables import summary_latex, summary_table, write_csv, write_summary
 from sublora.config import Grid
 from sublora.errors import UserError
-from sublora.random import generator
+from sublora.streams import generator
 from sublora.versions import NUMERICS_VERSIONS
 
 

@@ -10,14 +10,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is not installed
 
+from sublora.nn.language_model import build
+from sublora.scoring.documents import TOP_K
+
 from benchmarks import __main__ as command
 from benchmarks import coding, evaluation, hardware, profiling, reference, synthetic, training
 from benchmarks.flops import model_flops
 from sublora import config
-from sublora.nn.language_model import build
-from sublora.random import generator
-from sublora.scoring.documents import TOP_K
-from sublora.stages.encode import decoded_adapters, losses_on
+from sublora.runs.encode import decoded_adapters, losses_on
+from sublora.streams import generator
 from sublora.training.loop import Trainer
 
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 64, "init_std": 0.05}

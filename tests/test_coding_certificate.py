@@ -10,7 +10,7 @@ from sublora.coding.certificate import MAGIC, read_certificate, write_certificat
 from sublora.coding.entropy import quantize_entropy
 from sublora.coding.payload import MessageContents, PayloadContext, read_payload, write_payload
 from sublora.errors import UserError
-from sublora.random import generator
+from sublora.streams import generator
 from sublora.versions import CERTIFICATE_FORMAT
 
 HEADER = {"config_digest": "ab" * 32, "run": {"seed": 42, "budget": 30}, "versions": {"numpy": "2.4.6"}, "a": [0.5, 1]}

@@ -22,7 +22,7 @@ from sublora.coding.entropy import (
     step_of,
     write_entropy,
 )
-from sublora.random import generator
+from sublora.streams import generator
 
 VECTORS = hnp.arrays(
     np.float32,

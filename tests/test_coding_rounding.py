@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sublora.coding import rounding
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits, quantize_entropy
 from sublora.coding.rounding import round_for_rate
-from sublora.random import generator
+from sublora.streams import generator
 
 
 def objective(vector, rounded, distortion_per_bit, curvature=1.0):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from sublora.nn.layout import build_layout, group_slices
+from sublora.nn.lora import initial_theta
 
 from sublora import config, random
 from sublora.errors import UserError
-from sublora.nn.layout import build_layout, group_slices
-from sublora.nn.lora import initial_theta
 from sublora.nn.projectors import KroneckerQR, StructuredIDModule, build_subspace, kronecker_sizes
 
 VOCABULARY = 50
