@@ -26,7 +26,7 @@ from benchmarks.timing import compared, timed
 from sublora.data.corpora import batch_texts
 from sublora.data.prepare import tokenize_batch
 from sublora.data.tokenizers import load_tokenizer
-from sublora.random import generator
+from sublora.streams import generator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VOCABULARY = REPOSITORY / ".cache" / "tiktoken"

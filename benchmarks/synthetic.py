@@ -16,7 +16,7 @@ from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.prepare import TokenizedBatch, write_dataset
 from sublora.data.spill import Spill, make_record
 from sublora.data.tokenizers import TOKENIZERS
-from sublora.random import generator
+from sublora.streams import generator
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "config.yaml"
 
