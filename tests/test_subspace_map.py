@@ -13,8 +13,6 @@ from sublora import config
 from sublora.errors import UserError
 from sublora.models.lora import initial_theta
 from sublora.models.lora_space import lora_space
-from sublora.runs.build import build_run
-from sublora.runs.plan import RandomTokens
 from sublora.streams import generator
 from sublora.subspace.allocations import hard_split, parse_allocation
 from sublora.subspace.projections import PROJECTIONS
@@ -208,18 +206,18 @@ def test_gates_round_to_integers_of_their_own_coordinates(tiny_settings, sharing
 @pytest.mark.parametrize(
     ("budget", "allocation", "sharing", "reason"),
     [
-        (100000, "uniform", "shared", "exceeds the 388 LoRA parameters"),
+        (100000, "uniform", "shared", "exceeds the 802 LoRA parameters"),
         (300, "fixed-0.2", "shared", "gives 240 coordinates to A, which has 160"),
         (4, "fixed-0.05", "shared", "gives 0 coordinates to B"),
         (2, "learned", "per_layer", "leaves some of 3 groups without a coordinate"),
     ],
 )
-def test_impossible_budgets_are_refused_in_one_line(tiny_settings, budget, allocation, sharing, reason):
+def test_impossible_budgets_are_refused_in_one_line(tiny_root, tiny_settings, budget, allocation, sharing, reason):
     gating = tiny_settings.gating.model_copy(update={"sharing": sharing})
     settings = tiny_settings.model_copy(update={"gating": gating})
     spec = config.RunSpec(budget=budget, allocation=allocation, seed=1)
     with pytest.raises(UserError, match=f"budget {budget} .*{reason}") as error:
-        build_run(settings, spec, RandomTokens(VOCABULARY), torch.device("cpu"))
+        build_on(tiny_root, settings, spec)
     assert "\n" not in str(error.value)
 
 
