@@ -51,10 +51,10 @@ class ParameterSpace:
         space = cls(tuple(parameters))
         spans: list[tuple[str, str | None]] = [(p.role, None) for p in parameters]
         spans += [(p.role, p.group) for p in parameters]
-        for role, group in dict.fromkeys(spans):
-            span = space.span(role, group)
-            if sum(p.stop - p.start for p in space.found(role, group)) != span_length(span):
-                raise ValueError(f"parameters of role {role} and group {group} do not follow one another")
+        for role_of_span, group in dict.fromkeys(spans):
+            span = space.span(role_of_span, group)
+            if sum(p.stop - p.start for p in space.found(role_of_span, group)) != span_length(span):
+                raise ValueError(f"parameters of role {role_of_span} and group {group} do not follow one another")
         return space
 
     @property
