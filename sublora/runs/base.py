@@ -146,11 +146,12 @@ def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, r
 def _downloaded(base: config.PretrainedBase) -> Path:
     """The model's files in the cache of the Hugging Face hub; UserError if they cannot be had."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         return Path(snapshot_download(base.path, revision=base.revision, allow_patterns=list(PRETRAINED_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
+        # HTTPError: of the hub's own HTTP library, whatever that is. Files that are not in the cache are OSErrors.
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(
             f"base.path '{base.path}': no such folder, and not to be had from the Hugging Face hub ({reason}); give a "
