@@ -147,8 +147,8 @@ def _check_description(description: dict[str, Any], path: Path, model: config.Mo
     for key, value in GPT2_FORM.items():
         if form.get(key) != value:
             raise UserError(
-                f"{path}: {key} is {form.get(key)!r}, expected {value!r}, the form of GPT-2 that this library computes; "
-                "give another base.path"
+                f"{path}: {key} is {form.get(key)!r}, expected {value!r}, the form of GPT-2 that this library "
+                "computes; give another base.path"
             )
     sizes = {"n_layer": model.n_layer, "n_head": model.n_head, "n_embd": model.n_embd, "vocab_size": vocab_size}
     for key, value in sizes.items():

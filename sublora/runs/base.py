@@ -87,9 +87,16 @@ def read_base_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; make the base first (sublora base --config FILE)") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); make the base again (sublora base)") from None
-    if not isinstance(facts, dict) or facts.get("format") != BASE_FORMAT or not {"sha256", "digest"} <= facts.keys():
-        raise UserError(f"{path}: not a base of this version; make the base again (sublora base)")
-    return facts
+    found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+    if found != BASE_FORMAT:
+        raise UserError(f"{path}: base format {found}, expected {BASE_FORMAT}; make the base again (sublora base)")
+    for key in ("sha256", "digest"):
+        if not isinstance(facts.get(key), str):
+            raise UserError(
+                f"{path}: {key} is {facts.get(key)!r}, expected a hash in hexadecimal; "
+                "make the base again (sublora base)"
+            )
+    return dict(facts)
 
 
 def base_digest(settings: config.Settings, root: Path) -> str:
