@@ -15,7 +15,7 @@ from conftest import TINY, demo_values, merged
 from sublora import config, files
 from sublora.data.prepare import prepare_all
 from sublora.errors import UserError
-from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
+from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME, METRICS_NAME
 from sublora.runs.base import make_base
 
 CONTEXT = TINY["model"]["context_length"]
@@ -81,6 +81,13 @@ def root_of_its_own(prepared: Path, root: Path) -> Path:
 
 def base_bytes(folder: Path) -> tuple[bytes, bytes]:
     return (folder / BASE_JSON_NAME).read_bytes(), (folder / BASE_WEIGHTS_NAME).read_bytes()
+
+
+def outcome(folder: Path) -> tuple[bytes, bytes, list[str]]:
+    """All that a training leaves behind and that must not depend on interruptions; in the history all but seconds."""
+    rows = (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()
+    assert rows[0].endswith(",seconds")
+    return *base_bytes(folder), [row.rpartition(",")[0] for row in rows]
 
 
 def base_folder(root: Path) -> Path:

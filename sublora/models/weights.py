@@ -115,7 +115,7 @@ def pretrained_weights(folder: Path, model: config.Model, vocab_size: int) -> di
     """
     description = _read_json(folder / "config.json")
     _check_description(description, folder / "config.json", model, vocab_size)
-    tensors: dict[str, NDArray] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for name in _tensor_files(folder):
         tensors |= _read_tensors(folder / name, ANOTHER_PATH)
     tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
@@ -179,7 +179,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_tensors(path: Path, mend: str) -> dict[str, NDArray]:
+def _read_tensors(path: Path, mend: str) -> dict[str, NDArray[Any]]:
     """All tensors of a safetensors file as float32. UserError, ending in `mend`, if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -193,7 +193,7 @@ def _read_tensors(path: Path, mend: str) -> dict[str, NDArray]:
 
 
 def _fitted(
-    tensors: Mapping[str, NDArray], shapes: Mapping[str, tuple[int, ...]], path: Path, mend: str
+    tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], path: Path, mend: str
 ) -> dict[str, NDArray[np.float32]]:
     """The tensors in the order of `shapes`; UserError naming the first that is missing or has another shape."""
     weights = {}

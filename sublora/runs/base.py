@@ -152,13 +152,13 @@ def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, r
 
 def _downloaded(base: config.PretrainedBase) -> Path:
     """The model's files in the cache of the Hugging Face hub; UserError if they cannot be had."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub import errors, snapshot_download
 
+    # Of whichever HTTP library the hub uses; a file that neither the hub nor the cache has is an OSError.
+    http_error = errors.HTTPError  # type: ignore[attr-defined]
     try:
         return Path(snapshot_download(base.path, revision=base.revision, allow_patterns=list(PRETRAINED_FILES)))
-    except (HTTPError, HFValidationError, OSError) as error:
-        # HTTPError: of the hub's own HTTP library, whatever that is. Files that are not in the cache are OSErrors.
+    except (http_error, errors.HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(
             f"base.path '{base.path}': no such folder, and not to be had from the Hugging Face hub ({reason}); give a "
