@@ -35,6 +35,7 @@ lint: $(INSTALLED) ## check code and workflow without changing them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check workflow
+	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
 format: $(INSTALLED) ## bring code and workflow into their form

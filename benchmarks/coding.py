@@ -12,9 +12,9 @@ from sublora import config
 from sublora.coding.payload import MessageContents, read_payload, write_payload
 from sublora.coding.plain import quantize_plain
 from sublora.coding.rounding import round_for_rate
+from sublora.runs.encode import PRICES_PER_BIT
+from sublora.runs.message import payload_context
 from sublora.streams import generator
-from sublora.stages.encode import PRICES_PER_BIT
-from sublora.stages.message import payload_context
 
 REPETITIONS = 7
 

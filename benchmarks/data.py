@@ -83,7 +83,8 @@ def _rates(machine: Machine) -> dict[str, Any]:
     encoding = tiktoken.get_encoding("gpt2")
 
     def product() -> int:
-        made = [tokenize_batch(batch, tokenizer="gpt2", min_characters=1, shuffle_seed=1) for batch in batches]
+        settings = {"tokenizer": "gpt2", "min_characters": 1, "min_tokens": 1, "shuffle_seed": 1}
+        made = [tokenize_batch(batch, **settings) for batch in batches]
         return sum((len(record) - 24) // 2 for batch in made for record in batch.records)
 
     def reference() -> int:

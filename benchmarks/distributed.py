@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sublora import config
 from sublora.data.prepare import prepare_dataset
-from sublora.stages.train import train_run
+from sublora.runs.train import train_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import write_settings  # noqa: E402

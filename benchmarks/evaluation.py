@@ -15,12 +15,13 @@ from benchmarks.synthetic import document_lengths, evenly_spread, write_random_d
 from benchmarks.timing import compared, default_algorithms, timed
 from benchmarks.training import RUN, Sections, settings_for
 from sublora import config
-from sublora.data.dataset import TokenDataset
 from sublora.device import use_device
-from sublora.nn.language_model import LanguageModel, build
+from sublora.losses.documents import score_documents
+from sublora.losses.windows import WindowRule, Windows, sliding_windows
+from sublora.models.protocol import LanguageModel
+from sublora.runs.build import build_run
 from sublora.streams import generator
-from sublora.scoring.windows import Windows, sliding_windows
-from sublora.stages.encode import decoded_adapters, losses_on
+from sublora.training.run import Run
 
 STANDARD_DEVIATION_OF_W = 0.3
 """Of the order that trained runs reach, so that the adapters matter in the comparison of losses."""
@@ -72,9 +73,8 @@ def run(machine: Machine, size: Size, *, sections: Sections | None = None) -> di
         dataset = write_random_dataset(
             Path(folder), settings.data, document_lengths(available + 2 * size.held_out_documents)
         )
-        model = build(settings, RUN, dataset.vocab_size, machine.device)
-        product = Product(dataset, model)
-        plain = _Reference(machine, settings, dataset, model)
+        product = Product(build_run(settings, RUN, dataset, machine.device))
+        plain = _Reference(machine, product)
         strides = {
             stride: _at_stride(machine, size, with_stride(settings, stride), product, plain)
             for stride in size.compared_documents
@@ -98,25 +98,27 @@ def with_stride(settings: config.Settings, stride: int) -> config.Settings:
 class Product:
     """sublora's scoring of a random w."""
 
-    def __init__(self, dataset: TokenDataset, model: LanguageModel) -> None:
-        self.dataset, self._model = dataset, model
-        w = STANDARD_DEVIATION_OF_W * generator("benchmark w").standard_normal(RUN.budget)
-        self._adapters = decoded_adapters(model, w, ())
+    def __init__(self, run: Run) -> None:
+        self.run, self.dataset = run, run.dataset
+        self.w = STANDARD_DEVIATION_OF_W * generator("benchmark w").standard_normal(RUN.budget)
+        self._model: LanguageModel = run.decoded(self.w, ())
 
     def losses(self, settings: config.Settings, documents: list[np.ndarray]) -> np.ndarray:
-        return losses_on(settings, self.dataset, self._model, self._adapters, documents).losses_DA
+        """Bits per token (documents x smoothing values); of `settings` the stride counts."""
+        run = dataclasses.replace(self.run, settings=settings)
+        scores = score_documents(self._model, documents, run.scoring_rule, run.device)
+        return scores.losses_DA(settings.scoring.smoothing, self.dataset.vocab_size)
 
 
 class _Reference:
-    """The reference's scoring of the w that `model` holds."""
+    """The reference's scoring of the product's w."""
 
-    def __init__(
-        self, machine: Machine, settings: config.Settings, dataset: TokenDataset, model: LanguageModel
-    ) -> None:
-        self._eot_id = dataset.eot_id
-        self._network = reference.PlainGPT(settings, dataset.vocab_size, RUN.seed).to(machine.device)
+    def __init__(self, machine: Machine, product: Product) -> None:
+        run = product.run
+        self._eot_id = product.dataset.eot_id
+        self._network = reference.PlainGPT(run.settings, product.dataset.vocab_size, RUN.seed).to(machine.device)
         with torch.no_grad():
-            self._theta = model.subspace()
+            self._theta = run.subspace.theta(torch.from_numpy(product.w.astype(np.float32)).to(machine.device))
 
     def losses(self, settings: config.Settings, documents: list[np.ndarray], windows_at_once: int) -> np.ndarray:
         scoring = settings.scoring
@@ -199,4 +201,4 @@ def _all_documents(
 
 def _windows(settings: config.Settings, documents: list[np.ndarray]) -> Windows:
     counts = np.array([len(document) + 1 for document in documents])
-    return sliding_windows(counts, context_length=settings.model.context_length, stride=settings.scoring.sliding_window)
+    return sliding_windows(counts, WindowRule(settings.model.context_length, settings.scoring.sliding_window))

@@ -4,14 +4,13 @@
 
 With B = 0 the gradient of A, scale B' G, is exactly zero at the start and grows only as B does; with both random
 (`lora.init: both_random`) A and B begin with gradients of the same size. Trains the fixed splits from both, on the
-same base, batches and steps, without the code phase; prints means over seeds, and writes a CSV file and a figure.
+same base, batches and steps, without the rate phase; prints means over seeds, and writes a CSV file and a figure.
 The data of the settings must be prepared.
 """
 
 import argparse
 import csv
 import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,12 @@ from matplotlib.lines import Line2D
 from sublora import config
 from sublora.analysis import style
 from sublora.analysis.arms import Arm
-from sublora.data.batches import BatchSampler, evaluation_batches
 from sublora.data.dataset import TokenDataset
 from sublora.files import atomic_path
-from sublora.nn.language_model import LanguageModel, build
+from sublora.losses.samplers import ChunkSampler
+from sublora.runs.build import build_run
+from sublora.subspace.allocations import parse_allocation
+from sublora.training.evaluation import token_losses
 from sublora.training.optimizer import AdamW
 from sublora.training.schedule import learning_rate
 
@@ -56,25 +57,26 @@ class Point:
     val_loss_bits: float
 
 
-def curve(settings: config.Settings, run: config.RunSpec, dataset: TokenDataset, every: int) -> list[Point]:
+def curve(settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, every: int) -> list[Point]:
     """A training of w by the settings' optimizer, looked at before the first step and then every so many."""
     training, context = settings.training, settings.model.context_length
-    model = build(settings, run, dataset.vocab_size, torch.device("cpu"))
+    run = build_run(settings, spec, dataset, torch.device("cpu"))
     rows = training.tokens_per_step // context
-    sampler = BatchSampler(dataset.tokens("train"), context, rows, run.seed, "train batches")
-    w = model.subspace.subspace_params
+    sampler = ChunkSampler(dataset.tokens("train"), context, rows, spec.seed, "train batches")
+    w = run.subspace.subspace_params
     optimizer = AdamW([{"params": [w]}], lr=0.0, betas=training.betas, eps=training.epsilon)
     warmup_steps = max(1, round(training.warmup_fraction * training.steps))
     points = []
     for step in range(training.steps + 1):
-        theta_D = model.subspace()
+        theta_D = run.subspace.theta(w)
         leaf_D = theta_D.detach().requires_grad_()
         tokens, targets = (torch.from_numpy(part) for part in sampler.batch(step))
-        model.base.loss(tokens, targets, model.adapters(leaf_D)).backward()
+        model = run.network.at(leaf_D)
+        model.cross_entropy(model.hidden(tokens).flatten(0, 1), targets.flatten()).backward()
         if step <= EARLY_STEPS or step % every == 0:
-            norms = [float(leaf_D.grad[model.layout.span(factor)].norm()) for factor in "AB"]
-            loss = val_loss_bits(settings, model, dataset)
-            points.append(Point(settings.lora.init, run.allocation, run.seed, step, *norms, loss))
+            norms = [float(leaf_D.grad[run.network.space.span(factor)].norm()) for factor in "AB"]
+            loss = token_losses(run, model)["val_loss_bits"]
+            points.append(Point(settings.lora.init, spec.allocation, spec.seed, step, *norms, loss))
         if step == training.steps:
             return points
         rates = {"steps": training.steps, "peak": training.learning_rate, "final": training.final_learning_rate}
@@ -84,19 +86,6 @@ def curve(settings: config.Settings, run: config.RunSpec, dataset: TokenDataset,
         torch.nn.utils.clip_grad_norm_([w], training.gradient_clip)
         optimizer.step()
     raise AssertionError("the last step returns")
-
-
-@torch.no_grad()
-def val_loss_bits(settings: config.Settings, model: LanguageModel, dataset: TokenDataset) -> float:
-    adapters, training = model.adapters(model.subspace()), settings.training
-    context, losses = settings.model.context_length, []
-    batches = evaluation_batches(
-        dataset.tokens("val"), context, training.eval_sequences, training.micro_batch_sequences
-    )
-    for tokens, targets in batches:
-        loss = model.base.loss(torch.from_numpy(tokens), torch.from_numpy(targets), adapters)
-        losses += [float(loss)] * len(tokens)
-    return float(np.mean(losses)) / math.log(2.0)
 
 
 @style.styled
@@ -129,7 +118,8 @@ def draw(points: list[Point]) -> Figure:
 
 
 def arm(allocation: str) -> Arm:
-    return Arm(allocation, *config.parse_allocation(allocation))
+    parsed = parse_allocation(allocation)
+    return Arm(parsed.name, parsed.mode, parsed.ratio)
 
 
 def line(axes: Axes, points: list[Point], init: str, allocation: str, column: str, colour: str) -> None:
@@ -162,8 +152,8 @@ def main() -> None:
         changed = settings.model_copy(update={"lora": settings.lora.model_copy(update={"init": init})})
         for allocation in ALLOCATIONS:
             for seed in settings.grid.seeds:
-                run = config.RunSpec(budget=given.budget, allocation=allocation, seed=seed)
-                points += curve(changed, run, dataset, given.every)
+                spec = config.RunSpec(budget=given.budget, allocation=allocation, seed=seed)
+                points += curve(changed, spec, dataset, given.every)
             columns = [mean_curve(points, init, allocation, c) for c in ("gradient_A", "gradient_B", "val_loss_bits")]
             for index, step in enumerate(columns[0][0]):
                 means = (f"{values[index]:.4f}" for _, values in columns)

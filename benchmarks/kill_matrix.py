@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sublora import config
 from sublora.files import write_bytes
-from sublora.stages.train import train_run
+from sublora.runs.train import train_run
 from sublora.training import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]

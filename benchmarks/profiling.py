@@ -21,7 +21,7 @@ from benchmarks.__main__ import add_common_options, sections_of
 from benchmarks.hardware import Machine, synchronize
 from benchmarks.synthetic import document_lengths, evenly_spread, write_random_dataset
 from sublora.device import use_device
-from sublora.nn.language_model import build
+from sublora.runs.build import build_run
 
 KINDS = (
     ("attention", ("attention", "flash", "fmha")),
@@ -49,9 +49,9 @@ def training_work(machine: Machine, sections: training.Sections, folder: Path) -
     )
     lengths = document_lengths(size.train_documents + 2 * size.held_out_documents)
     dataset = write_random_dataset(folder, settings.data, lengths)
-    take_step = training.product_step(settings, training.RUN, dataset, machine, folder)
+    trainer = training.trainer_of(settings, training.RUN, dataset, machine, folder)
     numbers = iter(range(settings.training.steps))
-    return lambda: take_step(next(numbers))
+    return lambda: trainer._step(next(numbers))
 
 
 def evaluation_work(machine: Machine, sections: training.Sections, folder: Path) -> Callable[[], Any]:
@@ -62,7 +62,7 @@ def evaluation_work(machine: Machine, sections: training.Sections, folder: Path)
     settings = evaluation.with_stride(settings, stride)
     use_device(settings.compute, machine.device)
     dataset = write_random_dataset(folder, settings.data, document_lengths(200 + 2 * size.held_out_documents))
-    product = evaluation.Product(dataset, build(settings, training.RUN, dataset.vocab_size, machine.device))
+    product = evaluation.Product(build_run(settings, training.RUN, dataset, machine.device))
     documents = evenly_spread([dataset.document("train", i) for i in range(dataset.n_documents)], count)
     return lambda: product.losses(settings, documents)
 

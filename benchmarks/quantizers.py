@@ -16,9 +16,9 @@ from typing import Any
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME
-from sublora.stages.bound import bound_run
-from sublora.stages.score import score_run
-from sublora.stages.train import train_run
+from sublora.runs.bound import bound_run
+from sublora.runs.score import score_run
+from sublora.runs.train import train_run
 from sublora.training import checkpoint
 
 QUANTIZERS = ("plain", "entropy")

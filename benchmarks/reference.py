@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
-from sublora.nn.gpt import random_weights
-from sublora.nn.layout import HEAD, build_layout
-from sublora.nn.projectors import build_subspace
-from sublora.training.document_batches import training_documents
+from sublora.models.lora_space import HEAD, lora_name, lora_space
+from sublora.models.weights import random_weights
+from sublora.runs.build import build_run
+from sublora.training.rate_phase import training_documents
 from sublora.training.schedule import learning_rate
 
 
@@ -54,12 +54,12 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """GPT-2 with LoRA on query, value and head; all LoRA matrices come in one vector theta, as in sublora.nn.lora."""
+    """GPT-2 with LoRA on query, value and head; its LoRA matrices come in one vector theta, see sublora.models.lora."""
 
     def __init__(self, settings: config.Settings, vocab_size: int, seed: int) -> None:
         super().__init__()
         model = settings.model
-        self.layout = build_layout(model, settings.lora, vocab_size)
+        self.space = lora_space(model, settings.lora, vocab_size)
         self.scale, self.dropout = settings.lora.alpha / settings.lora.rank, settings.lora.dropout
         self.wte = nn.Embedding(vocab_size, model.n_embd)
         self.wpe = nn.Embedding(model.context_length, model.n_embd)
@@ -71,14 +71,11 @@ class PlainGPT(nn.Module):
 
     def forward(self, tokens_NT: Tensor, theta_D: Tensor) -> Tensor:
         """Logits of all positions (N x T x V)."""
-        lora = {
-            (entry.group, entry.target, entry.factor): theta_D[entry.start : entry.stop].view(entry.shape)
-            for entry in self.layout.entries
-        }
+        lora = {p.name: theta_D[p.start : p.stop].view(p.shape) for p in self.space.parameters}
 
         def delta(group: str, target: str, x: Tensor) -> Tensor:
-            down = F.linear(F.dropout(x, self.dropout, self.training), lora[group, target, "A"])
-            return F.linear(down, lora[group, target, "B"]) * self.scale
+            down = F.linear(F.dropout(x, self.dropout, self.training), lora[lora_name(group, target, "A")])
+            return F.linear(down, lora[lora_name(group, target, "B")]) * self.scale
 
         x_NTC = self.wte(tokens_NT) + self.wpe(torch.arange(tokens_NT.shape[1], device=tokens_NT.device))
         for layer, block in enumerate(self.h):
@@ -92,18 +89,19 @@ class PlainGPT(nn.Module):
 
 
 class ReferenceTrainer:
-    """The training of a run with a uniform allocation, before its code phase, one optimizer step at a time."""
+    """The training of a run with a uniform allocation, before its rate phase, one optimizer step at a time."""
 
     def __init__(
-        self, settings: config.Settings, run: config.RunSpec, dataset: TokenDataset, device: torch.device
+        self, settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, device: torch.device
     ) -> None:
-        if (run.mode, settings.message.quantizer, settings.lora.init) != ("uniform", "entropy", "zero_b"):
+        if (spec.allocation, settings.message.quantizer, settings.lora.init) != ("uniform", "entropy", "zero_b"):
             raise ValueError("the reference trains uniform allocations for the entropy quantizer, from B = 0, only")
         self.settings, self.device, training = settings, device, settings.training
-        self.model = PlainGPT(settings, dataset.vocab_size, run.seed).to(device)
-        self.subspace = build_subspace(settings, run, self.model.layout).to(device)
+        self.model = PlainGPT(settings, dataset.vocab_size, spec.seed).to(device)
+        run = build_run(settings, spec, dataset, device)
+        self.subspace = run.subspace
         self.loss_sum = torch.zeros((), device=device)
-        self.sampler = training_documents(settings, run, dataset)
+        self.sampler = training_documents(run)
         self.optimizer = torch.optim.AdamW(
             self.subspace.parameters(),
             lr=training.learning_rate,
@@ -149,7 +147,7 @@ def score_documents(
     smoothing: Sequence[float],
     windows_at_once: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses (documents x A), bits per token, and ranks of all targets, as sublora.scoring defines both."""
+    """Losses (documents x A), bits per token, and ranks of all targets, as sublora.losses defines both."""
     model.eval()
     context, device = model.wpe.num_embeddings, theta_D.device
     losses, ranks = [], []

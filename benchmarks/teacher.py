@@ -18,6 +18,7 @@ which split is best is measured by trying all of them (`splits`).
 import argparse
 import csv
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
@@ -30,13 +31,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sublora import config, random
+from sublora import config
 from sublora.files import atomic_path
-from sublora.nn import allocation
-from sublora.nn.gpt import FrozenGPT, random_weights
-from sublora.nn.layout import build_layout
-from sublora.nn.lora import Adapters
-from sublora.nn.projectors import StructuredIDModule
+from sublora.models.gpt import GPT
+from sublora.models.lora import Adapters, initial_theta
+from sublora.models.lora_space import lora_space
+from sublora.models.weights import random_weights
+from sublora.streams import generator
+from sublora.subspace.allocations import hard_mask, mask_width, parse_allocation, soft_mask
+from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.training.gate_signal import GateSignal
 from sublora.training.optimizer import AdamW
 from sublora.training.schedule import learning_rate
@@ -114,42 +117,42 @@ class World:
     def __init__(self, task: Task) -> None:
         self.task = task
         lora = config.Lora(rank=RANK, alpha=16.0, dropout=0.0, targets=("query", "value", "head"), init=task.init)
-        self.layout = build_layout(MODEL, lora, VOCABULARY)
-        self.base = FrozenGPT(MODEL, VOCABULARY)
+        self.space = lora_space(MODEL, lora, VOCABULARY)
+        self.base = GPT(MODEL, VOCABULARY)
         self.base.load(random_weights(MODEL, VOCABULARY, task.seed))
-        self.origin_D = self.module("uniform").theta_init if task.init == "both_random" else None
-        tokens = random.generator(task.seed, "tokens")
+        self.start_D = initial_theta(self.space, task.seed, task.init)
+        self.origin_D = torch.from_numpy(self.start_D) if task.init == "both_random" else None
+        tokens = generator(task.seed, "tokens")
         shape = (SEQUENCES, MODEL.context_length)
         inputs = [torch.from_numpy(tokens.integers(VOCABULARY, size=shape)) for _ in range(task.steps + HELD_OUT)]
         teacher = self.teacher_theta()
         with torch.no_grad():
             self.batches = [(x, self.log_p(x, teacher)) for x in inputs]
 
-    def module(self, arm: str, sharing: str = "shared") -> StructuredIDModule:
-        mode, ratio = config.parse_allocation(arm)
-        names = {"projection_seed": 137, "init": self.task.init, "sharing": sharing}
-        return StructuredIDModule(self.layout, budget=BUDGET, mode=mode, ratio=ratio, seed=self.task.seed, **names)
+    def module(self, arm: str, sharing: str = "shared") -> Subspace:
+        shape = SubspaceShape(self.space, parse_allocation(arm), BUDGET, sharing=sharing)
+        return Subspace(shape, self.start_D, functools.partial(generator, self.task.seed, "projection", 137))
 
     @torch.no_grad()
     def teacher_theta(self) -> Tensor:
-        module, stream = self.module("learned", self.task.sharing), random.generator(self.task.seed, "teacher")
+        module, stream = self.module("learned", self.task.sharing), generator(self.task.seed, "teacher")
         if self.task.shares is None:
-            return module.theta_init
+            return module.origin_D
         shares = SHARES[self.task.shares]
         if self.task.inside:
-            module.subspace_params.copy_(torch.from_numpy(MOVED * stream.standard_normal(BUDGET)))
-            return module(split_G=(torch.tensor(shares) * module.sizes_G).round().long())
-        theta_D = module.theta_init.clone()
-        for group, share in zip(self.layout.groups, shares, strict=True):
+            w_d = torch.from_numpy((MOVED * stream.standard_normal(BUDGET)).astype(np.float32))
+            return module.theta(w_d, module.split_masks(split_of(shares, module)))
+        theta_D = module.origin_D.clone()
+        for group, share in zip(self.space.groups, shares, strict=True):
             for factor, part in (("A", 1.0 - share), ("B", share)):
-                span = self.layout.span(factor, group)
+                span = self.space.span(factor, group)
                 noise = torch.from_numpy(stream.standard_normal(span.stop - span.start))
-                theta_D[span] += MOVED * (part * BUDGET / self.layout.size) ** 0.5 * noise
+                theta_D[span] += MOVED * (part * BUDGET / self.space.size) ** 0.5 * noise
         return theta_D
 
     def log_p(self, tokens_NT: Tensor, theta_D: Tensor) -> Tensor:
         """Log probabilities (N x T x V) of the next token, nats."""
-        adapters = Adapters(self.layout, theta_D, scale=SCALE, dtype=torch.float32, origin_D=self.origin_D)
+        adapters = Adapters(self.space, theta_D, scale=SCALE, dtype=torch.float32, origin_D=self.origin_D)
         return self.base.logits(self.base.hidden(tokens_NT, adapters), adapters).log_softmax(-1)
 
     def training_loss(self, theta_D: Tensor, step: int) -> Tensor:
@@ -158,7 +161,7 @@ class World:
         log_p_NTV = self.log_p(tokens, theta_D)
         if self.task.shares is not None:
             return -(teacher_NTV.exp() * log_p_NTV).sum(-1).mean()
-        uniform = random.generator(self.task.seed, "labels", step).random((*tokens.shape, 1), dtype=np.float32)
+        uniform = generator(self.task.seed, "labels", step).random((*tokens.shape, 1), dtype=np.float32)
         labels = (teacher_NTV.exp().cumsum(-1) < torch.from_numpy(uniform)).sum(-1, keepdim=True)
         return -log_p_NTV.gather(-1, labels.clamp(max=VOCABULARY - 1)).mean()
 
@@ -173,62 +176,68 @@ def train(world: World, arm: str, gates: Gates | None = None, *, split: Shares |
     """Train an arm, an allocation's name; `split` trains the learned one with these gates, hard from the start."""
     how, steps = gates or Gates(), world.task.steps
     module = world.module(arm, how.sharing)
-    for group in module.layout.groups if arm == "learned" else ():
-        module.projections[f"{group}_A"].scale *= how.a_scale
     gated = arm == "learned" and split is None
     parameters = list(module.gating_params.values()) if gated else []
     optimizer = AdamW(
         [{"params": [module.subspace_params]}, {"params": parameters}], lr=0.0, betas=(0.9, 0.999), eps=1e-6
     )
     signal, snr = GateSignal(parameters, torch.device("cpu")), []
-    width = {"size": max(module.gate_sizes, default=0), "start": how.mask_width_start, "end": how.mask_width_end}
+    width = {"size": module.largest_gate, "start": how.mask_width_start, "end": how.mask_width_end}
     soft_steps = round(how.soft_fraction * steps) if gated else 0
-    split_G = None if split is None else (torch.tensor(split) * module.sizes_G).round().long()
+    fixed_GS = None if split is None else module.split_masks(split_of(split, module))
     for step in range(steps):
         rates = {"steps": steps, "final": 0.02, "warmup_steps": WARMUP_STEPS}
         rate = learning_rate(step, peak=1.0, **rates)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
         optimizer.param_groups[1]["lr"] = how.learning_rate * (1.0 if how.constant_rate else rate)
-        now = allocation.mask_width(step, soft_steps=soft_steps, **width)
-        if how.relaxation == "soft" or now == 0.0:
-            theta_D = module(now, split_G)
+        now = mask_width(step, soft_steps=soft_steps, **width)
+        if split is not None:
+            mask_GS = fixed_GS
+        elif how.relaxation == "soft" or now == 0.0:
+            mask_GS = module.masks(now)
         else:
-            theta_D = masked(module, RELAXATIONS[how.relaxation](module, now, step))
+            mask_GS = RELAXATIONS[how.relaxation](module, now, step)
         optimizer.zero_grad()
-        world.training_loss(theta_D, step).backward()
+        world.training_loss(stretched(module, mask_GS, how.a_scale), step).backward()
         signal.add()
         if gated and (step + 1) % SNR_WINDOW_STEPS == 0 and step < soft_steps:
             snr.append(statistics.median(value or 0.0 for value in signal.read()))
         torch.nn.utils.clip_grad_norm_([module.subspace_params, *parameters], 1.0)
         optimizer.step()
     gamma = (module.hard_split() / module.sizes_G).tolist() if gated else []
-    return Outcome(world.divergence_bits(module(split_G=split_G)), tuple(gamma), tuple(snr))
+    mask_GS = module.masks(0.0) if split is None else fixed_GS
+    return Outcome(world.divergence_bits(stretched(module, mask_GS, how.a_scale)), tuple(gamma), tuple(snr))
 
 
-def masked(module: StructuredIDModule, mask_GS: Tensor) -> Tensor:
-    """theta for any mask."""
-    parts: dict[str, list[Tensor]] = {"A": [], "B": []}
-    for group, own, mask_S in zip(module.layout.groups, module.slices, mask_GS, strict=True):
-        mask_S = mask_S[: own.stop - own.start]
-        for factor, share_S in (("A", 1.0 - mask_S), ("B", mask_S)):
-            parts[factor].append(module.projections[f"{group}_{factor}"](share_S * module.subspace_params[own]))
-    return module.theta_init + torch.cat(parts["A"] + parts["B"])
+def split_of(shares: Shares, module: Subspace) -> Tensor:
+    """Integers of the gates that give these shares to B."""
+    return (torch.tensor(shares) * module.sizes_G).round().long()
 
 
-def straight_through(module: StructuredIDModule, width: float, step: int) -> Tensor:
-    soft_GS = allocation.soft_mask(module.gamma() * module.sizes_G, max(module.gate_sizes), width)
-    hard_GS = allocation.hard_mask(module.hard_split(), soft_GS.shape[1], soft_GS.dtype)
+def stretched(module: Subspace, mask_GS: Tensor | None, a_scale: float) -> Tensor:
+    """theta of the module's w and any mask; A moves `a_scale` times as far as it would."""
+    w_d = module.subspace_params
+    theta_D = module.theta(w_d, mask_GS)
+    if a_scale == 1.0:
+        return theta_D
+    space = module.shape.space
+    return torch.cat([module.theta(a_scale * w_d, mask_GS)[space.span("A")], theta_D[space.span("B")]])
+
+
+def straight_through(module: Subspace, width: float, step: int) -> Tensor:
+    soft_GS = soft_mask(module.gamma() * module.sizes_G, module.largest_gate, width)
+    hard_GS = hard_mask(module.hard_split(), soft_GS.shape[1], soft_GS.dtype)
     return soft_GS + (hard_GS - soft_GS).detach()
 
 
-def concrete(module: StructuredIDModule, width: float, step: int) -> Tensor:
+def concrete(module: Subspace, width: float, step: int) -> Tensor:
     """A relaxed Bernoulli draw for every coordinate (Maddison, Mnih & Teh 2017), temperature 1/2."""
-    soft_GS = allocation.soft_mask(module.gamma() * module.sizes_G, max(module.gate_sizes), width)
-    noise = random.generator("concrete", step).logistic(size=tuple(soft_GS.shape)).astype(np.float32)
+    soft_GS = soft_mask(module.gamma() * module.sizes_G, module.largest_gate, width)
+    noise = generator("concrete", step).logistic(size=tuple(soft_GS.shape)).astype(np.float32)
     return torch.sigmoid((soft_GS.logit(eps=1e-6) + torch.from_numpy(noise)) / 0.5)
 
 
-RELAXATIONS: dict[str, Callable[[StructuredIDModule, float, int], Tensor]] = {
+RELAXATIONS: dict[str, Callable[[Subspace, float, int], Tensor]] = {
     "straight-through": straight_through,
     "concrete": concrete,
 }
@@ -317,7 +326,7 @@ def splits(seeds: range) -> Iterator[dict[str, Any]]:
     for shares, seed in itertools.product(("all B", "B, A, B, A, B"), seeds):
         world = World(Task(shares, False, seed))
         yield {"teacher": world.task.label, "seed": seed, "split": "learned", **_columns(train(world, "learned"))}
-        for split in itertools.product((0.0, 1.0), repeat=len(world.layout.groups)):
+        for split in itertools.product((0.0, 1.0), repeat=len(world.space.groups)):
             loss = train(world, "learned", split=split).loss_bits
             name = "".join("AB"[int(share)] for share in split)
             yield {"teacher": world.task.label, "seed": seed, "split": name, "loss_bits": loss}

@@ -14,13 +14,13 @@ from benchmarks.timing import compared, default_algorithms, timed
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.device import use_device
-from sublora.nn.language_model import build
+from sublora.runs.build import build_run
 from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
 
 RUN = config.RunSpec(budget=1000, allocation="uniform", seed=42)
-"""What both sides train, up to its code phase."""
-CODE_PHASE_FROM_THE_START = 0.99999
+"""What both sides train, up to its rate phase."""
+RATE_PHASE_FROM_THE_START = 0.99999
 DATA = {"name": "random", "corpus": {"kind": "folder", "path": "none", "text_field": "text"}}
 
 
@@ -31,13 +31,13 @@ VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
     "uniform": ("uniform", {}),
     "fixed-0.5": ("fixed-0.5", {}),
     "learned, soft masks": ("learned", {}),
-    "uniform, code phase, noise": (
+    "uniform, rate phase, noise": (
         "uniform",
-        {"fraction": CODE_PHASE_FROM_THE_START, "noise_fraction": CODE_PHASE_FROM_THE_START},
+        {"fraction": RATE_PHASE_FROM_THE_START, "noise_fraction": RATE_PHASE_FROM_THE_START},
     ),
-    "uniform, code phase, rounded": ("uniform", {"fraction": CODE_PHASE_FROM_THE_START, "noise_fraction": 0.0}),
+    "uniform, rate phase, rounded": ("uniform", {"fraction": RATE_PHASE_FROM_THE_START, "noise_fraction": 0.0}),
 }
-"""Other arms and phases, which the product trains alone: allocation and changes of the code phase's settings."""
+"""Other arms and phases, which the product trains alone: allocation and changes of settings.rate_phase."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +103,15 @@ def settings_for(machine: Machine, *, sections: Sections, held_out_documents: in
     return settings_with(changes)
 
 
-def product_step(
-    settings: config.Settings, run: config.RunSpec, dataset: TokenDataset, machine: Machine, folder: Path
-) -> Callable[[int], Any]:
-    """One optimizer step of the run, for step numbers from 0 on: all that this benchmark knows of the loop."""
+def trainer_of(
+    settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, machine: Machine, folder: Path
+) -> Trainer:
+    """The product's training; its `_step`, for step numbers from 0 on, is all that is timed."""
     use_device(settings.compute, machine.device)
-    model = build(settings, run, dataset.vocab_size, machine.device)
+    run = build_run(settings, spec, dataset, machine.device)
     training = settings.training
-    progress = Progress(run.name, steps=training.steps, tokens_per_step=training.tokens_per_step, quiet=True)
-    trainer = Trainer(settings, run, dataset, model, device=machine.device, out=folder, progress=progress)
-    return trainer._step
+    progress = Progress(spec.name, steps=training.steps, tokens_per_step=training.tokens_per_step, quiet=True)
+    return Trainer(run, out=folder, progress=progress)
 
 
 def run(machine: Machine, size: Size, *, sections: Sections | None = None) -> dict[str, Any]:
@@ -136,7 +135,7 @@ def _measure(
     machine: Machine, size: Size, settings: config.Settings, dataset: TokenDataset, folder: Path
 ) -> dict[str, Any]:
     step_tokens, context = settings.training.tokens_per_step, settings.model.context_length
-    product = _Steps(product_step(settings, RUN, dataset, machine, folder), step_tokens)
+    product = _Steps(trainer_of(settings, RUN, dataset, machine, folder)._step, step_tokens)
     warmups = {"product": [timed(machine, lambda: product(1)) for _ in range(size.warmup_steps)]}
     smaller = settings.training.model_copy(update={"micro_batch_sequences": size.reference_micro_batch_sequences})
     reference_settings = settings.model_copy(update={"training": smaller})
@@ -169,8 +168,8 @@ def _variant_rate(
     allocation, changes = VARIANTS[name]
     phase = settings.rate_phase.model_copy(update=changes)
     run = RUN.model_copy(update={"allocation": allocation})
-    take_step = product_step(settings.model_copy(update={"rate_phase": phase}), run, dataset, machine, folder)
-    steps = _Steps(take_step, settings.training.tokens_per_step)
+    trainer = trainer_of(settings.model_copy(update={"rate_phase": phase}), run, dataset, machine, folder)
+    steps = _Steps(trainer._step, settings.training.tokens_per_step)
     timed(machine, lambda: steps(size.warmup_steps))
     return timed(machine, lambda: steps(size.product_steps))["per_second"]
 

@@ -23,12 +23,12 @@ from sublora.data.dataset import TokenDataset
 from sublora.data.markov import MarkovSource
 from sublora.data.prepare import prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
-from sublora.nn.language_model import build
-from sublora.stages.bound import bound_run
-from sublora.stages.encode import decoded_adapters, losses_on
-from sublora.stages.message import read_message
-from sublora.stages.score import score_run
-from sublora.stages.train import train_run
+from sublora.losses.documents import score_documents
+from sublora.runs.bound import bound_run
+from sublora.runs.build import build_run
+from sublora.runs.message import read_message
+from sublora.runs.score import score_run
+from sublora.runs.train import train_run
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "config" / "config.yaml"
 CONFIDENCE = 0.99
@@ -93,16 +93,18 @@ def measure(root: Path, settings: config.Settings, run: config.RunSpec, *, fresh
 
 
 def fresh_losses(
-    root: Path, settings: config.Settings, run: config.RunSpec, out: Path, fresh_documents: int
+    root: Path, settings: config.Settings, spec: config.RunSpec, out: Path, fresh_documents: int
 ) -> np.ndarray:
     """Losses, bits per token, of the decoded model on documents that it has never seen."""
-    _, contents, _ = read_message(out / "certificate.bin")
-    dataset = TokenDataset.open(root, settings.data)
-    model = build(settings, run, dataset.vocab_size, torch.device("cpu"))
-    adapters = decoded_adapters(model, contents.weights.values(), contents.gates)
+    message = read_message(out / "certificate.bin")
+    run = build_run(settings, spec, TokenDataset.open(root, settings.data), torch.device("cpu"))
+    model = run.decoded(message.contents.weights.values(), message.contents.gates)
     texts = MarkovSource(settings.data.corpus).fresh_documents(fresh_documents, FRESH_SEED)
     tokens = load_tokenizer(settings.data.tokenizer).encode_batch(texts)
-    return losses_on(settings, dataset, model, adapters, tokens).losses_DA[:, contents.smoothing_index]
+    losses_DA = score_documents(model, tokens, run.scoring_rule, run.device).losses_DA(
+        settings.scoring.smoothing, run.dataset.vocab_size
+    )
+    return losses_DA[:, message.contents.smoothing_index]
 
 
 def main() -> None:

@@ -55,11 +55,15 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def prepare(config: ConfigOption) -> None:
-    """Download or read the corpus, tokenize it, and write data/{name}/."""
+    """Download or read the corpus, tokenize it, and write data/{name}/; for a base that is trained its own as well."""
     from sublora.config import load_settings, root_of
-    from sublora.data.prepare import prepare_dataset
+    from sublora.data.base import open_target
+    from sublora.data.prepare import prepare_all
 
-    print(prepare_dataset(load_settings(config).data, root_of(config)))
+    settings, root = load_settings(config), root_of(config)
+    folder = prepare_all(settings, root)
+    print(open_target(settings, root).in_words())
+    print(folder)
 
 
 @app.command()

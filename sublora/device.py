@@ -36,7 +36,7 @@ def use_device(compute: config.Compute, device: torch.device) -> None:
             # ours, a scatter with one element a row, does not vary.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.cuda.set_device(device)
 
 

@@ -2,11 +2,15 @@
 
 import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from sublora import config
+
+if TYPE_CHECKING:
+    from sublora.training.run import Run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -64,6 +68,16 @@ def write_settings(root: Path, changes: dict | None = None) -> Path:
     values = merged(merged(demo_values(), TINY), changes or {})
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+def build_on(root: Path, settings: config.Settings, spec: config.RunSpec) -> "Run":
+    """The run at its start, on the data below `root` and on the CPU."""
+    import torch
+
+    from sublora.data.dataset import TokenDataset
+    from sublora.runs.build import build_run
+
+    return build_run(settings, spec, TokenDataset.open(root, settings.data), torch.device("cpu"))
 
 
 @pytest.fixture

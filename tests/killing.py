@@ -10,10 +10,10 @@ import torch
 
 from sublora import config, files
 from sublora.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
-from sublora.nn.language_model import tensors_sha256
-from sublora.stages.train import train_run
+from sublora.runs.train import train_run
 from sublora.training import checkpoint
-from sublora.training.loop import Trainer
+from sublora.training.checkpoint import tensors_sha256
+from sublora.training.resumable import BeforeStep
 
 TIMING = {"tokens_per_second", "seconds"}
 """Columns of metrics.csv that no two trainings share."""
@@ -27,6 +27,7 @@ def start_in_child(
     out: Path,
     kill_at_step: int | None = None,
     while_saving: bool = False,
+    before_step: BeforeStep | None = None,
 ) -> int:
     """Train in a forked process; returns its id. Its `exit_status` is -9 if it killed itself.
 
@@ -38,9 +39,8 @@ def start_in_child(
         status = 1
         try:
             torch.set_num_threads(1)
-            if kill_at_step is not None:
-                _arm(kill_at_step, while_saving)
-            train_run(settings, run, root=root, out=out)
+            deadly = None if kill_at_step is None else killing_itself_at(kill_at_step, while_saving)
+            train_run(settings, run, root=root, out=out, before_step=deadly or before_step)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -55,18 +55,19 @@ def exit_status(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _arm(kill_at_step: int, while_saving: bool) -> None:
-    """Make the trainer of this process kill itself."""
-    original = Trainer._step
+def killing_itself_at(kill_at_step: int, while_saving: bool) -> BeforeStep:
+    """What ends the process of a training."""
 
-    def step_or_die(self: Trainer, step: int) -> torch.Tensor:
+    def die(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_step(step: int) -> None:
         if step == kill_at_step:
             if not while_saving:
-                os.kill(os.getpid(), signal.SIGKILL)
-            files.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, step)
+                die()
+            files.os.replace = die
 
-    Trainer._step = step_or_die
+    return before_step
 
 
 def outcome(folder: Path) -> tuple[str, list[list[str]], bytes]:

@@ -14,11 +14,10 @@ from benchmarks import __main__ as command
 from benchmarks import coding, evaluation, hardware, profiling, reference, synthetic, training
 from benchmarks.flops import model_flops
 from sublora import config
-from sublora.nn.language_model import build
+from sublora.losses import TOP_K
+from sublora.losses.documents import score_documents
+from sublora.runs.build import build_run
 from sublora.streams import generator
-from sublora.scoring.documents import TOP_K
-from sublora.stages.encode import decoded_adapters, losses_on
-from sublora.training.loop import Trainer
 
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 64, "init_std": 0.05}
 SECTIONS = {
@@ -67,32 +66,29 @@ def case(machine, tmp_path_factory):
     return settings, synthetic.write_random_dataset(tmp_path_factory.mktemp("random"), settings.data, lengths)
 
 
-def test_reference_and_product_train_alike(machine, case, tmp_path, monkeypatch):
+def test_reference_and_product_train_alike(machine, case, tmp_path):
     settings, dataset = case
-    kept = []
-    original = Trainer.__init__
-    monkeypatch.setattr(Trainer, "__init__", lambda self, *a, **k: (kept.append(self), original(self, *a, **k))[1])
-    product_step = training.product_step(settings, training.RUN, dataset, machine, tmp_path)
+    product = training.trainer_of(settings, training.RUN, dataset, machine, tmp_path)
     plain = reference.ReferenceTrainer(settings, training.RUN, dataset, machine.device)
     for step in range(3):
-        product_step(step)
+        product._step(step)
         plain.step(step)
-        ours, theirs = (module.subspace_params.grad.double() for module in (kept[0].model.subspace, plain.subspace))
+        ours, theirs = (s.subspace_params.grad.double() for s in (product.run.subspace, plain.subspace))
         assert theirs.norm() > 1e-6
         assert (ours - theirs).norm() < 1e-4 * theirs.norm()
-    assert kept[0]._loss_sum.item() == pytest.approx(plain.loss_sum.item(), rel=1e-6)
+    assert product._loss_sum.item() == pytest.approx(plain.loss_sum.item(), rel=1e-6)
 
 
 def test_reference_and_product_score_alike(machine, case):
     settings, dataset = case
-    model = build(settings, training.RUN, dataset.vocab_size, machine.device)
-    adapters = decoded_adapters(model, generator("test w").standard_normal(training.RUN.budget), ())
+    run = build_run(settings, training.RUN, dataset, machine.device)
+    w = generator("test w").standard_normal(training.RUN.budget).astype(np.float32)
     documents = [dataset.document("train", i) for i in range(dataset.n_documents)]
     assert max(map(len, documents)) > 64 > min(map(len, documents))
-    ours = losses_on(settings, dataset, model, adapters, documents)
+    ours = score_documents(run.decoded(w, ()), documents, run.scoring_rule, run.device)
     network = reference.PlainGPT(settings, dataset.vocab_size, training.RUN.seed)
     with torch.no_grad():
-        theta = model.subspace()
+        theta = run.subspace.theta(torch.from_numpy(w))
     losses, ranks = reference.score_documents(
         network,
         theta,
@@ -102,12 +98,12 @@ def test_reference_and_product_score_alike(machine, case):
         smoothing=settings.scoring.smoothing,
         windows_at_once=3,
     )
-    np.testing.assert_allclose(ours.losses_DA, losses, atol=1e-5)
-    ends = np.cumsum(ours.target_counts)
+    np.testing.assert_allclose(ours.losses_DA(settings.scoring.smoothing, dataset.vocab_size), losses, atol=1e-5)
+    parts = np.split(ranks, np.cumsum(ours.counts_D)[:-1])
     for column, k in enumerate(TOP_K):
-        errors = [(part >= k).mean() for part in np.split(ranks, ends[:-1])]
+        errors = [(part >= k).mean() for part in parts]
         # A near tie may fall the other way.
-        assert np.abs(ours.topk_errors_DK[:, column] - errors).max() <= 1 / ours.target_counts.min()
+        assert np.abs(ours.topk_errors_DK()[:, column] - errors).max() <= 1 / ours.counts_D.min()
 
 
 def test_lengths_are_those_of_the_distribution():

@@ -106,7 +106,9 @@ def test_data_hash_follows_the_tokens_and_nothing_else(root, tmp_path_factory):
     for name in FILES:
         files = dataset.meta["files"] | {name: {"bytes": 1, "sha256": "0"}}
         hashes.add(TokenDataset(dataset.folder, dataset.meta | {"files": files}).data_hash)
-    assert len(hashes) == 1 + 3 + len(FILES)
+    for sha256 in ("0", "1"):
+        hashes.add(TokenDataset(dataset.folder, dataset.meta | {"excluded_texts": {"sha256": sha256}}).data_hash)
+    assert len(hashes) == 1 + 3 + len(FILES) + 2
 
 
 def test_a_changed_byte_is_found_by_its_hash(root):
@@ -195,6 +197,28 @@ def test_val_documents_that_do_not_fit(root):
     change_meta(root, lambda meta: meta["splits"]["val"].update(documents=3))
     with pytest.raises(UserError, match="val.bin: 2 end-of-text tokens, expected 3 documents"):
         TokenDataset.open(root, folder_data()).document_lengths("val")
+
+
+def test_documents_of_too_few_tokens(root):
+    change_meta(root, lambda meta: meta["settings"].update(min_tokens=3))
+    data = folder_data(min_tokens=3)
+    lengths = np.load(root / "data/sample/doc_lengths.npy")
+    shorter = np.flatnonzero(lengths < 3)
+    assert 0 < len(shorter) < len(lengths)
+    with pytest.raises(
+        UserError,
+        match=rf"doc_lengths.npy: document {shorter[0]} has 2 tokens \({len(shorter)} documents are too short\), "
+        "expected at least data.min_tokens 3; run: sublora prepare",
+    ):
+        TokenDataset.open(root, data)
+    np.save(root / "data/sample/doc_lengths.npy", np.maximum(lengths, 3))
+    tokens = np.fromfile(root / "data/sample/val.bin", dtype="<u2")
+    tokens[tokens == 256] = 0
+    tokens[[2, -1]] = 256
+    tokens.tofile(root / "data/sample/val.bin")
+    dataset = TokenDataset.open(root, data)
+    with pytest.raises(UserError, match=r"val.bin: document 0 has 2 tokens \(1 documents are too short\)"):
+        dataset.document("val", 0)
 
 
 @pytest.mark.parametrize(

@@ -300,9 +300,8 @@ def test_documents_parse_to_the_functions_without_docstrings():
 def test_functions_are_read_without_importing_and_do_not_depend_on_the_workers(tmp_path, monkeypatch):
     package = tmp_path / "booby"
     package.mkdir()
-    code = "raise SystemExit('imported')\n" + "".join(
-        f"def f{i}():\n    '''Doc.'''\n    return {i}\n" for i in range(9)
-    )
+    functions = [f'def f{i}():\n    "Doc."\n    return {i}\n' for i in range(9)]
+    code = "".join(["raise SystemExit('imported')\n", *functions])
     (package / "__init__.py").write_text(code)
     (package / "bad.py").write_text("def f(:")
     monkeypatch.syspath_prepend(tmp_path)

@@ -72,7 +72,15 @@ def test_meta_describes_the_files(tmp_path):
     folder = prepare_dataset(data, tmp_path)
     meta = json.loads((folder / META_FILE).read_text())
     assert (meta["tokenizer"], meta["vocab_size"], meta["eot_id"]) == ("bytes", 257, 256)
-    assert meta["documents"] == {"read": 410, "too_short": 1, "duplicates": 9, "kept": 400}
+    assert meta["documents"] == {
+        "read": 410,
+        "too_short": 1,
+        "too_few_tokens": 0,
+        "duplicates": 9,
+        "in_base_corpus": 0,
+        "kept": 400,
+    }
+    assert meta["excluded_texts"] is None
     assert meta["numerics_version"] == NUMERICS_VERSIONS["data"]
     assert meta["provenance"] == {
         "files": 1,
@@ -228,8 +236,38 @@ def test_a_corpus_without_documents(tmp_path):
     with pytest.raises(UserError, match=r"data.corpus: folder .*/texts: read 0 documents"):
         prepare_dataset(folder_data(), tmp_path)
     write_documents(tmp_path, ["four", "five5"])
-    with pytest.raises(UserError, match="read 2 documents, 2 of them shorter than data.min_characters 6, none left; m"):
+    with pytest.raises(UserError, match="read 2 documents, 2 of them shorter than data.min_characters 6 and 0 of"):
         prepare_dataset(folder_data(min_characters=6), tmp_path)
+
+
+def test_documents_of_too_few_tokens_are_left_out(tmp_path):
+    """Tokens are counted, not characters: "é" is two bytes. The files are those of the longer documents alone."""
+    long_enough = [f"{i:02} " + "x" * (i % 5 + 4) for i in range(30)]
+    short = ["1234", "ééé", "1234", "six678"]
+    write_documents(tmp_path, [*long_enough, *short])
+    data = folder_data(min_characters=4, min_tokens=7)
+    folder = prepare_dataset(data, tmp_path)
+    dataset = TokenDataset.open(tmp_path, data)
+    assert dataset.min_tokens == min(min(dataset.document_lengths(split)) for split in SPLITS) == 7
+    counts = dataset.meta["documents"]
+    assert counts == {
+        "read": 34,
+        "too_short": 1,
+        "too_few_tokens": 3,
+        "duplicates": 0,
+        "in_base_corpus": 0,
+        "kept": 30,
+    }
+    assert dataset.in_words() == (
+        "sample: 34 documents read; 25 to train on, 2 val, 3 test; left out: 1 shorter than 4 characters, "
+        "3 of fewer than 7 tokens, 0 duplicates"
+    )
+    files = {name: (folder / name).read_bytes() for name in FILES}
+    write_documents(tmp_path, long_enough)
+    prepare_dataset(data, tmp_path)
+    assert {name: (folder / name).read_bytes() for name in FILES} == files
+    with pytest.raises(UserError, match="0 of them shorter than .* and 30 of fewer tokens than data.min_tokens 99"):
+        prepare_dataset(folder_data(min_tokens=99), tmp_path)
 
 
 def test_errors_of_the_reader_come_through_the_workers(tmp_path):

@@ -6,11 +6,14 @@ import torch
 from conftest import TINY, demo_values, merged
 
 from sublora import config
-from sublora.nn.language_model import LanguageModel, build, tensors_sha256
-from sublora.scoring.documents import score_documents
-from sublora.stages import train as train_stage
+from sublora.losses.documents import score_documents
+from sublora.runs.build import build_run
+from sublora.runs.plan import RandomTokens
+from sublora.runs.train import train_run
 from sublora.training import checkpoint
+from sublora.training.checkpoint import tensors_sha256
 from sublora.training.prefetch import Prefetcher
+from sublora.training.run import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -25,28 +28,31 @@ def settings_with(**compute: object) -> config.Settings:
         "compute": {"device": "cuda", **compute},
         "lora": {"dropout": 0.2},
         "training": {"tokens_per_step": 512},
+        "scoring": {"sliding_window": 10},
     }
     return config.parse_settings(merged(merged(demo_values(), TINY), changes), source="tiny")
 
 
-def model_on(device: torch.device, **compute: object) -> LanguageModel:
-    model = build(settings_with(**compute), RUN, VOCABULARY, device)
+def run_on(device: torch.device, **compute: object) -> Run:
+    run = build_run(settings_with(**compute), RUN, RandomTokens(VOCABULARY), device)
     values = torch.randn(RUN.budget, generator=torch.Generator().manual_seed(0))
-    model.subspace.subspace_params.data.copy_(values)
-    return model
+    run.subspace.subspace_params.data.copy_(values)
+    return run
 
 
-def loss_and_gradient(model: LanguageModel, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.randint(VOCABULARY, (4, 49), generator=torch.Generator().manual_seed(1)).to(device)
-    loss = model.base.loss(tokens[:, :-1], tokens[:, 1:], model.adapters(model.subspace(5.0)), smoothing=0.1)
+def loss_and_gradient(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(VOCABULARY, (4, 49), generator=torch.Generator().manual_seed(1)).to(run.device)
+    w_d = run.subspace.subspace_params
+    model = run.model_at(w_d, mask_width=5.0)
+    loss = model.cross_entropy(model.hidden(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), smoothing=0.1)
     loss.backward()
-    return loss.detach().cpu(), model.subspace.subspace_params.grad.cpu()
+    return loss.detach().cpu(), w_d.grad.cpu()
 
 
 @pytest.mark.parametrize("use_compiler", [False, True])
 def test_loss_and_gradient_equal_those_of_the_cpu(use_compiler):
-    expected_loss, expected_gradient = loss_and_gradient(model_on(CPU), CPU)
-    loss, gradient = loss_and_gradient(model_on(GPU, compile=use_compiler), GPU)
+    expected_loss, expected_gradient = loss_and_gradient(run_on(CPU))
+    loss, gradient = loss_and_gradient(run_on(GPU, compile=use_compiler))
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-6)
 
@@ -56,21 +62,12 @@ def test_document_losses_equal_those_of_the_cpu():
     documents = [rng.integers(VOCABULARY - 1, size=length) for length in (1, 5, 63, 64, 65, 200, 7)]
     scored = []
     for device, use_compiler in ((CPU, False), (GPU, True)):
-        model = model_on(device, compile=use_compiler)
+        run = run_on(device, compile=use_compiler)
         with torch.no_grad():
-            adapters = model.adapters(model.subspace())
-        scored.append(
-            score_documents(
-                model.base,
-                adapters,
-                documents,
-                eot_id=VOCABULARY - 1,
-                stride=10,
-                smoothing=(0.01, 0.5),
-                batch_tokens=256,
-            )
-        )
-    np.testing.assert_allclose(scored[1].losses_DA, scored[0].losses_DA, rtol=1e-5)
+            model = run.model_at(run.subspace.subspace_params)
+        scores = score_documents(model, documents, run.scoring_rule, device)
+        scored.append(scores.losses_DA((0.01, 0.5), VOCABULARY))
+    np.testing.assert_allclose(scored[1], scored[0], rtol=1e-5)
 
 
 def test_prefetched_batches_are_those_asked_for():
@@ -90,6 +87,6 @@ def test_same_training_gives_the_same_bytes(tiny_root, tmp_path, dtype):
     settings = settings_with(compile=True, deterministic=True, dtype=dtype)
     digests = set()
     for name in "ab":
-        path = train_stage.train_run(settings, RUN, root=tiny_root, out=tmp_path / name)
+        path = train_run(settings, RUN, root=tiny_root, out=tmp_path / name)
         digests.add(tensors_sha256(checkpoint.load(path)["raw_model"]))
     assert len(digests) == 1

@@ -33,6 +33,6 @@ def test_what_a_safe_reader_would_refuse_is_not_written(tmp_path):
 
 def test_bounds_are_computed_without_torch_and_scipy():
     """Importing them takes longer than everything else that `sublora bound` does."""
-    code = "import sys, sublora.stages.bound; print({'torch', 'scipy', 'pandas', 'rich'} & set(sys.modules))"
+    code = "import sys, sublora.runs.bound; print({'torch', 'scipy', 'pandas', 'rich'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

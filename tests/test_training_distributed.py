@@ -16,7 +16,7 @@ from test_training_loop import rows_of
 from sublora import config
 from sublora.device import claim_devices
 from sublora.errors import UserError
-from sublora.stages.train import train_run
+from sublora.runs.train import train_run
 from sublora.training import checkpoint
 from sublora.training.distributed import Peers
 

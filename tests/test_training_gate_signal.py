@@ -58,6 +58,6 @@ def test_state_goes_on_in_the_middle_of_a_window():
     first, gates = signal_of(2)
     fed(gradients[:4], first, gates)
     second, gates = signal_of(2)
-    second.load_state(first.state())
+    second.load_state_dict(first.state_dict())
     fed(gradients[4:], second, gates)
     assert second.read() == whole.read()

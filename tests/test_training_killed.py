@@ -4,16 +4,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import TINY, demo_values, merged
 from killing import exit_status, outcome, start_in_child
 
 from sublora import config
 from sublora.names import CHECKPOINT_NAME
-from sublora.stages.status import run_stage
-from sublora.stages.train import train_run
+from sublora.runs.status import run_stage
+from sublora.runs.train import train_run
 from sublora.training import checkpoint
-from sublora.training.loop import Trainer
 
 ALLOCATIONS = ["uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned"]
 KILLED = -9
@@ -80,20 +78,18 @@ def test_a_kill_while_the_result_is_written_leaves_no_result(tiny_root: Path, tm
     assert outcome(killed) == outcome(whole)
 
 
-def test_the_process_that_waits_takes_the_result_of_the_other(tiny_root: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_process_that_waits_takes_the_result_of_the_other(tiny_root: Path, tmp_path: Path) -> None:
     """Three jobs on one run, as after a kill -9 of Snakemake: the first cleans up while the others wait."""
-    original, steps = Trainer._step, tmp_path / "steps.txt"
+    steps = tmp_path / "steps.txt"
 
-    def counted(self: Trainer, step: int) -> torch.Tensor:
+    def counted(step: int) -> None:
         with open(steps, "a") as file:
             file.write(f"{step}\n")
         time.sleep(0.02)
-        return original(self, step)
 
     settings, run, out = settings_with("plain"), run_of("uniform"), tmp_path / "out"
     train_run(settings, run, root=tiny_root, out=tmp_path / "whole")
-    monkeypatch.setattr(Trainer, "_step", counted)
-    jobs = [start_in_child(settings, run, root=tiny_root, out=out) for _ in range(3)]
+    jobs = [start_in_child(settings, run, root=tiny_root, out=out, before_step=counted) for _ in range(3)]
     assert [exit_status(job) for job in jobs] == [0, 0, 0]
     assert outcome(out) == outcome(tmp_path / "whole")
     assert steps.read_text().split() == [str(step) for step in range(20)]

@@ -6,22 +6,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import TINY, demo_values, merged
+from conftest import TINY, build_on, demo_values, merged
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
+from sublora.models.gpt import GPT
 from sublora.names import CHECKPOINT_NAME
-from sublora.nn.gpt import FrozenGPT
-from sublora.nn.language_model import tensors_sha256
-from sublora.stages import train as train_stage
+from sublora.runs import train as train_stage
 from sublora.training import checkpoint
-from sublora.training.loop import Interrupted, Trainer
+from sublora.training.checkpoint import tensors_sha256
+from sublora.training.loop import Trainer
 from sublora.training.optimizer import AdamW
 from sublora.training.progress import Progress
+from sublora.training.resumable import BeforeStep, Interrupted
 from sublora.training.schedule import learning_rate
 
 ALLOCATIONS = ["uniform", "fixed-0.2", "learned"]
@@ -35,9 +37,26 @@ def run_of(allocation: str, seed: int = 1) -> config.RunSpec:
     return config.RunSpec(budget=40, allocation=allocation, seed=seed)
 
 
-def train(root, out, allocation="uniform", changes=None, seed=1) -> dict:
-    path = train_stage.train_run(settings_with(changes), run_of(allocation, seed), root=root, out=out)
+def train(root, out, allocation="uniform", changes=None, seed=1, before_step: BeforeStep | None = None) -> dict:
+    spec = run_of(allocation, seed)
+    path = train_stage.train_run(settings_with(changes), spec, root=root, out=out, before_step=before_step)
     return checkpoint.load(path)
+
+
+def trainer_in(root, out, before_step: Callable[[Trainer, int], None]) -> Trainer:
+    """The uniform arm, to be trained; the callback may change what is trained."""
+    run = build_on(root, settings_with(), run_of("uniform"))
+    progress = Progress(run.spec.name, steps=20, tokens_per_step=128, quiet=True)
+    trainer = Trainer(run, out=out, progress=progress, before_step=lambda step: before_step(trainer, step))
+    return trainer
+
+
+def dying_at(killed_at: int) -> BeforeStep:
+    def die(step: int) -> None:
+        if step == killed_at:
+            raise KeyboardInterrupt
+
+    return die
 
 
 def rows_of(path) -> list[dict[str, str]]:
@@ -58,21 +77,12 @@ def test_same_job_gives_the_same_bytes(tiny_root, tmp_path, allocation):
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("killed_at", [3, 9, 18])
-def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, monkeypatch, allocation, killed_at):
-    """Dropped in the middle of a step, before, between and after saves, with dropout's random numbers in play."""
+def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, allocation, killed_at):
+    """Dropped before, between and after saves, with dropout's random numbers in play."""
     changes = {"lora": {"dropout": 0.2}}
     whole = train(tiny_root, tmp_path / "whole", allocation, changes)
-    original = Trainer._step
-
-    def die(self, step):
-        if step == killed_at:
-            raise KeyboardInterrupt
-        return original(self, step)
-
-    monkeypatch.setattr(Trainer, "_step", die)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_root, tmp_path / "killed", allocation, changes)
-    monkeypatch.setattr(Trainer, "_step", original)
+        train(tiny_root, tmp_path / "killed", allocation, changes, before_step=dying_at(killed_at))
     assert not (tmp_path / "killed" / CHECKPOINT_NAME).exists()
     resumed = train(tiny_root, tmp_path / "killed", allocation, changes)
     assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
@@ -86,22 +96,18 @@ def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, monkeypa
     assert traces[0] == traces[1]
 
 
-def test_sigterm_saves_and_exits(tiny_root, tmp_path, monkeypatch):
+def test_sigterm_saves_and_exits(tiny_root, tmp_path):
     whole = train(tiny_root, tmp_path / "whole")
-    original = Trainer._step
 
-    def be_asked_to_stop(self, step):
+    def be_asked_to_stop(step: int) -> None:
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, step)
 
-    monkeypatch.setattr(Trainer, "_step", be_asked_to_stop)
     with pytest.raises(Interrupted) as stopped:
-        train(tiny_root, tmp_path / "stopped")
+        train(tiny_root, tmp_path / "stopped", before_step=be_asked_to_stop)
     assert stopped.value.code == 128 + signal.SIGTERM
     (state,) = (tmp_path / "stopped" / "state").glob("*.pt")
     assert checkpoint.load(state)["history"]["step"] == 7
-    monkeypatch.setattr(Trainer, "_step", original)
     resumed = train(tiny_root, tmp_path / "stopped")
     assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
 
@@ -113,46 +119,47 @@ def test_arms_start_alike(tiny_root, tmp_path, monkeypatch, init):
     Batches are those that reach the network, the init is what it is given with the first of them.
     """
     facts: dict[str, list] = {}
-    loss, optimizer_step, step = FrozenGPT.loss, AdamW.step, Trainer._step
+    hidden, cross_entropy, optimizer_step = GPT.hidden, GPT.cross_entropy, AdamW.step
 
-    def watched_loss(self, tokens_NT, targets_NT, adapters, **options):
+    def watched_hidden(self, tokens_NT, adapters, **options):
         if torch.is_grad_enabled():
-            facts["batches"].append((tokens_NT.clone(), targets_NT.clone()))
-            if len(facts["batches"]) == 1:
-                facts["factors"] = [adapters.pair(*name) for name in (("0", "query"), ("1", "value"), ("head", "head"))]
-        return loss(self, tokens_NT, targets_NT, adapters, **options)
+            facts["inputs"].append(tokens_NT.clone())
+            if len(facts["inputs"]) == 1:
+                names = (("0", "query"), ("1", "value"), ("head", "head"))
+                facts["factors"] = [factor for name in names for factor in adapters.pair(*name)]
+        return hidden(self, tokens_NT, adapters, **options)
 
-    def watched_step(self, number):
-        if number == 0:
-            subspace = self.model.subspace
-            facts["start"] = [subspace.subspace_params.detach().clone(), subspace.theta_init.clone()]
-            facts["gamma"] = subspace.gamma().tolist() if subspace.gating_params else []
-        return step(self, number)
+    def watched_cross_entropy(self, hidden_KC, targets_K, adapters, **options):
+        if torch.is_grad_enabled():
+            facts["targets"].append(targets_K.clone())
+        return cross_entropy(self, hidden_KC, targets_K, adapters, **options)
 
     def counted_step(self):
         facts["steps"].append(self.param_groups[0]["lr"])
         optimizer_step(self)
 
-    monkeypatch.setattr(FrozenGPT, "loss", watched_loss)
-    monkeypatch.setattr(Trainer, "_step", watched_step)
+    monkeypatch.setattr(GPT, "hidden", watched_hidden)
+    monkeypatch.setattr(GPT, "cross_entropy", watched_cross_entropy)
     monkeypatch.setattr(AdamW, "step", counted_step)
     arms = {}
+    settings = settings_with({"lora": {"init": init}})
     for allocation in ("uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned"):
-        facts |= {"batches": [], "steps": []}
-        trained = train(tiny_root, tmp_path / allocation, allocation, {"lora": {"init": init}})
-        arms[allocation] = facts | {"base": trained["base_sha256"]}
-        assert not bool(facts["start"][0].any()) and facts["gamma"] == [0.5] * len(facts["gamma"])
+        facts |= {"inputs": [], "targets": [], "steps": []}
+        run = build_on(tiny_root, settings, run_of(allocation))
+        subspace = run.subspace
+        facts["start"] = [subspace.subspace_params.detach().clone(), subspace.origin_D.clone()]
+        facts["gamma"] = subspace.gamma().tolist() if subspace.gates else []
+        assert not bool(subspace.subspace_params.any()) and facts["gamma"] == [0.5] * len(facts["gamma"])
+        progress = Progress("x", steps=20, tokens_per_step=128, quiet=True)
+        Trainer(run, out=tmp_path / allocation, progress=progress).train()
+        arms[allocation] = facts | {"base": run.network.base_sha256}
     assert len(arms["learned"]["gamma"]) == 3
     reference = arms["uniform"]
-    assert len(reference["steps"]) == 20 and len(reference["batches"]) == 40
+    assert len(reference["steps"]) == 20 and len(reference["inputs"]) == len(reference["targets"]) == 40
     for arm in arms.values():
         assert arm["base"] == reference["base"] and arm["steps"] == reference["steps"]
-        for name in ("batches", "factors", "start"):
-            flat, expected = (
-                [tensor for item in found[name] for tensor in (item if isinstance(item, tuple) else (item,))]
-                for found in (arm, reference)
-            )
-            assert all(torch.equal(a, b) for a, b in zip(flat, expected, strict=True))
+        for name in ("inputs", "targets", "factors", "start"):
+            assert all(torch.equal(a, b) for a, b in zip(arm[name], reference[name], strict=True))
 
 
 def test_first_loss_does_not_depend_on_the_arm_or_the_init(tiny_root, tmp_path):
@@ -209,34 +216,20 @@ def test_training_lowers_the_loss(tiny_root, tmp_path):
     assert float(rows[-1]["val_loss_bits"]) < float(rows[0]["val_loss_bits"]) - 0.1
 
 
-def test_non_finite_loss_stops_and_keeps_the_last_good_state(tiny_root, tmp_path, monkeypatch):
-    original = Trainer._step
-
-    def explode(self, step):
+def test_non_finite_loss_stops_and_keeps_the_last_good_state(tiny_root, tmp_path):
+    def explode(trainer: Trainer, step: int) -> None:
         if step == 6:
-            with torch.no_grad():
-                self.model.subspace.subspace_params.fill_(float("inf"))
-        return original(self, step)
+            trainer.run.subspace.subspace_params.data.fill_(float("inf"))
 
-    monkeypatch.setattr(Trainer, "_step", explode)
     with pytest.raises(UserError, match=r"d40_uniform_seed1: the loss is not finite .*; the state before is kept in"):
-        train(tiny_root, tmp_path)
+        trainer_in(tiny_root, tmp_path, explode).train()
     (state,) = (tmp_path / "state").glob("*.pt")
     assert bool(torch.isfinite(checkpoint.load(state)["subspace"]["subspace_params"]).all())
 
 
-def test_state_of_another_config_is_not_used(tiny_root, tmp_path, monkeypatch, capfd):
-    original = Trainer._step
-
-    def die(self, step):
-        if step == 9:
-            raise KeyboardInterrupt
-        return original(self, step)
-
-    monkeypatch.setattr(Trainer, "_step", die)
+def test_state_of_another_config_is_not_used(tiny_root, tmp_path, capfd):
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_root, tmp_path)
-    monkeypatch.setattr(Trainer, "_step", original)
+        train(tiny_root, tmp_path, before_step=dying_at(9))
     other = {"training": {"learning_rate": 0.01}}
     result = train(tiny_root, tmp_path, changes=other)
     assert "a state of other settings or data" in capfd.readouterr().err
@@ -277,29 +270,26 @@ def test_result_of_the_process_waited_for_is_taken(tiny_root, tmp_path, monkeypa
 
     monkeypatch.setattr(train_stage, "_sole_trainer", waited)
     steps = []
-    original = Trainer._step
-    monkeypatch.setattr(Trainer, "_step", lambda self, step: steps.append(step) or original(self, step))
-    train(tiny_root, tmp_path)
+    train(tiny_root, tmp_path, before_step=steps.append)
     assert steps == []
-    train(tiny_root, tmp_path, seed=2)
+    train(tiny_root, tmp_path, seed=2, before_step=steps.append)
     assert steps == list(range(20))
 
 
 @pytest.mark.parametrize("bad", ["parameters", "loss"])
-def test_a_state_that_is_not_finite_is_never_saved(tiny_root, tmp_path, monkeypatch, bad):
+def test_a_state_that_is_not_finite_is_never_saved(tiny_root, tmp_path, bad):
     """A gradient that breaks w in the very step of a save must not replace the good state before it."""
-    original = Trainer._step
 
-    def explode(self, step):
-        norm = original(self, step)
-        if step == 7:
-            with torch.no_grad():
-                (self.model.subspace.subspace_params if bad == "parameters" else self._loss_sum).fill_(float("nan"))
-        return norm
+    def explode(trainer: Trainer, step: int) -> None:
+        if step != 7:
+            return
+        if bad == "parameters":
+            trainer.run.subspace.subspace_params.register_hook(lambda gradient: gradient * float("nan"))
+        else:
+            trainer._loss_sum.fill_(float("nan"))
 
-    monkeypatch.setattr(Trainer, "_step", explode)
     with pytest.raises(UserError, match="not finite at step 8"):
-        train(tiny_root, tmp_path)
+        trainer_in(tiny_root, tmp_path, explode).train()
     (state,) = (tmp_path / "state").glob("*.pt")
     assert checkpoint.load(state)["history"]["step"] == 4
 

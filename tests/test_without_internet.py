@@ -12,10 +12,10 @@ from sublora import config
 from sublora.data import tokenizers
 from sublora.data.prepare import prepare_dataset
 from sublora.errors import UserError
-from sublora.stages.bound import bound_run
-from sublora.stages.score import score_run
-from sublora.stages.train import train_run
-from sublora.stages.verify import verify_run
+from sublora.runs.bound import bound_run
+from sublora.runs.score import score_run
+from sublora.runs.train import train_run
+from sublora.runs.verify import verify_run
 
 
 class Pretended:

@@ -202,7 +202,7 @@ def test_bounds_hold_for_fresh_documents(tmp_path, seed):
 def test_rows_of_given_losses(dataset):
     premises = premises_of(dataset)
     losses_D = np.random.default_rng(5).uniform(1.0, 3.0, 300)
-    scored = Scored(DocumentMixture(16), losses_D, val_losses_D=[1.0, 2.0], test_losses_D=[2.0, 4.0])
+    scored = Scored(DocumentMixture(16), losses_D, np.array([1.0, 2.0]), np.array([2.0, 4.0]))
     row = yardstick_row(scored, premises, code_bits={"smoothing": 2.0, "extra": 3.5}, seconds=1.0)
     lower, upper = DocumentMixture(16).loss_range_bits(VOCAB_SIZE, MIN_LENGTH + 1)
     expected = {"lower": lower, "upper": upper, "code_bits": 5.5, "n": 1500, "delta": 0.05, "delta_sample": 0.04}
@@ -210,13 +210,15 @@ def test_rows_of_given_losses(dataset):
     assert (row["code_bits"], row["val_loss"], row["test_loss"]) == (5.5, 1.5, 3.0)
     assert set(row) == set(guessing_row(premises))
     with pytest.raises(ValueError, match="expected those of 300 documents"):
-        yardstick_row(Scored(DocumentMixture(16), losses_D[1:], [1.0], [1.0]), premises, code_bits={}, seconds=1.0)
+        yardstick_row(
+            Scored(DocumentMixture(16), losses_D[1:], losses_D, losses_D), premises, code_bits={}, seconds=1.0
+        )
 
 
 def test_held_out_row_divides_delta_among_the_alternatives(dataset):
     premises = premises_of(dataset)
     losses_D = np.random.default_rng(6).uniform(1.0, 3.0, 40)
-    scored = Scored(TokenSmoothing(0.1), losses_D, val_losses_D=[1.0], test_losses_D=losses_D)
+    scored = Scored(TokenSmoothing(0.1), losses_D, val_losses_D=losses_D, test_losses_D=losses_D)
     lower, upper = TokenSmoothing(0.1).loss_range_bits(VOCAB_SIZE, MIN_LENGTH + 1)
     one, best_of_30 = (held_out_row(scored, premises, alternatives=count, seconds=0.0) for count in (1, 30))
     assert one["bound"] == betting(losses_D, lower=lower, upper=upper, code_bits=0.0, n=40, delta=0.05)

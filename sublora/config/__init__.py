@@ -17,7 +17,7 @@ from sublora.config.data import (
     MarkovCorpus,
     PackageCorpus,
 )
-from sublora.config.grid import Grid, RunSpec, parse_allocation
+from sublora.config.grid import Grid, RunSpec
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
 from sublora.config.model import Gating, Lora, Model, Subspace
 from sublora.config.reach import STAGES, Stage
@@ -61,7 +61,6 @@ __all__ = [
     "data_settings",
     "digest",
     "load_settings",
-    "parse_allocation",
     "parse_run",
     "parse_settings",
     "root_of",

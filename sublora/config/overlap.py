@@ -19,8 +19,8 @@ STDLIB = "stdlib"
 
 def complaints(base: TrainedBase, data: Data) -> list[str]:
     """What a trained base and `data` must not share, one line each; empty if they are apart."""
-    found = [markov_complaint(base.corpus, data.tokenizer, {"min_characters": base.min_characters})]
-    found = [f"base: {text}" for text in found if text]
+    complaint = markov_complaint(base.corpus, data.tokenizer, {"min_characters": base.min_characters})
+    found = [f"base: {complaint}"] if complaint else []
     if base.name == data.name:
         found.append(f"base.name and data.name are both '{data.name}', but each needs a folder of its own in data/")
     overlap = _overlap(base.corpus, data.corpus)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sublora import config
-from sublora.data.tokenizers import TOKENIZERS
+from sublora.data.tokenizers import TOKEN_TYPE, TOKENIZERS
 from sublora.errors import UserError
 from sublora.files import sha256_of_file
 
@@ -22,9 +22,8 @@ EOT_INDICES_FILE = "eot_indices.npy"
 DOC_LENGTHS_FILE = "doc_lengths.npy"
 TOKEN_FILES = tuple(f"{split}.bin" for split in SPLITS)
 FILES = (*TOKEN_FILES, EOT_INDICES_FILE, DOC_LENGTHS_FILE)
-META_KEYS = ("tokenizer", "vocab_size", "eot_id", "splits", "files", "settings")
+META_KEYS = ("tokenizer", "vocab_size", "eot_id", "splits", "files", "documents", "excluded_texts", "settings")
 
-TOKEN_TYPE = np.dtype("<u2")
 BLOCK_TOKENS = 1 << 20
 """Tokens that are in memory at once when a whole split is read."""
 
@@ -46,6 +45,9 @@ class TokenDataset:
         vocab_size: V, the end-of-text token included.
         eot_id: the token after each document.
         n_documents: n, the number of train documents.
+        min_tokens: no document has fewer tokens, end-of-text not counted.
+        excluded_texts: sha256, in hexadecimal, of the keys of another corpus's texts, none of which is here; None if
+            no text was left out for that reason.
         eot_indices: int64 (n,), position of each train document's end-of-text token in train.bin.
     """
 
@@ -57,6 +59,9 @@ class TokenDataset:
         self.vocab_size: int = meta["vocab_size"]
         self.eot_id: int = meta["eot_id"]
         self.n_documents: int = meta["splits"]["train"]["documents"]
+        self.min_tokens: int = meta["settings"]["min_tokens"]
+        excluded = meta["excluded_texts"]
+        self.excluded_texts: str | None = None if excluded is None else excluded["sha256"]
         self.eot_indices: np.ndarray = np.load(folder / EOT_INDICES_FILE, mmap_mode="r")
         self._train_lengths: np.ndarray = np.load(folder / DOC_LENGTHS_FILE, mmap_mode="r")
         self._end_of_text_positions: dict[str, np.ndarray] = {"train": self.eot_indices}
@@ -66,8 +71,9 @@ class TokenDataset:
     def open(cls, root: Path, data: config.Data) -> "TokenDataset":
         """Open the dataset that settings describe, below `root`.
 
-        Raises UserError if it is missing, was made with other settings, or its files are not those that meta.json
-        lists (sizes and counts; `verify_hashes` compares contents).
+        Raises UserError if it is missing, was made with other settings, its files are not those that meta.json
+        lists (sizes and counts; `verify_hashes` compares contents), or a train document has fewer tokens than
+        `min_tokens`. For val and test documents that is found out where their lengths are first read.
         """
         folder = dataset_folder(root, data)
         meta = _read_meta(folder)
@@ -90,24 +96,55 @@ class TokenDataset:
                 f"{self.folder / EOT_INDICES_FILE}: the last document ends at token {int(self.eot_indices[-1])}, "
                 f"expected {tokens - 1}, the last of train.bin; {PREPARE_AGAIN}"
             )
+        self._check_long_enough(DOC_LENGTHS_FILE, self._train_lengths)
+
+    def _check_long_enough(self, name: str, lengths: np.ndarray) -> None:
+        if len(lengths) and lengths.min() < self.min_tokens:
+            shorter = np.flatnonzero(lengths < self.min_tokens)
+            raise UserError(
+                f"{self.folder / name}: document {shorter[0]} has {lengths[shorter[0]]} tokens ({len(shorter)} "
+                f"documents are too short), expected at least data.min_tokens {self.min_tokens}; {PREPARE_AGAIN}"
+            )
 
     @cached_property
     def data_hash(self) -> str:
-        """sha256, in hexadecimal, of the files' hashes and the tokenizer's facts: the identity of the dataset.
+        """sha256, in hexadecimal, of the files' hashes, the tokenizer's facts and, where texts were excluded, the hash
+        of their keys: the identity of the dataset.
 
         Hashes are those in meta.json; `verify_hashes` says whether the files still have them.
         """
         facts = {key: self.meta[key] for key in ("tokenizer", "vocab_size", "eot_id")}
+        if self.excluded_texts is not None:
+            facts["excluded_texts"] = self.excluded_texts
         return config.digest(facts | {"files": {name: self.meta["files"][name]["sha256"] for name in FILES}})
 
+    def in_words(self) -> str:
+        """How many documents there are, and how many were left out for which reason."""
+        counts, settings = self.meta["documents"], self.meta["settings"]
+        kept = {split: self.meta["splits"][split]["documents"] for split in SPLITS}
+        left_out = [
+            f"{counts['too_short']:,} shorter than {settings['min_characters']} characters",
+            f"{counts['too_few_tokens']:,} of fewer than {settings['min_tokens']} tokens",
+            f"{counts['duplicates']:,} duplicates",
+        ]
+        if self.excluded_texts is not None:
+            left_out.append(f"{counts['in_base_corpus']:,} whose text is also in the base's corpus")
+        return (
+            f"{self.folder.name}: {counts['read']:,} documents read; {kept['train']:,} to train on, "
+            f"{kept['val']:,} val, {kept['test']:,} test; left out: {', '.join(left_out)}"
+        )
+
     def tokens(self, split: str) -> np.memmap:
-        """All tokens of a split, uint16 (tokens,), documents ended by `eot_id`; read-only."""
+        """All tokens of a split, TOKEN_TYPE (tokens,), documents ended by `eot_id`; read-only."""
         if self._known(split) not in self._maps:  # a map holds a file descriptor: one a split
             self._maps[split] = np.memmap(self.folder / f"{split}.bin", dtype=TOKEN_TYPE, mode="r")
         return self._maps[split]
 
     def document(self, split: str, i: int) -> np.ndarray:
-        """Tokens of document i without its end-of-text token, uint16 (length,), a copy. IndexError beyond the last."""
+        """Tokens of document i without its end-of-text token, TOKEN_TYPE (length,), a copy.
+
+        IndexError beyond the last document.
+        """
         ends = self._ends(split)
         if not 0 <= i < len(ends):
             raise IndexError(f"document {i} of {split}, which has {len(ends)}")
@@ -166,6 +203,7 @@ class TokenDataset:
                     f"{self.folder / f'{split}.bin'}: {len(ends)} end-of-text tokens, expected {expected} documents; "
                     f"{PREPARE_AGAIN}"
                 )
+            self._check_long_enough(f"{split}.bin", np.diff(ends, prepend=-1) - 1)
             self._end_of_text_positions[split] = ends
         return self._end_of_text_positions[split]
 
@@ -173,7 +211,7 @@ class TokenDataset:
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, the dataset is not prepared; {PREPARE_AGAIN}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):

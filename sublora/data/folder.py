@@ -68,9 +68,10 @@ class FolderReader:
             raise UserError(
                 f"{where}: no key '{field}', found {', '.join(map(repr, value))}; mend data.corpus.text_field"
             )
-        if not isinstance(value[field], str):
-            raise UserError(f"{where}: key '{field}' holds {type(value[field]).__name__}, expected text")
-        return value[field]
+        text = value[field]
+        if not isinstance(text, str):
+            raise UserError(f"{where}: key '{field}' holds {type(text).__name__}, expected text")
+        return text
 
 
 def _decode(data: bytes, where: str) -> str:

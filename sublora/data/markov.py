@@ -49,8 +49,9 @@ class MarkovSource:
         k = self.settings.symbols
         equations = np.vstack([self.transition_KK.T - np.eye(k), np.ones(k)])
         right = np.append(np.zeros(k), 1.0)
-        solution = np.clip(np.linalg.lstsq(equations, right, rcond=None)[0], 0.0, None)
-        return solution / solution.sum()
+        solution: np.ndarray = np.clip(np.linalg.lstsq(equations, right, rcond=None)[0], 0.0, None)
+        solution /= solution.sum()
+        return solution
 
     @property
     def entropy_rate_bits(self) -> float:
@@ -115,7 +116,8 @@ class MarkovSource:
 def _entropy_bits(probabilities: np.ndarray) -> np.ndarray:
     """Entropy over the last axis, in bits, with 0 log 0 = 0."""
     logs = np.log2(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
-    return -(probabilities * logs).sum(axis=-1)
+    entropy: np.ndarray = -(probabilities * logs).sum(axis=-1)
+    return entropy
 
 
 @dataclass(frozen=True)

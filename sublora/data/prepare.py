@@ -3,7 +3,8 @@
 One pass over the text in worker processes, one over the tokens. Documents are ordered by a digest of their
 text, keyed with the shuffle seed (see `sublora.data.spill`): the first are val, the next test, the rest train.
 So the files depend on the set of texts and on the seed alone, not on the order of the corpus or the number of
-workers, and no text is in two splits. Memory does not grow with the corpus, except for 8 bytes a document.
+workers, and no text is in two splits. Texts of another corpus can be left out by their keys. Memory does not
+grow with the corpus, except for 8 bytes a document.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from rich.progress import (
 )
 
 from sublora import config
+from sublora.data.base import base_data, open_text_keys
 from sublora.data.corpora import open_reader
 from sublora.data.dataset import (
     DOC_LENGTHS_FILE,
@@ -41,8 +43,9 @@ from sublora.data.dataset import (
     dataset_folder,
 )
 from sublora.data.readers import Batch, Reader
-from sublora.data.spill import Spill, make_record
-from sublora.data.tokenizers import TOKENIZERS, load_tokenizer
+from sublora.data.spill import Spill, document_key, key_of_record, make_record, record_of_key
+from sublora.data.text_keys import TEXT_KEYS_FILE, TextKeys, write_text_keys
+from sublora.data.tokenizers import TOKEN_TYPE, TOKENIZERS, load_tokenizer
 from sublora.errors import UserError
 from sublora.files import atomic_path, sha256_of_file, write_json
 from sublora.versions import NUMERICS_VERSIONS
@@ -55,33 +58,45 @@ WORK_FOLDER = ".prepare"
 
 @dataclass
 class TokenizedBatch:
-    """What a worker makes of a batch, and the sum of such counts."""
+    """What a worker makes of a batch, and the sum of such counts (records and keys are not summed)."""
 
     units: int = 0
     documents: int = 0
     too_short: int = 0
+    too_few_tokens: int = 0
     unparsable_files: int = 0
     records: list[bytes] = field(default_factory=list)
+    left_out_keys: list[bytes] = field(default_factory=list)
+    """Keys of the texts that are too short or of too few tokens."""
 
     def count(self, other: "TokenizedBatch") -> None:
         self.units += other.units
         self.documents += other.documents
         self.too_short += other.too_short
+        self.too_few_tokens += other.too_few_tokens
         self.unparsable_files += other.unparsable_files
 
 
-def tokenize_batch(batch: Batch, *, tokenizer: str, min_characters: int, shuffle_seed: int) -> TokenizedBatch:
+def tokenize_batch(
+    batch: Batch, *, tokenizer: str, min_characters: int, min_tokens: int, shuffle_seed: int
+) -> TokenizedBatch:
     """Read a batch and make a record of each document that is long enough."""
     texts = batch.read()
-    long_enough = [_valid_unicode(text) for text in texts.documents if len(text) >= min_characters]
-    tokens = load_tokenizer(tokenizer).encode_batch(long_enough)
-    return TokenizedBatch(
-        units=len(batch),
-        documents=len(texts.documents),
-        too_short=len(texts.documents) - len(long_enough),
-        unparsable_files=texts.unparsable_files,
-        records=[make_record(text.encode(), ids, shuffle_seed) for text, ids in zip(long_enough, tokens, strict=True)],
-    )
+    made = TokenizedBatch(units=len(batch), documents=len(texts.documents), unparsable_files=texts.unparsable_files)
+    long_enough = []
+    for text in map(_valid_unicode, texts.documents):
+        if len(text) >= min_characters:
+            long_enough.append(text)
+        else:
+            made.too_short += 1
+            made.left_out_keys.append(document_key(text.encode(), shuffle_seed))
+    for text, tokens in zip(long_enough, load_tokenizer(tokenizer).encode_batch(long_enough), strict=True):
+        if len(tokens) >= min_tokens:
+            made.records.append(make_record(text.encode(), tokens, shuffle_seed))
+        else:
+            made.too_few_tokens += 1
+            made.left_out_keys.append(document_key(text.encode(), shuffle_seed))
+    return made
 
 
 def _valid_unicode(text: str) -> str:
@@ -93,8 +108,9 @@ def _valid_unicode(text: str) -> str:
     return text
 
 
-def prepare_dataset(data: config.Data, root: Path) -> Path:
-    """Build the dataset that settings describe and return its folder, {root}/data/{name}.
+def prepare_dataset(data: config.Data, root: Path, *, exclude: TextKeys | None = None) -> Path:
+    """Build the dataset that settings describe, without the texts of `exclude`, and return its folder,
+    {root}/data/{name}.
 
     Always builds anew. Files appear whole or not at all, meta.json last; while it is missing, the dataset does
     not open. Temporary files in that folder take about as much space as the result.
@@ -102,18 +118,59 @@ def prepare_dataset(data: config.Data, root: Path) -> Path:
     Raises UserError for a corpus that cannot be read or holds too few documents, for a tokenizer without its
     vocabulary, and if another process is writing the same folder.
     """
-    load_tokenizer(data.tokenizer)  # before a corpus is downloaded that could not be tokenized
-    reader = open_reader(data.corpus, root)
-    folder = dataset_folder(root, data)
-    with _work_folder(folder) as work, Spill(work / "records") as spill, _progress() as progress:
-        counts = _tokenize_corpus(reader, data, spill, progress)
-        if not spill.added:
-            raise UserError(
-                f"data.corpus: {reader.where}: read {counts.documents} documents, {counts.too_short} of them shorter "
-                f"than data.min_characters {data.min_characters}, none left; mend the corpus or lower min_characters"
-            )
+    if exclude is not None and exclude.shuffle_seed != data.shuffle_seed:
+        raise ValueError(f"keys of seed {exclude.shuffle_seed} say nothing of keys of seed {data.shuffle_seed}")
+    reader, folder = _open_corpus(data, root)
+    with _work_folder(folder) as work, Spill(work / "records", exclude) as spill, _progress() as progress:
+        counts = _tokenize_corpus(reader, data, progress, spill)
         write_dataset(folder, data, spill, counts, reader.provenance(), progress)
     return folder
+
+
+def prepare_base_dataset(settings: config.Settings, root: Path) -> Path:
+    """Build the dataset that the base is trained on; its folder.
+
+    Beside the dataset's files, text_keys.bin holds the keys of all texts of the base's corpus, also of those that are
+    too short or of too few tokens. meta.json has their number and sha256 in provenance.text_keys.
+
+    Raises what `prepare_dataset` raises.
+    """
+    data = base_data(settings)
+    try:
+        reader, folder = _open_corpus(data, root)
+        with (
+            _work_folder(folder) as work,
+            Spill(work / "records") as spill,
+            Spill(work / "texts") as texts,
+            _progress() as progress,
+        ):
+            counts = _tokenize_corpus(reader, data, progress, spill, texts)
+            # Renamed after meta.json: keys that are not those of meta.json are refused when they are opened.
+            with atomic_path(folder / TEXT_KEYS_FILE) as temporary:
+                keys = write_text_keys(temporary, texts.sorted_keys())
+                write_dataset(folder, data, spill, counts, reader.provenance() | {"text_keys": keys}, progress)
+    except UserError as error:
+        raise UserError(f"dataset of the base (its keys are base.corpus and so on, not data.corpus): {error}") from None
+    return folder
+
+
+def prepare_all(settings: config.Settings, root: Path) -> Path:
+    """Build all datasets that settings describe; the folder of the target, which the bounds are about.
+
+    Where the base is trained, its dataset comes first, and no text of its corpus enters the target's.
+
+    Raises what `prepare_dataset` raises.
+    """
+    if not isinstance(settings.base, config.TrainedBase):
+        return prepare_dataset(settings.data, root)
+    prepare_base_dataset(settings, root)
+    return prepare_dataset(settings.data, root, exclude=open_text_keys(settings, root))
+
+
+def _open_corpus(data: config.Data, root: Path) -> tuple[Reader, Path]:
+    """The corpus's reader and the dataset's folder."""
+    load_tokenizer(data.tokenizer)  # before a corpus is downloaded that could not be tokenized
+    return open_reader(data.corpus, root), dataset_folder(root, data)
 
 
 def write_dataset(
@@ -131,15 +188,15 @@ def write_dataset(
     """
     lengths, files = _write_splits(folder, data, spill, progress)
     files |= _write_index(folder, lengths["train"])
-    write_json(folder / META_FILE, _meta(data, provenance, counts, spill.added, lengths, files))
+    write_json(folder / META_FILE, _meta(data, provenance, counts, spill, lengths, files))
 
 
 def _meta(
     data: config.Data,
     provenance: dict[str, object],
     counts: TokenizedBatch,
-    long_enough: int,
-    lengths: dict[str, array],
+    spill: Spill,
+    lengths: dict[str, "array[int]"],
     files: dict[str, dict[str, object]],
 ) -> dict[str, object]:
     """What meta.json holds; the same bytes for the same text and settings."""
@@ -156,21 +213,29 @@ def _meta(
         "documents": {
             "read": counts.documents,
             "too_short": counts.too_short,
-            "duplicates": long_enough - kept,
+            "too_few_tokens": counts.too_few_tokens,
+            "duplicates": spill.added - spill.excluded - kept,
+            "in_base_corpus": spill.excluded,
             "kept": kept,
         },
+        "excluded_texts": None if spill.exclude is None else spill.exclude.facts(),
         "provenance": provenance | {"unparsable_files": counts.unparsable_files},
         "settings": config.data_settings(data),
         "numerics_version": NUMERICS_VERSIONS["data"],
     }
 
 
-def _tokenize_corpus(reader: Reader, data: config.Data, spill: Spill, progress: Progress) -> TokenizedBatch:
-    """Fill `spill` with all documents that are long enough; counts of what was read."""
+def _tokenize_corpus(
+    reader: Reader, data: config.Data, progress: Progress, spill: Spill, texts: Spill | None = None
+) -> TokenizedBatch:
+    """Fill `spill` with all documents that are long enough, and `texts` with a record without tokens of every
+    document; counts of what was read. UserError if no document is long enough.
+    """
     work = functools.partial(
         tokenize_batch,
         tokenizer=data.tokenizer,
         min_characters=data.min_characters,
+        min_tokens=data.min_tokens,
         shuffle_seed=data.shuffle_seed,
     )
     counts = TokenizedBatch()
@@ -178,8 +243,17 @@ def _tokenize_corpus(reader: Reader, data: config.Data, spill: Spill, progress: 
     for tokenized in map_in_processes(work, reader.batches(), data.workers):
         for record in tokenized.records:
             spill.add(record)
+        if texts is not None:
+            for key in [key_of_record(record) for record in tokenized.records] + tokenized.left_out_keys:
+                texts.add(record_of_key(key))
         counts.count(tokenized)
         progress.update(task, completed=counts.units)
+    if not spill.added:
+        raise UserError(
+            f"data.corpus: {reader.where}: read {counts.documents} documents, {counts.too_short} of them shorter "
+            f"than data.min_characters {data.min_characters} and {counts.too_few_tokens} of fewer tokens than "
+            f"data.min_tokens {data.min_tokens}, none left; mend the corpus or lower those settings"
+        )
     return counts
 
 
@@ -209,11 +283,11 @@ def map_in_processes(
 
 
 class SplitWriter:
-    """A .bin file while it is written: documents as uint16, each followed by the end-of-text token."""
+    """A .bin file while it is written: documents as TOKEN_TYPE, each followed by the end-of-text token."""
 
     def __init__(self, path: Path, eot_id: int) -> None:
         self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
-        self._end_of_text = eot_id.to_bytes(2, "little")
+        self._end_of_text = np.array(eot_id, dtype=TOKEN_TYPE).tobytes()
         self._sha256 = hashlib.sha256()
         self._bytes = 0
         self.lengths = array("q")
@@ -230,7 +304,7 @@ class SplitWriter:
         self._file.write(data)
         self._sha256.update(data)
         self._bytes += len(data)
-        self.lengths.append(len(tokens) // 2)
+        self.lengths.append(len(tokens) // TOKEN_TYPE.itemsize)
 
     def facts(self) -> dict[str, object]:
         return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
@@ -238,7 +312,7 @@ class SplitWriter:
 
 def _write_splits(
     folder: Path, data: config.Data, spill: Spill, progress: Progress
-) -> tuple[dict[str, array], dict[str, dict[str, object]]]:
+) -> tuple[dict[str, "array[int]"], dict[str, dict[str, object]]]:
     """Write train.bin, val.bin and test.bin; document lengths and file facts of each."""
     first_test = data.val_documents
     first_train = first_test + data.test_documents
@@ -257,7 +331,7 @@ def _write_splits(
         progress.update(task, completed=spill.added)
         if kept <= first_train:
             raise UserError(
-                f"data.corpus: {kept} documents are left ({spill.added - kept} duplicates removed), expected at least "
+                f"data.corpus: {kept} documents are left ({_removed_in_words(spill, kept)}), expected at least "
                 f"{first_train + 1}: data.val_documents {data.val_documents} + data.test_documents "
                 f"{data.test_documents} + 1 to train on; lower those or give more text"
             )
@@ -269,7 +343,12 @@ def _write_splits(
     )
 
 
-def _write_index(folder: Path, train_lengths: array) -> dict[str, dict[str, object]]:
+def _removed_in_words(spill: Spill, kept: int) -> str:
+    words = f"{spill.added - spill.excluded - kept} duplicates removed"
+    return words if spill.exclude is None else f"{words}, {spill.excluded} whose text is in the base's corpus"
+
+
+def _write_index(folder: Path, train_lengths: "array[int]") -> dict[str, dict[str, object]]:
     """Write eot_indices.npy and doc_lengths.npy of the train documents, int64; facts of the files."""
     lengths = np.frombuffer(train_lengths, dtype=np.int64)
     arrays = {EOT_INDICES_FILE: np.cumsum(lengths + 1) - 1, DOC_LENGTHS_FILE: lengths}

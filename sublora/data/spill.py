@@ -4,7 +4,7 @@ The key of a document is a digest of its text, keyed with the shuffle seed. Sort
 order of the documents that depends on nothing but their text and the seed, equal documents are neighbours, and
 no table of all documents is ever held in memory.
 
-A record is key (16 bytes), number of tokens (8 bytes, little endian), tokens (uint16, little endian).
+A record is key (16 bytes), number of tokens (8 bytes, little endian), tokens (TOKEN_TYPE).
 """
 
 import hashlib
@@ -14,9 +14,10 @@ from types import TracebackType
 
 import numpy as np
 
+from sublora.data.text_keys import KEY_BYTES, TextKeys
+from sublora.data.tokenizers import TOKEN_TYPE
 from sublora.streams import stream_key
 
-KEY_BYTES = 16
 COUNT_BYTES = 8
 HEADER_BYTES = KEY_BYTES + COUNT_BYTES
 BUCKETS = 256
@@ -34,21 +35,33 @@ def document_key(text: bytes, seed: int) -> bytes:
 def make_record(text: bytes, tokens: np.ndarray, seed: int) -> bytes:
     """Record of a document."""
     key = document_key(text, seed)
-    return key + len(tokens).to_bytes(COUNT_BYTES, "little") + tokens.astype("<u2", copy=False).tobytes()
+    return key + len(tokens).to_bytes(COUNT_BYTES, "little") + tokens.astype(TOKEN_TYPE, copy=False).tobytes()
+
+
+def key_of_record(record: bytes) -> bytes:
+    return record[:KEY_BYTES]
+
+
+def record_of_key(key: bytes) -> bytes:
+    """Record of a document of which only the key matters: it has no tokens."""
+    return key + bytes(COUNT_BYTES)
 
 
 class Spill:
     """Records in one temporary file; `add` in any order, then `sorted_documents` once.
 
-    Memory: BUCKETS x BUFFER_BYTES while adding; the distinct documents of one bucket (about 1/256 of all) while
-    sorting.
+    Memory: BUCKETS x BUFFER_BYTES while adding; the distinct documents of one bucket (about 1/256 of all), and as
+    large a share of the excluded keys, while sorting.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, exclude: TextKeys | None = None) -> None:
+        """`exclude`: keys, made with the same seed, of texts that are left out."""
+        self.exclude = exclude
+        self.excluded = 0
+        """Distinct documents that `sorted_documents` left out."""
         self._path = path
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by __exit__
-        self._buffers: list[list[bytes]] = [[] for _ in range(BUCKETS)]
-        self._sizes = [0] * BUCKETS
+        self._buffers = [bytearray() for _ in range(BUCKETS)]
         self._extents: list[list[tuple[int, int]]] = [[] for _ in range(BUCKETS)]
         self._end = 0
         self.added = 0
@@ -64,27 +77,37 @@ class Spill:
 
     def add(self, record: bytes) -> None:
         bucket = record[0]
-        self._buffers[bucket].append(record)
-        self._sizes[bucket] += len(record)
+        self._buffers[bucket] += record
         self.added += 1
-        if self._sizes[bucket] >= BUFFER_BYTES:
+        if len(self._buffers[bucket]) >= BUFFER_BYTES:
             self._flush(bucket)
 
     def _flush(self, bucket: int) -> None:
-        data = memoryview(b"".join(self._buffers[bucket]))
+        data = memoryview(self._buffers[bucket])
         self._extents[bucket].append((self._end, len(data)))
         self._end += len(data)
         while data:
             data = data[self._file.write(data) :]
-        self._buffers[bucket] = []
-        self._sizes[bucket] = 0
+        self._buffers[bucket] = bytearray()
 
     def sorted_documents(self) -> Iterator[bytes]:
-        """Tokens (uint16, as bytes) of each distinct document, in the order of their keys."""
+        """Tokens (TOKEN_TYPE, as bytes) of each distinct document that is not excluded, in the order of their keys."""
+        for documents in self._sorted_buckets():
+            for _, tokens in documents:
+                yield tokens
+
+    def sorted_keys(self) -> Iterator[bytes]:
+        """Each distinct key that is not excluded, ascending; like `sorted_documents` to be called once."""
+        for documents in self._sorted_buckets():
+            for key, _ in documents:
+                yield key
+
+    def _sorted_buckets(self) -> Iterator[list[tuple[bytes, bytes]]]:
+        """(key, tokens) of a bucket's distinct documents that are not excluded, ascending."""
         for bucket in range(BUCKETS):  # all before the first read, which moves the position of writes
             if self._buffers[bucket]:
                 self._flush(bucket)
-        for extents in self._extents:
+        for bucket, extents in enumerate(self._extents):
             tokens: dict[bytes, bytes] = {}
             for offset, size in extents:
                 self._file.seek(offset)
@@ -93,10 +116,14 @@ class Spill:
                 while start < size:
                     body = start + HEADER_BYTES
                     key = data[start : start + KEY_BYTES]
-                    start = body + 2 * int.from_bytes(data[body - COUNT_BYTES : body], "little")
+                    start = body + TOKEN_TYPE.itemsize * int.from_bytes(data[body - COUNT_BYTES : body], "little")
                     tokens.setdefault(key, data[body:start])
-            for key in sorted(tokens):
-                yield tokens[key]
+            if self.exclude is not None:
+                excluded = tokens.keys() & self.exclude.starting_with(bucket)
+                self.excluded += len(excluded)
+                for key in excluded:
+                    del tokens[key]
+            yield sorted(tokens.items())
 
     def _read(self, size: int) -> bytes:
         parts = []

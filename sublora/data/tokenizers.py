@@ -12,11 +12,14 @@ import numpy as np
 
 from sublora.errors import UserError
 
+TOKEN_TYPE = np.dtype("<u2")
+"""Of tokens in memory and on disk: vocabularies have at most 65,536 tokens."""
+
 END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
-    """A reversible map from text to tokens below 65,536."""
+    """A reversible map from text to tokens."""
 
     name: ClassVar[str]
     vocab_size: ClassVar[int]
@@ -24,7 +27,7 @@ class Tokenizer(Protocol):
     eot_id: ClassVar[int]
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """uint16 tokens of each text, without end-of-text; UnicodeEncodeError for lone surrogates."""
+        """Tokens (TOKEN_TYPE) of each text, without end-of-text; UnicodeEncodeError for lone surrogates."""
 
     def decode(self, tokens: np.ndarray) -> str:
         """Text of tokens of shape (n,); bytes that are no UTF-8 become U+FFFD, end-of-text its name."""
@@ -33,9 +36,9 @@ class Tokenizer(Protocol):
 class Gpt2Tokenizer:
     """Byte-pair encoding of GPT-2 (Radford et al., 2019), by `tiktoken`. UserError if its vocabulary is missing."""
 
-    name = "gpt2"
-    vocab_size = 50257
-    eot_id = 50256
+    name: ClassVar[str] = "gpt2"
+    vocab_size: ClassVar[int] = 50257
+    eot_id: ClassVar[int] = 50256
 
     def __init__(self) -> None:
         import tiktoken
@@ -53,7 +56,7 @@ class Gpt2Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         # No special token is allowed and none is refused: a special token's name is ordinary text.
         encode = self._encoding.encode_to_numpy
-        return [encode(text, disallowed_special=()).astype(np.uint16) for text in texts]
+        return [encode(text, disallowed_special=()).astype(TOKEN_TYPE) for text in texts]
 
     def decode(self, tokens: np.ndarray) -> str:
         return self._encoding.decode(np.asarray(tokens).tolist(), errors="replace")
@@ -62,12 +65,12 @@ class Gpt2Tokenizer:
 class ByteTokenizer:
     """UTF-8 bytes, and 256 for the end of a text."""
 
-    name = "bytes"
-    vocab_size = 257
-    eot_id = 256
+    name: ClassVar[str] = "bytes"
+    vocab_size: ClassVar[int] = 257
+    eot_id: ClassVar[int] = 256
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16) for text in texts]
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(TOKEN_TYPE) for text in texts]
 
     def decode(self, tokens: np.ndarray) -> str:
         values = np.asarray(tokens)

@@ -96,10 +96,12 @@ class GPT(nn.Module):
 
         The logits of all positions are never held at once.
         """
+        down_KR, up_VR = self._head_factors(hidden_KC, adapters, dropout)
         return head_cross_entropy(
             hidden_KC,
             self.weight("wte.weight"),
-            *self._head_factors(hidden_KC, adapters, dropout),
+            down_KR,
+            up_VR,
             targets_K,
             position_weights_K=position_weights_K,
             smoothing=smoothing,
@@ -110,9 +112,9 @@ class GPT(nn.Module):
         self, hidden_KC: Tensor, targets_K: Tensor, adapters: Adapters | None = None
     ) -> tuple[Tensor, Tensor]:
         """(log p in nats, rank among all tokens) of targets, K each; see `head_target_scores`."""
-        factors = self._head_factors(hidden_KC, adapters, 0.0)
+        down_KR, up_VR = self._head_factors(hidden_KC, adapters, 0.0)
         weight = self.weight("wte.weight")
-        return head_target_scores(hidden_KC, weight, *factors, targets_K, use_compiler=self.use_compiler)
+        return head_target_scores(hidden_KC, weight, down_KR, up_VR, targets_K, use_compiler=self.use_compiler)
 
     def _head_factors(
         self, hidden_KC: Tensor, adapters: Adapters | None, dropout: float
@@ -154,8 +156,8 @@ def _block(
         query = query + _delta(normed, query_pair, dropout)
     if value_pair is not None:
         value = value + _delta(normed, value_pair, dropout)
-    heads = [part.view(n, t, n_head, -1).transpose(1, 2) for part in (query, key, value)]
-    mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+    query, key, value = (part.view(n, t, n_head, -1).transpose(1, 2) for part in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     x_NTC = x_NTC + F.linear(mixed.transpose(1, 2).reshape(n, t, c), *weights["attn.c_proj"])
     hidden = gelu_tanh(F.linear(_norm(x_NTC, weights["ln_2"]), *weights["mlp.c_fc"]))
     return x_NTC + F.linear(hidden, *weights["mlp.c_proj"])

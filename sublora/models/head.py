@@ -88,7 +88,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         # As a tensor, so that a new value is not compiled anew.
         a = torch.full((), smoothing, device=hidden_KC.device) if smoothing else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_KC.device)
-        grad_KJ = torch.empty_like(inputs_KJ) if needs_gradient else None
+        grad_KJ = torch.empty_like(inputs_KJ if needs_gradient else inputs_KJ[:0])
         # The matrix's gradient: of B alone, or where W is trained of both.
         trained = slice(0, width + rank) if ctx.needs_input_grad[1] else slice(width, width + rank)
         columns = trained.stop - trained.start if needs_gradient else 0

@@ -14,8 +14,11 @@ from sublora.subspace.parameters import ParameterSpace
 class LanguageModel(Protocol):
     """A next-token predictor with all its parameters in place."""
 
-    vocab_size: int
-    context_length: int
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
 
     def hidden(self, tokens_NT: Tensor, *, training: bool = False) -> Tensor:
         """What the head reads (N x T x C) for token ids; `training` turns dropout on. ValueError beyond the context."""
@@ -44,12 +47,21 @@ class LanguageModel(Protocol):
 class Network(Protocol):
     """A language model for every theta; theta alone is trained."""
 
-    space: ParameterSpace
-    vocab_size: int
-    context_length: int
-    base_sha256: str
-    """Names the frozen weights."""
-    device: torch.device
+    @property
+    def space(self) -> ParameterSpace: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def base_sha256(self) -> str:
+        """Names the frozen weights."""
+
+    @property
+    def device(self) -> torch.device: ...
 
     def at(self, theta_D: Tensor) -> LanguageModel:
         """The model at theta, differentiable in it."""

@@ -124,15 +124,14 @@ def _check_description(description: dict[str, Any], path: Path, model: config.Mo
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
         "activation_function": "gelu_new",
     }
-    defaults = {"layer_norm_epsilon": LAYER_NORM_EPSILON, "activation_function": "gelu_new", "n_inner": None}
-    found = defaults | description
+    found: dict[str, Any] = {"layer_norm_epsilon": LAYER_NORM_EPSILON, "activation_function": "gelu_new"} | description
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(
                 f"{path}: {key} is {found.get(key)!r}, expected {value!r}; the model section of the settings and the "
                 "tokenizer must be those of the pretrained network"
             )
-    if found["n_inner"] not in (None, 4 * model.n_embd):
+    if found.get("n_inner") not in (None, 4 * model.n_embd):
         raise UserError(f"{path}: n_inner is {found['n_inner']}, expected {4 * model.n_embd}, GPT-2's 4 x n_embd")
     if found.get("n_positions", 0) < model.context_length:
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sublora import config
+from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
@@ -44,7 +45,7 @@ class RunFolder:
     @functools.cached_property
     def dataset(self) -> TokenDataset:
         """The data of the training; UserError if it is not the same data any more."""
-        dataset = TokenDataset.open(self.root, self.settings.data)
+        dataset = open_target(self.settings, self.root)
         if dataset.data_hash != self.checkpoint["data_hash"]:
             raise UserError(
                 f"{self.root / 'data' / self.settings.data.name}: data hash {dataset.data_hash[:12]}..., but "

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sublora import config
+from sublora.data.base import open_target
 from sublora.data.dataset import FILES, TokenDataset, dataset_folder
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device, gpu_name
@@ -191,7 +193,8 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     dataset = _dataset_if_prepared(settings, root)
     vocab_size = dataset.vocab_size if dataset else TOKENIZERS[settings.data.tokenizer].vocab_size
     with claim_device(settings.compute) as device:
-        run = build_run(settings, settings.grid.runs()[-1], RandomTokens(vocab_size), root, device)
+        random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
+        run = build_run(settings, settings.grid.runs()[-1], random_tokens, root, device)
         training = _training_rate(run)
         context = settings.model.context_length
         rng = np.random.Generator(np.random.Philox(0))
@@ -249,7 +252,7 @@ def _dataset_if_prepared(settings: config.Settings, root: Path) -> TokenDataset 
     """The data, or None if they are not there; UserError if they are there and are others."""
     if not (dataset_folder(root, settings.data) / "meta.json").exists():
         return None
-    return TokenDataset.open(root, settings.data)
+    return open_target(settings, root)
 
 
 def print_plan(

@@ -111,11 +111,8 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
             "train": folder.checkpoint["provenance"],
         }
+    arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_D
+    arrays["provenance"] = np.array(json.dumps(facts))
     with atomic_path(path / LOSSES_NAME) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(
-            handle,
-            **arrays,
-            val_losses_unquantized_bits=encoded.val_losses_unquantized_D,
-            provenance=np.array(json.dumps(facts)),
-        )
+        np.savez_compressed(handle, allow_pickle=False, **arrays)
     return path / LOSSES_NAME

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sublora import config
+from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.device import claim_devices, use_device
 from sublora.errors import UserError
@@ -34,7 +35,7 @@ def train_run(
     is the very same training. Started by torchrun, the processes share the training and the first one writes.
     UserError for bad data, a bad budget, a missing GPU, or a wrong number of processes.
     """
-    dataset = TokenDataset.open(root, settings.data)
+    dataset = open_target(settings, root)
     _check_data_size(settings, dataset)
     training, finished = settings.training, out / CHECKPOINT_NAME
     with joined(settings.compute) as peers:

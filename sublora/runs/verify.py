@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sublora import config
 from sublora.bounds.record import ENVIRONMENT_KEYS
+from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.errors import UserError
@@ -88,7 +89,7 @@ def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
     header, settings = message.header, message.settings
     claimed, stored = _read_claim(path / BOUNDS_NAME), read_losses(path / LOSSES_NAME)
     root = root or find_root(path, settings.data.name)
-    dataset = TokenDataset.open(root, settings.data)
+    dataset = open_target(settings, root)
     dataset.verify_hashes()
     if dataset.data_hash != header["data_hash"]:
         raise UserError(

@@ -2,13 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sublora import config
 from sublora.coding.bits import index_bits, uint_to_bits
+from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.device import claim_device
 from sublora.losses.bounded import BoundedLoss
@@ -18,7 +18,7 @@ from sublora.runs.score import record_documents
 from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.files import YARDSTICKS_FILE, write_yardsticks
-from sublora.yardsticks.rows import Premises, Scored, yardstick_row
+from sublora.yardsticks.rows import Premises, Row, Scored, yardstick_row
 
 FROZEN_BASE = "frozen_base"
 
@@ -28,7 +28,7 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
 
     UserError if the data or the base cannot be read.
     """
-    dataset = TokenDataset.open(root, settings.data)
+    dataset = open_target(settings, root)
     premises = yardstick_premises(settings, dataset)
     contents = compute_yardsticks(dataset, premises)
     with claim_device(settings.compute) as device:
@@ -59,7 +59,7 @@ def yardstick_premises(settings: config.Settings, dataset: TokenDataset) -> Prem
 
 
 @torch.no_grad()
-def frozen_base_row(run: Run, premises: Premises) -> dict[str, Any]:
+def frozen_base_row(run: Run, premises: Premises) -> Row:
     """The row of the base as it is before any adaptation: its message is the index of its smoothing alone."""
     started = time.perf_counter()
     model = run.model_at(run.subspace.subspace_params)

@@ -1,6 +1,6 @@
 """The parameters that theta stands for: named tensors, laid end to end in one vector.
 
-Consecutive parameters may share a group (a layer) and a role (the A or the B of LoRA, a weight), so that the whole of a
+Consecutive parameters may share a group (a layer) and a role (the A or the B of LoRA, a weight), so that the spans of a
 role, and a role within a group, are slices of theta.
 """
 
@@ -49,12 +49,12 @@ class ParameterSpace:
         if len(set(names)) < len(names):
             raise ValueError(f"parameter names occur twice: {names}")
         space = cls(tuple(parameters))
-        for key in ({p.role for p in parameters}, {(p.role, p.group) for p in parameters}):
-            for item in key:
-                role, group = item if isinstance(item, tuple) else (item, None)
-                span = space.span(role, group)
-                if sum(p.stop - p.start for p in space.found(role, group)) != span.stop - span.start:
-                    raise ValueError(f"parameters of role {role} and group {group} do not follow one another")
+        spans: list[tuple[str, str | None]] = [(p.role, None) for p in parameters]
+        spans += [(p.role, p.group) for p in parameters]
+        for role_of_span, group in dict.fromkeys(spans):
+            span = space.span(role_of_span, group)
+            if sum(p.stop - p.start for p in space.found(role_of_span, group)) != span_length(span):
+                raise ValueError(f"parameters of role {role_of_span} and group {group} do not follow one another")
         return space
 
     @property

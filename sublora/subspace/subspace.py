@@ -39,6 +39,9 @@ class Subspace(nn.Module):
     `gating_params.head` (the logit of each gate).
     """
 
+    origin_D: Tensor
+    sizes_G: Tensor
+
     def __init__(
         self,
         shape: SubspaceShape,

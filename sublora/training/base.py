@@ -57,8 +57,9 @@ class BaseTrainer(ResumableTraining):
         # Matrices decay; norms and biases, which are vectors, do not.
         matrices = [value for value in self.weights.values() if value.dim() > 1]
         vectors = [value for value in self.weights.values() if value.dim() == 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+            groups,
             lr=base.learning_rate,
             betas=base.betas,
             eps=base.epsilon,
@@ -93,17 +94,18 @@ class BaseTrainer(ResumableTraining):
         """Put the gradient of the mean loss into the weights, micro-batch by micro-batch; returns the loss, nats ()."""
         rows = self.base.micro_batch_sequences
         pieces = inputs_NT.shape[0] // rows
-        for value in self.weights.values():
-            value.grad = torch.zeros_like(value)
+        sums = [torch.zeros_like(value) for value in self.weights.values()]
         total = torch.zeros((), device=self.device)
         for piece in range(pieces):
             part = slice(piece * rows, (piece + 1) * rows)
             used = self._place()
             loss = self._loss(inputs_NT[part], targets_NT[part]) / pieces
             gradients = torch.autograd.grad(loss, list(used.values()))
-            for value, gradient in zip(self.weights.values(), gradients, strict=True):
-                value.grad += gradient
+            for summed, gradient in zip(sums, gradients, strict=True):
+                summed += gradient
             total += loss.detach()
+        for value, summed in zip(self.weights.values(), sums, strict=True):
+            value.grad = summed
         return total
 
     def _place(self) -> dict[str, Tensor]:

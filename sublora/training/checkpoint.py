@@ -134,7 +134,7 @@ def save_initialization(folder: Path, run: Run) -> None:
     base = {name.replace("__", "."): value.cpu() for name, value in run.network.gpt.named_buffers()}
     theta_D = run.subspace.origin_D.cpu()
     lora = {p.name: theta_D[p.start : p.stop].view(p.shape).clone() for p in run.network.space.parameters}
-    files = {
+    files: dict[str, dict[str, Any]] = {
         "ckpt_at_random_initialization.pt": {"raw_model": run.subspace.state_dict()},
         "forward_ckpt_at_random_initialization.pt": {"forward_model": base | lora},
         "trainable_initparams.pt": {"trainable_initparams": list(lora.values())},

@@ -36,18 +36,18 @@ class Objective:
         theta = subspace.theta(w, subspace.masks(mask_width))
         # The network sees theta as a leaf: its gradient accumulates over micro-batches, the projection runs once.
         leaf = theta.detach().requires_grad_()
-        loss = self._accumulate(leaf, step, batch)
+        loss, gradient_D = self._accumulate(leaf, step, batch)
         for parameter in trained:
             parameter.grad = None
         # The same as theta.backward(leaf.grad), which would first import the symbolic algebra of the compiler.
-        torch.dot(theta, leaf.grad).backward(retain_graph=price is not None)
+        torch.dot(theta, gradient_D).backward(retain_graph=price is not None)
         self._peers.add_up([loss, *(p.grad for p in trained if p.grad is not None)])
         if price is not None:
             self._add_price(price)
         return loss
 
-    def _accumulate(self, leaf_D: Tensor, step: int, batch: list[Tensor]) -> Tensor:
-        """Backward through the network for this process's micro-batches; returns their loss."""
+    def _accumulate(self, leaf_D: Tensor, step: int, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Backward through the network for this process's micro-batches; returns their loss and its gradient (D)."""
         pieces = batch[0].shape[0] // self._rows
         total = torch.zeros((), device=self._run.device)
         for piece in self._peers.share(pieces):
@@ -66,7 +66,7 @@ class Objective:
                 value = loss.detach()
             loss.backward()
             total += value
-        return total
+        return total, torch.zeros_like(leaf_D) if leaf_D.grad is None else leaf_D.grad
 
     @staticmethod
     def _add_price(price: Price) -> None:

@@ -4,3 +4,19 @@ Guessing, a coded unigram, a coded bigram with pruned contexts, and an adaptive 
 document. Each is a proper next-token predictor whose message has a decoder, and what is scored is the decoded model.
 Needs numpy and constriction only; it knows no network.
 """
+
+from sublora.yardsticks.compute import compute_yardsticks
+from sublora.yardsticks.files import YARDSTICKS_FILE, read_yardsticks, write_yardsticks
+from sublora.yardsticks.rows import Premises, Row, Scored, held_out_row, yardstick_row
+
+__all__ = [
+    "YARDSTICKS_FILE",
+    "Premises",
+    "Row",
+    "Scored",
+    "compute_yardsticks",
+    "held_out_row",
+    "read_yardsticks",
+    "write_yardsticks",
+    "yardstick_row",
+]

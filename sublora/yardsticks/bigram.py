@@ -13,6 +13,8 @@ end a table, and the list of contexts.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +62,17 @@ class _GapModels:
         return (1 << (digits - 1)) + reader.get_uniform(1 << (digits - 1))
 
 
+class _Lookup(NamedTuple):
+    """What scoring needs, natural logarithms; memory is that of the tables and a few numbers per token."""
+
+    keys_E: NDArray[np.int64]
+    """c V + s of each entry, sorted."""
+    log_tilts_E: NDArray[np.float64]
+    log_z_V: NDArray[np.float64]
+    """ln Z of each context, 0 without a table."""
+    log_u_V: NDArray[np.float64]
+
+
 @dataclass(frozen=True, eq=False)
 class Bigram:
     """The probabilities that the message gives."""
@@ -68,27 +81,24 @@ class Bigram:
     step_index: int
     tables: Tables
 
-    def __post_init__(self) -> None:
-        # Sorted keys c V + s of the entries, and ln Z of every context, so that memory is that of the tables.
+    @cached_property
+    def _lookup(self) -> _Lookup:
         tables, ranking, log_u_V = self.tables, self.unigram.ranking, self.unigram.log_p_V
-        vocab_size = len(ranking)
         contexts_E, successors_E = ranking[tables.context_ranks_E], ranking[tables.successor_ranks_E]
         log_tilts_E = np.log(2.0) * STEPS_OCTAVES[self.step_index] * tables.tilts_E
-        order = np.argsort(contexts_E * vocab_size + successors_E)
-        log_z_V = np.log1p(
-            np.bincount(contexts_E, np.exp(log_u_V[successors_E]) * np.expm1(log_tilts_E), minlength=vocab_size)
-        )
-        object.__setattr__(self, "_keys_E", (contexts_E * vocab_size + successors_E)[order])
-        object.__setattr__(self, "_log_tilts_E", log_tilts_E[order])
-        object.__setattr__(self, "_log_z_V", log_z_V)
-        object.__setattr__(self, "_log_u_V", log_u_V)
+        excess_E = np.exp(log_u_V[successors_E]) * np.expm1(log_tilts_E)
+        log_z_V = np.log1p(np.bincount(contexts_E, excess_E, minlength=len(ranking)))
+        keys_E = contexts_E * len(ranking) + successors_E
+        order = np.argsort(keys_E)
+        return _Lookup(keys_E[order], log_tilts_E[order], log_z_V, log_u_V)
 
     def log_probabilities(self, batch: TargetBatch) -> NDArray[np.float64]:
-        log_p_S = self._log_u_V[batch.targets_S] - self._log_z_V[batch.contexts_S]
-        if len(self._keys_E):
-            keys_S = batch.contexts_S * len(self._log_u_V) + batch.targets_S
-            places_S = np.minimum(np.searchsorted(self._keys_E, keys_S), len(self._keys_E) - 1)
-            log_p_S += np.where(self._keys_E[places_S] == keys_S, self._log_tilts_E[places_S], 0.0)
+        keys_E, log_tilts_E, log_z_V, log_u_V = self._lookup
+        log_p_S = log_u_V[batch.targets_S] - log_z_V[batch.contexts_S]
+        if len(keys_E):
+            keys_S = batch.contexts_S * len(log_u_V) + batch.targets_S
+            places_S = np.minimum(np.searchsorted(keys_E, keys_S), len(keys_E) - 1)
+            log_p_S += np.where(keys_E[places_S] == keys_S, log_tilts_E[places_S], 0.0)
         return log_p_S
 
     def write(self, writer: SymbolWriter) -> None:

@@ -21,7 +21,7 @@ from sublora.yardsticks.documents import Predictor, TargetBatch, batches, losses
 from sublora.yardsticks.files import YARDSTICKS_FORMAT
 from sublora.yardsticks.order3 import Order3
 from sublora.yardsticks.pruning import BigramSearch, PairShares
-from sublora.yardsticks.rows import Premises, Scored, guessing_row, yardstick_row
+from sublora.yardsticks.rows import Premises, Row, Scored, guessing_row, yardstick_row
 from sublora.yardsticks.statistics import pair_candidates, pair_shares, target_shares
 from sublora.yardsticks.unigram import Unigram
 
@@ -48,7 +48,7 @@ def compute_yardsticks(dataset: TokenDataset, premises: Premises) -> dict[str, A
     """
     _check_premises(dataset, premises)
     stage = _Stage(dataset, premises)
-    rows = {"guessing": guessing_row(premises)}
+    rows: dict[str, Row] = {"guessing": guessing_row(premises)}
 
     since = time.perf_counter()
     shares_V = target_shares(dataset)
@@ -151,7 +151,7 @@ class _Stage:
         code_bits = {"model": float(model_bits), "smoothing": float(len(message) - model_bits)}
         return Frozen(decoded, smoothing_index, message, code_bits)
 
-    def row(self, name: str, frozen: Frozen, since: float) -> dict[str, Any]:
+    def row(self, name: str, frozen: Frozen, since: float) -> Row:
         """Draw by the message, score, bound. since: `time.perf_counter()` where the yardstick's work began."""
         drawn = self._documents("train", self._premises.drawn_documents(name, frozen.message))
         scored = Scored(

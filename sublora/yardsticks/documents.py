@@ -27,7 +27,7 @@ class TargetBatch:
     """Where each document's targets start, and the end of the last: shape (D + 1,)."""
 
     @classmethod
-    def of(cls, documents: Sequence[NDArray], eot_id: int) -> "TargetBatch":
+    def of(cls, documents: Sequence[NDArray[np.integer]], eot_id: int) -> "TargetBatch":
         """documents: tokens without their end-of-text token, at least one document."""
         end = np.array([eot_id])
         targets_S = np.concatenate([part for document in documents for part in (document, end)]).astype(np.int64)
@@ -44,9 +44,9 @@ class Predictor(Protocol):
         ...
 
 
-def batches(documents: Iterable[NDArray], eot_id: int) -> Iterator[TargetBatch]:
+def batches(documents: Iterable[NDArray[np.integer]], eot_id: int) -> Iterator[TargetBatch]:
     """The documents in batches of about BATCH_TARGETS targets, so that memory does not grow with their number."""
-    pending: list[NDArray] = []
+    pending: list[NDArray[np.integer]] = []
     targets = 0
     for document in documents:
         pending.append(document)

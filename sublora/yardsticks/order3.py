@@ -73,7 +73,8 @@ def _numbered(keys_S: NDArray[np.int64]) -> NDArray[np.int64]:
 def _sums_before(groups_S: NDArray[np.int64], counted_S: NDArray[np.bool_]) -> NDArray[np.int64]:
     """For each position the number of counted earlier positions of its group, shape (S,)."""
     order = np.argsort(groups_S, kind="stable")
-    sorted_groups, before = groups_S[order], np.cumsum(counted_S[order]) - counted_S[order]
+    sorted_groups = groups_S[order]
+    before: NDArray[np.int64] = np.cumsum(counted_S[order], dtype=np.int64) - counted_S[order]
     first = np.flatnonzero(np.concatenate([[True], np.diff(sorted_groups) != 0]))
     before -= np.repeat(before[first], np.diff(np.append(first, len(before))))
     sums_S = np.empty(len(groups_S), dtype=np.int64)

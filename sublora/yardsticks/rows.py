@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.record import held_out_bound
@@ -71,21 +71,44 @@ class Premises:
         return stream.integers(0, self.n_documents, size=self.m)
 
 
+class Row(TypedDict):
+    """A row of yardsticks.json. Losses and bounds are in bits per token."""
+
+    bound: float
+    inequality: str | None
+    """Name in `sublora.bounds.inequalities`; None where nothing is estimated."""
+    smoothing: str | None
+    loss_range: list[float]
+    empirical_loss: float
+    """Mean over the documents behind the bound."""
+    val_loss: float
+    test_loss: float
+    """Means over val and test documents, under the same smoothing."""
+    code_bits: float
+    code_bits_items: dict[str, float]
+    """C, and C item by item."""
+    n: int
+    m: int | None
+    """Documents scored; None where none had to be."""
+    delta: float | None
+    delta_sample: float | None
+    seconds: float
+    """Wall time the yardstick took, scoring included."""
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """Losses of one model under the smoothing chosen for it, bits per token, one per document."""
 
     smoothing: Smoothing
-    losses_D: ArrayLike
+    losses_D: NDArray[np.float64]
     """Of `Premises.drawn_documents`, or of the documents that the bound is about where it is a held-out bound."""
-    val_losses_D: ArrayLike
-    test_losses_D: ArrayLike
+    val_losses_D: NDArray[np.float64]
+    test_losses_D: NDArray[np.float64]
 
 
-def yardstick_row(
-    scored: Scored, premises: Premises, *, code_bits: Mapping[str, float], seconds: float
-) -> dict[str, Any]:
-    """The row of a model with this message, JSON values.
+def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str, float], seconds: float) -> Row:
+    """The row of a model with this message.
 
     Args:
         code_bits: C item by item, in bits; empty for a model that was fixed without the n documents.
@@ -94,27 +117,37 @@ def yardstick_row(
     Raises:
         ValueError: the number of losses is not m (or n), or a loss lies outside its range.
     """
-    losses_D = np.asarray(scored.losses_D, dtype=np.float64)
-    expected = premises.n_documents if premises.m is None else premises.m
-    if losses_D.shape != (expected,):
-        raise ValueError(f"losses of shape {losses_D.shape}, expected those of {expected} documents")
+    n, delta, delta_sample = premises.n_documents, premises.delta, premises.delta_sample
+    expected = n if premises.m is None else premises.m
+    if scored.losses_D.shape != (expected,):
+        raise ValueError(f"losses of shape {scored.losses_D.shape}, expected those of {expected} documents")
     lower, upper = premises.range_of(scored.smoothing)
     total = float(sum(code_bits.values()))
-    common = {"lower": lower, "upper": upper, "code_bits": total, "n": premises.n_documents, "delta": premises.delta}
-    if premises.m is None or premises.delta_sample is None:
-        inequality, bound = "betting", betting(losses_D, **common)
+    if delta_sample is None:
+        bound = betting(scored.losses_D, lower=lower, upper=upper, code_bits=total, n=n, delta=delta)
     else:
-        inequality = "betting_subsampled"
-        bound = betting_subsampled(losses_D, **common, delta_sample=premises.delta_sample)
-    return _row(scored, bound, inequality, common) | {
-        "m": expected,
-        "delta_sample": premises.delta_sample,
-        "code_bits_items": dict(code_bits),
-        "seconds": seconds,
-    }
+        bound = betting_subsampled(
+            scored.losses_D, lower=lower, upper=upper, code_bits=total, n=n, delta=delta, delta_sample=delta_sample
+        )
+    return Row(
+        bound=bound,
+        inequality=betting.__name__ if delta_sample is None else betting_subsampled.__name__,
+        smoothing=scored.smoothing.name,
+        loss_range=[lower, upper],
+        empirical_loss=float(scored.losses_D.mean()),
+        val_loss=float(scored.val_losses_D.mean()),
+        test_loss=float(scored.test_losses_D.mean()),
+        code_bits=total,
+        code_bits_items=dict(code_bits),
+        n=n,
+        m=expected,
+        delta=delta,
+        delta_sample=delta_sample,
+        seconds=seconds,
+    )
 
 
-def held_out_row(scored: Scored, premises: Premises, *, alternatives: float = 1.0, seconds: float) -> dict[str, Any]:
+def held_out_row(scored: Scored, premises: Premises, *, alternatives: float = 1.0, seconds: float) -> Row:
     """The row of a held-out bound: C = 0, n = m = the documents given, on which nothing was chosen.
 
     alternatives: among how many networks the one named was chosen by its losses on these documents; delta is divided
@@ -122,54 +155,41 @@ def held_out_row(scored: Scored, premises: Premises, *, alternatives: float = 1.
     """
     if not alternatives >= 1.0:
         raise ValueError(f"one of at least 1 alternatives, found {alternatives}")
-    losses_D = np.asarray(scored.losses_D, dtype=np.float64)
     loss_range, delta = premises.range_of(scored.smoothing), premises.delta / alternatives
-    common = {
-        "lower": loss_range.lower,
-        "upper": loss_range.upper,
-        "code_bits": 0.0,
-        "n": losses_D.size,
-        "delta": delta,
-    }
-    return _row(scored, held_out_bound(losses_D, loss_range, delta=delta), "betting", common) | {
-        "m": losses_D.size,
-        "delta_sample": None,
-        "code_bits_items": {},
-        "seconds": seconds,
-    }
+    return Row(
+        bound=held_out_bound(scored.losses_D, loss_range, delta=delta),
+        inequality=betting.__name__,
+        smoothing=scored.smoothing.name,
+        loss_range=list(loss_range),
+        empirical_loss=float(scored.losses_D.mean()),
+        val_loss=float(scored.val_losses_D.mean()),
+        test_loss=float(scored.test_losses_D.mean()),
+        code_bits=0.0,
+        code_bits_items={},
+        n=len(scored.losses_D),
+        m=len(scored.losses_D),
+        delta=delta,
+        delta_sample=None,
+        seconds=seconds,
+    )
 
 
-def guessing_row(premises: Premises) -> dict[str, Any]:
+def guessing_row(premises: Premises) -> Row:
     """Uniform guessing: its loss is log2 V on every document, so nothing is estimated and nothing can fail."""
     loss = math.log2(premises.vocab_size)
-    return {
-        "bound": loss,
-        "inequality": None,
-        "smoothing": None,
-        "loss_range": [loss, loss],
-        "empirical_loss": loss,
-        "val_loss": loss,
-        "test_loss": loss,
-        "code_bits": 0.0,
-        "code_bits_items": {},
-        "n": premises.n_documents,
-        "m": None,
-        "delta": None,
-        "delta_sample": None,
-        "seconds": 0.0,
-    }
-
-
-def _row(scored: Scored, bound: float, inequality: str, common: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "bound": bound,
-        "inequality": inequality,
-        "smoothing": scored.smoothing.name,
-        "loss_range": [common["lower"], common["upper"]],
-        "empirical_loss": float(np.mean(scored.losses_D)),
-        "val_loss": float(np.mean(scored.val_losses_D)),
-        "test_loss": float(np.mean(scored.test_losses_D)),
-        "code_bits": common["code_bits"],
-        "n": int(common["n"]),
-        "delta": common["delta"],
-    }
+    return Row(
+        bound=loss,
+        inequality=None,
+        smoothing=None,
+        loss_range=[loss, loss],
+        empirical_loss=loss,
+        val_loss=loss,
+        test_loss=loss,
+        code_bits=0.0,
+        code_bits_items={},
+        n=premises.n_documents,
+        m=None,
+        delta=None,
+        delta_sample=None,
+        seconds=0.0,
+    )

@@ -11,6 +11,7 @@ its content and from V, which the reader knows.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Unigram:
     levels_V: NDArray[np.int64]
     """0 ... LEVEL_COUNTS[levels_index] for each token; the last is the floor."""
 
-    @property
+    @cached_property
     def log_p_V(self) -> NDArray[np.float64]:
         """Natural logarithms of the probabilities, shape (V,)."""
         depths = STEPS_OCTAVES[self.step_index] * self.levels_V
@@ -70,7 +71,7 @@ class Unigram:
             before = levels_V[j] = reader.get(models[before == floor])
         return cls(step_index, levels_index, floor_depth, levels_V)
 
-    @property
+    @cached_property
     def ranking(self) -> NDArray[np.int64]:
         """Token ids, the most probable first and smaller ids first among equals, shape (V,): known to the decoder."""
         return np.argsort(self.levels_V, kind="stable")

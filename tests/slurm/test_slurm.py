@@ -19,9 +19,9 @@ from slurm.cluster import Cluster
 from slurm.conftest import Workspace
 from sublora import config
 from sublora.data.prepare import prepare_dataset
-from sublora.nn.language_model import tensors_sha256
-from sublora.stages.score import score_run
-from sublora.stages.train import train_run
+from sublora.runs.score import score_run
+from sublora.runs.train import train_run
+from sublora.training.checkpoint import tensors_sha256
 
 Build = Callable[..., Workspace]
 ONE_RUN = {"budgets": [40], "allocations": ["learned"], "seeds": [1]}

@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from sublora import config
-from sublora.nn import gpt
-from sublora.nn.gpt import FrozenGPT, random_weights, weight_shapes, weights_sha256
-from sublora.nn.layout import build_layout
-from sublora.nn.lora import Adapters, initial_theta
+from sublora.models import gpt
+from sublora.models.gpt import GPT
+from sublora.models.lora import Adapters, initial_theta
+from sublora.models.lora_gpt import LoraGPT
+from sublora.models.lora_space import lora_name, lora_space
+from sublora.models.weights import random_weights, weight_shapes, weights_sha256
+from sublora.subspace.parameters import ParameterSpace
 
 VOCABULARY = 101
 
@@ -22,54 +25,63 @@ def random_everything(model: config.Model, generator: np.random.Generator) -> di
 
 
 def plain_adapters(settings: config.Settings, theta: torch.Tensor | None = None) -> Adapters:
-    layout = build_layout(settings.model, settings.lora, VOCABULARY)
-    theta = torch.from_numpy(initial_theta(layout, 1, "zero_b")) if theta is None else theta
-    return Adapters(layout, theta, scale=4.0, dtype=theta.dtype)
+    space = lora_space(settings.model, settings.lora, VOCABULARY)
+    theta = torch.from_numpy(initial_theta(space, 1, "zero_b")) if theta is None else theta
+    return Adapters(space, theta, scale=4.0, dtype=theta.dtype)
+
+
+def mean_loss(model: GPT, tokens: torch.Tensor, adapters: Adapters) -> torch.Tensor:
+    """Cross-entropy of each next token, nats."""
+    return model.cross_entropy(model.hidden(tokens[:, :-1], adapters).flatten(0, 1), tokens[:, 1:].flatten(), adapters)
+
+
+def product(space: ParameterSpace, theta: torch.Tensor, group: str, target: str) -> torch.Tensor:
+    """4 B A, from the definition of theta alone."""
+    named = {p.name: theta[p.start : p.stop].view(p.shape) for p in space.parameters}
+    return 4.0 * named[lora_name(group, target, "B")] @ named[lora_name(group, target, "A")]
 
 
 def test_start_is_the_base_model_whatever_b_is(tiny_settings):
     """Not only nearly: the adapter is exactly zero at the start, so all arms and both inits begin alike."""
-    layout = build_layout(tiny_settings.model, tiny_settings.lora, VOCABULARY)
-    model = FrozenGPT(tiny_settings.model, VOCABULARY)
+    space = lora_space(tiny_settings.model, tiny_settings.lora, VOCABULARY)
+    model = GPT(tiny_settings.model, VOCABULARY)
     model.load(random_everything(tiny_settings.model, np.random.default_rng(0)))
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 17)))[:, :16]
     outcomes = []
     for init in ("zero_b", "both_random"):
-        start = torch.from_numpy(initial_theta(layout, 1, init))
+        start = torch.from_numpy(initial_theta(space, 1, init))
         theta = start.clone().requires_grad_()
-        adapters = Adapters(layout, theta, scale=4.0, dtype=torch.float32, origin_D=start)
+        adapters = Adapters(space, theta, scale=4.0, dtype=torch.float32, origin_D=start)
         outcomes.append(model.logits(model.hidden(tokens, adapters), adapters).detach())
-        model.loss(tokens[:, :-1], tokens[:, 1:], adapters).backward()
-        for entry in layout.entries:
-            gradient = theta.grad[entry.start : entry.stop]
-            vanishes = init == "zero_b" and entry.factor == "A"
+        mean_loss(model, tokens, adapters).backward()
+        for parameter in space.parameters:
+            gradient = theta.grad[parameter.start : parameter.stop]
+            vanishes = init == "zero_b" and parameter.role == "A"
             assert bool((gradient == 0.0).all()) if vanishes else float(gradient.abs().max()) > 0.0
     assert torch.equal(*outcomes)
 
 
 def test_initial_product_is_subtracted_from_the_frozen_weight(tiny_settings):
     """Against ordinary adapters on a network whose query, value and head weights have lost scale B0 A0."""
-    layout = build_layout(tiny_settings.model, tiny_settings.lora, VOCABULARY)
+    space = lora_space(tiny_settings.model, tiny_settings.lora, VOCABULARY)
     generator = torch.Generator().manual_seed(5)
-    start = torch.from_numpy(initial_theta(layout, 1, "both_random")).double()
-    theta = start + 0.1 * torch.randn(layout.size, generator=generator, dtype=torch.float64)
+    start = torch.from_numpy(initial_theta(space, 1, "both_random")).double()
+    theta = start + 0.1 * torch.randn(space.size, generator=generator, dtype=torch.float64)
     weights = random_everything(tiny_settings.model, np.random.default_rng(0))
-    model, reduced = (FrozenGPT(tiny_settings.model, VOCABULARY, dtype=torch.float64) for _ in range(2))
+    model, reduced = (GPT(tiny_settings.model, VOCABULARY, dtype=torch.float64) for _ in range(2))
     model.load(weights)
     reduced.load(weights)
-    plain = Adapters(layout, theta, scale=4.0, dtype=torch.float64)
-    initial = Adapters(layout, start, scale=4.0, dtype=torch.float64)
+    plain = Adapters(space, theta, scale=4.0, dtype=torch.float64)
     width = tiny_settings.model.n_embd
-    for group in layout.groups[:-1]:
+    for group in space.groups[:-1]:
         for target, first in (("query", 0), ("value", 2 * width)):
-            product = 4.0 * initial.matrix(group, target, "B") @ initial.matrix(group, target, "A")
-            reduced.weight(f"h.{group}.attn.c_attn.weight")[first : first + width] -= product
+            block = reduced.weight(f"h.{group}.attn.c_attn.weight")
+            block[first : first + width] -= product(space, start, group, target)
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 16)))
     hidden = reduced.hidden(tokens, plain)
     # The embedding that the head is tied to keeps its weights.
-    head = 4.0 * initial.matrix("head", "head", "B") @ initial.matrix("head", "head", "A")
-    expected = reduced.logits(hidden, plain) - hidden @ head.T
-    adapters = Adapters(layout, theta, scale=4.0, dtype=torch.float64, origin_D=start)
+    expected = reduced.logits(hidden, plain) - hidden @ product(space, start, "head", "head").T
+    adapters = Adapters(space, theta, scale=4.0, dtype=torch.float64, origin_D=start)
     torch.testing.assert_close(model.logits(model.hidden(tokens, adapters), adapters), expected)
 
 
@@ -94,7 +106,7 @@ def test_logits_equal_hugging_face(tiny_settings):
     assert set(missing) <= {"lm_head.weight"} and not unexpected
     reference.tie_weights()
 
-    model = FrozenGPT(shape, VOCABULARY)
+    model = GPT(shape, VOCABULARY)
     model.load(weights)
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, shape.context_length)))
     adapters = plain_adapters(tiny_settings)
@@ -103,7 +115,7 @@ def test_logits_equal_hugging_face(tiny_settings):
         expected = reference(tokens).logits
     assert logits.shape == (3, shape.context_length, VOCABULARY)
     torch.testing.assert_close(logits, expected, rtol=2e-5, atol=2e-5)
-    loss = model.loss(tokens[:, :-1], tokens[:, 1:], adapters)
+    loss = mean_loss(model, tokens, adapters)
     torch.testing.assert_close(loss, reference(tokens, labels=tokens).loss.detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -111,47 +123,44 @@ def test_adapters_add_scaled_product_to_the_frozen_weights(tiny_settings):
     """Merging W + (alpha / r) B A into query, value and head gives the same logits as the adapters."""
     shape = tiny_settings.model
     weights = random_everything(shape, np.random.default_rng(0))
-    model = FrozenGPT(shape, VOCABULARY, dtype=torch.float64)
+    model = GPT(shape, VOCABULARY, dtype=torch.float64)
     model.load(weights)
-    layout = build_layout(shape, tiny_settings.lora, VOCABULARY)
-    theta = torch.from_numpy(np.random.default_rng(2).standard_normal(layout.size)) * 0.3
+    space = lora_space(shape, tiny_settings.lora, VOCABULARY)
+    theta = torch.from_numpy(np.random.default_rng(2).standard_normal(space.size)) * 0.3
     adapters = plain_adapters(tiny_settings, theta)
     tokens = torch.arange(12)[None]
     adapted = model.logits(model.hidden(tokens, adapters), adapters)
 
-    def product(group: str, target: str) -> torch.Tensor:
-        return 4.0 * adapters.matrix(group, target, "B") @ adapters.matrix(group, target, "A")
-
-    merged = FrozenGPT(shape, VOCABULARY, dtype=torch.float64)
+    merged = GPT(shape, VOCABULARY, dtype=torch.float64)
     merged.load(weights)
     width = shape.n_embd
     for layer in range(shape.n_layer):
         attention = merged.weight(f"h.{layer}.attn.c_attn.weight")
-        attention[:width] += product(str(layer), "query")
-        attention[2 * width :] += product(str(layer), "value")
+        attention[:width] += product(space, theta, str(layer), "query")
+        attention[2 * width :] += product(space, theta, str(layer), "value")
     nothing = plain_adapters(tiny_settings, torch.zeros_like(theta))
     hidden = merged.hidden(tokens, nothing)
-    merged_logits = hidden @ (merged.weight("wte.weight") + product("head", "head")).T
+    merged_logits = hidden @ (merged.weight("wte.weight") + product(space, theta, "head", "head")).T
     torch.testing.assert_close(adapted, merged_logits, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("targets", [["query", "value", "head"], ["value"]])
 def test_merging_the_adapters_changes_neither_values_nor_gradients(tiny_settings, monkeypatch, targets):
     lora = tiny_settings.lora.model_copy(update={"targets": targets})
-    layout = build_layout(tiny_settings.model, lora, VOCABULARY)
-    model = FrozenGPT(tiny_settings.model, VOCABULARY, dtype=torch.float64)
+    space = lora_space(tiny_settings.model, lora, VOCABULARY)
+    model = GPT(tiny_settings.model, VOCABULARY, dtype=torch.float64)
     model.load(random_everything(tiny_settings.model, np.random.default_rng(0)))
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 16)))
-    theta = torch.randn(layout.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    theta = torch.randn(space.size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     outcomes = []
     for ratio in (0, 10**6):
         monkeypatch.setattr(gpt, "MERGED_WIDTH_PER_RANK", ratio)
         leaf = theta.clone().requires_grad_()
-        hidden = model.hidden(tokens, Adapters(layout, leaf, scale=4.0, dtype=torch.float64))
+        hidden = model.hidden(tokens, Adapters(space, leaf, scale=4.0, dtype=torch.float64))
         hidden.square().sum().backward()
         outcomes.append((hidden.detach(), leaf.grad))
     with torch.no_grad():
-        unwatched = model.hidden(tokens, Adapters(layout, theta, scale=4.0, dtype=torch.float64))
+        unwatched = model.hidden(tokens, Adapters(space, theta, scale=4.0, dtype=torch.float64))
     torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(unwatched, outcomes[0][0], rtol=1e-10, atol=1e-10)
     assert not torch.equal(outcomes[0][0], outcomes[1][0])  # two ways were taken
@@ -159,7 +168,7 @@ def test_merging_the_adapters_changes_neither_values_nor_gradients(tiny_settings
 
 def test_zero_b_reproduces_the_base_model_exactly(tiny_settings):
     """At LoRA's initialization (B = 0) every arm computes the frozen network bit for bit."""
-    model = FrozenGPT(tiny_settings.model, VOCABULARY)
+    model = GPT(tiny_settings.model, VOCABULARY)
     model.load(random_weights(tiny_settings.model, VOCABULARY, 3))
     tokens = torch.arange(16)[None]
     at_start, nothing = (plain_adapters(tiny_settings, t) for t in (None, torch.zeros(build_size(tiny_settings))))
@@ -169,7 +178,7 @@ def test_zero_b_reproduces_the_base_model_exactly(tiny_settings):
 
 
 def build_size(settings: config.Settings) -> int:
-    return build_layout(settings.model, settings.lora, VOCABULARY).size
+    return lora_space(settings.model, settings.lora, VOCABULARY).size
 
 
 def test_weights_depend_on_the_seed_alone(tiny_settings):
@@ -180,13 +189,26 @@ def test_weights_depend_on_the_seed_alone(tiny_settings):
     assert residual == pytest.approx(tiny_settings.model.init_std, rel=0.1)
 
 
-def test_base_weights_are_the_same_on_every_machine(tiny_settings):
-    """Golden digest: a change means that every trained run loses its base, so the train numerics version rises."""
-    weights = random_weights(tiny_settings.model, VOCABULARY, 42)
-    assert weights_sha256(weights) == "c35725a2d716d9a8916c03d43d02022f3197c18d2e45f554bab5fc3cb597acad"
-
-
 def test_context_overflow_is_refused(tiny_settings):
-    model = FrozenGPT(tiny_settings.model, VOCABULARY)
+    model = GPT(tiny_settings.model, VOCABULARY)
     with pytest.raises(ValueError, match="17 positions exceed the context of 16"):
         model.hidden(torch.zeros(1, 17, dtype=torch.long), plain_adapters(tiny_settings))
+
+
+@pytest.mark.parametrize("init", ["zero_b", "both_random"])
+def test_a_model_is_a_view_of_theta_and_dropout_acts_in_training_alone(tiny_settings, init):
+    """`LoraGPT.at` makes independent models: the second neither changes the first nor the network."""
+    space = lora_space(tiny_settings.model, tiny_settings.lora, VOCABULARY)
+    base = GPT(tiny_settings.model, VOCABULARY)
+    base.load(random_everything(tiny_settings.model, np.random.default_rng(0)))
+    start = torch.from_numpy(initial_theta(space, 1, init))
+    origin = start if init == "both_random" else None
+    network = LoraGPT(gpt=base, space=space, base_sha256="", scale=4.0, dropout=0.5, origin_D=origin)
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 16)))
+    theta = start + 0.1 * torch.randn(space.size, generator=torch.Generator().manual_seed(5))
+    first = network.at(theta)
+    before = first.hidden(tokens)
+    assert not torch.equal(network.at(start).hidden(tokens), before)
+    assert torch.equal(first.hidden(tokens), before)
+    assert not torch.equal(first.hidden(tokens, training=True), before)
+    assert (network.vocab_size, network.context_length) == (first.vocab_size, first.context_length) == (VOCABULARY, 16)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sublora.nn import compilation, head
+from sublora.models import compilation, head
 
 
 def example(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:

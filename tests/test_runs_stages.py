@@ -13,11 +13,11 @@ from sublora import config
 from sublora.bounds.inequalities import betting_subsampled, hoeffding_subsampled
 from sublora.bounds.selection import loss_range
 from sublora.errors import UserError
-from sublora.stages.bound import bound_run, read_losses
-from sublora.stages.message import read_message
-from sublora.stages.run_directory import RunDirectory, find_root
-from sublora.stages.score import draw_documents, score_run
-from sublora.stages.train import train_run
+from sublora.runs.bound import bound_run, read_losses
+from sublora.runs.folder import RunFolder, find_root
+from sublora.runs.message import read_message
+from sublora.runs.score import draw_documents, score_run
+from sublora.runs.train import train_run
 from sublora.training import checkpoint
 
 ALLOCATIONS = ["uniform", "fixed-0.8", "learned"]
@@ -52,7 +52,8 @@ def test_record_follows_from_the_files(experiment, allocation):
     """bounds.json, recomputed here from certificate and losses with the formulas alone."""
     path = folder(experiment, allocation)
     record = json.loads((path / "bounds.json").read_text())
-    header, contents, payload = read_message(path / "certificate.bin")
+    message = read_message(path / "certificate.bin")
+    header, contents, payload = message.header, message.contents, message.payload
     losses = read_losses(path / "losses.npz")
     a = losses["smoothing"][contents.smoothing_index]
     values = losses["losses_bits"][:, contents.smoothing_index]
@@ -87,7 +88,7 @@ def test_scoring_again_gives_the_same_certificate_and_losses(experiment, tmp_pat
 def test_scored_model_is_the_decoded_one(experiment, tmp_path):
     """Scoring does not depend on the float parameters once the certificate is written."""
     path = copy_of(experiment, tmp_path)
-    _, contents, _ = read_message(path / "certificate.bin")
+    contents = read_message(path / "certificate.bin").contents
     trained = checkpoint.load(path / "best_ckpt.pt")["raw_model"]["subspace_params"].numpy()
     decoded = contents.weights.values()
     assert decoded.shape == trained.shape and not np.array_equal(decoded, trained)
@@ -149,7 +150,7 @@ def test_changed_base_weights_are_noticed(experiment, tmp_path):
     loaded = checkpoint.load(path / "best_ckpt.pt")
     checkpoint.save(path / "best_ckpt.pt", loaded | {"base_sha256": "0" * 64})
     with pytest.raises(UserError, match="base weights rebuilt from the seed hash to"):
-        RunDirectory.open(path).build_model(torch.device("cpu"))
+        RunFolder.open(path).load(torch.device("cpu"))
 
 
 def test_root_is_found_above_the_run(experiment, tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ from conftest import write_settings
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
-from sublora.nn.gpt import FrozenGPT
-from sublora.stages import plan
-from sublora.stages.bound import bound_run
-from sublora.stages.score import score_run
-from sublora.stages.train import train_run
+from sublora.models.gpt import GPT
+from sublora.runs import plan
+from sublora.runs.bound import bound_run
+from sublora.runs.score import score_run
+from sublora.runs.train import train_run
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ def test_scoring_tokens_are_those_that_go_through_the_network(finished: Path, tm
     """Counted in the network itself while a run is encoded and scored."""
     shutil.copytree(finished, tmp_path / "root")
     settings, seen = settings_of(finished), []
-    original = FrozenGPT.hidden
+    original = GPT.hidden
 
     def counted(self, tokens, *arguments, **options):
         seen.append(tokens.numel())
         return original(self, tokens, *arguments, **options)
 
-    monkeypatch.setattr(FrozenGPT, "hidden", counted)
+    monkeypatch.setattr(GPT, "hidden", counted)
     score_run(run_folder(tmp_path / "root"), root=tmp_path / "root")
     expected = plan.scoring_tokens(settings, TokenDataset.open(finished, settings.data))
     # Documents drawn twice are scored once (50 draws of 240), and batches are padded.

@@ -1,11 +1,11 @@
-"""Training for the code: batches that weigh documents alike, the quantizer's gradients, prices, choices and resume."""
+"""The rate phase: the quantizer's gradients, prices, choices and resume."""
 
 import contextlib
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, demo_values, merged
+from conftest import TINY, build_on, demo_values, merged
 
 from sublora import config
 from sublora.bounds.selection import Sampling, estimated_bound, loss_range
@@ -14,17 +14,18 @@ from sublora.coding.payload import MessageContents, write_payload
 from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.errors import UserError
-from sublora.nn.language_model import build, tensors_sha256
-from sublora.scoring.documents import score_documents
-from sublora.stages.message import payload_context, read_message
-from sublora.stages.run_directory import RunDirectory
-from sublora.stages.score import score_run
-from sublora.stages.train import train_run
+from sublora.losses.documents import score_documents
+from sublora.losses.estimate import BoundEstimator
+from sublora.runs.folder import RunFolder
+from sublora.runs.message import payload_context, read_message
+from sublora.runs.score import score_run
+from sublora.runs.train import train_run
 from sublora.training import checkpoint
-from sublora.training.bound_estimate import BoundEstimator
-from sublora.training.rate_phase import straight_through, symbol_bits, with_noise
-from sublora.training.document_batches import DocumentSampler
+from sublora.training.checkpoint import tensors_sha256
 from sublora.training.loop import Trainer
+from sublora.training.progress import Progress
+from sublora.training.quantization import straight_through, symbol_bits, with_noise
+from sublora.training.resumable import BeforeStep
 
 ENTROPY = {
     "message": {"quantizer": "entropy"},
@@ -37,71 +38,22 @@ def settings_with(changes: dict | None = None) -> config.Settings:
     return config.parse_settings(merged(merged(merged(demo_values(), TINY), ENTROPY), changes or {}), source="tiny")
 
 
-def train(root, out, allocation="uniform", changes=None) -> dict:
+def train(root, out, allocation="uniform", changes=None, before_step: BeforeStep | None = None) -> dict:
     run = config.RunSpec(budget=40, allocation=allocation, seed=1)
-    return checkpoint.load(train_run(settings_with(changes), run, root=root, out=out))
-
-
-def sampler(tokens, ends, *, context=4, stride=3, windows=6) -> DocumentSampler:
-    return DocumentSampler(
-        tokens, ends, eot_id=99, context_length=context, stride=stride, windows_per_step=windows, seed_parts=(1, "x")
-    )
-
-
-# Batches
-
-
-def test_batches_weigh_every_target_by_its_share_of_its_document():
-    """Averaged over many steps: 1 / (documents x targets of the document) for each target of each document."""
-    lengths = [2, 5, 11]  # without end-of-text: shorter than a window, a little longer, several windows
-    tokens, value = [], 0
-    for length in lengths:
-        tokens += [*range(value, value + length), 99]
-        value += length
-    ends = np.cumsum(np.array(lengths) + 1) - 1
-    drawn, steps = sampler(np.array(tokens, dtype=np.uint16), ends, windows=32), 600
-    share = np.zeros(100)
-    for step in range(steps):
-        inputs, targets, weights = drawn.batch(step)
-        assert weights.sum() == pytest.approx(1.0, abs=1e-5)
-        np.add.at(share, targets, weights / steps)
-        scored = weights > 0
-        first_of_a_document = np.isin(targets, [0, 2, 7])
-        ordinary = scored & ~first_of_a_document & (targets != 99)
-        assert (inputs[ordinary] == targets[ordinary] - 1).all()
-        assert (inputs[scored & first_of_a_document] == 99).all()
-    expected = np.concatenate([np.full(n, 1 / (3 * (n + 1))) for n in lengths])
-    assert share[: len(expected)] == pytest.approx(expected, rel=0.12)
-    assert share[99] == pytest.approx(sum(1 / (3 * (n + 1)) for n in lengths), rel=0.12)
-
-
-def test_batches_depend_on_the_step_alone():
-    tokens, ends = np.arange(40, dtype=np.uint16), np.array([19, 39])
-    ahead = [sampler(tokens, ends).batch(step) for step in range(3)]
-    again = sampler(tokens, ends).batch(2)
-    assert all(np.array_equal(a, b) for a, b in zip(ahead[2], again, strict=True))
-    assert not np.array_equal(ahead[1][1], again[1])
+    return checkpoint.load(train_run(settings_with(changes), run, root=root, out=out, before_step=before_step))
 
 
 def test_all_windows_together_are_what_scoring_measures(tiny_root):
     """With a window for every target the estimator's losses are those of `score_documents`."""
     longest = 200
     settings = settings_with({"rate_phase": {"val_documents": 6, "val_windows": longest}})
-    dataset = TokenDataset.open(tiny_root, settings.data)
-    model = build(settings, config.RunSpec(budget=40, allocation="uniform", seed=1), 257, torch.device("cpu"))
-    torch.nn.init.normal_(model.subspace.subspace_params, generator=torch.Generator().manual_seed(1))
-    adapters = model.adapters(model.subspace().detach())
+    run = build_on(tiny_root, settings, config.RunSpec(budget=40, allocation="uniform", seed=1))
+    dataset = run.dataset
+    model = run.decoded(np.random.default_rng(1).standard_normal(40), ())
     documents = [dataset.document("val", i) for i in range(6)]
-    exact = score_documents(
-        model.base,
-        adapters,
-        documents,
-        eot_id=dataset.eot_id,
-        stride=settings.scoring.sliding_window,
-        smoothing=settings.scoring.smoothing,
-        batch_tokens=512,
-    ).losses_DA
-    estimated = BoundEstimator(settings, dataset, torch.device("cpu")).losses(model.base, adapters)
+    scores = score_documents(model, documents, run.scoring_rule, run.device)
+    exact = scores.losses_DA(settings.scoring.smoothing, dataset.vocab_size)
+    estimated = BoundEstimator(settings, dataset, run.device).losses(model)
     for i, document in enumerate(documents):
         # Targets are spread evenly, so a document of T targets is covered exactly when T divides their number.
         tolerance = 1e-5 if longest % (len(document) + 1) == 0 else 0.02
@@ -158,7 +110,7 @@ def test_bits_pull_every_coefficient_towards_zero():
 @pytest.mark.parametrize(
     ("allocation", "killed_at"), [("learned", 5), ("learned", 9), ("uniform", 13), ("learned", 19)]
 )
-def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, monkeypatch, allocation, killed_at):
+def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, allocation, killed_at):
     """Before the phase (step 6), under noise, at the change to rounding (step 12), and while rounding."""
     changes = {"lora": {"dropout": 0.1}}
     whole = train(tiny_root, tmp_path / "whole", allocation, changes)
@@ -166,16 +118,12 @@ def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, monkeypa
     class Killed(Exception):
         pass
 
-    original = Trainer._step
-
-    def step_or_die(self, step):
+    def die(step: int) -> None:
         if step == killed_at:
             raise Killed
-        return original(self, step)
 
-    with monkeypatch.context() as patch, contextlib.suppress(Killed):
-        patch.setattr(Trainer, "_step", step_or_die)
-        train(tiny_root, tmp_path / "parts", allocation, changes)
+    with contextlib.suppress(Killed):
+        train(tiny_root, tmp_path / "parts", allocation, changes, die)
     assert list((tmp_path / "parts" / "state").glob("*.pt"))
     resumed = train(tiny_root, tmp_path / "parts", allocation, changes)
     assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
@@ -197,16 +145,13 @@ def test_encoding_is_at_least_as_good_as_training_measured(tiny_root, tmp_path):
     """The message is decoded, measured on the val windows, and compared with the checkpoint's own estimate."""
     kept = train(tiny_root, tmp_path)
     score_run(tmp_path, root=tiny_root)
-    _, contents, payload = read_message(tmp_path / "certificate.bin")
-    directory = RunDirectory.open(tmp_path, None, tiny_root)
-    with claim_device(directory.settings.compute) as device:
-        model = directory.build_model(device)
-        with torch.no_grad():
-            model.subspace.subspace_params.copy_(torch.from_numpy(contents.weights.values()))
-            adapters = model.adapters(model.subspace())
-        estimator = BoundEstimator(directory.settings, directory.dataset, device)
-        losses = estimator.losses(model.base, adapters)
-    estimate = estimator.estimate(losses, payload.bits)
+    message = read_message(tmp_path / "certificate.bin")
+    folder = RunFolder.open(tmp_path, None, tiny_root)
+    with claim_device(folder.settings.compute) as device:
+        run = folder.load(device)
+        estimator = BoundEstimator(run.settings, run.dataset, device)
+        losses = estimator.losses(run.decoded(message.contents.weights.values(), message.contents.gates))
+    estimate = estimator.estimate(losses, message.payload.bits)
     assert estimate.bound_bits <= kept["estimated_bound_bits"] + 0.003  # the coder's ending: up to 2 bits
 
 
@@ -227,18 +172,16 @@ def test_exchange_rate_keeps_the_estimated_bound(tiny_root):
     assert abs(moved - before) < 0.02 * (alone - before)
 
 
-def test_weights_that_are_not_finite_stop_the_training(tiny_root, tmp_path, monkeypatch):
-    original = Trainer._step
+def test_weights_that_are_not_finite_stop_the_training(tiny_root, tmp_path):
+    run = build_on(tiny_root, settings_with(), config.RunSpec(budget=40, allocation="uniform", seed=1))
 
-    def explode(self, step):
+    def explode(step: int) -> None:
         if step == 15:
-            with torch.no_grad():
-                self.model.subspace.subspace_params.fill_(float("nan"))
-        return original(self, step)
+            run.subspace.subspace_params.data.fill_(float("nan"))
 
-    monkeypatch.setattr(Trainer, "_step", explode)
+    progress = Progress("x", steps=20, tokens_per_step=128, quiet=True)
     with pytest.raises(UserError, match="the loss is not finite at step 15; the state before is kept in"):
-        train(tiny_root, tmp_path)
+        Trainer(run, out=tmp_path, progress=progress, before_step=explode).train()
 
 
 # The plain scheme beside it

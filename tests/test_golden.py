@@ -1,0 +1,243 @@
+"""Golden values: the numbers of every stage, pinned together with the stage's version.
+
+Whoever changes numbers and means to raises the version in sublora/versions.py, which reruns the stage wherever it has
+run, and then writes the values again: `python tests/test_golden.py`. It refuses to write new numbers under an old
+version. Digests and counts must be equal, since no machine may change them. Other numbers may differ by TOLERANCE,
+relative: float32 sums in another order (SSE in place of AVX-512) make 4e-6 here, one percent more learning rate 8e-2.
+"""
+
+import copy
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from analysis_data import write_results
+
+from sublora import config
+from sublora.analysis.runs_table import collect_runs, write_runs_csv
+from sublora.bounds import inequalities
+from sublora.coding.entropy import quantize_entropy
+from sublora.coding.payload import MessageContents, write_payload
+from sublora.coding.plain import quantize_plain
+from sublora.data.dataset import TokenDataset
+from sublora.data.prepare import prepare_dataset
+from sublora.models.lora import initial_theta
+from sublora.models.lora_space import lora_space
+from sublora.models.weights import random_weights, weights_sha256
+from sublora.runs.bound import read_losses
+from sublora.runs.message import payload_context, read_message
+from sublora.runs.score import score_run
+from sublora.runs.train import train_run
+from sublora.streams import generator
+from sublora.subspace.projections import PROJECTIONS
+from sublora.training import checkpoint
+from sublora.versions import CERTIFICATE_FORMAT, NUMERICS_VERSIONS
+
+FOLDER = Path(__file__).resolve().parent / "golden"
+SETTINGS_FILE, VALUES_FILE = FOLDER / "settings.yaml", FOLDER / "values.json"
+TOLERANCE = 1e-4
+VOCABULARY, BUDGET, SEED = 257, 60, 1
+VERSIONS = {
+    **{f"NUMERICS_VERSIONS[{name!r}]": v for name, v in NUMERICS_VERSIONS.items()},
+    "CERTIFICATE_FORMAT": CERTIFICATE_FORMAT,
+}
+
+Values = dict[str, str | int | float | list[float]]
+
+
+def settings_with(**sections: dict[str, Any]) -> config.Settings:
+    values = copy.deepcopy(yaml.safe_load(SETTINGS_FILE.read_text(encoding="utf-8")))
+    for section, keys in sections.items():
+        values[section] |= keys
+    return config.parse_settings(values, source=str(SETTINGS_FILE))
+
+
+def sha256(*parts: bytes | np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def data_of(root: Path) -> None:
+    if not (root / "data").exists():
+        prepare_dataset(settings_with().data, root)
+
+
+def trained(root: Path, allocation: str, quantizer: str) -> Path:
+    """Folder of a finished training of the golden settings."""
+    data_of(root)
+    spec = config.RunSpec(budget=BUDGET, allocation=allocation, seed=SEED)
+    out = root / quantizer / spec.name
+    if not out.exists():
+        train_run(settings_with(message={"quantizer": quantizer}), spec, root=root, out=out)
+    return out
+
+
+# The numbers of each stage
+
+
+def message_values(root: Path) -> Values:
+    """Payload bytes of symbols that follow from integers alone."""
+    index = np.arange(2000, dtype=np.int64)
+    noise = (index * 2654435761 % 4294967296) // 65536 % 17 + (index * 40503 % 65536) // 256 % 17 - 16
+    w = noise / 8.0
+    values: Values = {}
+    for quantizer, weights in (("plain", quantize_plain(w, 11)), ("entropy", quantize_entropy(w, 0.5))):
+        settings = settings_with(message={"quantizer": quantizer})
+        context = payload_context(settings, config.RunSpec(budget=2000, allocation="learned", seed=SEED))
+        payload = write_payload(MessageContents(weights, (7, 1999, 0), 4), context)
+        values |= {f"{quantizer} bits": payload.bits, f"{quantizer} sha256": sha256(payload.data)}
+    return values
+
+
+def data_values(root: Path) -> Values:
+    """Digests of the tokens of a small Markov corpus."""
+    data_of(root)
+    dataset = TokenDataset.open(root, settings_with().data)
+    files = {f"{name} sha256": facts["sha256"] for name, facts in sorted(dataset.meta["files"].items())}
+    return {"training documents": dataset.n_documents, **files}
+
+
+def train_values(root: Path) -> Values:
+    """What the seeds alone decide (base, initialization, projections), and where short trainings arrive."""
+    settings = settings_with()
+    space = lora_space(settings.model, settings.lora, VOCABULARY)
+    values: Values = {"base sha256": weights_sha256(random_weights(settings.model, VOCABULARY, 42))}
+    for init in ("zero_b", "both_random"):
+        values[f"LoRA init {init} sha256"] = sha256(initial_theta(space, SEED, init))
+    for name, rows, columns in (("tall", 500, 60), ("wide", 60, 500)):
+        arrays = PROJECTIONS["kronecker_qr"](rows, columns, total=space.size).arrays(generator(SEED, "golden", name))
+        values[f"{name} projection sha256"] = sha256(*(arrays[key] for key in sorted(arrays)))
+    for allocation, quantizer in (("learned", "plain"), ("uniform", "entropy")):
+        best = checkpoint.load(trained(root, allocation, quantizer) / "best_ckpt.pt")
+        for key in ("val_loss_bits", "estimated_bound_bits", "code_bits", "quantization_step"):
+            if key in best:
+                values[f"{allocation}, {quantizer}: {key}"] = best[key]
+        for name, value in best["raw_model"].items():
+            values[f"{allocation}, {quantizer}: rms of {name}"] = float(value.square().mean().sqrt())
+    return values
+
+
+def score_values(root: Path) -> Values:
+    """Encoding and scoring of a fixed w, so that a change of training alone does not show here."""
+    values: Values = {}
+    for quantizer in ("plain", "entropy"):
+        out = root / "scored" / quantizer
+        shutil.copytree(trained(root, "learned", quantizer), out)
+        given = checkpoint.load(out / "best_ckpt.pt")
+        w = 0.5 * generator("golden w").laplace(size=BUDGET)
+        given["raw_model"]["subspace_params"] = torch.from_numpy(w.astype(np.float32))
+        for index, name in enumerate(sorted(n for n in given["raw_model"] if n.startswith("gating_params"))):
+            given["raw_model"][name] = torch.tensor(index - 1.0)
+        checkpoint.save(out / "best_ckpt.pt", given | ({"quantization_step": 0.5} if quantizer == "entropy" else {}))
+        score_run(out, root=root)
+        message, losses = read_message(out / "certificate.bin"), read_losses(out / "losses.npz")
+        values |= {
+            f"{quantizer}: payload sha256": sha256(message.payload.data),
+            f"{quantizer}: drawn documents sha256": sha256(losses["indices"].astype("<i8")),
+            f"{quantizer}: smoothing index": message.contents.smoothing_index,
+        }
+        for name in ("losses_bits", "val_losses_bits", "val_losses_unquantized_bits", "test_losses_bits"):
+            values[f"{quantizer}: {name}"] = losses[name].mean(0).tolist()
+        values[f"{quantizer}: topk_errors"] = losses["topk_errors"].mean(0).tolist()
+    return values
+
+
+def bound_values(root: Path) -> Values:
+    """Every inequality on losses that follow from integers alone."""
+    losses = 2.0 + 6.0 * (np.arange(400) * 37 % 101) / 101
+    common = {"lower": 0.5, "upper": 10.0, "code_bits": 321.0, "delta": 0.05}
+    values: Values = {}
+    for name in ("hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form"):
+        values[name] = getattr(inequalities, name)(losses, n=400, **common)
+    values["hoeffding_subsampled"] = inequalities.hoeffding_subsampled(losses, n=20000, **common)
+    for name in ("kl_inverse_subsampled", "betting_subsampled"):
+        values[name] = getattr(inequalities, name)(losses, n=20000, delta_sample=0.045, **common)
+    return values
+
+
+def figures_values(root: Path) -> Values:
+    """The runs table, which all figures and tables read, of made-up records."""
+    runs = collect_runs(write_results(root / "made_up"))
+    write_runs_csv(runs, root / "runs.csv")
+    text = (root / "runs.csv").read_text(encoding="utf-8")
+    numbers = ("bound_value", "empirical_bpd", "code_bits", "val_loss_bits")
+    return {"columns": text.splitlines()[0]} | {name: runs[name].astype(float).tolist() for name in numbers}
+
+
+STAGES: dict[str, Callable[[Path], Values]] = {
+    "CERTIFICATE_FORMAT": message_values,
+    "NUMERICS_VERSIONS['data']": data_values,
+    "NUMERICS_VERSIONS['train']": train_values,
+    "NUMERICS_VERSIONS['score']": score_values,
+    "NUMERICS_VERSIONS['bound']": bound_values,
+    "NUMERICS_VERSIONS['figures']": figures_values,
+}
+"""By the version that guards them."""
+
+
+def differences(found: Values, wanted: Values) -> list[str]:
+    """One line for each number that is not as wanted."""
+    lines = []
+    for name in sorted(found.keys() | wanted.keys()):
+        a, b = found.get(name), wanted.get(name)
+        exact = not isinstance(b, float | list)
+        if a != b and (exact or a != pytest.approx(b, rel=TOLERANCE)):
+            lines.append(f"{name} is {a}, was {b}")
+    return lines
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Iterator[Path]:
+    return tmp_path_factory.mktemp("golden")
+
+
+def test_every_stage_with_a_version_is_pinned():
+    assert STAGES.keys() == VERSIONS.keys(), "a stage with a numerics version needs its function in STAGES"
+
+
+@pytest.mark.parametrize("version", STAGES)
+def test_numbers_change_only_with_their_version(root: Path, version: str) -> None:
+    golden = json.loads(VALUES_FILE.read_text(encoding="utf-8"))[version]
+    assert golden["version"] == VERSIONS[version], (
+        f"{version} is {VERSIONS[version]}, the golden values are those of {golden['version']}; "
+        "write them again: python tests/test_golden.py"
+    )
+    changed = differences(STAGES[version](root), golden["values"])
+    assert not changed, (
+        f"numbers have changed: if that is meant, raise {version} to {golden['version'] + 1} in sublora/versions.py, "
+        "so that nothing old is mixed with them, then run python tests/test_golden.py; if not, find the cause.\n"
+        + "\n".join(changed)
+    )
+
+
+def main() -> None:
+    old = json.loads(VALUES_FILE.read_text(encoding="utf-8")) if VALUES_FILE.exists() else {}
+    new = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for version, values_of in STAGES.items():
+            new[version] = {"version": VERSIONS[version], "values": values_of(Path(folder))}
+            before = old.get(version, {"version": None, "values": {}})
+            changed = differences(new[version]["values"], before["values"])
+            if changed and before["version"] == VERSIONS[version]:
+                sys.exit(
+                    f"raise {version} in sublora/versions.py first, its numbers have changed:\n" + "\n".join(changed)
+                )
+            if not changed:
+                new[version]["values"] = before["values"]  # of whatever machine wrote them first
+    VALUES_FILE.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    print(f"{VALUES_FILE}: written")
+
+
+if __name__ == "__main__":
+    main()
