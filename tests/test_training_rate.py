@@ -199,7 +199,8 @@ def test_plain_training_does_not_read_the_rate_phase(tiny_root, tmp_path):
 def test_a_plain_checkpoint_is_not_encoded_by_the_entropy_scheme(tiny_root, tmp_path):
     kept = train(tiny_root, tmp_path, changes={"message": {"quantizer": "plain"}})
     with pytest.raises(UserError, match=r"message\.quantizer is 'plain' in the checkpoint, 'entropy' in the settings"):
-        checkpoint.check_settings(kept, settings_with(), tmp_path / "best_ckpt.pt")
+        path = tmp_path / "best_ckpt.pt"
+        checkpoint.check_settings(checkpoint.settings_of(kept, path)[0], settings_with(), path)
 
 
 def test_rounds_of_the_phase_hang_on_what_the_bound_reads():

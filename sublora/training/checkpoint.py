@@ -67,15 +67,14 @@ def settings_of(checkpoint: dict[str, Any], path: Path) -> tuple[config.Settings
     return settings, config.RunSpec.model_validate(checkpoint["run"])
 
 
-def check_settings(checkpoint: dict[str, Any], settings: config.Settings, path: Path) -> None:
-    """UserError naming the first differing key if the checkpoint was trained with other settings."""
-    trained = config.stage_settings(settings_of(checkpoint, path)[0], "train")
-    wanted = config.stage_settings(settings, "train")
+def check_settings(trained: config.Settings, settings: config.Settings, path: Path) -> None:
+    """UserError naming the first differing key if the checkpoint at `path` was trained with other settings."""
+    found, wanted = (config.stage_settings(each, "train") for each in (trained, settings))
     for section in wanted:
         for key, value in wanted[section].items():
-            if trained[section].get(key) != value:
+            if (other := found.get(section, {}).get(key)) != value:
                 raise UserError(
-                    f"{path}: checkpoint of another config: {section}.{key} is {trained[section].get(key)!r} in the "
+                    f"{path}: checkpoint of another config: {section}.{key} is {other!r} in the "
                     f"checkpoint, {value!r} in the settings; train again or score with the checkpoint's own settings"
                 )
 
