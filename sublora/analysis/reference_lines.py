@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation, Transform
 
@@ -56,9 +57,10 @@ def mark_levels(axes: Axes, levels: Sequence[Level], *, along: Literal["x", "y"]
             text += _arrow(beyond=end == 1.0, along=along)
         texts.append(axes.text(*at, text, transform=beside, fontsize=LABEL_POINTS, color=FAINT, **style))
     if along == "x" and texts:
-        width, height = axes.figure.get_size_inches()
+        figure = _figure_of(axes)
+        width, height = figure.get_size_inches()
         longest = max(text.get_window_extent().height for text in texts)
-        axes.figure.set_size_inches(width, height + longest / axes.figure.dpi)
+        figure.set_size_inches(width, height + longest / figure.dpi)
 
 
 def _widen(axes: Axes, levels: Sequence[Level], along: str, limit: float) -> list[Level]:
@@ -84,20 +86,27 @@ def _arrow(*, beyond: bool, along: str) -> str:
 def _connect(axes: Axes, line_end: tuple[float, float], label: tuple[float, float], beside: Transform) -> None:
     """From the end of a line to its label, which may stand a little off; both in shares of the axes."""
     line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 1.0, "shrinkB": 0.0}
-    where = {"xy": line_end, "xycoords": "axes fraction", "xytext": label, "textcoords": beside}
-    axes.annotate("", **where, arrowprops=line, annotation_clip=False)
+    axes.annotate("", line_end, label, "axes fraction", beside, arrowprops=line, annotation_clip=False)
 
 
 def _places(axes: Axes, ends: Sequence[float], along: str) -> list[float]:
     """Where the labels of lines with these ends stand, both as shares of the axis, ascending."""
-    axes.figure.draw_without_rendering()
+    figure = _figure_of(axes)
+    figure.draw_without_rendering()
     box = axes.get_window_extent()
     length = box.height if along == "y" else box.width
-    size = LABEL_POINTS / 72.0 * axes.figure.dpi / length
+    size = LABEL_POINTS / 72.0 * figure.dpi / length
     lowest = size / 2
     if along == "x":
         lowest += max(0.0, (_right_end_of_title(axes) - box.x0) / length)
     return spread(ends, LINE_SPACING * size, lowest, 1.0 - size / 2)
+
+
+def _figure_of(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise ValueError("the axes belong to no figure")
+    return figure
 
 
 def _right_end_of_title(axes: Axes) -> float:

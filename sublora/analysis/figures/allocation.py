@@ -1,6 +1,7 @@
 """The arms side by side: bars of the metrics, and what the bound is made of."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ DECOMPOSITION = (
     ("complexity", "Complexity", "#756bb1", "////"),
 )
 BAR_HEIGHT = 0.62
-BEFORE_QUANTIZATION = {
+BEFORE_QUANTIZATION: dict[str, Any] = {
     "color": "#e6550d",
     "marker": "v",
     "markersize": 3.0,
