@@ -141,6 +141,7 @@ def test_what_was_scored_is_said(made):
     drawn, scored_all = (words(made[name].page.find(".//main")) for name in ("small", "large"))
     assert "and over the draw of those that are scored" in drawn and "m = 1,000, drawn with replacement" in drawn
     assert "of delta 0.045 for the draws of m" in drawn
+    assert "over the training documents, the loss that the" in scored_all
     assert "the draw" not in scored_all and "all n = 17,000" in scored_all and "drawn with" not in scored_all
 
 
