@@ -71,13 +71,20 @@ def check_settings(checkpoint: dict[str, Any], settings: config.Settings, path: 
     """UserError naming the first differing key if the checkpoint was trained with other settings."""
     trained = config.stage_settings(settings_of(checkpoint, path)[0], "train")
     wanted = config.stage_settings(settings, "train")
-    for section in wanted:
-        for key, value in wanted[section].items():
-            if trained[section].get(key) != value:
-                raise UserError(
-                    f"{path}: checkpoint of another config: {section}.{key} is {trained[section].get(key)!r} in the "
-                    f"checkpoint, {value!r} in the settings; train again or score with the checkpoint's own settings"
-                )
+    pairs = [
+        (section, key, trained.get(section, {}).get(key), value)
+        for section, values in wanted.items()
+        for key, value in values.items()
+    ]
+    differing = [pair for pair in pairs if pair[2] != pair[3]]
+    if not differing:
+        return
+    # Whether a key counts follows from others (base.kind, message.quantizer): name one that both have.
+    section, key, found, value = min(differing, key=lambda pair: pair[1] not in trained.get(pair[0], {}))
+    raise UserError(
+        f"{path}: checkpoint of another config: {section}.{key} is {found!r} in the checkpoint, {value!r} in the "
+        "settings; train again or score with the checkpoint's own settings"
+    )
 
 
 def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
