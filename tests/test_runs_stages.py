@@ -213,7 +213,7 @@ def test_changed_base_weights_are_noticed(experiment, tmp_path):
     path = copy_of(experiment, tmp_path)
     loaded = checkpoint.load(path / "best_ckpt.pt")
     checkpoint.save(path / "best_ckpt.pt", loaded | {"base_sha256": "0" * 64})
-    with pytest.raises(UserError, match="base weights rebuilt from the seed hash to"):
+    with pytest.raises(UserError, match="the base.s weights hash to"):
         RunFolder.open(path).load(torch.device("cpu"))
 
 
