@@ -74,7 +74,13 @@ def test_other_init_and_sharing_go_the_whole_way(tiny_root, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"bound_value": 1.0}, {"code_bits": 10.0}, {"test_loss_bits": 0.5}, {"smoothing": 0.123}, {"n_documents": 10**6}],
+    [
+        {"bound_value": 1.0},
+        {"code_bits": 10.0},
+        {"test_loss_bits": 0.5},
+        {"smoothing": "token(0.123)"},
+        {"n_documents": 10**6},
+    ],
 )
 def test_edited_claim_is_found(run, changes, capsys):
     edit_claim(run, **changes)
@@ -118,21 +124,62 @@ def test_other_message_under_a_fresh_checksum_is_found(run):
     except UserError as error:
         assert "certificate.bin" in str(error)
     else:
-        assert {"certificate sha256", "drawn documents"} <= names
+        assert {"certificate sha256", "scored documents"} <= names
 
 
 def test_replaced_losses_are_found(run):
     """Losses made smaller, with a bound computed honestly from them, do not survive scoring again."""
     with np.load(run / "losses.npz") as archive:
         arrays = dict(archive)
-    arrays["losses_bits"] = arrays["losses_bits"] - np.float32(0.3)
+    arrays["losses_bits"] = arrays["losses_bits"] - 0.3
     np.savez_compressed(run / "losses.npz", **arrays)
     claim = json.loads((run / "bounds.json").read_text())
     claim["bound_value"] -= 0.3
     claim["empirical_bpd"] -= 0.3
     (run / "bounds.json").write_text(json.dumps(claim))
     names = differing(run)
-    assert "largest difference of a document's loss" in names and "bound_value, re-scored" in names
+    assert "largest difference of a scored document's loss" in names and "bound_value, re-scored" in names
+
+
+@pytest.mark.parametrize(("name", "of"), [("val_losses_bits", "val"), ("test_losses_bits", "test")])
+def test_replaced_held_out_losses_are_found(run, name, of):
+    """Together with the claim that follows from them."""
+    with np.load(run / "losses.npz") as archive:
+        arrays = dict(archive)
+    arrays[name] = arrays[name] - 0.3
+    np.savez_compressed(run / "losses.npz", **arrays)
+    key = f"{of}_loss_bits"
+    edit_claim(run, **{key: json.loads((run / "bounds.json").read_text())[key] - 0.3})
+    names = differing(run)
+    assert {f"largest difference of a {of} document's loss", f"{key}, re-scored"} <= names
+
+
+@pytest.mark.parametrize("name", ["losses_bits", "val_losses_bits", "test_losses_bits"])
+def test_documents_left_out_are_found(run, name):
+    """The worst documents dropped from the file, with a claim computed from the rest."""
+    with np.load(run / "losses.npz") as archive:
+        arrays = dict(archive)
+    kept = np.sort(np.argsort(arrays[name])[:-5])
+    parts = (
+        ("indices", "losses_bits", "log_p_nats", "target_counts", "topk_errors") if name == "losses_bits" else [name]
+    )
+    for part in parts:
+        arrays[part] = arrays[part][kept]
+    np.savez_compressed(run / "losses.npz", **arrays)
+    bound_run(run)
+    assert f"number of {name}" in differing(run)
+
+
+def test_other_documents_than_the_drawn_ones_are_found(run):
+    """Losses of the documents with the smallest loss stand for all, indices and claim in accord with them."""
+    with np.load(run / "losses.npz") as archive:
+        arrays = dict(archive)
+    best = np.resize(np.argsort(arrays["losses_bits"])[:25], 50)
+    for part in ("indices", "losses_bits", "log_p_nats", "target_counts", "topk_errors"):
+        arrays[part] = arrays[part][best]
+    np.savez_compressed(run / "losses.npz", **arrays)
+    bound_run(run)
+    assert {"scored documents", "bound_value, re-scored"} <= differing(run)
 
 
 def test_other_or_damaged_data_are_refused(run):

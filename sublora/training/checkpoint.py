@@ -67,6 +67,7 @@ def settings_of(checkpoint: dict[str, Any], path: Path) -> tuple[config.Settings
     return settings, config.RunSpec.model_validate(checkpoint["run"])
 
 
+<<<<<<< HEAD
 def check_settings(trained: config.Settings, settings: config.Settings, path: Path) -> None:
     """UserError naming the first differing key if the checkpoint at `path` was trained with other settings."""
     found, wanted = (config.stage_settings(each, "train") for each in (trained, settings))
@@ -77,6 +78,26 @@ def check_settings(trained: config.Settings, settings: config.Settings, path: Pa
                     f"{path}: checkpoint of another config: {section}.{key} is {other!r} in the "
                     f"checkpoint, {value!r} in the settings; train again or score with the checkpoint's own settings"
                 )
+=======
+def check_settings(checkpoint: dict[str, Any], settings: config.Settings, path: Path) -> None:
+    """UserError naming the first differing key if the checkpoint was trained with other settings."""
+    trained = config.stage_settings(settings_of(checkpoint, path)[0], "train")
+    wanted = config.stage_settings(settings, "train")
+    pairs = [
+        (section, key, trained.get(section, {}).get(key), value)
+        for section, values in wanted.items()
+        for key, value in values.items()
+    ]
+    differing = [pair for pair in pairs if pair[2] != pair[3]]
+    if not differing:
+        return
+    # Whether a key counts follows from others (base.kind, message.quantizer): name one that both have.
+    section, key, found, value = min(differing, key=lambda pair: pair[1] not in trained.get(pair[0], {}))
+    raise UserError(
+        f"{path}: checkpoint of another config: {section}.{key} is {found!r} in the checkpoint, {value!r} in the "
+        "settings; train again or score with the checkpoint's own settings"
+    )
+>>>>>>> wt-tests2
 
 
 def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
