@@ -25,7 +25,7 @@ from sublora.training.run import Run
 def draw_documents(payload_bytes: bytes, data_hash: str, *, n: int, m: int) -> np.ndarray:
     """m indices below n, with replacement, from a generator seeded with the frozen payload and the data's hash.
 
-    They cannot have been known while anything was chosen, so the bound owes no selection for them (DESIGN 3).
+    They cannot have been known while anything was chosen, so the bound owes no selection for them.
     """
     return generator("scored documents", payload_bytes, data_hash).integers(0, n, size=m)
 

@@ -61,6 +61,9 @@ class Subspace(nn.Module):
         self.shape = shape
         self.gates = shape.allocation.gates(space.groups, budget, shape.sharing)
         self.parts = shape.allocation.parts(space, budget, shape.sharing)
+        stops = [0, *(part.rows.stop for part in self.parts)]
+        if any(part.rows.start < stop for part, stop in zip(self.parts, stops, strict=False)):
+            raise ValueError(f"the parts of allocation {shape.allocation.name} overlap or are out of order")
         self.register_buffer("origin_D", torch.from_numpy(origin_D), persistent=False)
         self.register_buffer("sizes_G", torch.tensor([gate.size for gate in self.gates]), persistent=False)
         self.subspace_params = nn.Parameter(torch.zeros(budget))
@@ -84,17 +87,24 @@ class Subspace(nn.Module):
     def theta(self, w_S: Tensor, mask_GS: Tensor | None = None) -> Tensor:
         """theta (D) of any w (d), differentiable in both arguments; nothing is changed.
 
+        Entries that no part feeds stay at their origin.
         mask_GS: B's weight of each coordinate of each gate, as `masks` or `split_masks` gives it; None without gates.
         """
         masks = [] if mask_GS is None else [m[: gate.size] for m, gate in zip(mask_GS, self.gates, strict=True)]
         pieces = []
+        end = 0
         for part, (projection, names) in zip(self.parts, self._projections, strict=True):
+            if part.rows.start > end:
+                pieces.append(self.origin_D.new_zeros(part.rows.start - end))
+            end = part.rows.stop
             own_S = w_S if span_length(part.coordinates) == len(w_S) else w_S[part.coordinates]
             if part.gate is not None:
                 mask_S = masks[part.gate]
                 own_S = (mask_S if part.takes_first else 1.0 - mask_S) * own_S
             arrays = {name: getattr(self, buffer) for name, buffer in names.items()}
             pieces.append(projection.apply(arrays, own_S))
+        if end < len(self.origin_D):
+            pieces.append(self.origin_D.new_zeros(len(self.origin_D) - end))
         return self.origin_D + (pieces[0] if len(pieces) == 1 else torch.cat(pieces))
 
     def masks(self, mask_width: float) -> Tensor | None:

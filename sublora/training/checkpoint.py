@@ -67,6 +67,18 @@ def settings_of(checkpoint: dict[str, Any], path: Path) -> tuple[config.Settings
     return settings, config.RunSpec.model_validate(checkpoint["run"])
 
 
+<<<<<<< HEAD
+def check_settings(trained: config.Settings, settings: config.Settings, path: Path) -> None:
+    """UserError naming the first differing key if the checkpoint at `path` was trained with other settings."""
+    found, wanted = (config.stage_settings(each, "train") for each in (trained, settings))
+    for section in wanted:
+        for key, value in wanted[section].items():
+            if (other := found.get(section, {}).get(key)) != value:
+                raise UserError(
+                    f"{path}: checkpoint of another config: {section}.{key} is {other!r} in the "
+                    f"checkpoint, {value!r} in the settings; train again or score with the checkpoint's own settings"
+                )
+=======
 def check_settings(checkpoint: dict[str, Any], settings: config.Settings, path: Path) -> None:
     """UserError naming the first differing key if the checkpoint was trained with other settings."""
     trained = config.stage_settings(settings_of(checkpoint, path)[0], "train")
@@ -85,6 +97,7 @@ def check_settings(checkpoint: dict[str, Any], settings: config.Settings, path: 
         f"{path}: checkpoint of another config: {section}.{key} is {found!r} in the checkpoint, {value!r} in the "
         "settings; train again or score with the checkpoint's own settings"
     )
+>>>>>>> wt-tests2
 
 
 def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
