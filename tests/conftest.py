@@ -81,8 +81,9 @@ PRETRAINED = {
 
 
 def demo_values() -> dict:
-    """The demo's settings as plain values, free to be changed."""
-    return yaml.safe_load((REPOSITORY / "demo/config/config.yaml").read_text(encoding="utf-8"))
+    """The demo's settings as plain values, free to be changed, on a random base."""
+    demo = yaml.safe_load((REPOSITORY / "demo/config/config.yaml").read_text(encoding="utf-8"))
+    return demo | {"base": {"kind": "random"}}
 
 
 def merged(values: dict, changes: dict) -> dict:

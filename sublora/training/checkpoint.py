@@ -91,8 +91,8 @@ def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
     if run.network.base_sha256 != checkpoint["base_sha256"]:
         raise UserError(
             f"{path}: the base's weights hash to {run.network.base_sha256[:12]}..., the checkpoint was trained on "
-            f"{checkpoint['base_sha256'][:12]}...; bring that base back, or for a random one the versions of sublora and "
-            "numpy that it was drawn with"
+            f"{checkpoint['base_sha256'][:12]}...; bring that base back, or for a random one the versions that drew "
+            "it, of sublora and numpy"
         )
     try:
         run.subspace.load_state_dict(checkpoint["raw_model"])
