@@ -41,6 +41,7 @@ TINY = {
             "seed": 3,
         },
         "min_characters": 1,
+        "max_characters": None,
         "min_tokens": 1,
         "val_documents": 30,
         "test_documents": 30,

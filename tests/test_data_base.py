@@ -69,6 +69,7 @@ def test_the_target_is_what_it_would_be_without_the_texts_of_the_base(root):
     assert counts == {
         "read": 76,
         "too_short": 0,
+        "too_long": 0,
         "too_few_tokens": 2,
         "duplicates": 3,
         "in_base_corpus": 31,
