@@ -182,7 +182,7 @@ def test_results_of_another_base_with_the_same_settings_are_refused(root: Path) 
     verified = complaint(lambda: verify_run(run_folder(root)))
     assert f"the certificate names {named}...; bring that base back" in verified
     scored = complaint(lambda: score_run(run_folder(root)))
-    assert CHECKPOINT_NAME in scored and f"the checkpoint has {named}..." in scored
+    assert CHECKPOINT_NAME in scored and f"the checkpoint was trained on {named}..." in scored
 
 
 def test_the_certificate_names_the_base_and_an_honest_run_is_verified(finished: Path) -> None:

@@ -307,11 +307,12 @@ def test_keep_initialization_writes_the_start(tiny_root, tmp_path):
 
 
 def test_checkpoint_of_another_config_is_refused(tiny_root, tmp_path):
-    loaded = train(tiny_root, tmp_path)
+    path = tmp_path / "best_ckpt.pt"
+    own, _ = checkpoint.settings_of(train(tiny_root, tmp_path), path)
     other = settings_with({"training": {"learning_rate": 0.123}})
     with pytest.raises(UserError, match=r"another config: training.learning_rate is .* in the checkpoint, 0.123"):
-        checkpoint.check_settings(loaded, other, tmp_path / "best_ckpt.pt")
-    checkpoint.check_settings(loaded, settings_with({"training": {"log_interval_steps": 3}}), tmp_path / "best_ckpt.pt")
+        checkpoint.check_settings(own, other, path)
+    checkpoint.check_settings(own, settings_with({"training": {"log_interval_steps": 3}}), path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign object", "not a zip", "missing"])
