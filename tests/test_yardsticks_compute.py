@@ -216,6 +216,14 @@ def test_rows_of_given_losses(dataset):
         )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_documents": 1400}, "n_documents 1400"),
+        ({"data_hash": "other"}, "data_hash other"),
+        ({"min_targets": 32}, "31 targets, the premises admit none below 32"),
+    ],
+)
 def test_premises_of_another_dataset_are_refused(dataset, changes, message):
     with pytest.raises(ValueError, match=message):
         compute_yardsticks(dataset, premises_of(dataset, **changes))
