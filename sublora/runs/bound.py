@@ -19,6 +19,7 @@ from sublora.files import sha256_of_file, write_json
 from sublora.losses import TOP_K
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
 from sublora.runs.message import Message, charged_bits, read_message
+from sublora.runs.strict import settings_charge
 from sublora.torch_file import save_numbers
 from sublora.versions import CHECKPOINT_FORMAT
 
@@ -64,6 +65,7 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
         ),
         premises=message.loss.premises,
         environment=environment,
+        settings=settings_charge(message.settings),
     )
     return record | {"base": base_facts(message)}
 
