@@ -224,8 +224,8 @@ def bound_record(
 ) -> dict[str, Any]:
     """The content of bounds.json.
 
-    run: the keys RUN_KEYS; environment: the keys ENVIRONMENT_KEYS; both are copied. settings: for `bound_strict`. ValueError as in
-    `sublora.bounds.inequalities`, and for other keys.
+    run: the keys RUN_KEYS; environment: the keys ENVIRONMENT_KEYS; both are copied. settings: what they cost, for
+    `bound_strict`. ValueError as in `sublora.bounds.inequalities`, and for other keys.
     """
     _check_keys("run", run, RUN_KEYS)
     _check_keys("environment", environment, ENVIRONMENT_KEYS)

@@ -37,7 +37,7 @@ CONDITIONS = {"bound.delta", "bound.delta_sample", "message.extra_bits"}
 def claim_settings(settings: Settings) -> dict[str, Any]:
     """The settings without those of WITHOUT_EFFECT, as plain JSON values by dotted key (two levels)."""
     plain = settings.model_dump(mode="json")
-    values = {}
+    values: dict[str, Any] = {}
     for section, keys in plain.items():
         left_out = WITHOUT_EFFECT.get(section, set())
         if left_out is not None:

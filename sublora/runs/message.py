@@ -40,7 +40,7 @@ def charged_bits(items: dict[str, int], settings: config.Settings) -> tuple[floa
     return total_code_bits(items, sweep_size=len(settings.grid.runs()), extra_bits=settings.message.extra_bits)
 
 
-Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Header(config.Section):
