@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sublora import config
 from sublora.bounds.record import headline_bound
@@ -17,7 +18,8 @@ from sublora.device import claim_device
 from sublora.errors import UserError, printable
 from sublora.files import sha256_of_file, write_json
 from sublora.models.weights import Base, load_weights, random_weights, weights_sha256
-from sublora.runs.bound import ENVIRONMENT_SHAPE, read_losses, run_record
+from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME
+from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, read_losses, run_record
 from sublora.runs.build import assemble_run
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.encode import val_losses
@@ -37,7 +39,7 @@ from sublora.runs.verification.verdict import NOT_CHECKED, Verdict
 from sublora.streams import generator
 from sublora.training import checkpoint
 from sublora.training.run import Run
-from sublora.versions import NUMERICS_VERSIONS
+from sublora.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 
 OWN_NUMBERS = (
     "empirical_bpd",
@@ -178,6 +180,8 @@ def _overridden(compute: config.Compute, options: Options) -> config.Compute:
         changes["dtype"] = options.dtype
     if options.device is not None and options.device != compute.device:
         changes |= {"device": options.device, "compile": False}
+    elif compute.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("the certificate was scored on a GPU and this machine has none; score again with --device cpu")
     return compute.model_copy(update=changes)
 
 
@@ -231,7 +235,18 @@ def _with_record(verdict: Verdict, material: Material, own: dict[str, Any], tole
         from_file = run_record(message, stored, environment) | hashes
     except (ValueError, TypeError) as error:
         return verdict.with_checks(Check("losses.npz gives a bound", "a number", str(error)))
-    return verdict.with_checks(*record_checks(material.claimed, (from_file, fresh), tolerance, on_trust))
+    verdict = verdict.with_checks(*record_checks(material.claimed, (from_file, fresh), tolerance, on_trust))
+    return verdict.with_checks(*_published_numbers(material))
+
+
+def _published_numbers(material: Material) -> list[Check]:
+    """bounds_metrics.pt, where it lies in the run's folder, against bounds.json."""
+    path = None if material.claim.folder is None else material.claim.folder / BOUNDS_PT_NAME
+    if path is None or not path.exists():
+        return []
+    numbers = checkpoint.load(path)
+    wanted = {"format": CHECKPOINT_FORMAT} | {key: material.claimed.get(key) for key in PT_KEYS}
+    return [Check(f"{BOUNDS_PT_NAME} says what {BOUNDS_NAME} says", True, numbers == wanted)]
 
 
 def _bound_of_own_draw(run: Run, material: Material) -> float:

@@ -136,7 +136,8 @@ def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray], tolera
     for name in sorted(own.keys() - {"indices", "target_counts"}):
         given, computed = stored[name], own[name].astype(np.float64)
         if given.shape != computed.shape or given.dtype != np.float64:
-            checks.append(Check(f"shape of {name}", str(given.shape), str(computed.shape)))
+            found, wanted = (f"{values.dtype} {values.shape}" for values in (given, computed))
+            checks.append(Check(f"type and shape of {name}", found, wanted))
             continue
         difference = np.abs(given - computed) / (scale if name == "log_p_nats" else 1.0)
         limit = tolerance.topk_document if name == "topk_errors" else tolerance.document_bits

@@ -128,4 +128,4 @@ def _table(*columns: str) -> Table:
 
 
 def _shown(value: Any, limit: int = LONGEST_CELL) -> str:
-    return printable(f"{value:.6g}" if isinstance(value, float) else value, limit)
+    return printable(f"{value:.7g}" if isinstance(value, float) else value, limit)
