@@ -28,10 +28,10 @@ class Tolerance:
     """Mean top-k error, and its bounds."""
 
 
-FLOAT32 = Tolerance(1e-3, 1e-4, 2e-3, 5e-2, 2e-3)
-"""Both scored in float32."""
+FLOAT32 = Tolerance(2e-4, 5e-5, 1e-3, 5e-2, 1e-3)
+"""Both scored in float32, where the batch that a document was in changes its loss by some 1e-6."""
 BFLOAT16 = Tolerance(1e-1, 1e-2, 2e-2, 2e-1, 2e-2)
-"""One of the two in bfloat16, whose products are rounded to 8 bits in an order that depends on the device."""
+"""One of the two in bfloat16, which keeps 8 bits; against float32, documents differ by up to 0.05, means by 0.007."""
 
 
 @dataclasses.dataclass(frozen=True)
