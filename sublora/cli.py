@@ -5,12 +5,12 @@ import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sublora import __version__
-from sublora.errors import UserError
+from sublora.errors import UserError, printable
 
 app = typer.Typer(
     name="sublora",
@@ -137,12 +137,46 @@ def yardsticks(config: ConfigOption) -> None:
 
 
 @app.command()
-def verify(run: RunArgument, root: RootOption = None) -> None:
-    """Recompute a claimed bound from its certificate and the data; exit status 0 only if all of it agrees."""
+def verify(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Folder of a run, or its files one by one.", show_default=False),
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="Default: DIR/certificate.bin.")] = None,
+    bounds: Annotated[Path | None, typer.Option(help="Default: bounds.json in DIR or beside the certificate.")] = None,
+    losses: Annotated[Path | None, typer.Option(help="Default: losses.npz in DIR or beside the certificate.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="base.safetensors. Default: beside the certificate, else in results/base/ beside data/."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your own prepared data. Default: data/{name} below --root.")
+    ] = None,
+    root: RootOption = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The settings that you expect; a claim made with others is refused.")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Default: the certificate's.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Default: the certificate's.")] = None,
+    redraw: Annotated[
+        int | None, typer.Option(metavar="N", help="Also score N training documents that you draw, with --nonce.")
+    ] = None,
+    nonce: Annotated[
+        str | None, typer.Option(help="Any text that you chose after you received the certificate.")
+    ] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the verdict as JSON.")] = None,
+) -> None:
+    """Recompute a claimed bound from its certificate and your data.
+
+    Exit status 0: verified; 1: refused; 2: cannot be checked, because a file is missing or damaged.
+    """
     with _imports():
+        from sublora.runs.verification.files import Claim, Options
         from sublora.runs.verify import verify_and_print
 
-    raise typer.Exit(0 if verify_and_print(run, root=root) else 1)
+    claim = Claim.of(run, certificate=certificate, bounds=bounds, losses=losses, base=base, data=data, root=root)
+    options = Options(config_path=config, device=device, dtype=dtype, redraw=redraw, nonce=nonce)
+    raise typer.Exit(verify_and_print(claim, options, json_path=json_path))
 
 
 @app.command()
@@ -246,7 +280,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -102,7 +102,7 @@ def whole_way(tiny_root: Path, root: Path, allocation: str, changes: dict) -> tu
         thetas.append(subspace.theta(torch.from_numpy(message.contents.weights.values()), masks))
     assert torch.equal(*thetas) and not torch.equal(thetas[0], subspace.origin_D)
     (out / CHECKPOINT_NAME).unlink()
-    assert all(check.agrees for check in verify_run(out, root=root))
+    assert verify_run(out, root=root).verified
     return settings, message, trained
 
 

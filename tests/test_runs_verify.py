@@ -1,98 +1,138 @@
-"""`sublora verify`: agrees with an honest run, and refuses every kind of tampering with its reason."""
+"""`sublora verify`: what an honest claim comes to, wherever its files lie and whatever machine checks it.
 
-import hashlib
+Dishonest claims are in test_attacks.py.
+"""
+
 import json
 import shutil
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import write_settings
+import torch
+from attacks import Prover
+from conftest import TINY, write_settings
 
-from sublora import config
-from sublora.coding.certificate import read_certificate
-from sublora.data.prepare import prepare_dataset
+from sublora import cli, config
+from sublora.data.prepare import prepare_all
 from sublora.errors import UserError
+from sublora.runs.base import make_base
 from sublora.runs.bound import bound_run
+from sublora.runs.message import read_message
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verify import verify_and_print, verify_run
+from sublora.runs.verification.checks import BFLOAT16
+from sublora.runs.verification.files import Claim, Options
+from sublora.runs.verify import verify_claim, verify_run
+
+SPEC = config.RunSpec(budget=40, allocation="learned", seed=1)
+OPTIMIZATION = {key: value for key, value in TINY["training"].items() if key in config.Optimization.model_fields} | {
+    "steps": 4,
+    "eval_interval_steps": 2,
+    "save_interval_steps": 2,
+    "log_interval_steps": 1,
+    "learning_rate": 0.01,
+}
+TRAINED_BASE = {
+    "kind": "trained",
+    "name": "apart",
+    "corpus": TINY["data"]["corpus"] | {"seed": 4, "documents": 60},
+    "min_characters": 1,
+    "val_documents": 20,
+    "seed": 1,
+    "threads": 1,
+    "final_learning_rate": 0.001,
+    "warmup_fraction": 0.1,
+    "betas": [0.9, 0.95],
+    "epsilon": 1.0e-8,
+    "weight_decay": 0.1,
+    "gradient_clip": 1.0,
+}
+
+
+def finished(root: Path, changes: dict) -> Path:
+    """Folder of a run below `root` that is trained, scored and bounded; prepares what is not there."""
+    config_path = write_settings(root, changes)
+    settings = config.load_settings(config_path)
+    if not (root / "data" / settings.data.name).exists():
+        prepare_all(settings, root)
+    if settings.base.kind == "trained":
+        make_base(settings, root=root)
+    out = root / "results" / "runs" / SPEC.name
+    train_run(settings, SPEC, root=root, out=out)
+    score_run(out, config_path=config_path)
+    bound_run(out, config_path=config_path)
+    return out
 
 
 @pytest.fixture(scope="module", params=["plain", "entropy"])
 def honest(tiny_root, tmp_path_factory, request):
     root = tmp_path_factory.mktemp("verify") / "root"
     shutil.copytree(tiny_root, root)
-    config_path = write_settings(root, {"message": {"quantizer": request.param}})
-    run = config.RunSpec(budget=40, allocation="learned", seed=1)
-    out = root / "results" / "runs" / run.name
-    train_run(config.load_settings(config_path), run, root=root, out=out)
-    score_run(out, config_path=config_path)
-    bound_run(out)
-    return out
+    return finished(root, {"message": {"quantizer": request.param}})
 
 
 @pytest.fixture
 def run(honest, tmp_path):
-    """A copy to tamper with, without the checkpoint: nothing but certificate, losses, claim and data is needed."""
+    """A copy to tamper with."""
     shutil.copytree(honest.parents[2], tmp_path / "root")
-    copied = tmp_path / "root" / "results" / "runs" / honest.name
-    (copied / "best_ckpt.pt").unlink()
-    return copied
+    return tmp_path / "root" / "results" / "runs" / honest.name
 
 
-def differing(path) -> set[str]:
-    return {check.name for check in verify_run(path) if not check.agrees}
+def call(monkeypatch, capfd, *arguments: object) -> tuple[int, str]:
+    """Exit status and output of `sublora verify ...`, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["sublora", "verify", *map(str, arguments)])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code or 0
+    captured = capfd.readouterr()
+    return status, captured.out + captured.err
 
 
-def edit_claim(path, **changes) -> None:
-    claim = json.loads((path / "bounds.json").read_text())
-    (path / "bounds.json").write_text(json.dumps(claim | changes))
-
-
-def test_honest_run_is_verified_without_its_checkpoint(run, capsys):
-    assert verify_and_print(run)
-    output = capsys.readouterr().out
-    assert "code_bits" in output and "bound_value, re-scored" in output and "DIFFERS" not in output
-
-
-def test_other_init_and_sharing_go_the_whole_way(tiny_root, tmp_path):
-    """B random, and 40 coordinates divided among three groups: 13, 13 and 14, so a gate costs 4 bits and not 6."""
-    shutil.copytree(tiny_root, tmp_path / "root")
-    changes = {"lora": {"init": "both_random"}, "gating": {"sharing": "per_layer"}, "message": {"quantizer": "entropy"}}
-    settings = config.load_settings(write_settings(tmp_path / "root", changes))
-    run = config.RunSpec(budget=40, allocation="learned", seed=1)
-    out = tmp_path / "root" / "results" / "runs" / run.name
-    train_run(settings, run, root=tmp_path / "root", out=out)
-    score_run(out)
-    record = json.loads(bound_run(out).read_text())
-    assert record["code_items"]["gates"] == 12
-    sizes = {"0": 13, "1": 13, "head": 14}
-    assert record["gamma"] == {group: record["gates"][group] / size for group, size in sizes.items()}
-    (out / "best_ckpt.pt").unlink()
-    assert verify_and_print(out)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"bound_value": 1.0},
-        {"code_bits": 10.0},
-        {"test_loss_bits": 0.5},
-        {"smoothing": "token(0.123)"},
-        {"n_documents": 10**6},
-    ],
-)
-def test_edited_claim_is_found(run, changes, capsys):
-    edit_claim(run, **changes)
-    assert set(changes) <= differing(run)
-    assert not verify_and_print(run) and "NOT verified" in capsys.readouterr().out
-
-
-def test_missing_key_is_found(run):
+def test_an_honest_run_is_verified_with_and_without_its_checkpoint(run, monkeypatch, capfd):
     claim = json.loads((run / "bounds.json").read_text())
-    del claim["gates"]
-    (run / "bounds.json").write_text(json.dumps(claim))
-    assert {"gates.0", "gates.head"} <= differing(run)
+    for before_quantization in ("checked", "on trust"):
+        json_path = run / "verdict.json"
+        status, output = call(monkeypatch, capfd, run, "--json", json_path)
+        assert status == 0 and "DIFFERS" not in output and "taken on trust" in output
+        verdict = json.loads(json_path.read_text())
+        assert verdict["verdict"] == "verified" and not verdict["differs_in"]
+        for key in ("bound_value", "bound_all_runs", "bound_strict"):
+            assert verdict["bounds_from_own_losses"][key] == pytest.approx(claim[key], abs=1e-9)
+        names = {check["name"] for check in verdict["checks"]}
+        on_trust = any("before quantization" in text for text in verdict["taken_on_trust"])
+        assert on_trust == (before_quantization == "on trust")
+        assert ("val_loss_unquantized_bits, re-scored" in names) == (before_quantization == "checked")
+        (run / "best_ckpt.pt").unlink(missing_ok=True)
+
+
+def test_exit_statuses(run, monkeypatch, capfd):
+    json_path = run / "verdict.json"
+    claim = json.loads((run / "bounds.json").read_text())
+    (run / "bounds.json").write_text(json.dumps(claim | {"bound_value": 1.0}))
+    status, output = call(monkeypatch, capfd, run, "--json", json_path)
+    assert status == 1 and "NOT verified, differs in: bound_value" in output
+    assert json.loads(json_path.read_text())["exit_status"] == 1
+    (run / "bounds.json").unlink()
+    status, output = call(monkeypatch, capfd, run, "--json", json_path)
+    assert status == 2 and "bounds.json: no such file" in output
+    assert json.loads(json_path.read_text())["verdict"] == "cannot be checked"
+    assert call(monkeypatch, capfd)[0] == 2
+    assert call(monkeypatch, capfd, run, "--redraw", 5)[0] == 2
+    assert call(monkeypatch, capfd, run, "--redraw", 0, "--nonce", "x")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["certificate.bin", "losses.npz", "bounds.json"])
+def test_missing_and_damaged_files_are_named(run, name):
+    path = run / name
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=name):
+        verify_run(run)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name}: no such"):
+        verify_run(run)
 
 
 @pytest.mark.parametrize("place", [3, 200, -60, -1])
@@ -105,100 +145,124 @@ def test_flipped_byte_is_refused(run, place):
         verify_run(run)
 
 
-def test_truncated_certificate_is_refused(run):
-    path = run / "certificate.bin"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"certificate.bin: "):
-        verify_run(run)
-
-
-def test_other_message_under_a_fresh_checksum_is_found(run):
-    """Flip a payload bit and seal the file again: other documents are drawn, and the claim does not fit."""
-    path = run / "certificate.bin"
-    payload_bytes = len(read_certificate(path).payload_bytes)
-    data = bytearray(path.read_bytes()[:-32])
-    data[-(payload_bytes // 2)] ^= 4
-    path.write_bytes(bytes(data) + hashlib.sha256(data).digest())
-    try:
-        names = differing(run)
-    except UserError as error:
-        assert "certificate.bin" in str(error)
-    else:
-        assert {"certificate sha256", "scored documents"} <= names
-
-
-def test_replaced_losses_are_found(run):
-    """Losses made smaller, with a bound computed honestly from them, do not survive scoring again."""
-    with np.load(run / "losses.npz") as archive:
-        arrays = dict(archive)
-    arrays["losses_bits"] = arrays["losses_bits"] - 0.3
-    np.savez_compressed(run / "losses.npz", **arrays)
-    claim = json.loads((run / "bounds.json").read_text())
-    claim["bound_value"] -= 0.3
-    claim["empirical_bpd"] -= 0.3
-    (run / "bounds.json").write_text(json.dumps(claim))
-    names = differing(run)
-    assert "largest difference of a scored document's loss" in names and "bound_value, re-scored" in names
-
-
-@pytest.mark.parametrize(("name", "of"), [("val_losses_bits", "val"), ("test_losses_bits", "test")])
-def test_replaced_held_out_losses_are_found(run, name, of):
-    """Together with the claim that follows from them."""
-    with np.load(run / "losses.npz") as archive:
-        arrays = dict(archive)
-    arrays[name] = arrays[name] - 0.3
-    np.savez_compressed(run / "losses.npz", **arrays)
-    key = f"{of}_loss_bits"
-    edit_claim(run, **{key: json.loads((run / "bounds.json").read_text())[key] - 0.3})
-    names = differing(run)
-    assert {f"largest difference of a {of} document's loss", f"{key}, re-scored"} <= names
-
-
-@pytest.mark.parametrize("name", ["losses_bits", "val_losses_bits", "test_losses_bits"])
-def test_documents_left_out_are_found(run, name):
-    """The worst documents dropped from the file, with a claim computed from the rest."""
-    with np.load(run / "losses.npz") as archive:
-        arrays = dict(archive)
-    kept = np.sort(np.argsort(arrays[name])[:-5])
-    parts = (
-        ("indices", "losses_bits", "log_p_nats", "target_counts", "topk_errors") if name == "losses_bits" else [name]
-    )
-    for part in parts:
-        arrays[part] = arrays[part][kept]
-    np.savez_compressed(run / "losses.npz", **arrays)
-    bound_run(run)
-    assert f"number of {name}" in differing(run)
-
-
-def test_other_documents_than_the_drawn_ones_are_found(run):
-    """Losses of the documents with the smallest loss stand for all, indices and claim in accord with them."""
-    with np.load(run / "losses.npz") as archive:
-        arrays = dict(archive)
-    best = np.resize(np.argsort(arrays["losses_bits"])[:25], 50)
-    for part in ("indices", "losses_bits", "log_p_nats", "target_counts", "topk_errors"):
-        arrays[part] = arrays[part][best]
-    np.savez_compressed(run / "losses.npz", **arrays)
-    bound_run(run)
-    assert {"scored documents", "bound_value, re-scored"} <= differing(run)
-
-
-def test_other_or_damaged_data_are_refused(run):
-    root = run.parents[2]
-    train_bin = root / "data" / "markov" / "train.bin"
+def test_other_data_are_refused(run):
+    """Damaged files, files made with other settings, and other files made with the same settings."""
+    train_bin = run.parents[2] / "data" / "markov" / "train.bin"
     original = train_bin.read_bytes()
     train_bin.write_bytes(original[:100] + b"\x01" + original[101:])
     with pytest.raises(UserError, match=r"train\.bin"):
         verify_run(run)
-    settings = config.load_settings(write_settings(root, {"data": {"shuffle_seed": 9}}))
-    prepare_dataset(settings.data, root)
-    with pytest.raises(UserError, match="data"):
-        verify_run(run)
+    prover = Prover(run.parents[2], run.name)
+    header_hash = read_message(run / "certificate.bin").header["data_hash"]
+    tokens = prover.tokens("train")
+    tokens[1] ^= 1
+    prover.rewrite_data(train=tokens)
+    prover.reseal(lambda header: header.update(data_hash=header_hash))
+    assert "data hash" in verify_run(run).wrong
 
 
-def test_missing_files_are_named(run):
-    (run / "bounds.json").write_text("{")
-    with pytest.raises(UserError, match=r"bounds.json: not valid JSON"):
-        verify_run(run)
-    (run / "bounds.json").unlink()
-    with pytest.raises(UserError, match=r"bounds.json: no such file"):
-        verify_run(run)
+def test_other_init_and_sharing_go_the_whole_way(tiny_root, tmp_path):
+    """B random, and 40 coordinates divided among three groups: 13, 13 and 14, so a gate costs 4 bits and not 6."""
+    shutil.copytree(tiny_root, tmp_path / "root")
+    changes = {"lora": {"init": "both_random"}, "gating": {"sharing": "per_layer"}, "message": {"quantizer": "entropy"}}
+    out = finished(tmp_path / "root", changes)
+    record = json.loads((out / "bounds.json").read_text())
+    assert record["code_items"]["gates"] == 12
+    sizes = {"0": 13, "1": 13, "head": 14}
+    assert record["gamma"] == {group: record["gates"][group] / size for group, size in sizes.items()}
+    (out / "best_ckpt.pt").unlink()
+    assert verify_run(out).verified
+
+
+def test_all_documents_scored_and_a_draw_of_the_verifiers_own(tiny_root, tmp_path):
+    """Nothing is drawn by the prover, so nothing about the draw is taken on trust."""
+    shutil.copytree(tiny_root, tmp_path / "root")
+    out = finished(tmp_path / "root", {"scoring": {"documents": "all"}})
+    verdict = verify_run(out)
+    assert verdict.verified and not any("lucky" in text for text in verdict.trusted)
+    # The demo's and the full reference draw documents, which is another inequality.
+    assert verdict.bounds["bound_strict"] is None
+    redrawn = verify_run(out, options=Options(redraw=200, nonce="this afternoon"))
+    assert redrawn.bounds["bound_redraw"] > redrawn.bounds["bound_value"]
+
+
+def test_a_redraw_hangs_on_the_nonce(honest):
+    bounds = [
+        verify_run(honest, options=Options(redraw=30, nonce=nonce)).bounds["bound_redraw"] for nonce in ("a", "a", "b")
+    ]
+    assert bounds[0] == bounds[1] != bounds[2]
+
+
+def test_a_certificate_can_be_mailed(honest, tmp_path, monkeypatch, capfd):
+    """Three files anywhere, and the verifier's own data under another name."""
+    mail, data = tmp_path / "mail", tmp_path / "my data"
+    mail.mkdir()
+    for name, new in (("certificate.bin", "c"), ("losses.npz", "l"), ("bounds.json", "b")):
+        shutil.copy(honest / name, mail / new)
+    shutil.copytree(honest.parents[2] / "data" / "markov", data)
+    monkeypatch.chdir(tmp_path)
+    files = ["--certificate", mail / "c", "--bounds", mail / "b", "--losses", mail / "l"]
+    status, output = call(monkeypatch, capfd, *files, "--data", data)
+    assert status == 0, output
+    with pytest.raises(UserError, match="no data/markov in any folder above it"):
+        verify_claim(Claim.of(certificate=mail / "c", bounds=mail / "b", losses=mail / "l"))
+
+
+def test_a_base_from_a_file(tmp_path):
+    """Its weights must be those that the certificate names; its own data need not be here."""
+    changes = {"base": TRAINED_BASE | OPTIMIZATION, "message": {"quantizer": "entropy"}}
+    root = tmp_path / "root"
+    root.mkdir()
+    out = finished(root, changes)
+    here = verify_run(out)
+    assert here.verified, here.wrong
+    mail = tmp_path / "mail"
+    mail.mkdir()
+    for name in ("certificate.bin", "losses.npz", "bounds.json"):
+        shutil.copy(out / name, mail / name)
+    certificate, data = mail / "certificate.bin", root / "data/markov"
+    with pytest.raises(UserError, match=r"name the base's weights with --base"):
+        verify_claim(Claim.of(certificate=certificate, data=data))
+    base = shutil.copy(root / "results/base/base.safetensors", tmp_path / "weights")
+    mailed = verify_claim(Claim.of(certificate=certificate, data=data, base=base))
+    assert mailed.verified, mailed.wrong
+    assert not any("base's corpus" in text for text in here.trusted)
+    assert any("base's corpus" in text for text in mailed.trusted)
+    # Another base of the same shape.
+    changes["base"] = changes["base"] | {"seed": 2}
+    make_base(config.load_settings(write_settings(root, changes)), root=root)
+    assert verify_run(out).wrong == ["base weights"]
+
+
+def test_a_bfloat16_certificate_of_a_gpu_is_verified_on_a_cpu(tiny_root, tmp_path, monkeypatch, capfd):
+    """Scored in bfloat16 here; the header says that it was on a GPU."""
+    shutil.copytree(tiny_root, tmp_path / "root")
+    out = finished(tmp_path / "root", {"compute": {"dtype": "bfloat16"}})
+    (out / "best_ckpt.pt").unlink()
+    prover = Prover(tmp_path / "root", out.name)
+    prover.set(compute={"device": "cuda", "compile": True})
+    claim = prover.bound()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="score again with --device cpu"):
+        verify_run(out)
+    for dtype in ("bfloat16", "float32"):
+        json_path = tmp_path / "verdict.json"
+        status, output = call(monkeypatch, capfd, out, "--device", "cpu", "--dtype", dtype, "--json", json_path)
+        verdict = json.loads(json_path.read_text())
+        assert status == 0, output
+        assert verdict["scored_on"] == f"cpu, {dtype} (tolerances of bfloat16)"
+        own = verdict["bounds_from_own_losses"]["bound_value"]
+        assert own == pytest.approx(claim["bound_value"], abs=BFLOAT16.bound_bits)
+
+
+def test_settings_that_the_verifier_expects(honest, tmp_path):
+    """Settings that do not touch the claim may differ; those that do are named."""
+    root = honest.parents[2]
+    expected = tmp_path / "config" / "config.yaml"
+    quantizer = read_message(honest / "certificate.bin").settings.message.quantizer
+    write_settings(tmp_path, {"message": {"quantizer": quantizer}, "training": {"steps": 7}, "compute": {"threads": 2}})
+    assert verify_run(honest, root=root, options=Options(config_path=expected)).verified
+    write_settings(tmp_path, {"message": {"quantizer": quantizer}, "lora": {"alpha": 9.0}, "bound": {"delta": 0.1}})
+    verdict = verify_run(honest, root=root, options=Options(config_path=expected))
+    named = [name for name in verdict.wrong if name.startswith("settings: ")]
+    assert named == ["settings: bound.delta", "settings: lora.alpha"] and not verdict.bounds

@@ -104,6 +104,27 @@ class ChargedMessage:
         return sum(bits for item, bits in self.items.items() if item not in OUTSIDE_PAYLOAD)
 
 
+@dataclasses.dataclass(frozen=True)
+class SettingsCharge:
+    """What naming the settings costs, by a code that its reader has: either reference and bits, or why there are none.
+
+    The code's lengths satisfy Kraft's inequality over all settings, as those of the messages do.
+    """
+
+    reference: str | None
+    bits: float | None
+    reason: str | None
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) != (self.reference is None) or (self.bits is None) == (self.reason is None):
+            raise ValueError(f"a charge is a reference with its bits, or a reason: {self}")
+
+
+NOTHING_CHARGED = SettingsCharge(None, None, "the settings were not compared with a reference")
+LARGEST_SETTINGS_BITS = 900
+"""Beyond it a share of delta_sample, 2^-bits, is hardly a number any more."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredDocuments:
     """The training documents behind the bounds: all n of them, or m drawn with replacement."""
@@ -166,6 +187,31 @@ def held_out_bound(test_losses_D: ArrayLike, loss_range: LossRange, *, delta: fl
     return betting(test_losses_D, lower=lower, upper=upper, code_bits=0.0, n=np.size(test_losses_D), delta=delta)
 
 
+def strict_bound(
+    losses_D: ArrayLike, message: ChargedMessage, premises: Premises, settings: SettingsCharge
+) -> dict[str, float | str | None]:
+    """`bound_strict` with what it rests on: the headline bound for whoever does not believe the settings were fixed.
+
+    The settings' bits are part of the message, and each of their 2^bits alternatives has its own draw, so delta_sample
+    is divided among all, as for `bound_all_runs`. None, with the reason, where there is no code for the settings.
+    """
+    facts: dict[str, float | str | None] = {
+        "bound_strict": None,
+        "settings_bits": settings.bits,
+        "settings_reference": settings.reference,
+        "bound_strict_absent": settings.reason,
+    }
+    if settings.bits is None:
+        return facts
+    extra_bits = message.items["extra"] + settings.bits
+    if extra_bits > LARGEST_SETTINGS_BITS:
+        return facts | {"bound_strict_absent": f"naming the settings takes more than {LARGEST_SETTINGS_BITS} bits"}
+    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
+    alternatives = premises.for_all_alternatives(extra_bits)
+    bound = headline_bound(losses_D, loss_range, message.code_bits + settings.bits, alternatives)
+    return facts | {"bound_strict": bound}
+
+
 def bound_record(
     *,
     run: Mapping[str, Any],
@@ -174,11 +220,12 @@ def bound_record(
     held_out: HeldOutLosses,
     premises: Premises,
     environment: Mapping[str, Any],
+    settings: SettingsCharge = NOTHING_CHARGED,
 ) -> dict[str, Any]:
     """The content of bounds.json.
 
-    run: the keys RUN_KEYS; environment: the keys ENVIRONMENT_KEYS; both are copied. ValueError as in
-    `sublora.bounds.inequalities`, and for other keys.
+    run: the keys RUN_KEYS; environment: the keys ENVIRONMENT_KEYS; both are copied. settings: what they cost, for
+    `bound_strict`. ValueError as in `sublora.bounds.inequalities`, and for other keys.
     """
     _check_keys("run", run, RUN_KEYS)
     _check_keys("environment", environment, ENVIRONMENT_KEYS)
@@ -194,6 +241,7 @@ def bound_record(
         "bound_inequality": premises.headline,
         "bound_hoeffding": bounds[premises.hoeffding],
         "bound_all_runs": headline_bound(scored.losses_D, loss_range, code_bits, alternatives),
+        **strict_bound(scored.losses_D, message, premises, settings),
         "bound_held_out": held_out_bound(test_D, loss_range, delta=delta),
         "bound_held_out_all_runs": held_out_bound(test_D, loss_range, delta=delta / premises.sweep_size),
         "bounds": bounds,

@@ -44,7 +44,7 @@ class Certificate:
 
 def write_certificate(path: Path, header: Mapping[str, Any], payload: Payload) -> None:
     """Write certificate.bin. ValueError for a header that is no plain JSON (NaN, infinity)."""
-    text = json.dumps(dict(header), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    text = _canonical(header)
     body = b"".join(
         [
             MAGIC,
@@ -85,7 +85,23 @@ def read_certificate(path: Path) -> Certificate:
         raise UserError(f"{path}: {len(data) - fields.position} bytes follow the certificate's end; {MEND}")
     if hashlib.sha256(data[:body_bytes]).digest() != checksum:
         raise UserError(f"{path}: checksum does not match, the certificate was damaged or edited; {MEND}")
-    return Certificate(json.loads(text), payload_bytes, payload_bits)
+    return Certificate(_header(path, text), payload_bytes, payload_bits)
+
+
+def _canonical(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(header), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _header(path: Path, text: bytes) -> dict[str, Any]:
+    """The header's fields. Only one text of equal fields is taken: no key twice, no NaN, no other spelling."""
+    try:
+        header = json.loads(text)
+        canonical = isinstance(header, dict) and _canonical(header) == text
+    except (ValueError, RecursionError):
+        canonical = False
+    if not canonical:
+        raise UserError(f"{path}: its header is not canonical JSON; {MEND}")
+    return header
 
 
 class _Fields:

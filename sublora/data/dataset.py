@@ -75,7 +75,11 @@ class TokenDataset:
         lists (sizes and counts; `verify_hashes` compares contents), or a train document has fewer tokens than
         `min_tokens`. For val and test documents that is found out where their lengths are first read.
         """
-        folder = dataset_folder(root, data)
+        return cls.open_folder(dataset_folder(root, data), data)
+
+    @classmethod
+    def open_folder(cls, folder: Path, data: config.Data) -> "TokenDataset":
+        """The same with the files in any folder."""
         meta = _read_meta(folder)
         _check_settings(folder, meta, data)
         _check_sizes(folder, meta)

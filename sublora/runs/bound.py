@@ -1,11 +1,11 @@
 """Turn a certificate and its losses into bounds. Needs no network, no data and no GPU, and does not import torch."""
 
-import dataclasses
 import json
 import platform
 import subprocess
 import time
 import zipfile
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,22 @@ from sublora.files import sha256_of_file, write_json
 from sublora.losses import TOP_K
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
 from sublora.runs.message import Message, charged_bits, read_message
+from sublora.runs.strict import settings_charge
 from sublora.torch_file import save_numbers
 from sublora.versions import CHECKPOINT_FORMAT
 
 PT_KEYS = ("kl_divergence", "empirical_bpd", "bound_value", "compressed_size_bits", "bound_hoeffding", "code_bits")
+
+PACKAGES = ("torch", "numpy", "scipy", "constriction")
+ENVIRONMENT_SHAPE: dict[str, tuple[str, ...] | None] = {
+    "seconds": ("train", "encode", "score", "bound"),
+    "peak_memory_mib": ("train", "score"),
+    "versions": ("sublora", "python", *PACKAGES),
+    "gpu": None,
+    "commit": None,
+    "slurm_job_ids": ("train", "score"),
+}
+"""Keys of the facts about machines, and the keys inside each; None: a single value."""
 
 
 def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
@@ -33,7 +45,7 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     started = time.monotonic()
     message = read_message(path / CERTIFICATE_NAME)
     if config_path is not None:
-        message = _with_settings_in_force(message, config_path)
+        _check_settings_in_force(message, config_path)
     losses = read_losses(path / LOSSES_NAME)
     environment = _environment(losses["provenance"], time.monotonic() - started)
     record = run_record(message, losses, environment)
@@ -64,6 +76,7 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
         ),
         premises=message.loss.premises,
         environment=environment,
+        settings=settings_charge(message.settings),
     )
     return record | {"base": base_facts(message)}
 
@@ -80,20 +93,20 @@ def read_losses(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
+        provenance = json.loads(str(arrays.pop("provenance", "null")))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); score the run again (sublora score {path.parent})") from None
-    provenance = json.loads(str(arrays.pop("provenance")))
-    if "train" not in provenance:
+    if not isinstance(provenance, dict) or not {"train", "seconds", "peak_memory_mib"} <= provenance.keys():
         raise UserError(f"{path}: written by an older version; score the run again (sublora score {path.parent})")
     return {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in arrays.items()} | {
         "provenance": provenance
     }
 
 
-def _with_settings_in_force(message: Message, config_path: Path) -> Message:
-    """The message with the settings of the file, if the run was scored with the same ones."""
+def _check_settings_in_force(message: Message, config_path: Path) -> None:
+    """UserError if the run was scored with other settings than those of the file."""
     given = config.load_settings(config_path)
     wanted, found = (config.stage_settings(settings, "bound") for settings in (given, message.settings))
     for section, values in wanted.items():
@@ -102,17 +115,16 @@ def _with_settings_in_force(message: Message, config_path: Path) -> Message:
                 f"{message.path}: written with other settings: {section} is {found[section]}, "
                 f"{config_path} has {values}; score the run again (sublora score {message.path.parent})"
             )
-    return dataclasses.replace(message, settings=given)
 
 
 def _environment(scored: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Facts of training, scoring and this computation, from the provenance that scoring wrote."""
-    trained = scored["train"]
-    names = ("torch", "numpy", "scipy", "constriction")
+    trained, took = scored["train"], scored["seconds"]
+    packages = {name: version(name) for name in PACKAGES}
     return {
-        "seconds": {"train": trained["seconds"], **scored["seconds"], "bound": seconds},
+        "seconds": {"train": trained["seconds"], "encode": took["encode"], "score": took["score"], "bound": seconds},
         "peak_memory_mib": {"train": trained["peak_memory_mib"], "score": scored["peak_memory_mib"]},
-        "versions": {"sublora": __version__, "python": platform.python_version(), **{n: version(n) for n in names}},
+        "versions": {"sublora": __version__, "python": platform.python_version(), **packages},
         "gpu": trained["gpu"],
         "commit": _commit(),
         "slurm_job_ids": {"train": trained["slurm_job_id"], "score": scored["slurm_job_id"]},

@@ -12,6 +12,7 @@ from sublora.models.gpt import DTYPES, GPT
 from sublora.models.lora import initial_theta
 from sublora.models.lora_gpt import LoraGPT
 from sublora.models.lora_space import lora_space
+from sublora.models.weights import Base
 from sublora.runs.base import load_base
 from sublora.streams import generator
 from sublora.subspace.allocations import parse_allocation
@@ -27,6 +28,13 @@ def build_run(
     `root`: the folder that holds data/ and results/base/. UserError if the budget does not fit the network, or the
     base cannot be read.
     """
+    return assemble_run(settings, spec, dataset, load_base(settings, spec.seed, dataset.vocab_size, root), device)
+
+
+def assemble_run(
+    settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, base: Base, device: torch.device
+) -> Run:
+    """A run at its start on a base that is at hand. UserError if the budget does not fit the network."""
     vocab_size = dataset.vocab_size
     space = lora_space(settings.model, settings.lora, vocab_size)
     shape = SubspaceShape(
@@ -42,7 +50,6 @@ def build_run(
         subspace = Subspace(shape, origin_D, stream).to(device)
     except ValueError as error:
         raise UserError(str(error)) from None
-    base = load_base(settings, spec.seed, vocab_size, root)
     compute = settings.compute
     gpt = GPT(settings.model, vocab_size, dtype=DTYPES[compute.dtype], use_compiler=compute.compile)
     gpt.load(base.weights)

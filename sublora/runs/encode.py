@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublora import __version__, config
+from sublora import __version__
 from sublora.coding import plain
 from sublora.coding.certificate import write_certificate
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits
@@ -18,6 +18,7 @@ from sublora.coding.rounding import round_for_rate
 from sublora.device import claim_device
 from sublora.losses.documents import score_documents
 from sublora.names import CERTIFICATE_NAME
+from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import charged_bits, payload_context
 from sublora.training.run import Run
@@ -93,15 +94,16 @@ def val_losses(run: Run, w: np.ndarray, split: tuple[int, ...]) -> np.ndarray:
 
 def certificate_header(run: Run) -> dict[str, Any]:
     """What a decoder needs beside the payload, all of it fixed before the data or naming the arm."""
-    settings, dataset = run.settings.model_dump(mode="json"), run.dataset
+    dataset = run.dataset
     return {
         "run": run.spec.model_dump(mode="json"),
-        "settings": settings,
-        "settings_digest": config.digest(settings),
+        "settings": run.settings.model_dump(mode="json"),
         "vocab_size": dataset.vocab_size,
         "n_documents": dataset.n_documents,
         "data_hash": dataset.data_hash,
         "base_sha256": run.network.base_sha256,
+        "lora_init_sha256": lora_init_sha256(run.subspace),
+        "projection_sha256": projection_sha256(run.subspace),
         "numerics_versions": NUMERICS_VERSIONS,
-        "environment": {"sublora": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "environment": {"sublora": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
     }

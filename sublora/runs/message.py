@@ -2,22 +2,26 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from sublora import config
 from sublora.bounds.smoothing import Smoothing
-from sublora.coding.certificate import read_certificate
-from sublora.coding.payload import MessageContents, Payload, PayloadContext, read_payload, total_code_bits
+from sublora.coding.certificate import MEND, read_certificate
+from sublora.coding.payload import (
+    MessageContents,
+    Payload,
+    PayloadContext,
+    read_payload,
+    total_code_bits,
+    write_payload,
+)
+from sublora.config.errors import describe
 from sublora.errors import UserError
 from sublora.losses.bounded import BoundedLoss
-from sublora.models.lora_space import lora_groups
-from sublora.subspace.allocations import Gate, parse_allocation
-
-
-def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ...]:
-    """The gates whose integers the message holds, empty where nothing is learned but w."""
-    groups = lora_groups(settings.model, settings.lora)
-    return parse_allocation(spec.allocation).gates(groups, spec.budget, settings.gating.sharing)
+from sublora.runs.decoder import decoder_header, run_gates
+from sublora.subspace.allocations import Gate
 
 
 def payload_context(settings: config.Settings, spec: config.RunSpec) -> PayloadContext:
@@ -34,6 +38,25 @@ def payload_context(settings: config.Settings, spec: config.RunSpec) -> PayloadC
 def charged_bits(items: dict[str, int], settings: config.Settings) -> tuple[float, dict[str, float]]:
     """C and its items for a payload of these items."""
     return total_code_bits(items, sweep_size=len(settings.grid.runs()), extra_bits=settings.message.extra_bits)
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Header(config.Section):
+    """What a certificate's header holds: exactly these keys."""
+
+    run: config.RunSpec
+    settings: dict[str, Any]
+    vocab_size: Annotated[int, Field(ge=2)]
+    n_documents: Annotated[int, Field(ge=1)]
+    data_hash: Sha256
+    base_sha256: Sha256
+    lora_init_sha256: Sha256
+    projection_sha256: Sha256
+    numerics_versions: dict[str, int]
+    environment: dict[str, str]
+    """Versions that encoded; nothing depends on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +82,32 @@ class Message:
         return self.loss.candidates[self.contents.smoothing_index]
 
     @property
+    def decoder_header(self) -> dict[str, Any]:
+        """The canonical decoder header: with payload and data it decides which documents are drawn."""
+        return decoder_header(self.settings, self.spec, self.header)
+
+    @property
     def gates(self) -> tuple[Gate, ...]:
         return run_gates(self.settings, self.spec)
 
 
 def read_message(path: Path) -> Message:
-    """Read and decode a certificate; UserError if it cannot be."""
+    """Read and decode a certificate; UserError if it cannot be, or if its bytes are not those an encoder writes."""
     certificate = read_certificate(path)
-    header = certificate.header
-    settings = config.parse_settings(header["settings"], source=str(path))
-    spec = config.RunSpec.model_validate(header["run"])
     try:
-        contents, payload = read_payload(certificate.payload_bytes, payload_context(settings, spec))
+        header = Header.model_validate(certificate.header)
+    except ValidationError as error:
+        raise UserError(f"{path}: header: {describe(error, Header.model_json_schema())}; {MEND}") from None
+    settings = config.parse_settings(header.settings, source=str(path))
+    try:
+        context = payload_context(settings, header.run)
+        contents, payload = read_payload(certificate.payload_bytes, context)
+        written = write_payload(contents, context)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; write it again with `sublora encode`") from None
+        raise UserError(f"{path}: {error}; {MEND}") from None
     if payload.bits != certificate.payload_bits:
         raise UserError(f"{path}: the payload decodes in {payload.bits} bits, the file says {certificate.payload_bits}")
-    return Message(path, header, settings, spec, contents, payload)
+    if not payload.data == written.data == certificate.payload_bytes:
+        # Another spelling of the same message would draw other documents for the same predictor.
+        raise UserError(f"{path}: the payload is not the one that its contents are encoded as; {MEND}")
+    return Message(path, certificate.header, settings, header.run, contents, payload)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from sublora.streams import generator
 from sublora.training.run import Run
 
 
-def draw_documents(payload_bytes: bytes, data_hash: str, *, n: int, m: int) -> np.ndarray:
-    """m indices below n, with replacement, from a generator seeded with the frozen payload and the data's hash.
+def draw_documents(
+    decoder_header: Mapping[str, Any], payload_bytes: bytes, data_hash: str, *, n: int, m: int
+) -> np.ndarray:
+    """m indices below n, with replacement, int64.
 
-    They cannot have been known while anything was chosen, so the bound owes no selection for them.
+    The generator is seeded with the sha256 of the canonical decoder header, the frozen payload and the data's hash, so
+    the draw cannot have been known while anything was chosen that reaches the predictor.
     """
-    return generator("scored documents", payload_bytes, data_hash).integers(0, n, size=m)
+    canonical = json.dumps(decoder_header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return generator("scored documents", canonical, payload_bytes, data_hash).integers(0, n, size=m)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,15 +74,23 @@ def record_documents(
 def scored_documents(message: Message, data_hash: str) -> np.ndarray:
     """Indices of the training documents behind the bounds: all n in their order, or m drawn with replacement."""
     n, m = message.loss.premises.n_documents, message.loss.m_documents
-    return np.arange(n) if m is None else draw_documents(message.payload.data, data_hash, n=n, m=m)
+    if m is None:
+        return np.arange(n)
+    return draw_documents(message.decoder_header, message.payload.data, data_hash, n=n, m=m)
+
+
+def score_training_documents(run: Run, message: Message, indices_D: np.ndarray) -> DocumentRecord:
+    """The decoded message on training documents, in the order given; each distinct one is scored once."""
+    model = run.decoded(message.contents.weights.values(), message.contents.gates)
+    distinct, position_D = np.unique(indices_D, return_inverse=True)
+    return record_documents(run, model, message.smoothing, "train", distinct)[position_D]
 
 
 def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
-    """The arrays of losses.npz that follow from a decoded message; each distinct document is scored once."""
+    """The arrays of losses.npz that follow from a decoded message."""
     indices_D = scored_documents(message, run.dataset.data_hash)
+    train = score_training_documents(run, message, indices_D)
     model = run.decoded(message.contents.weights.values(), message.contents.gates)
-    distinct, position_D = np.unique(indices_D, return_inverse=True)
-    train = record_documents(run, model, message.smoothing, "train", distinct)[position_D]
     scoring = run.settings.scoring
     held_out = {
         split: record_documents(run, model, message.smoothing, split, np.arange(count))

@@ -1,171 +1,265 @@
-"""Check a claimed bound from its certificate: decode, rebuild, re-score, recompute, compare."""
+"""Check a claimed bound from its certificate: decode, rebuild, re-score, recompute, compare.
+
+Trusted are this package and the text of the verifier's data. Whatever can be computed is computed, and the bounds that
+the verdict names follow from the verifier's own losses.
+"""
 
 import dataclasses
-import json
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+import torch
 
 from sublora import config
-from sublora.bounds.record import ENVIRONMENT_KEYS
-from sublora.data.base import open_target
-from sublora.data.dataset import TokenDataset
+from sublora.bounds.record import headline_bound
 from sublora.device import claim_device
-from sublora.errors import UserError
-from sublora.files import sha256_of_file
-from sublora.names import BOUNDS_NAME, CERTIFICATE_NAME, LOSSES_NAME
-from sublora.runs.bound import read_losses, run_record
-from sublora.runs.build import build_run
-from sublora.runs.folder import find_root
-from sublora.runs.message import Message, read_message
-from sublora.runs.score import score_message
+from sublora.errors import UserError, printable
+from sublora.files import sha256_of_file, write_json
+from sublora.models.weights import Base, load_weights, random_weights, weights_sha256
+from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME
+from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, read_losses, run_record
+from sublora.runs.build import assemble_run
+from sublora.runs.decoder import lora_init_sha256, projection_sha256
+from sublora.runs.encode import val_losses
+from sublora.runs.message import Message, charged_bits, read_message
+from sublora.runs.score import score_message, score_training_documents
+from sublora.runs.verification.checks import BFLOAT16, FLOAT32, Check, Tolerance, loss_checks, record_checks
+from sublora.runs.verification.data import data_checks
+from sublora.runs.verification.files import Claim, Options, read_claim
+from sublora.runs.verification.premises import (
+    premises_of,
+    settings_checks,
+    texts_of_the_base,
+    trusted_premises,
+    unchecked_facts,
+)
+from sublora.runs.verification.verdict import NOT_CHECKED, Verdict
+from sublora.streams import generator
+from sublora.training import checkpoint
+from sublora.training.run import Run
+from sublora.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 
-LOSS_TOLERANCE_BITS = 2e-3
-"""Largest difference of a document's loss on other hardware, bits per token (float32; 0.05 for bfloat16)."""
-BFLOAT16_TOLERANCE_BITS = 5e-2
-TOPK_TOLERANCE = 2e-2
-"""Largest difference of a document's top-k error: near ties may fall the other way."""
-RESCORED_KEYS = (
+OWN_NUMBERS = (
     "empirical_bpd",
     "bound_value",
-    "bound_hoeffding",
     "bound_all_runs",
+    "bound_strict",
+    "bound_hoeffding",
     "bound_held_out",
-    "bound_held_out_all_runs",
-    "val_loss_bits",
     "test_loss_bits",
-    "bounds",
-    "topk_errors",
-    "topk_bounds",
+    "code_bits",
 )
-"""Keys of bounds.json that hang on the losses of the scored documents."""
+"""What the verdict names of the record that the verifier computes."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One row of the table: what was claimed, what came out, and how far apart they may be."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Material:
+    """What was handed over, read."""
 
-    name: str
-    claimed: Any
-    recomputed: Any
-    tolerance: float | None = None
-    """None: they must be equal."""
+    claim: Claim
+    options: Options
+    message: Message
+    claimed: dict[str, Any]
+    """bounds.json."""
+    stored: dict[str, Any]
+    """losses.npz."""
 
-    @property
-    def agrees(self) -> bool:
-        if self.tolerance is None:
-            return bool(self.claimed == self.recomputed)
-        return isinstance(self.claimed, int | float) and abs(self.claimed - self.recomputed) <= self.tolerance
-
-
-def verify_and_print(path: Path, *, root: Path | None = None) -> bool:
-    """Print the table of claimed against recomputed values; True if all of them agree."""
-    checks = verify_run(path, root=root)
-    table = Table("checked", "claimed", "recomputed", "tolerance", "")
-    for check in checks:
-        tolerance = "exact" if check.tolerance is None else f"{check.tolerance:g}"
-        verdict = "ok" if check.agrees else "DIFFERS"
-        table.add_row(check.name, _shown(check.claimed), _shown(check.recomputed), tolerance, verdict)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    wrong = [check.name for check in checks if not check.agrees]
-    print(f"{path}: {'verified' if not wrong else 'NOT verified, differs in: ' + ', '.join(wrong)}")
-    return not wrong
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.6f}" if isinstance(value, float) else str(value)
-
-
-def verify_run(path: Path, *, root: Path | None = None) -> list[Check]:
-    """Recompute everything bounds.json claims of the run in `path`, using nothing but the certificate and the data.
-
-    The checkpoint is not read. UserError if a file is missing or damaged, or if data or base weights are others.
-    """
-    message = read_message(path / CERTIFICATE_NAME)
-    header, settings = message.header, message.settings
-    claimed, stored = _read_claim(path / BOUNDS_NAME), read_losses(path / LOSSES_NAME)
-    root = root or find_root(path, settings.data.name)
-    dataset = open_target(settings, root)
-    dataset.verify_hashes()
-    if dataset.data_hash != header["data_hash"]:
-        raise UserError(
-            f"{path / CERTIFICATE_NAME}: made for data with hash {header['data_hash'][:12]}..., "
-            f"data/{settings.data.name} has {dataset.data_hash[:12]}...; bring that data back"
-        )
-    rescored = stored | _rescore(message, dataset, root)
-    checks = [
-        Check("settings digest", header["settings_digest"], config.digest(settings.model_dump(mode="json"))),
-        Check("certificate sha256", claimed.get("certificate_sha256"), sha256_of_file(path / CERTIFICATE_NAME)),
-        Check("training documents n", header["n_documents"], dataset.n_documents),
-        Check("scored documents", _digest(stored["indices"]), _digest(rescored["indices"])),
-    ]
-    checks += _loss_checks(stored, rescored, settings)
-    environment = {key: claimed.get(key) for key in ENVIRONMENT_KEYS}
-    from_file = run_record(message, stored, environment)
-    recomputed = run_record(message, rescored, environment)
-    claims, again = _flat(claimed), _flat(recomputed)
-    for key, value in _flat(from_file).items():
-        checks.append(Check(key, claims.get(key), value))
-        if key.split(".")[0] in RESCORED_KEYS:
-            limit = TOPK_TOLERANCE if key.startswith("topk") else _tolerance(settings)
-            checks.append(Check(f"{key}, re-scored", claims.get(key), again[key], limit))
-    return checks
-
-
-def _rescore(message: Message, dataset: TokenDataset, root: Path) -> dict[str, np.ndarray]:
-    """The arrays of losses.npz once more, from the decoded message alone."""
-    header = message.header
-    with claim_device(message.settings.compute) as device:
-        run = build_run(message.settings, message.spec, dataset, root, device)
-        if run.network.base_sha256 != header["base_sha256"]:
+    @classmethod
+    def read(cls, claim: Claim, options: Options) -> "Material":
+        """UserError for a missing or damaged file, or one made with other numerics."""
+        message = read_message(claim.certificate)
+        found, own = message.header["numerics_versions"].get("score"), NUMERICS_VERSIONS["score"]
+        if found != own:
             raise UserError(
-                f"the base's weights hash to {run.network.base_sha256[:12]}..., the certificate names "
-                f"{header['base_sha256'][:12]}...; bring that base back, or use the versions that the certificate "
-                f"names: {header['environment']}"
+                f"{claim.certificate}: encoded and scored by version {found} of the numerics, this package has {own}; "
+                "verify with the release that made it, or score the run again"
             )
-        return score_message(run, message)
+        return cls(claim, options, message, read_claim(claim.bounds), read_losses(claim.losses))
 
 
-def _loss_checks(stored: dict[str, Any], rescored: dict[str, Any], settings: config.Settings) -> list[Check]:
-    checks = []
-    for split, name in (("a scored", "losses_bits"), ("a val", "val_losses_bits"), ("a test", "test_losses_bits")):
-        if stored[name].shape != rescored[name].shape:
-            checks.append(Check(f"number of {name}", len(stored[name]), len(rescored[name])))
-            continue
-        difference = float(np.abs(stored[name] - rescored[name]).max())
-        checks.append(Check(f"largest difference of {split} document's loss", 0.0, difference, _tolerance(settings)))
+def verify_and_print(claim: Claim, options: Options | None = None, *, json_path: Path | None = None) -> int:
+    """Verify, print the verdict, write it to `json_path`; returns the exit status, 0 (verified) or 1 (refused).
+
+    UserError, after its line went into the JSON file, if the claim cannot be checked.
+    """
+    try:
+        verdict = verify_claim(claim, options)
+    except UserError as error:
+        if json_path is not None:
+            facts = {"verdict": "cannot be checked", "exit_status": NOT_CHECKED, "reason": printable(error)}
+            write_json(json_path, facts)
+        raise
+    verdict.print()
+    if json_path is not None:
+        write_json(json_path, verdict.as_json())
+    return verdict.exit_status
+
+
+def verify_run(path: Path, *, root: Path | None = None, options: Options | None = None) -> Verdict:
+    """`verify_claim` of the files in a run's folder."""
+    return verify_claim(Claim.of(path, root=root), options)
+
+
+def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
+    """Recompute everything that can be, from the certificate, the verifier's data and the base.
+
+    Where data, base or settings are not what the certificate says, nothing is scored and the verdict ends there.
+    UserError if a file is missing or damaged, or the claim was made with other numerics.
+    """
+    material = Material.read(claim, options or Options())
+    message = material.message
+    settings, header = message.settings, message.header
+    dataset = claim.dataset(settings.data)
+    dataset.verify_hashes()
+    left_out, trusted = texts_of_the_base(message, claim, dataset)
+    checks = [
+        *_identity_checks(material),
+        *settings_checks(settings, material.options.config_path),
+        Check("data hash", header["data_hash"], dataset.data_hash),
+        *left_out,
+        *data_checks(
+            dataset,
+            min_tokens=settings.data.min_tokens,
+            vocab_size=header["vocab_size"],
+            n_documents=header["n_documents"],
+        ),
+    ]
+    verdict = Verdict(
+        source=str(claim.folder or claim.certificate),
+        run=message.spec.name,
+        checks=tuple(checks),
+        premises=premises_of(message),
+        trusted=(*trusted_premises(message, material.options), *trusted),
+        unchecked=unchecked_facts(message, material.claimed),
+    )
+    if not verdict.verified:
+        return verdict
+    base = _read_base(message, claim, dataset.vocab_size)
+    verdict = verdict.with_checks(Check("base weights", header["base_sha256"], base.sha256))
+    if not verdict.verified:
+        return verdict
+    compute = _overridden(settings.compute, material.options)
+    with claim_device(compute) as device:
+        run = assemble_run(settings.model_copy(update={"compute": compute}), message.spec, dataset, base, device)
+        verdict = verdict.with_checks(
+            Check("LoRA initialization", header["lora_init_sha256"], lora_init_sha256(run.subspace)),
+            Check("projection", header["projection_sha256"], projection_sha256(run.subspace)),
+        )
+        return _rescored(verdict, run, material) if verdict.verified else verdict
+
+
+def _identity_checks(material: Material) -> list[Check]:
+    """Whose claim it is: the folder, the grid, the certificate that bounds.json was computed from."""
+    claim, message, claimed = material.claim, material.message, material.claimed
+    checks = [
+        Check("the run is one of its own grid", True, message.spec in message.settings.grid.runs()),
+        Check("certificate sha256", claimed.get("certificate_sha256"), sha256_of_file(claim.certificate)),
+        Check("data hash in bounds.json", claimed.get("data_hash"), message.header["data_hash"]),
+    ]
+    if claim.named_run is not None:
+        checks.append(Check("run that the folder is named after", claim.named_run, message.spec.name))
     return checks
 
 
-def _tolerance(settings: config.Settings) -> float:
-    return BFLOAT16_TOLERANCE_BITS if settings.compute.dtype == "bfloat16" else LOSS_TOLERANCE_BITS
+def _read_base(message: Message, claim: Claim, vocab_size: int) -> Base:
+    """The base drawn from the run's seed, or read from its file; UserError if that is missing or another network's."""
+    settings = message.settings
+    if settings.base.kind == "random":
+        weights = random_weights(settings.model, vocab_size, message.spec.seed)
+    else:
+        weights = load_weights(claim.base_weights(settings.data), settings.model, vocab_size)
+    return Base(weights, weights_sha256(weights))
 
 
-def _read_claim(path: Path) -> dict[str, Any]:
+def _overridden(compute: config.Compute, options: Options) -> config.Compute:
+    """Where and in which precision this verification computes; never with more threads than there are cores."""
+    changes: dict[str, Any] = {"threads": min(compute.threads, os.cpu_count() or 1)}
+    if options.dtype is not None:
+        changes["dtype"] = options.dtype
+    if options.device is not None and options.device != compute.device:
+        changes |= {"device": options.device, "compile": False}
+    elif compute.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("the certificate was scored on a GPU and this machine has none; score again with --device cpu")
+    return compute.model_copy(update=changes)
+
+
+def _rescored(verdict: Verdict, run: Run, material: Material) -> Verdict:
+    """The verdict after scoring: losses, every number of bounds.json, and the verifier's own bounds."""
+    compute, message = run.settings.compute, material.message
+    reduced = "bfloat16" in (compute.dtype, message.settings.compute.dtype)
+    tolerance = BFLOAT16 if reduced else FLOAT32
+    own: dict[str, Any] = score_message(run, message)
+    before = _val_losses_before_quantization(run, material)
+    if before is None:
+        text = "the val loss before quantization, since the checkpoint is not here; no bound depends on it"
+        verdict = dataclasses.replace(verdict, trusted=(*verdict.trusted, text))
+    else:
+        own["val_losses_unquantized_bits"] = before
+    verdict = verdict.with_checks(*loss_checks(material.stored, own, tolerance))
+    verdict = _with_record(verdict, material, own, tolerance)
+    if material.options.redraw is not None:
+        verdict = verdict.with_bounds({"bound_redraw": _bound_of_own_draw(run, material)})
+    where = f"{compute.device}, {compute.dtype}"
+    return dataclasses.replace(verdict, scored_on=where if not reduced else f"{where} (tolerances of bfloat16)")
+
+
+def _val_losses_before_quantization(run: Run, material: Material) -> np.ndarray | None:
+    """Of the checkpoint's w under the message's smoothing, None where there is no checkpoint."""
+    path = material.claim.checkpoint
+    if path is None:
+        return None
+    checkpoint.restore(run, checkpoint.load(path), path)
+    split = tuple(int(k) for k in run.subspace.hard_split())
+    w = run.subspace.subspace_params.detach().cpu().numpy()
+    return val_losses(run, w, split)[:, material.message.contents.smoothing_index]
+
+
+def _with_record(verdict: Verdict, material: Material, own: dict[str, Any], tolerance: Tolerance) -> Verdict:
+    """bounds.json against the record of the stored losses and against that of the verifier's own."""
+    stored, message = material.stored, material.message
+    environment = {name: None if keys is None else dict.fromkeys(keys) for name, keys in ENVIRONMENT_SHAPE.items()}
+    hashes = {
+        "data_hash": message.header["data_hash"],
+        "certificate_sha256": sha256_of_file(material.claim.certificate),
+    }
+    # Without a checkpoint any val losses do: what follows from them is not compared.
+    before = "val_losses_unquantized_bits"
+    on_trust = frozenset() if before in own else frozenset({"val_loss_unquantized_bits"})
+    fresh = run_record(message, {before: own["val_losses_bits"]} | own, environment) | hashes
+    verdict = verdict.with_bounds({key: fresh[key] for key in OWN_NUMBERS})
+    if not verdict.verified:
+        return verdict
     try:
-        claim = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; compute the bound first (sublora bound {path.parent})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); compute the bound again (sublora bound {path.parent})"
-        ) from None
-    if not isinstance(claim, dict):
-        raise UserError(f"{path}: expected a JSON object; compute the bound again (sublora bound {path.parent})")
-    return claim
+        from_file = run_record(message, stored, environment) | hashes
+    except (ValueError, TypeError) as error:
+        return verdict.with_checks(Check("losses.npz gives a bound", "a number", str(error)))
+    verdict = verdict.with_checks(*record_checks(material.claimed, (from_file, fresh), tolerance, on_trust))
+    return verdict.with_checks(*_published_numbers(material))
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots, so that every number is compared on its own."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _published_numbers(material: Material) -> list[Check]:
+    """bounds_metrics.pt, where it lies in the run's folder, against bounds.json."""
+    path = None if material.claim.folder is None else material.claim.folder / BOUNDS_PT_NAME
+    if path is None or not path.exists():
+        return []
+    numbers = checkpoint.load(path)
+    wanted = {"format": CHECKPOINT_FORMAT} | {key: material.claimed.get(key) for key in PT_KEYS}
+    return [Check(f"{BOUNDS_PT_NAME} says what {BOUNDS_NAME} says", True, numbers == wanted)]
 
 
-def _digest(indices: np.ndarray) -> str:
-    return config.digest([int(i) for i in indices])[:16]
+def _bound_of_own_draw(run: Run, material: Material) -> float:
+    """The headline bound of m documents from losses of documents that the verifier drew, bits per token.
+
+    The draw hangs on the certificate and on a text that was chosen after it was handed over, so no luck of the prover
+    is in it; the rest is as for `bound_value`.
+    """
+    options, message = material.options, material.message
+    premises = dataclasses.replace(message.loss.premises, delta_sample=message.settings.bound.delta_sample)
+    assert options.redraw is not None and options.nonce is not None
+    stream = generator("a verifier's documents", options.nonce, sha256_of_file(material.claim.certificate))
+    drawn = score_training_documents(run, message, stream.integers(0, premises.n_documents, size=options.redraw))
+    code_bits, _ = charged_bits(message.payload.items, message.settings)
+    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
+    return headline_bound(drawn.losses_D, loss_range, code_bits, premises)

@@ -1,0 +1,92 @@
+"""What of a certificate's header reaches the decoded predictor or the draw of documents, and the hashes it names.
+
+Does not import torch.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublora import config
+from sublora.coding import plain
+from sublora.models.lora_space import lora_groups
+from sublora.subspace.allocations import Gate, parse_allocation
+
+if TYPE_CHECKING:
+    from sublora.subspace.subspace import Subspace
+
+
+def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ...]:
+    """The gates whose integers the message holds, empty where nothing is learned but w."""
+    groups = lora_groups(settings.model, settings.lora)
+    return parse_allocation(spec.allocation).gates(groups, spec.budget, settings.gating.sharing)
+
+
+def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[str, Any]) -> dict[str, Any]:
+    """The canonical decoder header: plain JSON values on which the decoded predictor or the draw depends.
+
+    Nothing else may stand here: with a free field a prover could draw other documents for the same predictor. So what
+    only names arrays (projection seed, scale of the random base) gives way to their hashes, a key that has no effect
+    (levels of the entropy code, sharing without gates) is null, and what has several spellings (order of the LoRA
+    targets, a ratio's digits) has one. `facts`: the certificate's whole header.
+    """
+    model, lora, scoring = settings.model, settings.lora, settings.scoring
+    quantizer = settings.message.quantizer
+    return {
+        "run": {"budget": spec.budget, "mode": spec.mode, "ratio": spec.ratio, "seed": spec.seed},
+        "base": {"kind": settings.base.kind, "sha256": facts["base_sha256"]},
+        "model": {key: getattr(model, key) for key in ("n_layer", "n_head", "n_embd", "context_length")},
+        "lora": {
+            "rank": lora.rank,
+            "alpha": lora.alpha,
+            "targets": sorted(set(lora.targets)),
+            "init": lora.init,
+            "sha256": facts["lora_init_sha256"],
+        },
+        "subspace": {"projection": settings.subspace.projection, "sha256": facts["projection_sha256"]},
+        "gating": {"sharing": settings.gating.sharing if run_gates(settings, spec) else None},
+        "message": {"quantizer": quantizer, "levels": settings.message.levels if quantizer == plain.NAME else None},
+        "scoring": {
+            "documents": scoring.documents,
+            "sliding_window": scoring.sliding_window,
+            "smoothing": list(scoring.smoothing),
+        },
+        "data": {
+            "sha256": facts["data_hash"],
+            "n_documents": facts["n_documents"],
+            "vocab_size": facts["vocab_size"],
+            "min_tokens": settings.data.min_tokens,
+        },
+        "numerics": {"score": facts["numerics_versions"]["score"]},
+    }
+
+
+def lora_init_sha256(subspace: "Subspace") -> str:
+    """Names theta at w = 0."""
+    return _sha256([("theta", subspace.origin_D.cpu().numpy())])
+
+
+def projection_sha256(subspace: "Subspace") -> str:
+    """Names the map from w to theta: which coordinates feed which entries, behind which gates, by which arrays."""
+    digest = hashlib.sha256()
+    buffers = dict(subspace.named_buffers())
+    for part in subspace.parts:
+        rows, coordinates = part.rows, part.coordinates
+        layout = [part.name, rows.start, rows.stop, coordinates.start, coordinates.stop, part.gate, part.takes_first]
+        prefix = f"{part.name}__"
+        arrays = [(name, buffers[name].cpu().numpy()) for name in sorted(buffers) if name.startswith(prefix)]
+        digest.update(config.digest(layout).encode() + _sha256(arrays).encode())
+    return digest.hexdigest()
+
+
+def _sha256(arrays: Iterable[tuple[str, NDArray]]) -> str:
+    """Digest of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, array in arrays:
+        values = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        digest.update(f"{name} {values.dtype.str} {values.shape}\0".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()

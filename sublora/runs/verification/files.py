@@ -1,0 +1,133 @@
+"""Which files a claim consists of, and what the verifier asks for."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from sublora import config
+from sublora.data.dataset import TokenDataset, dataset_folder
+from sublora.errors import UserError
+from sublora.names import (
+    BASE_FOLDER,
+    BASE_WEIGHTS_NAME,
+    BOUNDS_NAME,
+    CERTIFICATE_NAME,
+    CHECKPOINT_NAME,
+    LOSSES_NAME,
+)
+from sublora.runs.folder import find_root
+
+NAME_OF_A_RUN = re.compile(r"d\d+_.+_seed\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """The files that a prover hands over, and the verifier's own base and data where they lie elsewhere."""
+
+    certificate: Path
+    bounds: Path
+    losses: Path
+    folder: Path | None = None
+    """Of the run, if the claim was named by it."""
+    base: Path | None = None
+    """base.safetensors."""
+    data: Path | None = None
+    """A prepared dataset's folder."""
+    root: Path | None = None
+    """The folder that holds data/ and results/base/."""
+
+    @classmethod
+    def of(cls, folder: Path | None = None, **paths: Path | None) -> "Claim":
+        """By a run's folder, by its files, or by both; a file that is not named lies beside the certificate.
+
+        UserError if there is neither folder nor certificate.
+        """
+        certificate = paths.pop("certificate", None)
+        if certificate is None:
+            if folder is None:
+                raise UserError("nothing to verify: give the folder of a run, or --certificate")
+            certificate = folder / CERTIFICATE_NAME
+        beside = folder or certificate.parent
+        return cls(
+            certificate=certificate,
+            bounds=paths.pop("bounds", None) or beside / BOUNDS_NAME,
+            losses=paths.pop("losses", None) or beside / LOSSES_NAME,
+            folder=folder,
+            **paths,
+        )
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint that lies in the run's folder."""
+        path = None if self.folder is None else self.folder / CHECKPOINT_NAME
+        return path if path is not None and path.exists() else None
+
+    @property
+    def named_run(self) -> str | None:
+        """The run that the folder's name claims to hold, None for a folder with a name of another kind."""
+        name = None if self.folder is None else self.folder.resolve().name
+        return name if name is not None and NAME_OF_A_RUN.fullmatch(name) else None
+
+    def data_root(self, data: config.Data) -> Path:
+        """The folder that holds data/. UserError if there is none."""
+        return self.root or find_root(self.certificate.parent, data.name)
+
+    def dataset(self, data: config.Data) -> TokenDataset:
+        """The verifier's data; UserError if they are missing or were made with other settings."""
+        folder = dataset_folder(self.data_root(data), data) if self.data is None else self.data
+        return TokenDataset.open_folder(folder, data)
+
+    def base_weights(self, data: config.Data) -> Path:
+        """Where a base that is no random one lies: as named, beside the certificate, or in results/base/."""
+        beside = self.certificate.parent / BASE_WEIGHTS_NAME
+        if self.base is not None or beside.exists():
+            return self.base or beside
+        if self.data is not None and self.root is None:
+            raise UserError(f"{beside}: no such file; name the base's weights with --base")
+        return self.data_root(data) / BASE_FOLDER / BASE_WEIGHTS_NAME
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the verifier asks for."""
+
+    config_path: Path | None = None
+    """The settings that the verifier expects."""
+    device: Literal["cpu", "cuda"] | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    redraw: int | None = None
+    """Number of training documents to score that the verifier draws."""
+    nonce: str | None = None
+    """What the verifier's draw hangs on beside the certificate: chosen after the certificate was received."""
+
+    def __post_init__(self) -> None:
+        if (self.redraw is None) != (self.nonce is None):
+            raise UserError(
+                "--redraw and --nonce belong together: the documents are drawn by a text of your choice, which nobody "
+                "could know while the certificate was made"
+            )
+        if self.redraw is not None and self.redraw < 1:
+            raise UserError(f"--redraw {self.redraw}: expected at least 1 document")
+
+
+def read_claim(path: Path) -> dict[str, Any]:
+    """What bounds.json claims. UserError if it is missing, damaged, or names a key twice."""
+    mend = f"compute the bound again (sublora bound {path.parent})"
+    try:
+        claim = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct_keys)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; compute the bound first (sublora bound {path.parent})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
+    if not isinstance(claim, dict):
+        raise UserError(f"{path}: expected a JSON object; {mend}")
+    return claim
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return values

@@ -1,0 +1,98 @@
+"""What a verdict rests on without having computed it, in words."""
+
+from pathlib import Path
+from typing import Any
+
+from sublora import config
+from sublora.config.claim import claim_settings
+from sublora.data.base import base_data, open_text_keys
+from sublora.data.dataset import META_FILE, TokenDataset, dataset_folder
+from sublora.runs.message import Message
+from sublora.runs.verification.checks import Check, environment_facts
+from sublora.runs.verification.files import Claim, Options
+
+PREMISES = (
+    "bound.delta",
+    "bound.delta_sample",
+    "grid.budgets",
+    "grid.allocations",
+    "grid.seeds",
+    "scoring.smoothing",
+    "scoring.documents",
+    "scoring.sliding_window",
+    "message.quantizer",
+    "message.extra_bits",
+    "base.kind",
+    "lora.alpha",
+    "lora.rank",
+    "lora.init",
+    "data.min_tokens",
+    "data.corpus",
+)
+"""Settings that are shown with every verdict; those that are left out are in the certificate."""
+
+
+def premises_of(message: Message) -> dict[str, Any]:
+    """The settings that the bounds suppose to have been fixed beforehand, as the certificate has them."""
+    values = claim_settings(message.settings)
+    facts = {key: values[key] for key in PREMISES} | {"base sha256": message.header["base_sha256"]}
+    base = message.settings.base
+    if isinstance(base, config.PretrainedBase):
+        facts |= {f"base.independence.{key}": value for key, value in base.independence.model_dump().items()}
+    return facts
+
+
+def unchecked_facts(message: Message, claimed: dict[str, Any]) -> dict[str, Any]:
+    """What certificate and bounds.json say of machines, versions and durations."""
+    header = message.header
+    encoded = {f"encoded with {name}": value for name, value in header["environment"].items()}
+    numerics = {f"numerics of {stage}": v for stage, v in header["numerics_versions"].items() if stage != "score"}
+    return environment_facts(claimed) | encoded | numerics
+
+
+def settings_checks(settings: config.Settings, expected_path: Path | None) -> list[Check]:
+    """The certificate's settings against those that the verifier expects, where the bound rests on them."""
+    if expected_path is None:
+        return []
+    found, expected = claim_settings(settings), claim_settings(config.load_settings(expected_path))
+    keys = sorted(found.keys() | expected.keys())
+    differing = [key for key in keys if found.get(key) != expected.get(key)]
+    checks = [Check(f"settings: {key}", str(found.get(key)), str(expected.get(key))) for key in differing]
+    return [Check(f"settings that differ from {expected_path}", 0, len(differing)), *checks]
+
+
+def trusted_premises(message: Message, options: Options) -> list[str]:
+    """What no file can show."""
+    expected = options.config_path
+    fixed = "the premises" if expected is None else f"the settings of {expected}"
+    trusted = [
+        "that the n documents are independent draws from the population that the claim speaks of",
+        f"that {fixed} were fixed before the documents were seen (bound_strict charges them instead)",
+    ]
+    if message.loss.m_documents is not None and options.redraw is None:
+        trusted.append(
+            "that no other messages were made until a draw of documents was lucky (--redraw N --nonce TEXT draws anew)"
+        )
+    if message.settings.base.kind == "pretrained":
+        trusted.append("that the base was fixed without the n documents: its independence is stated, not shown")
+    if message.settings.base.kind == "trained":
+        trusted.append("that the base was trained on its own corpus alone: its training is not repeated")
+    trusted.append("nothing of the training of w: the bound holds however the message was found")
+    return trusted
+
+
+def texts_of_the_base(message: Message, claim: Claim, dataset: TokenDataset) -> tuple[list[Check], list[str]]:
+    """Whether the texts of a trained base's corpus were left out of the data: a check, or a premise without its data.
+
+    A dataset without a trained base must not have been made without some texts: it would be another population.
+    """
+    settings = message.settings
+    if settings.base.kind != "trained":
+        return [Check("texts left out of the data", None, dataset.excluded_texts)], []
+    if claim.data is None or claim.root is not None:
+        root = claim.data_root(settings.data)
+        if (dataset_folder(root, base_data(settings)) / META_FILE).exists():
+            keys = open_text_keys(settings, root).sha256
+            return [Check("texts of the base's corpus left out of the data", dataset.excluded_texts, keys)], []
+    left_out = [Check("texts left out of the data", True, dataset.excluded_texts is not None)]
+    return left_out, ["that the texts left out of the data are those of the base's corpus, whose data are not here"]

@@ -1,0 +1,144 @@
+"""What a dishonest prover can do to the files of a finished run: every tool seals what it writes."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sublora import config
+from sublora.coding.certificate import read_certificate, write_certificate
+from sublora.coding.payload import MessageContents, Payload, write_payload
+from sublora.data.dataset import TokenDataset
+from sublora.files import sha256_of_file
+from sublora.models.weights import Base, random_weights, weights_sha256
+from sublora.runs.bound import bound_run, read_losses
+from sublora.runs.build import assemble_run
+from sublora.runs.message import payload_context, read_message
+from sublora.runs.score import score_message
+from sublora.streams import generator
+
+Header = dict[str, Any]
+
+
+class Prover:
+    """A copy of an experiment, to tamper with. The claim in it starts as an honest one."""
+
+    def __init__(self, root: Path, run: str) -> None:
+        self.root = root
+        self.path = root / "results/runs" / run
+        self.data = root / "data/markov"
+
+    @classmethod
+    def of(cls, honest: Path, copy: Path, run: str) -> "Prover":
+        """A copy of the experiment below `honest`."""
+        shutil.copytree(honest, copy)
+        return cls(copy, run)
+
+    def claim(self) -> dict[str, Any]:
+        return json.loads((self.path / "bounds.json").read_text(encoding="utf-8"))
+
+    def edit_claim(self, edit: Callable[[dict[str, Any]], object]) -> None:
+        claim = self.claim()
+        edit(claim)
+        (self.path / "bounds.json").write_text(json.dumps(claim), encoding="utf-8")
+
+    def reseal(self, edit: Callable[[Header], object], payload: Payload | None = None) -> None:
+        """Write the certificate with an edited header, or another payload, under a checksum that is right."""
+        path = self.path / "certificate.bin"
+        old = read_certificate(path)
+        edit(old.header)
+        write_certificate(path, old.header, payload or Payload(old.payload_bytes, old.payload_bits, {}))
+
+    def set(self, **sections: dict[str, Any]) -> None:
+        """Reseal with other settings."""
+
+        def edit(header: Header) -> None:
+            for section, keys in sections.items():
+                header["settings"][section] |= keys
+
+        self.reseal(edit)
+
+    def rewrite_message(self, change: Callable[[MessageContents], MessageContents]) -> None:
+        """Encode other contents, as an encoder would."""
+        message = read_message(self.path / "certificate.bin")
+        self.reseal(
+            lambda header: None,
+            write_payload(change(message.contents), payload_context(message.settings, message.spec)),
+        )
+
+    def edit_losses(self, edit: Callable[[dict[str, np.ndarray]], object]) -> None:
+        with np.load(self.path / "losses.npz") as archive:
+            arrays = dict(archive)
+        edit(arrays)
+        np.savez_compressed(self.path / "losses.npz", **arrays)
+
+    def score(self, indices_D: np.ndarray | None = None) -> None:
+        """losses.npz of the certificate as it is now, on its draw or on other documents."""
+        message = read_message(self.path / "certificate.bin")
+        dataset = TokenDataset.open_folder(self.data, self.settings.data)
+        weights = random_weights(message.settings.model, dataset.vocab_size, message.spec.seed)
+        base = Base(weights, weights_sha256(weights))
+        run = assemble_run(message.settings, message.spec, dataset, base, torch.device("cpu"))
+        import sublora.runs.score as scoring
+
+        drawn, honest = scoring.scored_documents, indices_D
+        scoring.scored_documents = lambda *arguments: drawn(*arguments) if honest is None else honest
+        try:
+            arrays = score_message(run, message)
+        finally:
+            scoring.scored_documents = drawn
+        self.edit_losses(lambda old: old.update(arrays))
+
+    @property
+    def settings(self) -> config.Settings:
+        return read_message(self.path / "certificate.bin").settings
+
+    @property
+    def scored(self) -> np.ndarray:
+        """The documents of the claim as it is."""
+        return read_losses(self.path / "losses.npz")["indices"]
+
+    def bound(self) -> dict[str, Any]:
+        """Compute the claim from certificate and losses, as `sublora bound` does."""
+        return json.loads(bound_run(self.path).read_text(encoding="utf-8"))
+
+    def rewrite_data(self, *, ends: np.ndarray | None = None, **tokens: np.ndarray) -> None:
+        """Other tokens of splits, or other document ends of train, in files whose hashes fit; the certificate as well.
+
+        Without `ends` documents end where the tokens say.
+        """
+        meta = json.loads((self.data / "meta.json").read_text(encoding="utf-8"))
+        for split, values in tokens.items():
+            values.astype("<u2").tofile(self.data / f"{split}.bin")
+            meta["splits"][split] = {"documents": int((values == meta["eot_id"]).sum()), "tokens": len(values)}
+        if ends is None:
+            ends = np.flatnonzero(np.fromfile(self.data / "train.bin", dtype="<u2") == meta["eot_id"])
+        np.save(self.data / "eot_indices.npy", ends.astype(np.int64))
+        np.save(self.data / "doc_lengths.npy", np.diff(ends, prepend=-1).astype(np.int64) - 1)
+        meta["splits"]["train"]["documents"] = len(ends)
+        for name in meta["files"]:
+            path = self.data / name
+            meta["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+        (self.data / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        data_hash = TokenDataset.open_folder(self.data, self.settings.data).data_hash
+        self.reseal(lambda header: header.update(data_hash=data_hash, n_documents=len(ends)))
+
+    def tokens(self, split: str) -> np.ndarray:
+        return np.fromfile(self.data / f"{split}.bin", dtype="<u2")
+
+
+def flip_payload_bit(path: Path, from_end: int) -> None:
+    """One bit of the payload, under a checksum that is right."""
+    data = bytearray(path.read_bytes()[:-32])
+    data[-from_end] ^= 1
+    path.write_bytes(bytes(data) + hashlib.sha256(data).digest())
+
+
+def lucky(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` smallest values, in some order."""
+    return generator("lucky", count).permutation(np.argsort(values)[:count])
