@@ -79,7 +79,7 @@ def _rates(machine: Machine) -> dict[str, Any]:
     import tiktoken
 
     texts = list(documents(RATE_TOKENS))
-    batches = list(batch_texts(texts))
+    batches = list(batch_texts((text, None) for text in texts))
     encoding = tiktoken.get_encoding("gpt2")
 
     def product() -> int:
@@ -104,7 +104,7 @@ def _prepared(tokens: int, workers: int) -> dict[str, Any]:
     """Prepare a corpus in a process of its own, as the command line does."""
     data = {
         "name": "synthetic",
-        "corpus": {"kind": "folder", "path": "corpus", "text_field": "text"},
+        "corpus": {"kind": "folder", "path": "corpus", "text_field": "text", "unit_field": None},
         "val_documents": HELD_OUT_DOCUMENTS,
         "test_documents": HELD_OUT_DOCUMENTS,
         "workers": workers,

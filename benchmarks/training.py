@@ -21,7 +21,7 @@ from sublora.training.progress import Progress
 RUN = config.RunSpec(budget=1000, allocation="uniform", seed=42)
 """What both sides train, up to its rate phase."""
 RATE_PHASE_FROM_THE_START = 0.99999
-DATA = {"name": "random", "corpus": {"kind": "folder", "path": "none", "text_field": "text"}}
+DATA = {"name": "random", "corpus": {"kind": "folder", "path": "none", "text_field": "text", "unit_field": None}}
 
 
 Sections = dict[str, dict[str, Any]]

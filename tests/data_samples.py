@@ -13,7 +13,8 @@ def folder_data(**changes: Any) -> config.Data:
     """Settings of a folder corpus in {root}/texts, bytes, 2 val and 3 test documents."""
     values: dict[str, Any] = {
         "name": "sample",
-        "corpus": config.FolderCorpus(kind="folder", path=FOLDER, text_field="text"),
+        "corpus": config.FolderCorpus(kind="folder", path=FOLDER, text_field="text", unit_field=None),
+        "unit": "document",
         "tokenizer": "bytes",
         "min_characters": 1,
         "max_characters": None,

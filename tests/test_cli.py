@@ -8,6 +8,8 @@ from conftest import write_settings
 
 from sublora import cli
 
+FOLDER_CORPUS = {"kind": "folder", "path": "nowhere", "text_field": "text", "unit_field": None}
+
 
 def call(monkeypatch, capfd, *arguments: object) -> tuple[int, str]:
     """Exit status and stderr of `sublora ...`, run in this process."""
@@ -47,7 +49,10 @@ def test_help_and_import_are_light():
         ({"data": {"tokenizer": "words"}}, "data.tokenizer: input should be 'gpt2' or 'bytes', found 'words'"),
         ({"bound": {"delta": 1.5}}, "bound.delta: input should be less than 1, found 1.5"),
         ({"model": {"n_head": 3}}, "n_embd 16 is not a multiple of n_head 3"),
-        ({"data": {"corpus": {"kind": "folder", "path": "nowhere", "text_field": "text"}}}, "nowhere"),
+        (
+            {"data": {"corpus": FOLDER_CORPUS}},
+            "nowhere",
+        ),
     ],
 )
 def test_wrong_settings_stop_with_one_line(tmp_path, monkeypatch, capfd, changes, expected):

@@ -6,8 +6,9 @@ from conftest import PRETRAINED, TINY, TRAINED, demo_values, merged
 from sublora import config
 from sublora.errors import UserError
 
-FOLDER = {"kind": "folder", "path": "texts", "text_field": "text"}
-HUB = {"kind": "huggingface", "dataset": "owner/set", "revision": "main", "split": "train", "text_field": "text"}
+FOLDER = {"kind": "folder", "path": "texts", "text_field": "text", "unit_field": None}
+TEXT = {"text_field": "text", "unit_field": None}
+HUB = {"kind": "huggingface", "dataset": "owner/set", "revision": "main", "split": "train"} | TEXT
 MARKOV = TINY["data"]["corpus"]
 
 

@@ -19,7 +19,7 @@ from sublora.data.text_keys import KEY_BYTES, TEXT_KEYS_FILE, TextKeys, write_te
 from sublora.data.tokenizers import load_tokenizer
 from sublora.errors import UserError
 
-FOLDER_CORPUS = {"kind": "folder", "text_field": "text"}
+FOLDER_CORPUS = {"kind": "folder", "text_field": "text", "unit_field": None}
 BASE_TEXTS = [f"text of the base {i} " + "é" * (i % 7) for i in range(60)]
 TOO_SHORT, TOO_FEW_TOKENS, SURROGATE = "short", "12345678", "lone \ud800 surrogate"
 BASE_CORPUS = [*BASE_TEXTS, *BASE_TEXTS[:5], TOO_SHORT, TOO_FEW_TOKENS, SURROGATE]

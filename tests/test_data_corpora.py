@@ -20,7 +20,7 @@ import sublora.data
 from sublora import config
 from sublora.data.corpora import READERS, open_reader
 from sublora.data.docstrings import docstrings_of_source
-from sublora.data.python_sources import SourceBatch, source_files
+from sublora.data.python_sources import SourceBatch, SourceFile, source_files
 from sublora.data.readers import BATCH_CHARACTERS, batch_texts
 from sublora.errors import UserError
 
@@ -31,7 +31,7 @@ def documents_of(reader):
 
 def test_batches_of_texts_are_bounded():
     texts = [str(i) * 1000 for i in range(5000)]
-    batches = list(batch_texts(iter(texts)))
+    batches = list(batch_texts((text, None) for text in texts))
     assert [text for batch in batches for text in batch.documents] == texts
     assert len(batches) > 2
     assert all(sum(map(len, batch.documents[:-1])) < BATCH_CHARACTERS for batch in batches)
@@ -41,7 +41,7 @@ def test_batches_of_texts_are_bounded():
 
 
 def folder(path="texts", field="text"):
-    return config.FolderCorpus(kind="folder", path=str(path), text_field=field)
+    return config.FolderCorpus(kind="folder", path=str(path), text_field=field, unit_field=None)
 
 
 @pytest.fixture
@@ -147,7 +147,9 @@ def test_source_that_does_not_parse_is_counted(source, tmp_path):
     (tmp_path / "good.py").write_bytes(b"'''Good.'''\nx = '\\d'")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an invalid escape is a warning of the corpus, not of ours
-        texts = SourceBatch((tmp_path / "bad.py", tmp_path / "good.py"), docstrings_of_source).read()
+        texts = SourceBatch(
+            tuple(SourceFile(tmp_path / name, name) for name in ("bad.py", "good.py")), docstrings_of_source
+        ).read()
     assert texts.documents == ["Good."]
     assert texts.unparsable_files == 1
 
@@ -180,7 +182,7 @@ def test_docstrings_are_found_without_importing(packages):
 
 
 def test_standard_library_is_without_other_packages_and_tests():
-    files = source_files("stdlib")
+    files = [file.path for file in source_files("stdlib")]
     assert Path(ast.__file__).resolve() in {path.resolve() for path in files}
     folder = sysconfig.get_paths()["stdlib"]
     below = {part for path in files for part in path.relative_to(folder).parts}
@@ -231,7 +233,7 @@ def parquet(tmp_path, monkeypatch):
 
 def huggingface(**changes):
     values = {"dataset": "owner/name", "revision": "refs/convert/parquet", "split": "train", "text_field": "text"}
-    return config.HuggingFaceCorpus(kind="huggingface", **(values | changes))
+    return config.HuggingFaceCorpus(kind="huggingface", **(values | {"unit_field": None} | changes))
 
 
 def test_parquet_files_are_read_in_order(parquet):

@@ -16,7 +16,7 @@ from sublora.data.corpora import open_reader
 from sublora.data.dataset import TokenDataset
 from sublora.data.functions import functions_of_source
 from sublora.data.prepare import prepare_dataset
-from sublora.data.python_sources import SourceBatch
+from sublora.data.python_sources import SourceBatch, SourceFile
 from sublora.data.tokenizers import load_tokenizer
 
 CASES = {
@@ -252,7 +252,9 @@ def test_source_that_does_not_parse_is_counted(source, tmp_path):
     (tmp_path / "good.py").write_bytes(b"def f(): return '\\d'")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an invalid escape is a warning of the corpus, not of ours
-        texts = SourceBatch((tmp_path / "bad.py", tmp_path / "good.py"), functions_of_source).read()
+        texts = SourceBatch(
+            tuple(SourceFile(tmp_path / name, name) for name in ("bad.py", "good.py")), functions_of_source
+        ).read()
     assert texts.documents == ["def f(): return '\\d'"]
     assert texts.unparsable_files == 1
 

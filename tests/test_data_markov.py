@@ -120,6 +120,7 @@ def test_documents_that_could_coincide_are_refused():
 def test_settings_that_make_no_sense_are_refused(corpus, data, message):
     values = {
         "name": "x",
+        "unit": "document",
         "tokenizer": "bytes",
         "min_characters": 1,
         "max_characters": None,

@@ -213,7 +213,7 @@ def test_an_interrupted_replacement_leaves_no_meta(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepare, "_write_index", full)
+    monkeypatch.setattr(prepare, "_write_arrays", full)
     with pytest.raises(OSError, match="No space left"):
         prepare_dataset(folder_data(shuffle_seed=8), tmp_path)
     with pytest.raises(UserError, match=r"meta.json: no such file, the dataset is not prepared; run: sublora prepare"):
@@ -351,10 +351,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
         folder.mkdir()
         with open(folder / "texts.jsonl", "w") as handle:
             handle.writelines(f'{{"text": "{i} {"x" * 1024}"}}\n' for i in range(documents))
-    settings = [
-        folder_data(name=name, corpus=config.FolderCorpus(kind="folder", path=name, text_field="text")).model_dump()
+    corpora = {
+        name: config.FolderCorpus(kind="folder", path=name, text_field="text", unit_field=None)
         for name in ("small", "large")
-    ]
+    }
+    settings = [folder_data(name=name, corpus=corpus).model_dump() for name, corpus in corpora.items()]
     command = [sys.executable, "-c", MEASURE_MEMORY, json.dumps(settings), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     small, large, read = json.loads(result.stdout)

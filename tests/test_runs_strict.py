@@ -100,7 +100,7 @@ def test_a_reference_costs_its_index_and_one_bit():
 
 
 def test_how_a_message_was_found_and_what_it_is_about_cost_nothing():
-    corpus = {"kind": "folder", "path": "texts", "text_field": "text"}
+    corpus = {"kind": "folder", "path": "texts", "text_field": "text", "unit_field": None}
     settings = changed(
         "demo",
         training={"steps": 7},

@@ -34,10 +34,11 @@ def test_training_scoring_and_verifying_need_no_vocabulary_and_no_network(tmp_pa
         (texts / f"{i}.txt").write_text(f"document {i}: " + "some words " * (5 + i % 7))
     folder_corpus = {
         "name": "words",
+        "unit": "document",
         "tokenizer": "gpt2",
         "val_documents": 10,
         "test_documents": 10,
-        "corpus": {"kind": "folder", "path": str(texts), "text_field": "text"},
+        "corpus": {"kind": "folder", "path": str(texts), "text_field": "text", "unit_field": None},
     }
     scoring = {"documents": 20, "val_documents": 10, "test_documents": 10}
     changes = {"data": folder_corpus, "scoring": scoring, "rate_phase": {"val_documents": 10}}

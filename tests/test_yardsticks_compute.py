@@ -48,7 +48,7 @@ def make_dataset(folder, splits, vocab_size=VOCAB_SIZE):
     files = {name: {"sha256": f"{folder.name} {name}"} for name in FILES}
     meta = {"tokenizer": "bytes", "vocab_size": vocab_size, "eot_id": vocab_size - 1, "splits": counts, "files": files}
     shortest = min(len(document) for documents in splits.values() for document in documents)
-    return TokenDataset(folder, meta | {"settings": {"min_tokens": shortest}, "excluded_texts": None})
+    return TokenDataset(folder, meta | {"settings": {"min_tokens": shortest, "unit": "document"}, "excluded_texts": None})
 
 
 def markov_dataset(folder, seed=1, documents=1500):

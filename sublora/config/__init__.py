@@ -16,6 +16,7 @@ from sublora.config.data import (
     HuggingFaceCorpus,
     MarkovCorpus,
     PackageCorpus,
+    Unit,
 )
 from sublora.config.grid import Grid, RunSpec
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
@@ -58,6 +59,7 @@ __all__ = [
     "Subspace",
     "TrainedBase",
     "Training",
+    "Unit",
     "data_settings",
     "digest",
     "load_settings",

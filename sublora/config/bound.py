@@ -37,8 +37,8 @@ class Scoring(Section):
     """Per-document losses of the decoded model."""
 
     documents: Annotated[DocumentsToScore, IS_SCORED, IN_THE_OBJECTIVE]
-    """m: training documents drawn with replacement after the message is frozen. all: each training document once, with
-    the full-sample inequality; needs no draw and no bound.delta_sample."""
+    """m: training documents (with data.unit: source, units) drawn with replacement after the message is frozen. all:
+    each of the n once, with the full-sample inequality; needs no draw and no bound.delta_sample."""
     sliding_window: Annotated[PositiveInt, IS_SCORED, IN_THE_OBJECTIVE]
     """Tokens by which the window moves in documents longer than the context."""
     smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), IS_SCORED, IN_THE_OBJECTIVE]

@@ -21,6 +21,8 @@ class HuggingFaceCorpus(Section):
     """Split of the dataset, for example train."""
     text_field: str
     """Column of the text."""
+    unit_field: str | None
+    """Column of text that names the source of a document; given if and only if data.unit is source."""
 
 
 class FolderCorpus(Section):
@@ -32,6 +34,9 @@ class FolderCorpus(Section):
     """Relative to the folder above config/, or absolute."""
     text_field: str
     """Key of the text in a .jsonl line."""
+    unit_field: str | None
+    """Key of the text that names the source of a .jsonl line, for data.unit: source; a .txt file is a source itself.
+    null with data.unit: document, and for a folder of .txt files alone."""
 
 
 class PackageCorpus(Section):
@@ -95,6 +100,8 @@ Corpus = Annotated[
 ]
 
 
+Unit = Literal["document", "source"]
+
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Name of a folder in data/."""
 
@@ -109,6 +116,20 @@ def markov_complaint(corpus: Corpus, tokenizer: str, smallest: dict[str, int]) -
     return f"{too_long[0]} exceeds corpus.min_length {corpus.min_length}" if too_long else None
 
 
+def unit_complaint(corpus: Corpus, unit: Unit) -> str | None:
+    """Why documents of a corpus cannot be grouped as `unit` says; None if they can."""
+    if unit == "document":
+        field = getattr(corpus, "unit_field", None)
+        return (
+            None if field is None else f"corpus.unit_field '{field}' has no effect with unit: document; set it to null"
+        )
+    if isinstance(corpus, MarkovCorpus):
+        return "the documents of a markov corpus are independent and have no sources; set unit: document"
+    if isinstance(corpus, HuggingFaceCorpus) and corpus.unit_field is None:
+        return "unit: source needs corpus.unit_field, the column that names the source of a document; found null"
+    return None
+
+
 class Data(Section):
     """Where documents come from and how they are split and tokenized."""
 
@@ -116,6 +137,11 @@ class Data(Section):
     """Files lie in data/{name}/."""
     corpus: Corpus
     """Where the documents come from."""
+    unit: Annotated[Unit, Reaches("data", "train", "score", "yardsticks", "bound")]
+    """What is drawn independently from the population, and what n counts. document: each document. source: the group
+    that a document belongs to, fixed before the sample: the source file of docstrings and functions, the .txt file, the
+    value of corpus.unit_field. A unit's loss is the mean over its documents, and no unit is split between train, val
+    and test."""
     tokenizer: Annotated[Literal["gpt2", "bytes"], Reaches("data", "base", "train")]
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
     min_characters: Annotated[int, Field(ge=1)]
@@ -126,11 +152,12 @@ class Data(Section):
     """Documents with fewer tokens, end-of-text not counted, are not in the population. The smallest number of scored
     targets is T_min = min_tokens + 1, which sets the range of the document mixture's loss."""
     val_documents: PositiveInt
-    """Documents for every choice made after looking at losses."""
+    """Documents for every choice made after looking at losses. With unit: source whole units are taken until they
+    hold at least this many documents; the same goes for every other number of val or test documents."""
     test_documents: PositiveInt
     """Documents that are only ever reported."""
     shuffle_seed: Annotated[NonNegativeInt, Reaches("data", "base", "train")]
-    """Key of the hash of a text, which decides whether it goes to train, val or test."""
+    """Key of the hash of a text, or of a source's name, which decides whether it goes to train, val or test."""
     workers: Annotated[PositiveInt, Reaches()]
     """Processes that tokenize; does not change the result."""
 
@@ -138,6 +165,13 @@ class Data(Section):
     def _lengths_in_order(self) -> "Data":
         if self.max_characters is not None and self.max_characters < self.min_characters:
             raise ValueError(f"max_characters {self.max_characters} is below min_characters {self.min_characters}")
+        return self
+
+    @model_validator(mode="after")
+    def _documents_have_units(self) -> "Data":
+        complaint = unit_complaint(self.corpus, self.unit)
+        if complaint:
+            raise ValueError(complaint)
         return self
 
     @model_validator(mode="after")

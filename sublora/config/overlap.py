@@ -12,6 +12,7 @@ from sublora.config.data import (
     HuggingFaceCorpus,
     PackageCorpus,
     markov_complaint,
+    unit_complaint,
 )
 
 STDLIB = "stdlib"
@@ -20,6 +21,7 @@ STDLIB = "stdlib"
 def complaints(base: TrainedBase, data: Data) -> list[str]:
     """What a trained base and `data` must not share, one line each; empty if they are apart."""
     complaint = markov_complaint(base.corpus, data.tokenizer, {"min_characters": base.min_characters})
+    complaint = complaint or unit_complaint(base.corpus, "document")
     found = [f"base: {complaint}"] if complaint else []
     if base.name == data.name:
         found.append(f"base.name and data.name are both '{data.name}', but each needs a folder of its own in data/")

@@ -20,7 +20,8 @@ from sublora.errors import UserError
 def base_data(settings: config.Settings) -> config.Data:
     """Settings of the dataset that the base is trained on, for `TokenDataset.open`.
 
-    Tokenizer, seed, workers and `min_tokens` are the target's. One document is test: nothing reads it.
+    Tokenizer, seed, workers and `min_tokens` are the target's. Documents are not grouped: nothing is claimed of them.
+    One document is test: nothing reads it.
 
     Raises UserError if the settings contradict each other, and ValueError if the base is not trained.
     """
@@ -30,7 +31,8 @@ def base_data(settings: config.Settings) -> config.Data:
     values = {key: getattr(settings.data, key) for key in config.Data.model_fields}
     own = {key: getattr(base, key) for key in ("name", "corpus", "min_characters", "val_documents")}
     try:
-        return config.Data.model_validate(values | own | {"test_documents": 1, "max_characters": None})
+        fixed = {"unit": "document", "test_documents": 1, "max_characters": None}
+        return config.Data.model_validate(values | own | fixed)
     except ValidationError as error:
         raise UserError(f"base: {describe(error, config.Data.model_json_schema())}") from None
 

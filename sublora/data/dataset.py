@@ -13,6 +13,7 @@ import numpy as np
 
 from sublora import config
 from sublora.data.tokenizers import TOKEN_TYPE, TOKENIZERS
+from sublora.data.units import Units
 from sublora.errors import UserError
 from sublora.files import sha256_of_file
 
@@ -20,14 +21,25 @@ SPLITS = ("train", "val", "test")
 META_FILE = "meta.json"
 EOT_INDICES_FILE = "eot_indices.npy"
 DOC_LENGTHS_FILE = "doc_lengths.npy"
+SOURCE_IDS_FILE = "source_ids.npy"
+"""Only where documents are units and the corpus knows their sources."""
 TOKEN_FILES = tuple(f"{split}.bin" for split in SPLITS)
 FILES = (*TOKEN_FILES, EOT_INDICES_FILE, DOC_LENGTHS_FILE)
+"""Of every dataset."""
 META_KEYS = ("tokenizer", "vocab_size", "eot_id", "splits", "files", "documents", "excluded_texts", "settings")
 
 BLOCK_TOKENS = 1 << 20
 """Tokens that are in memory at once when a whole split is read."""
 
 PREPARE_AGAIN = "run: sublora prepare --config FILE"
+
+
+def unit_starts_file(split: str) -> str:
+    """The first document of each unit, of a dataset with data.unit: source."""
+    return f"unit_starts_{split}.npy"
+
+
+UNIT_FILES = tuple(map(unit_starts_file, SPLITS))
 
 
 def dataset_folder(root: Path, data: config.Data) -> Path:
@@ -44,11 +56,12 @@ class TokenDataset:
         tokenizer: name of the tokenizer.
         vocab_size: V, the end-of-text token included.
         eot_id: the token after each document.
-        n_documents: n, the number of train documents.
+        n_documents: the number of train documents.
+        unit: what is drawn independently: document or source.
         min_tokens: no document has fewer tokens, end-of-text not counted.
         excluded_texts: sha256, in hexadecimal, of the keys of another corpus's texts, none of which is here; None if
             no text was left out for that reason.
-        eot_indices: int64 (n,), position of each train document's end-of-text token in train.bin.
+        eot_indices: int64 (n_documents,), position of each train document's end-of-text token in train.bin.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
@@ -59,6 +72,7 @@ class TokenDataset:
         self.vocab_size: int = meta["vocab_size"]
         self.eot_id: int = meta["eot_id"]
         self.n_documents: int = meta["splits"]["train"]["documents"]
+        self.unit: config.Unit = meta["settings"]["unit"]
         self.min_tokens: int = meta["settings"]["min_tokens"]
         excluded = meta["excluded_texts"]
         self.excluded_texts: str | None = None if excluded is None else excluded["sha256"]
@@ -66,6 +80,9 @@ class TokenDataset:
         self._train_lengths: np.ndarray = np.load(folder / DOC_LENGTHS_FILE, mmap_mode="r")
         self._end_of_text_positions: dict[str, np.ndarray] = {"train": self.eot_indices}
         self._maps: dict[str, np.memmap] = {}
+        self._unit_starts: dict[str, np.ndarray] = {}
+        if self.unit == "source":
+            self._unit_starts = {split: np.load(folder / unit_starts_file(split), mmap_mode="r") for split in SPLITS}
 
     @classmethod
     def open(cls, root: Path, data: config.Data) -> "TokenDataset":
@@ -101,6 +118,27 @@ class TokenDataset:
                 f"expected {tokens - 1}, the last of train.bin; {PREPARE_AGAIN}"
             )
         self._check_long_enough(DOC_LENGTHS_FILE, self._train_lengths)
+        for split, starts in self._unit_starts.items():
+            self._check_units(split, starts)
+        sources = self.source_ids
+        if sources is not None and (sources.shape != (documents,) or sources.dtype != np.int64):
+            raise UserError(
+                f"{self.folder / SOURCE_IDS_FILE}: found {sources.dtype} of shape {sources.shape}, expected int64 of "
+                f"shape ({documents},), an entry per train document; {PREPARE_AGAIN}"
+            )
+
+    def _check_units(self, split: str, starts: np.ndarray) -> None:
+        """Units partition the documents: each begins behind the one before, and none is empty."""
+        path, counts = self.folder / unit_starts_file(split), self.meta["splits"][split]
+        if starts.dtype != np.int64 or starts.shape != (counts["units"],):
+            raise UserError(
+                f"{path}: found {starts.dtype} of shape {starts.shape}, expected int64 of shape ({counts['units']},), "
+                f"an entry per unit; {PREPARE_AGAIN}"
+            )
+        if not partitions(starts, counts["documents"]):
+            raise UserError(
+                f"{path}: the units do not partition the {counts['documents']} documents of {split}; {PREPARE_AGAIN}"
+            )
 
     def _check_long_enough(self, name: str, lengths: np.ndarray) -> None:
         if len(lengths) and lengths.min() < self.min_tokens:
@@ -120,7 +158,36 @@ class TokenDataset:
         facts = {key: self.meta[key] for key in ("tokenizer", "vocab_size", "eot_id")}
         if self.excluded_texts is not None:
             facts["excluded_texts"] = self.excluded_texts
-        return config.digest(facts | {"files": {name: self.meta["files"][name]["sha256"] for name in FILES}})
+        names = FILES if self.unit == "document" else (*FILES, *UNIT_FILES)
+        return config.digest(facts | {"files": {name: self.meta["files"][name]["sha256"] for name in names}})
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the dataset's files but for meta.json."""
+        return _files_of(self.meta)
+
+    @property
+    def n_units(self) -> int:
+        """n, the number of train units."""
+        return len(self.units("train"))
+
+    def units(self, split: str) -> Units:
+        """How the documents of a split are grouped."""
+        documents: int = self.meta["splits"][self._known(split)]["documents"]
+        return Units(documents, self._unit_starts.get(split))
+
+    def leading_units(self, split: str, documents: int) -> tuple[np.ndarray, Units]:
+        """Indices of the documents of the first units that hold at least so many, and how they are grouped."""
+        units = self.units(split)
+        return units.take(np.arange(units.leading(documents)))
+
+    @cached_property
+    def source_ids(self) -> np.ndarray | None:
+        """Number of the source of each train document, int64 (n_documents,); None where they are not known one by one.
+
+        They are where each document is a unit of its own and the corpus has source files.
+        """
+        return np.load(self.folder / SOURCE_IDS_FILE, mmap_mode="r") if SOURCE_IDS_FILE in self.files else None
 
     def in_words(self) -> str:
         """How many documents there are, and how many were left out for which reason."""
@@ -176,7 +243,7 @@ class TokenDataset:
 
     def verify_hashes(self) -> None:
         """Read all files; UserError if one differs from its sha256 in meta.json."""
-        for name in FILES:
+        for name in self.files:
             found, expected = sha256_of_file(self.folder / name), self.meta["files"][name]["sha256"]
             if found != expected:
                 raise UserError(
@@ -212,6 +279,16 @@ class TokenDataset:
             self._check_long_enough(f"{split}.bin", np.diff(ends, prepend=-1) - 1)
             self._end_of_text_positions[split] = ends
         return self._end_of_text_positions[split]
+
+
+def partitions(starts: np.ndarray, documents: int) -> bool:
+    """Whether units that begin at these documents hold all of them, none in two units and no unit without one."""
+    return bool(len(starts) and starts[0] == 0 and (np.diff(starts) > 0).all() and starts[-1] < documents)
+
+
+def _files_of(meta: dict[str, Any]) -> tuple[str, ...]:
+    units = UNIT_FILES if meta["settings"]["unit"] == "source" else ()
+    return (*FILES, *units, *(name for name in (SOURCE_IDS_FILE,) if name in meta["files"]))
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -255,7 +332,7 @@ def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> No
 
 def _check_sizes(folder: Path, meta: dict[str, Any]) -> None:
     """Each file is there and as long as meta.json says, and the token files as long as their token counts."""
-    for name in FILES:
+    for name in _files_of(meta):
         path = folder / name
         expected = meta["files"][name]["bytes"]
         if not path.is_file():

@@ -1,4 +1,8 @@
-"""Documents of a folder: a .txt file is one, each line of a .jsonl file is one."""
+"""Documents of a folder: a .txt file is one, each line of a .jsonl file is one.
+
+The source of a line is the value of `unit_field`, that of a .txt file is its path in the folder; they are never the
+same source.
+"""
 
 import json
 from collections.abc import Iterator
@@ -9,6 +13,8 @@ from sublora.data.readers import TextBatch, batch_texts
 from sublora.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl")
+FILE_SOURCE, FIELD_SOURCE = "file ", "unit "
+"""What the names of the two kinds of sources begin with."""
 
 
 class FolderReader:
@@ -42,36 +48,41 @@ class FolderReader:
         return any(part.startswith(".") for part in path.relative_to(self.folder).parts)
 
     def batches(self) -> Iterator[TextBatch]:
-        return batch_texts(text for path in self.files for text in self._texts(path))
+        return batch_texts(document for path in self.files for document in self._documents(path))
 
     def provenance(self) -> dict[str, object]:
         return {"files": len(self.files), "bytes": sum(path.stat().st_size for path in self.files)}
 
-    def _texts(self, path: Path) -> Iterator[str]:
+    def _documents(self, path: Path) -> Iterator[tuple[str, str | None]]:
+        """Text and source of each document of a file."""
         if path.suffix == ".txt":
-            yield _decode(path.read_bytes(), str(path))
+            yield _decode(path.read_bytes(), str(path)), f"{FILE_SOURCE}{path.relative_to(self.folder).as_posix()}"
             return
         with open(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield self._text_of_line(line, f"{path}, line {number}")
+                    yield self._document_of_line(line, f"{path}, line {number}")
 
-    def _text_of_line(self, line: bytes, where: str) -> str:
+    def _document_of_line(self, line: bytes, where: str) -> tuple[str, str | None]:
         try:
             value = json.loads(_decode(line, where))
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not valid JSON ({error.msg}); expected an object a line") from None
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
-        field = self.settings.text_field
-        if field not in value:
-            raise UserError(
-                f"{where}: no key '{field}', found {', '.join(map(repr, value))}; mend data.corpus.text_field"
-            )
-        text = value[field]
-        if not isinstance(text, str):
-            raise UserError(f"{where}: key '{field}' holds {type(text).__name__}, expected text")
-        return text
+        text = _text_in(value, self.settings.text_field, where, "text_field")
+        if self.settings.unit_field is None:
+            return text, None
+        return text, FIELD_SOURCE + _text_in(value, self.settings.unit_field, where, "unit_field")
+
+
+def _text_in(value: dict[str, object], field: str, where: str, setting: str) -> str:
+    if field not in value:
+        raise UserError(f"{where}: no key '{field}', found {', '.join(map(repr, value))}; mend data.corpus.{setting}")
+    text = value[field]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: key '{field}' holds {type(text).__name__}, expected text")
+    return text
 
 
 def _decode(data: bytes, where: str) -> str:

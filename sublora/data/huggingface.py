@@ -34,24 +34,30 @@ class HuggingFaceReader:
         folder = Path(root) / settings.dataset
         self._version = datasets.__version__
         self._dataset, self._commit = _load(str(folder) if folder.is_dir() else settings.dataset, settings)
-        if settings.text_field not in self._dataset.column_names:
-            raise UserError(
-                f"data.corpus.text_field: {self.where} has no field '{settings.text_field}', "
-                f"found {', '.join(self._dataset.column_names)}"
-            )
+        for key in ("text_field", "unit_field"):
+            field = getattr(settings, key)
+            if field is not None and field not in self._dataset.column_names:
+                raise UserError(
+                    f"data.corpus.{key}: {self.where} has no field '{field}', "
+                    f"found {', '.join(self._dataset.column_names)}"
+                )
         self.total = self._dataset.num_rows
 
     def batches(self) -> Iterator[TextBatch]:
-        field = self.settings.text_field
-        rows = self._dataset.select_columns([field]).with_format("arrow")
+        fields = [field for field in (self.settings.text_field, self.settings.unit_field) if field is not None]
+        rows = self._dataset.select_columns(sorted(set(fields))).with_format("arrow")
         for number, table in enumerate(rows.iter(batch_size=BATCH_ROWS)):
-            texts = table[field].to_pylist()
-            for row, text in enumerate(texts, start=number * BATCH_ROWS):
-                if not isinstance(text, str):
-                    raise UserError(
-                        f"{self.where}: row {row} holds {type(text).__name__} in field '{field}', expected text"
-                    )
-            yield TextBatch(texts)
+            texts, *sources = (self._texts(table[field].to_pylist(), field, number * BATCH_ROWS) for field in fields)
+            yield TextBatch(texts, [*sources[0]] if sources else None)
+
+    def _texts(self, values: list[object], field: str, first_row: int) -> list[str]:
+        texts = [value for value in values if isinstance(value, str)]
+        if len(texts) < len(values):
+            row, wrong = next((row, value) for row, value in enumerate(values) if not isinstance(value, str))
+            raise UserError(
+                f"{self.where}: row {first_row + row} holds {type(wrong).__name__} in field '{field}', expected text"
+            )
+        return texts
 
     def provenance(self) -> dict[str, object]:
         return {"rows": self.total, "commit": self._commit, "datasets_version": self._version}

@@ -4,7 +4,11 @@ One pass over the text in worker processes, one over the tokens. Documents are o
 text, keyed with the shuffle seed (see `sublora.data.spill`): the first are val, the next test, the rest train.
 So the files depend on the set of texts and on the seed alone, not on the order of the corpus or the number of
 workers, and no text is in two splits. Texts of another corpus can be left out by their keys. Memory does not
-grow with the corpus, except for 8 bytes a document.
+grow with the corpus, except for 8 bytes per document, and 16 more where documents have sources.
+
+With data.unit: source the order is by a keyed digest of the source's name, then by the documents', and whole sources
+go to val and test, until each holds as many documents as the settings ask for. A text that occurs in several sources
+stays with the one whose key is smallest.
 """
 
 import contextlib
@@ -16,7 +20,7 @@ import multiprocessing
 import shutil
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -40,12 +44,21 @@ from sublora.data.dataset import (
     DOC_LENGTHS_FILE,
     EOT_INDICES_FILE,
     META_FILE,
+    SOURCE_IDS_FILE,
     SPLITS,
     dataset_folder,
+    unit_starts_file,
 )
-from sublora.data.readers import Batch, Reader
-from sublora.data.spill import Spill, document_key, key_of_record, make_record, record_of_key
-from sublora.data.text_keys import TEXT_KEYS_FILE, TextKeys, write_text_keys
+from sublora.data.readers import Batch, Reader, Texts
+from sublora.data.spill import (
+    Spill,
+    document_key,
+    documents_in_order,
+    key_of_record,
+    make_record,
+    record_of_key,
+)
+from sublora.data.text_keys import KEY_BYTES, TEXT_KEYS_FILE, TextKeys, write_text_keys
 from sublora.data.tokenizers import TOKEN_TYPE, TOKENIZERS, load_tokenizer
 from sublora.errors import UserError
 from sublora.files import atomic_path, sha256_of_file, write_json
@@ -84,22 +97,43 @@ def tokenize_batch(batch: Batch, data: config.Data) -> TokenizedBatch:
     """Read a batch and make a record of each document that is neither too short nor too long."""
     texts = batch.read()
     made = TokenizedBatch(units=len(batch), documents=len(texts.documents), unparsable_files=texts.unparsable_files)
-    fitting, seed = [], data.shuffle_seed
+    fitting, sources, seed = [], [], data.shuffle_seed
     longest = math.inf if data.max_characters is None else data.max_characters
-    for text in map(_valid_unicode, texts.documents):
+    for text, source in zip(map(_valid_unicode, texts.documents), _sources_of(texts, data), strict=True):
         if data.min_characters <= len(text) <= longest:
             fitting.append(text)
+            sources.append(source)
             continue
         made.too_short += len(text) < data.min_characters
         made.too_long += len(text) > longest
         made.left_out_keys.append(document_key(text.encode(), seed))
-    for text, tokens in zip(fitting, load_tokenizer(data.tokenizer).encode_batch(fitting), strict=True):
+    encoded = load_tokenizer(data.tokenizer).encode_batch(fitting)
+    for text, source, tokens in zip(fitting, sources, encoded, strict=True):
         if len(tokens) >= data.min_tokens:
-            made.records.append(make_record(text.encode(), tokens, seed))
+            made.records.append(make_record(text.encode(), tokens, seed, source))
         else:
             made.too_few_tokens += 1
             made.left_out_keys.append(document_key(text.encode(), seed))
     return made
+
+
+def has_sources(data: config.Data) -> bool:
+    """Whether the dataset says which source a document is from."""
+    return data.unit == "source" or isinstance(data.corpus, config.PackageCorpus)
+
+
+def _sources_of(texts: Texts, data: config.Data) -> Sequence[str | None]:
+    """The source of each document that is to be noted. UserError if one has none and needs it."""
+    nothing = [None] * len(texts.documents)
+    if not has_sources(data):
+        return nothing
+    sources = texts.sources or nothing
+    if None in sources:
+        raise UserError(
+            "data.unit: source: a document of data.corpus has no source (a .jsonl line without "
+            "data.corpus.unit_field?); name the field that holds it, or set data.unit: document"
+        )
+    return sources
 
 
 def _valid_unicode(text: str) -> str:
@@ -116,7 +150,7 @@ def prepare_dataset(data: config.Data, root: Path, *, exclude: TextKeys | None =
     {root}/data/{name}.
 
     Always builds anew. Files appear whole or not at all, meta.json last; while it is missing, the dataset does
-    not open. Temporary files in that folder take about as much space as the result.
+    not open. Temporary files in that folder take about as much space as the result, twice that with units.
 
     Raises UserError for a corpus that cannot be read or holds too few documents, for a tokenizer without its
     vocabulary, and if another process is writing the same folder.
@@ -189,9 +223,10 @@ def write_dataset(
     `counts` and `provenance`, facts about the text, only go into meta.json. UserError if the distinct documents are
     not enough for val and test and one to train on.
     """
-    lengths, files = _write_splits(folder, data, spill, progress)
-    files |= _write_index(folder, lengths["train"])
-    write_json(folder / META_FILE, _meta(data, provenance, counts, spill, lengths, files))
+    splits = _write_splits(folder, data, spill, progress)
+    files = {f"{split}.bin": facts.file_facts for split, facts in splits.items()}
+    files |= _write_arrays(folder, _index(splits, data))
+    write_json(folder / META_FILE, _meta(data, provenance, counts, spill, splits, files))
 
 
 def _meta(
@@ -199,19 +234,17 @@ def _meta(
     provenance: dict[str, object],
     counts: TokenizedBatch,
     spill: Spill,
-    lengths: dict[str, "array[int]"],
+    splits: "dict[str, WrittenSplit]",
     files: dict[str, dict[str, object]],
 ) -> dict[str, object]:
     """What meta.json holds; the same bytes for the same text and settings."""
     tokenizer = TOKENIZERS[data.tokenizer]
-    kept = sum(len(values) for values in lengths.values())
+    kept = sum(len(facts.lengths) for facts in splits.values())
     return {
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
-        "splits": {
-            split: {"documents": len(values), "tokens": sum(values) + len(values)} for split, values in lengths.items()
-        },
+        "splits": {split: facts.counts(data.unit) for split, facts in splits.items()},
         "files": files,
         "documents": {
             "read": counts.documents,
@@ -281,6 +314,24 @@ def map_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
+@dataclass
+class WrittenSplit:
+    """What is known of a split once it is written."""
+
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    """Tokens of each document, without end-of-text."""
+    unit_starts: "array[int]" = field(default_factory=lambda: array("q"))
+    """First document of each unit; empty where every document is one."""
+    sources: bytearray = field(default_factory=bytearray)
+    """Key of the source of each document, KEY_BYTES each; empty without sources."""
+    file_facts: dict[str, object] = field(default_factory=dict)
+
+    def counts(self, unit: str) -> dict[str, int]:
+        """What meta.json holds of the split."""
+        counts = {"documents": len(self.lengths), "tokens": sum(self.lengths) + len(self.lengths)}
+        return counts if unit == "document" else counts | {"units": len(self.unit_starts)}
+
+
 class SplitWriter:
     """A .bin file while it is written: documents as TOKEN_TYPE, each followed by the end-of-text token."""
 
@@ -289,8 +340,7 @@ class SplitWriter:
         self._end_of_text = np.array(eot_id, dtype=TOKEN_TYPE).tobytes()
         self._sha256 = hashlib.sha256()
         self._bytes = 0
-        self.lengths = array("q")
-        """Tokens of each document, without end-of-text."""
+        self.written = WrittenSplit()
 
     def __enter__(self) -> "SplitWriter":
         return self
@@ -298,48 +348,58 @@ class SplitWriter:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, tokens: bytes) -> None:
+    @property
+    def documents(self) -> int:
+        return len(self.written.lengths)
+
+    def add(self, tokens: bytes, source: bytes, *, starts_unit: bool) -> None:
+        if starts_unit:
+            self.written.unit_starts.append(self.documents)
+        self.written.sources += source
         data = tokens + self._end_of_text
         self._file.write(data)
         self._sha256.update(data)
         self._bytes += len(data)
-        self.lengths.append(len(tokens) // TOKEN_TYPE.itemsize)
+        self.written.lengths.append(len(tokens) // TOKEN_TYPE.itemsize)
 
-    def facts(self) -> dict[str, object]:
-        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
+    def finish(self) -> WrittenSplit:
+        self.written.file_facts |= {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
+        return self.written
 
 
-def _write_splits(
-    folder: Path, data: config.Data, spill: Spill, progress: Progress
-) -> tuple[dict[str, "array[int]"], dict[str, dict[str, object]]]:
-    """Write train.bin, val.bin and test.bin; document lengths and file facts of each."""
-    first_test = data.val_documents
-    first_train = first_test + data.test_documents
+def _write_splits(folder: Path, data: config.Data, spill: Spill, progress: Progress) -> dict[str, WrittenSplit]:
+    """Write train.bin, val.bin and test.bin, each unit into the first of val and test that lacks documents."""
     task = progress.add_task("writing (documents)", total=spill.added)
     with contextlib.ExitStack() as stack:
         writers = {}
         for split in SPLITS:
             path = stack.enter_context(atomic_path(folder / f"{split}.bin"))
             writers[split] = stack.enter_context(SplitWriter(path, TOKENIZERS[data.tokenizer].eot_id))
-        kept = 0
-        for kept, tokens in enumerate(spill.sorted_documents(), start=1):
-            split = "val" if kept <= first_test else "test" if kept <= first_train else "train"
-            writers[split].add(tokens)
+        wanted = {"val": data.val_documents, "test": data.test_documents}
+        grouped = data.unit == "source"
+        documents = documents_in_order(spill, have_sources=has_sources(data), grouped=grouped)
+        kept, unit, split = 0, None, ""
+        for kept, (source, tokens) in enumerate(documents, start=1):
+            starts_unit = source != unit
+            if starts_unit or not grouped:
+                unit = source
+                split = next((name for name, count in wanted.items() if writers[name].documents < count), "train")
+            writers[split].add(tokens, source, starts_unit=starts_unit and grouped)
             if kept % PROGRESS_INTERVAL == 0:
                 progress.update(task, completed=kept)
         progress.update(task, completed=spill.added)
-        if kept <= first_train:
+        if not writers["train"].documents:
+            units = sum(len(writer.written.unit_starts) for writer in writers.values())
+            in_units = f", where val and test take whole units ({units} in all)" if grouped else ""
             raise UserError(
                 f"data.corpus: {kept} documents are left ({_removed_in_words(spill, kept)}), expected at least "
-                f"{first_train + 1}: data.val_documents {data.val_documents} + data.test_documents "
-                f"{data.test_documents} + 1 to train on; lower those or give more text"
+                f"{data.val_documents + data.test_documents + 1}: data.val_documents {data.val_documents} + "
+                f"data.test_documents {data.test_documents} + 1 to train on{in_units}; lower those "
+                "or give more text"
             )
         # From the first renamed file on, an earlier meta.json would describe other files.
         (folder / META_FILE).unlink(missing_ok=True)
-    return (
-        {split: writer.lengths for split, writer in writers.items()},
-        {f"{split}.bin": writer.facts() for split, writer in writers.items()},
-    )
+    return {split: writer.finish() for split, writer in writers.items()}
 
 
 def _removed_in_words(spill: Spill, kept: int) -> str:
@@ -347,10 +407,22 @@ def _removed_in_words(spill: Spill, kept: int) -> str:
     return words if spill.exclude is None else f"{words}, {spill.excluded} whose text is in the base's corpus"
 
 
-def _write_index(folder: Path, train_lengths: "array[int]") -> dict[str, dict[str, object]]:
-    """Write eot_indices.npy and doc_lengths.npy of the train documents, int64; facts of the files."""
-    lengths = np.frombuffer(train_lengths, dtype=np.int64)
+def _index(splits: dict[str, WrittenSplit], data: config.Data) -> dict[str, np.ndarray]:
+    """The arrays of a dataset by the names of their files, int64."""
+    train = splits["train"]
+    lengths = np.frombuffer(train.lengths, dtype=np.int64)
     arrays = {EOT_INDICES_FILE: np.cumsum(lengths + 1) - 1, DOC_LENGTHS_FILE: lengths}
+    if data.unit == "source":
+        starts = {split: np.frombuffer(facts.unit_starts, dtype=np.int64) for split, facts in splits.items()}
+        return arrays | {unit_starts_file(split): values for split, values in starts.items()}
+    if has_sources(data):
+        _, ids = np.unique(np.frombuffer(train.sources, dtype=f"V{KEY_BYTES}"), return_inverse=True)
+        arrays[SOURCE_IDS_FILE] = ids.astype(np.int64)
+    return arrays
+
+
+def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, object]]:
+    """Facts of the files."""
     facts: dict[str, dict[str, object]] = {}
     for name, values in arrays.items():
         with atomic_path(folder / name) as temporary, open(temporary, "wb") as handle:

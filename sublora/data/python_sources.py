@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sublora.data.readers import Texts
 from sublora.errors import UserError
@@ -29,33 +30,42 @@ Extraction = Callable[[bytes], list[str] | None]
 """Documents of a source file, None if it does not parse; a function of a module, which a process can be sent."""
 
 
+class SourceFile(NamedTuple):
+    """A Python file, and the name by which it is a source on every machine: package/path/in/it.py."""
+
+    path: Path
+    name: str
+
+
 @dataclass(frozen=True)
 class SourceBatch:
     """Python files; reading them parses them."""
 
-    paths: tuple[Path, ...]
+    files: tuple[SourceFile, ...]
     extract: Extraction
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def read(self) -> Texts:
         documents: list[str] = []
+        sources: list[str | None] = []
         unparsable = 0
         # Syntax trees hold no cycles, and collections in the middle of building one double the time.
         collecting = gc.isenabled()
         gc.disable()
         try:
-            for path in self.paths:
+            for path, name in self.files:
                 found = self.extract(path.read_bytes())
                 if found is None:
                     unparsable += 1
                 else:
                     documents.extend(found)
+                    sources.extend([name] * len(found))
         finally:
             if collecting:
                 gc.enable()
-        return Texts(documents, unparsable)
+        return Texts(documents, unparsable, sources)
 
 
 def parse_source(source: bytes | str) -> ast.Module | None:
@@ -89,11 +99,11 @@ class PythonSourceReader:
         self._extract = extract
 
     def batches(self) -> Iterator[SourceBatch]:
-        batch: list[Path] = []
+        batch: list[SourceFile] = []
         size = 0
-        for path in (path for paths in self.files.values() for path in paths):
-            batch.append(path)
-            size += path.stat().st_size
+        for file in (file for files in self.files.values() for file in files):
+            batch.append(file)
+            size += file.path.stat().st_size
             if size >= BATCH_BYTES:
                 yield SourceBatch(tuple(batch), self._extract)
                 batch, size = [], 0
@@ -104,21 +114,21 @@ class PythonSourceReader:
         return {
             "python": platform.python_version(),
             "package_versions": package_versions(tuple(self.files)),
-            "source_files": {name: len(paths) for name, paths in self.files.items()},
+            "source_files": {name: len(files) for name, files in self.files.items()},
         }
 
 
-def source_files(package: str) -> list[Path]:
-    """Sorted .py files of a package or single-file module, found without importing it.
+def source_files(package: str) -> list[SourceFile]:
+    """The .py files of a package or single-file module, sorted by path, found without importing it.
 
     Raises UserError if there is no such package, or none with Python source.
     """
     if package == STANDARD_LIBRARY:
-        return _files_below([Path(sysconfig.get_paths()["stdlib"])])
+        return _files_below([Path(sysconfig.get_paths()["stdlib"])], package)
     spec = _find_spec(package)
-    files = _files_below([Path(folder) for folder in spec.submodule_search_locations or ()])
+    files = _files_below([Path(folder) for folder in spec.submodule_search_locations or ()], package)
     if not files and spec.origin is not None and spec.origin.endswith(".py"):
-        files = [Path(spec.origin)]
+        files = [SourceFile(Path(spec.origin), f"{package}/{Path(spec.origin).name}")]
     if not files:
         raise UserError(
             f"data.corpus.packages: '{package}' has no Python source files (origin: {spec.origin}); "
@@ -141,9 +151,9 @@ def _find_spec(package: str) -> importlib.machinery.ModuleSpec:
     return spec
 
 
-def _files_below(folders: list[Path]) -> list[Path]:
+def _files_below(folders: list[Path], package: str) -> list[SourceFile]:
     return sorted(
-        path
+        SourceFile(path, f"{package}/{path.relative_to(folder).as_posix()}")
         for folder in folders
         for path in folder.rglob("*.py")
         if SKIPPED_FOLDERS.isdisjoint(path.relative_to(folder).parts[:-1]) and path.is_file()

@@ -20,6 +20,8 @@ class Texts(NamedTuple):
     documents: list[str]
     unparsable_files: int = 0
     """Source files left out because they are not valid Python of this interpreter's version."""
+    sources: list[str | None] | None = None
+    """Name of the source of each document, such as its file; None, of one or of all, where the corpus knows none."""
 
 
 class Batch(Protocol):
@@ -62,23 +64,27 @@ class TextBatch:
     """Texts that the reader has already loaded."""
 
     documents: list[str]
+    sources: list[str | None] | None = None
+    """As in `Texts`."""
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def read(self) -> Texts:
-        return Texts(self.documents)
+        return Texts(self.documents, sources=self.sources)
 
 
-def batch_texts(documents: Iterable[str]) -> Iterator[TextBatch]:
-    """Group texts so that a batch holds about BATCH_CHARACTERS characters."""
-    batch: list[str] = []
+def batch_texts(documents: Iterable[tuple[str, str | None]]) -> Iterator[TextBatch]:
+    """Group texts, each with the name of its source, so that a batch holds about BATCH_CHARACTERS characters."""
+    texts: list[str] = []
+    sources: list[str | None] = []
     characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document) + 1
+    for text, source in documents:
+        texts.append(text)
+        sources.append(source)
+        characters += len(text) + 1
         if characters >= BATCH_CHARACTERS:
-            yield TextBatch(batch)
-            batch, characters = [], 0
-    if batch:
-        yield TextBatch(batch)
+            yield TextBatch(texts, sources)
+            texts, sources, characters = [], [], 0
+    if texts:
+        yield TextBatch(texts, sources)

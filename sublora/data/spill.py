@@ -1,10 +1,11 @@
-"""Tokenized documents on disk, grouped by the first byte of their key, to be sorted in bounded memory.
+"""Records on disk, grouped by the first byte of their key, to be sorted in bounded memory.
 
 The key of a document is a digest of its text, keyed with the shuffle seed. Sorting by it is therefore a random
 order of the documents that depends on nothing but their text and the seed, equal documents are neighbours, and
-no table of all documents is ever held in memory.
+no table of all documents is ever held in memory. Sources have such keys too, digests of their names.
 
-A record is key (16 bytes), number of tokens (8 bytes, little endian), tokens (TOKEN_TYPE).
+A record is a key (of the same number of bytes in the whole spill), the number of bytes of the body (8 bytes, little
+endian), and the body: a document's tokens (TOKEN_TYPE), before them the key of its source where documents are grouped.
 """
 
 import hashlib
@@ -19,7 +20,6 @@ from sublora.data.tokenizers import TOKEN_TYPE
 from sublora.streams import stream_key
 
 COUNT_BYTES = 8
-HEADER_BYTES = KEY_BYTES + COUNT_BYTES
 BUCKETS = 256
 """One for each value of a key's first byte."""
 BUFFER_BYTES = 1 << 17
@@ -28,38 +28,52 @@ BUFFER_BYTES = 1 << 17
 
 def document_key(text: bytes, seed: int) -> bytes:
     """The key of a document: sorting by it is a random order, one for each seed."""
-    secret = stream_key(seed, "order of documents").to_bytes(KEY_BYTES, "little")
-    return hashlib.blake2b(text, digest_size=KEY_BYTES, key=secret).digest()
+    return _key(text, seed, "order of documents")
 
 
-def make_record(text: bytes, tokens: np.ndarray, seed: int) -> bytes:
-    """Record of a document."""
-    key = document_key(text, seed)
-    return key + len(tokens).to_bytes(COUNT_BYTES, "little") + tokens.astype(TOKEN_TYPE, copy=False).tobytes()
+def source_key(name: str, seed: int) -> bytes:
+    """The key of a source, by its name; independent of the keys of documents."""
+    return _key(name.encode(errors="surrogatepass"), seed, "order of sources")
+
+
+def _key(data: bytes, seed: int, purpose: str) -> bytes:
+    secret = stream_key(seed, purpose).to_bytes(KEY_BYTES, "little")
+    return hashlib.blake2b(data, digest_size=KEY_BYTES, key=secret).digest()
+
+
+def make_record(text: bytes, tokens: np.ndarray, seed: int, source: str | None = None) -> bytes:
+    """Record of a document; with the name of its source, of a document that belongs to a group."""
+    group = b"" if source is None else source_key(source, seed)
+    return record_of(document_key(text, seed), group + tokens.astype(TOKEN_TYPE, copy=False).tobytes())
+
+
+def record_of(key: bytes, body: bytes) -> bytes:
+    return key + len(body).to_bytes(COUNT_BYTES, "little") + body
 
 
 def key_of_record(record: bytes) -> bytes:
+    """The key of a document's record."""
     return record[:KEY_BYTES]
 
 
 def record_of_key(key: bytes) -> bytes:
     """Record of a document of which only the key matters: it has no tokens."""
-    return key + bytes(COUNT_BYTES)
+    return record_of(key, b"")
 
 
 class Spill:
-    """Records in one temporary file; `add` in any order, then `sorted_documents` once.
+    """Records in one temporary file; `add` in any order, then `sorted_items` once.
 
-    Memory: BUCKETS x BUFFER_BYTES while adding; the distinct documents of one bucket (about 1/256 of all), and as
-    large a share of the excluded keys, while sorting.
+    Memory: BUCKETS x BUFFER_BYTES while adding; the distinct records of one bucket (about 1/256 of all, but never
+    less than all that share a first byte), and as large a share of the excluded keys, while sorting.
     """
 
-    def __init__(self, path: Path, exclude: TextKeys | None = None) -> None:
+    def __init__(self, path: Path, exclude: TextKeys | None = None, *, key_bytes: int = KEY_BYTES) -> None:
         """`exclude`: keys, made with the same seed, of texts that are left out."""
         self.exclude = exclude
         self.excluded = 0
-        """Distinct documents that `sorted_documents` left out."""
-        self._path = path
+        """Distinct documents that `sorted_items` left out."""
+        self.path, self._key_bytes = path, key_bytes
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._buffers = [bytearray() for _ in range(BUCKETS)]
         self._extents: list[list[tuple[int, int]]] = [[] for _ in range(BUCKETS)]
@@ -73,7 +87,7 @@ class Spill:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def add(self, record: bytes) -> None:
         bucket = record[0]
@@ -90,47 +104,67 @@ class Spill:
             data = data[self._file.write(data) :]
         self._buffers[bucket] = bytearray()
 
-    def sorted_documents(self) -> Iterator[bytes]:
-        """Tokens (TOKEN_TYPE, as bytes) of each distinct document that is not excluded, in the order of their keys."""
-        for documents in self._sorted_buckets():
-            for _, tokens in documents:
-                yield tokens
+    def sorted_items(self) -> Iterator[tuple[bytes, bytes]]:
+        """(key, body) of each distinct key that is not excluded, ascending.
 
-    def sorted_keys(self) -> Iterator[bytes]:
-        """Each distinct key that is not excluded, ascending; like `sorted_documents` to be called once."""
-        for documents in self._sorted_buckets():
-            for key, _ in documents:
-                yield key
-
-    def _sorted_buckets(self) -> Iterator[list[tuple[bytes, bytes]]]:
-        """(key, tokens) of a bucket's distinct documents that are not excluded, ascending."""
+        Of several records with one key the smallest body is kept: where equal texts belong to several sources, that of
+        the first source in the order of the keys.
+        """
         for bucket in range(BUCKETS):  # all before the first read, which moves the position of writes
             if self._buffers[bucket]:
                 self._flush(bucket)
         for bucket, extents in enumerate(self._extents):
-            tokens: dict[bytes, bytes] = {}
+            bodies: dict[bytes, bytes] = {}
             for offset, size in extents:
                 self._file.seek(offset)
-                data = self._read(size)
-                start = 0
-                while start < size:
-                    body = start + HEADER_BYTES
-                    key = data[start : start + KEY_BYTES]
-                    start = body + TOKEN_TYPE.itemsize * int.from_bytes(data[body - COUNT_BYTES : body], "little")
-                    tokens.setdefault(key, data[body:start])
+                self._collect(self._read(size), bodies)
             if self.exclude is not None:
-                excluded = tokens.keys() & self.exclude.starting_with(bucket)
+                excluded = bodies.keys() & self.exclude.starting_with(bucket)
                 self.excluded += len(excluded)
                 for key in excluded:
-                    del tokens[key]
-            yield sorted(tokens.items())
+                    del bodies[key]
+            yield from sorted(bodies.items())
+
+    def sorted_keys(self) -> Iterator[bytes]:
+        """The keys of `sorted_items`."""
+        for key, _ in self.sorted_items():
+            yield key
+
+    def _collect(self, data: bytes, bodies: dict[bytes, bytes]) -> None:
+        start = 0
+        while start < len(data):
+            body_start = start + self._key_bytes + COUNT_BYTES
+            key = data[start : start + self._key_bytes]
+            start = body_start + int.from_bytes(data[body_start - COUNT_BYTES : body_start], "little")
+            body = data[body_start:start]
+            if key not in bodies or body < bodies[key]:
+                bodies[key] = body
 
     def _read(self, size: int) -> bytes:
         parts = []
         while size:
             part = self._file.read(size)
             if not part:
-                raise OSError(f"{self._path}: temporary file ended early")
+                raise OSError(f"{self.path}: temporary file ended early")
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+
+def documents_in_order(spill: Spill, *, have_sources: bool, grouped: bool) -> Iterator[tuple[bytes, bytes]]:
+    """(key of the source, tokens) of each distinct document of a spill, in the order in which they are split.
+
+    That order is by the documents' keys, or, grouped, by the keys of their sources and then by their own: a source's
+    documents are neighbours. have_sources: whether the records were made with sources; without, all keys are empty.
+    Grouping takes a second temporary file as large as the first.
+    """
+    group = KEY_BYTES if have_sources else 0
+    if not grouped:
+        for _, body in spill.sorted_items():
+            yield body[:group], body[group:]
+        return
+    with Spill(spill.path.with_name(f"{spill.path.name}_by_source"), key_bytes=2 * KEY_BYTES) as by_source:
+        for key, body in spill.sorted_items():
+            by_source.add(record_of(body[:group] + key, body[group:]))
+        for key, tokens in by_source.sorted_items():
+            yield key[:group], tokens

@@ -1,0 +1,59 @@
+"""Which documents of a split belong together: a unit is what is drawn independently from the population.
+
+Units are runs of neighbouring documents. Shape legend: U units, D documents.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units of a split, or of some of its documents."""
+
+    documents: int
+    """D."""
+    starts_U: NDArray[np.int64] | None = None
+    """First document of each unit, ascending from 0; None: every document is a unit."""
+
+    def __len__(self) -> int:
+        return self.documents if self.starts_U is None else len(self.starts_U)
+
+    @property
+    def sizes_U(self) -> NDArray[np.int64]:
+        """Documents of each unit."""
+        if self.starts_U is None:
+            return np.ones(self.documents, dtype=np.int64)
+        return np.diff(self.starts_U, append=self.documents)
+
+    def leading(self, documents: int) -> int:
+        """The smallest number of first units that hold at least so many documents. ValueError if all hold fewer."""
+        if documents > self.documents:
+            raise ValueError(f"{documents} documents of {self.documents}")
+        if self.starts_U is None:
+            return documents
+        return int(np.searchsorted(np.append(self.starts_U[1:], self.documents), documents)) + 1
+
+    def take(self, units_U: NDArray[np.int64]) -> tuple[NDArray[np.int64], "Units"]:
+        """Documents of some units, one unit after the other, shape (D,), and how they are grouped."""
+        if self.starts_U is None:
+            return units_U, Units(len(units_U))
+        ends_U = np.append(self.starts_U[1:], self.documents)[units_U]
+        sizes_U = ends_U - self.starts_U[units_U]
+        offsets_U = np.concatenate([[0], np.cumsum(sizes_U)]).astype(np.int64)
+        documents_D = np.arange(offsets_U[-1]) + np.repeat(ends_U - offsets_U[1:], sizes_U)
+        return documents_D, Units(int(offsets_U[-1]), offsets_U[:-1])
+
+    def means(self, values_D: NDArray) -> NDArray:
+        """Mean over the documents of each unit along the first axis, float64; of single documents the values as given.
+
+        values_D: (D, ...); the result is (U, ...).
+        """
+        if len(values_D) != self.documents:
+            raise ValueError(f"values of {len(values_D)} documents for units of {self.documents}")
+        if self.starts_U is None:
+            return values_D
+        sums_U = np.add.reduceat(values_D.astype(np.float64), self.starts_U, axis=0)
+        return sums_U / self.sizes_U.reshape(-1, *[1] * (values_D.ndim - 1))
