@@ -86,12 +86,12 @@ class Prover:
         run = assemble_run(message.settings, message.spec, dataset, base, torch.device("cpu"))
         import sublora.runs.score as scoring
 
-        drawn, honest = scoring.scored_documents, indices_D
-        scoring.scored_documents = lambda *arguments: drawn(*arguments) if honest is None else honest
+        drawn, honest = scoring.scored_units, indices_D
+        scoring.scored_units = lambda *arguments: drawn(*arguments) if honest is None else honest
         try:
             arrays = score_message(run, message)
         finally:
-            scoring.scored_documents = drawn
+            scoring.scored_units = drawn
         self.edit_losses(lambda old: old.update(arrays))
 
     @property
@@ -126,7 +126,7 @@ class Prover:
             meta["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
         (self.data / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         data_hash = TokenDataset.open_folder(self.data, self.settings.data).data_hash
-        self.reseal(lambda header: header.update(data_hash=data_hash, n_documents=len(ends)))
+        self.reseal(lambda header: header.update(data_hash=data_hash, n_documents=len(ends), n_units=len(ends)))
 
     def tokens(self, split: str) -> np.ndarray:
         return np.fromfile(self.data / f"{split}.bin", dtype="<u2")

@@ -83,7 +83,7 @@ def test_documents_cut_where_no_end_of_text_is(prover):
     prover.rewrite_data(ends=np.append(np.arange(20, len(tokens) - 2, 20), len(tokens) - 1))
     prover.score()
     assert prover.bound()["bound_value"] < before - 0.05
-    refused(prover, "documents end where the end-of-text tokens are", "training documents n, from the tokens")
+    refused(prover, "documents end where the end-of-text tokens are", "training documents, from the tokens")
 
 
 def test_documents_stored_many_times(prover):
@@ -106,7 +106,11 @@ def test_a_document_in_two_splits(prover, split):
 def test_n_edited_with_the_data_untouched(prover):
     prover.reseal(lambda header: header.update(n_documents=240_000))
     prover.bound()
-    refused(prover, "training documents n, from the tokens")
+    refused(prover, "training documents, from the tokens")
+    honest = prover.claim()["bound_value"]
+    prover.reseal(lambda header: header.update(n_documents=240, n_units=240_000))
+    assert prover.bound()["bound_value"] < honest
+    refused(prover, "training units n")
 
 
 def test_tokens_outside_the_vocabulary_or_behind_the_last_document(prover):
@@ -446,6 +450,7 @@ def test_nothing_in_a_claim_acts_on_the_terminal(prover, capsys):
         lambda header: header.pop("projection_sha256"),
         lambda header: header.update(n_documents="240"),
         lambda header: header.update(n_documents=True),
+        lambda header: header.pop("n_units"),
         lambda header: header["run"].update(allocation="fixed-2"),
         lambda header: header["settings"].update(more={}),
         lambda header: header["settings"]["lora"].update(rank=1.5),

@@ -31,8 +31,8 @@ ITEMS = {
     "extra": 2.5,
 }
 CODE_BITS = 2169.5
-DRAWN = Premises(vocab_size=257, min_targets=17, n_documents=17_000, delta=0.05, delta_sample=0.045, sweep_size=30)
-ALL = dataclasses.replace(DRAWN, n_documents=500, delta_sample=None)
+DRAWN = Premises(vocab_size=257, min_targets=17, n_units=17_000, delta=0.05, delta_sample=0.045, sweep_size=30)
+ALL = dataclasses.replace(DRAWN, n_units=500, delta_sample=None)
 SHARED = {"code_bits": CODE_BITS, "n": 17_000, "delta": 0.05, "delta_sample": 0.045}
 PARTS = {"message": ChargedMessage, "scored": ScoredDocuments, "held_out": HeldOutLosses}
 
@@ -132,7 +132,7 @@ def test_with_all_documents_scored_the_full_sample_inequalities_hold_at_the_whol
     rates = arguments | {"lower": 0.0, "upper": 1.0}
     assert record["topk_bounds"]["1"] == inequalities.betting(errors, **rates)
     with pytest.raises(ValueError, match="500 losses for n = 501"):
-        bound_record(**inputs(premises=dataclasses.replace(ALL, n_documents=501)))
+        bound_record(**inputs(premises=dataclasses.replace(ALL, n_units=501)))
 
 
 @pytest.mark.parametrize("premises", [DRAWN, ALL])

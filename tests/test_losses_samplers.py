@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sublora.data.units import Units
 from sublora.errors import UserError
 from sublora.losses.samplers import ChunkSampler, DocumentSampler, evaluation_chunks
 from sublora.losses.windows import WindowRule
@@ -75,9 +76,12 @@ def test_too_few_tokens_are_refused():
         next(evaluation_chunks(TOKENS[:16], 16, 2, 1))
 
 
-def documents(tokens, ends, *, windows=6) -> DocumentSampler:
+def documents(tokens, ends, *, windows=6, starts=None) -> DocumentSampler:
     """A context of 4 that moves on by 3."""
-    return DocumentSampler(tokens, ends, WindowRule(4, 3), eot_id=99, windows_per_step=windows, seed_parts=(1, "x"))
+    units = Units(len(ends), None if starts is None else np.array(starts))
+    return DocumentSampler(
+        tokens, ends, WindowRule(4, 3), units=units, eot_id=99, windows_per_step=windows, seed_parts=(1, "x")
+    )
 
 
 def test_batches_weigh_every_target_by_its_share_of_its_document():
@@ -107,6 +111,21 @@ def test_batches_weigh_every_target_by_its_share_of_its_document():
     expected = np.concatenate([np.full(n, 1 / (3 * (n + 1))) for n in lengths])
     assert share[: len(expected)] == pytest.approx(expected, rel=0.12)
     assert share[99] == pytest.approx(sum(1 / (3 * (n + 1)) for n in lengths), rel=0.12)
+
+
+def test_batches_weigh_every_unit_alike():
+    """Averaged over many steps: 1 / (units x documents of the unit x targets of the document) for each target."""
+    lengths, starts = [2, 5, 11, 4, 3], [0, 1, 4]
+    units_of = [0, 1, 1, 1, 2]
+    value = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.concatenate([[*range(value[i], value[i + 1]), 99] for i in range(5)]).astype(np.uint16)
+    ends = np.cumsum(np.array(lengths) + 1) - 1
+    drawn, steps, share = documents(tokens, ends, windows=32, starts=starts), 800, np.zeros(100)
+    for step in range(steps):
+        _, targets, weights, _ = drawn.batch(step)
+        np.add.at(share, targets, weights / steps)
+    expected = [1 / (3 * units_of.count(units_of[i]) * (n + 1)) for i, n in enumerate(lengths) for _ in range(n)]
+    assert share[: len(expected)] == pytest.approx(np.array(expected), rel=0.15)
 
 
 def test_batches_depend_on_the_step_alone():

@@ -8,7 +8,7 @@ from conftest import TINY, demo_values, merged
 
 from sublora import config
 from sublora.runs.decoder import decoder_header, lora_init_sha256, projection_sha256
-from sublora.runs.score import draw_documents
+from sublora.runs.score import draw_units
 from sublora.streams import generator
 from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.parameters import ParameterSpace
@@ -92,7 +92,7 @@ def test_keys_without_effect_are_null():
 
 def test_documents_are_drawn_by_header_payload_and_data():
     def draw(alpha: float = 8.0, payload: bytes = b"payload", data_hash: str = "hash") -> np.ndarray:
-        return draw_documents(header({"lora": {"alpha": alpha}}), payload, data_hash, n=1000, m=500)
+        return draw_units(header({"lora": {"alpha": alpha}}), payload, data_hash, n=1000, m=500)
 
     assert np.array_equal(draw(), draw())
     for other in (draw(alpha=8.0001), draw(payload=b"payloae"), draw(data_hash="hasi")):

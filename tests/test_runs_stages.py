@@ -16,7 +16,7 @@ from sublora.errors import UserError
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.folder import RunFolder, find_root
 from sublora.runs.message import read_message
-from sublora.runs.score import draw_documents, score_run
+from sublora.runs.score import draw_units, score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify import verify_and_print
 from sublora.training import checkpoint
@@ -159,10 +159,10 @@ def test_scored_model_is_the_decoded_one(experiment, tmp_path):
 
 
 def test_documents_are_drawn_by_payload_and_data():
-    draw = draw_documents(b"payload", "hash", n=1000, m=500)
-    assert np.array_equal(draw, draw_documents(b"payload", "hash", n=1000, m=500))
-    assert not np.array_equal(draw, draw_documents(b"payloae", "hash", n=1000, m=500))
-    assert not np.array_equal(draw, draw_documents(b"payload", "hasi", n=1000, m=500))
+    draw = draw_units(b"payload", "hash", n=1000, m=500)
+    assert np.array_equal(draw, draw_units(b"payload", "hash", n=1000, m=500))
+    assert not np.array_equal(draw, draw_units(b"payloae", "hash", n=1000, m=500))
+    assert not np.array_equal(draw, draw_units(b"payload", "hasi", n=1000, m=500))
     assert draw.min() >= 0 and draw.max() < 1000 and len(np.unique(draw)) < 500
 
 

@@ -166,7 +166,7 @@ def test_strict_bound_charges_the_settings_twice(delta_sample):
     """In C, and in the share of delta_sample of each alternative's draw."""
     losses, message, premises = strict_inputs(delta_sample)
     if delta_sample is None:
-        losses = generator("strict").normal(4.7, 0.5, size=premises.n_documents)
+        losses = generator("strict").normal(4.7, 0.5, size=premises.n_units)
     record = strict_bound(losses, message, premises, SettingsCharge("demo", 40, None))
     share = None if delta_sample is None else delta_sample / 30 / 2**43
     delta = 0.05 if share is None else 0.05 - 0.045 + share

@@ -48,7 +48,9 @@ def make_dataset(folder, splits, vocab_size=VOCAB_SIZE):
     files = {name: {"sha256": f"{folder.name} {name}"} for name in FILES}
     meta = {"tokenizer": "bytes", "vocab_size": vocab_size, "eot_id": vocab_size - 1, "splits": counts, "files": files}
     shortest = min(len(document) for documents in splits.values() for document in documents)
-    return TokenDataset(folder, meta | {"settings": {"min_tokens": shortest, "unit": "document"}, "excluded_texts": None})
+    return TokenDataset(
+        folder, meta | {"settings": {"min_tokens": shortest, "unit": "document"}, "excluded_texts": None}
+    )
 
 
 def markov_dataset(folder, seed=1, documents=1500):
@@ -61,7 +63,7 @@ def premises_of(dataset, **changes):
     values = {
         "vocab_size": dataset.vocab_size,
         "eot_id": dataset.eot_id,
-        "n_documents": dataset.n_documents,
+        "n_units": dataset.n_units,
         "min_targets": MIN_LENGTH + 1,
         "delta": 0.05,
         "m": 300,
@@ -159,16 +161,16 @@ def test_same_data_same_rows(dataset, contents):
 def test_each_message_has_its_own_draw(dataset):
     premises = premises_of(dataset)
     message = np.array([1, 0, 1], dtype=np.uint8)
-    draw = premises.drawn_documents("unigram", message)
+    draw = premises.drawn_units("unigram", message)
     assert draw.shape == (300,) and 0 <= draw.min() <= draw.max() < 1500
-    assert np.array_equal(draw, premises.drawn_documents("unigram", message))
+    assert np.array_equal(draw, premises.drawn_units("unigram", message))
     others = [
-        premises.drawn_documents("bigram", message),
-        premises.drawn_documents("unigram", np.append(message, np.uint8(0))),
-        premises_of(dataset, data_hash="another").drawn_documents("unigram", message),
+        premises.drawn_units("bigram", message),
+        premises.drawn_units("unigram", np.append(message, np.uint8(0))),
+        premises_of(dataset, data_hash="another").drawn_units("unigram", message),
     ]
     assert not any(np.array_equal(draw, other) for other in others)
-    everything = premises_of(dataset, m=None, delta_sample=None).drawn_documents("unigram", message)
+    everything = premises_of(dataset, m=None, delta_sample=None).drawn_units("unigram", message)
     assert np.array_equal(everything, np.arange(1500))
 
 
@@ -219,7 +221,7 @@ def test_rows_of_given_losses(dataset):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_documents": 1400}, "n_documents 1400"),
+        ({"n_units": 1400}, "n_units 1400"),
         ({"data_hash": "other"}, "data_hash other"),
         ({"min_targets": 32}, "31 targets, the premises admit none below 32"),
     ],

@@ -147,7 +147,7 @@ def certify(
         quoted=premises.headline,
         mean_loss=float(drawn.mean()),
         code_bits=float(code_bits),
-        n=premises.n_documents,
+        n=premises.n_units,
         m=drawn.size,
         lower=loss_range.lower,
         upper=loss_range.upper,
@@ -172,10 +172,13 @@ def _premises(
     elif delta_sample is not None or counted:
         given = "counts" if counted else "delta_sample"
         raise ValueError(f"{given} belongs to a draw of the n examples: say that it is one with subsample")
-    # Vocabulary and shortest document only set the range, which is given.
-    unused = {"vocab_size": 1, "min_targets": 1}
     return Premises(
-        n_documents=int(n), delta=float(delta), delta_sample=delta_sample, sweep_size=int(alternatives), **unused
+        vocab_size=1,  # it and the shortest document only set the range, which is given
+        min_targets=1,
+        n_units=int(n),
+        delta=float(delta),
+        delta_sample=delta_sample,
+        sweep_size=int(alternatives),
     )
 
 
@@ -194,7 +197,7 @@ def _bounds(
             lower=loss_range.lower,
             upper=loss_range.upper,
             code_bits=code_bits,
-            n=premises.n_documents,
+            n=premises.n_units,
             delta=premises.delta / premises.sweep_size,
         )
     return bounds
@@ -241,7 +244,7 @@ def _checked_counts(counts: ArrayLike, size: int) -> NDArray[np.int64]:
 
 def _check_size(m: int, premises: Premises, *, counted: bool) -> None:
     """The number of losses fits n, and what was said of them."""
-    n, drawn = premises.n_documents, premises.delta_sample is not None
+    n, drawn = premises.n_units, premises.delta_sample is not None
     if drawn and m == n and not counted:
         raise ValueError(
             f"{m} losses for n = {n}: if every example was scored once, it is no subsample; if n were drawn with "
@@ -260,7 +263,7 @@ def _check_size(m: int, premises: Premises, *, counted: bool) -> None:
 
 def _warnings(drawn_D: NDArray[np.float64], loss_range: LossRange, premises: Premises) -> list[str]:
     """What is unusual about the sizes, and about how the losses lie in their range."""
-    n, m, found = premises.n_documents, drawn_D.size, []
+    n, m, found = premises.n_units, drawn_D.size, []
     if premises.delta_sample is not None:
         if n > TOKENS_SUSPECTED * m:
             found.append(

@@ -35,17 +35,22 @@ RATES = LossRange(0.0, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Premises:
-    """What was fixed before the n documents were seen, and how often the bounds may fail."""
+    """What was fixed before the n units were seen, and how often the bounds may fail."""
 
     vocab_size: int
     min_targets: int
     """Targets of the shortest document that the population admits, its closing end-of-text included."""
-    n_documents: int
+    n_units: int
+    """n: what was drawn independently from the population, documents or groups of them."""
     delta: float
     delta_sample: float | None
-    """The part of delta for drawing m documents to score; None: all n are scored, and nothing is drawn."""
+    """The part of delta for drawing m units to score; None: all n are scored, and nothing is drawn."""
     sweep_size: int
     """Runs whose arms the message tells apart."""
+    unit: str = "document"
+    """What a unit is."""
+    n_documents: int | None = None
+    """Documents of the n units; None: each unit is one."""
 
     def __post_init__(self) -> None:
         check_count("sweep_size", self.sweep_size)
@@ -62,8 +67,8 @@ class Premises:
     def for_all_alternatives(self, extra_bits: float) -> "Premises":
         """Such that the best of |sweep| 2^extra_bits alternatives may be named after looking at all their bounds.
 
-        The message's bits pay for this choice as far as the n documents are concerned. But each alternative has its
-        own draw of documents to score, and choosing among them also chooses among draws: delta_sample is divided
+        The message's bits pay for this choice as far as the n units are concerned. But each alternative has its
+        own draw of units to score, and choosing among them also chooses among draws: delta_sample is divided
         among all. Without a draw nothing changes.
         """
         if self.delta_sample is None:
@@ -127,13 +132,15 @@ LARGEST_SETTINGS_BITS = 900
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredDocuments:
-    """The training documents behind the bounds: all n of them, or m drawn with replacement."""
+    """The training units behind the bounds: all n of them, or m drawn with replacement. D counts units here."""
 
     losses_D: NDArray
-    """Bits per token, under the message's smoothing."""
+    """Bits per token, under the message's smoothing; of a group of documents their mean."""
     topk_errors_DK: NDArray
-    """Share of each document's targets that are not among the k likeliest tokens."""
+    """Share of each document's targets that are not among the k likeliest tokens; of a group of documents the mean."""
     top_k: tuple[int, ...]
+    m_documents: int | None = None
+    """Documents of these units, as often as they were drawn; None: each unit is one."""
 
     def __post_init__(self) -> None:
         if np.shape(self.topk_errors_DK) != (*np.shape(self.losses_D), len(self.top_k)):
@@ -256,8 +263,11 @@ def bound_record(
         "vacuous_bits": math.log2(premises.vocab_size),
         "vocab_size": premises.vocab_size,
         "min_targets": premises.min_targets,
-        "n_documents": premises.n_documents,
-        "m_documents": len(scored.losses_D),
+        "unit": premises.unit,
+        "n_units": premises.n_units,
+        "m_units": len(scored.losses_D),
+        "n_documents": premises.n_units if premises.n_documents is None else premises.n_documents,
+        "m_documents": len(scored.losses_D) if scored.m_documents is None else scored.m_documents,
         "sweep_size": premises.sweep_size,
         "delta": delta,
         "delta_sample": premises.delta_sample or 0.0,
@@ -281,7 +291,7 @@ def _topk(scored: ScoredDocuments, code_bits: float, premises: Premises) -> dict
 
 def _arguments(loss_range: LossRange, code_bits: float, premises: Premises) -> dict[str, Any]:
     """What the inequalities ask for beside the losses."""
-    arguments = loss_range._asdict() | {"code_bits": code_bits, "n": premises.n_documents, "delta": premises.delta}
+    arguments = loss_range._asdict() | {"code_bits": code_bits, "n": premises.n_units, "delta": premises.delta}
     return arguments if premises.delta_sample is None else arguments | {"delta_sample": premises.delta_sample}
 
 

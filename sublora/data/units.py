@@ -28,6 +28,16 @@ class Units:
             return np.ones(self.documents, dtype=np.int64)
         return np.diff(self.starts_U, append=self.documents)
 
+    def size_around(self, documents: slice) -> NDArray[np.int64] | int:
+        """Size of the unit of each of some neighbouring documents, shape (D,); 1 where every document is a unit."""
+        if self.starts_U is None:
+            return 1
+        last = min(documents.stop, self.documents)
+        units_D = np.searchsorted(self.starts_U, np.arange(documents.start, last), side="right") - 1
+        ends_D = np.append(self.starts_U[1:], self.documents)[units_D]
+        sizes_D: NDArray[np.int64] = ends_D - self.starts_U[units_D]
+        return sizes_D
+
     def leading(self, documents: int) -> int:
         """The smallest number of first units that hold at least so many documents. ValueError if all hold fewer."""
         if documents > self.documents:
@@ -45,6 +55,15 @@ class Units:
         offsets_U = np.concatenate([[0], np.cumsum(sizes_U)]).astype(np.int64)
         documents_D = np.arange(offsets_U[-1]) + np.repeat(ends_U - offsets_U[1:], sizes_U)
         return documents_D, Units(int(offsets_U[-1]), offsets_U[:-1])
+
+    def documents_of(self, units_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """One document of each of the units, drawn uniformly; nothing is drawn where every document is a unit."""
+        if self.starts_U is None:
+            return units_N
+        first_N = self.starts_U[units_N]
+        ends_N = np.append(self.starts_U[1:], self.documents)[units_N]
+        drawn_N: NDArray[np.int64] = rng.integers(first_N, ends_N)
+        return drawn_N
 
     def means(self, values_D: NDArray) -> NDArray:
         """Mean over the documents of each unit along the first axis, float64; of single documents the values as given.

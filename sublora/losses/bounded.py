@@ -1,6 +1,6 @@
 """The loss that is bounded: the candidates of its smoothing, their ranges, and the documents behind the bound.
 
-Does not import torch. Shape legend: D documents, A candidates.
+Does not import torch. Shape legend: U units, A candidates.
 """
 
 import dataclasses
@@ -19,23 +19,25 @@ class BoundedLoss:
 
     candidates: tuple[Smoothing, ...]
     premises: Premises
-    m_documents: int | None
-    """Training documents that are drawn and scored; None: all n are scored once."""
+    m_units: int | None
+    """Training units that are drawn and scored; None: all n are scored once."""
 
     @classmethod
-    def of(cls, settings: config.Settings, *, vocab_size: int, n_documents: int) -> "BoundedLoss":
+    def of(cls, settings: config.Settings, *, vocab_size: int, n_units: int, n_documents: int) -> "BoundedLoss":
         """As a run with these settings is scored and bounded."""
         drawn = settings.scoring.documents
-        m_documents = None if drawn == "all" else int(drawn)
+        m_units = None if drawn == "all" else int(drawn)
         premises = Premises(
             vocab_size=vocab_size,
             min_targets=settings.data.min_tokens + 1,
-            n_documents=n_documents,
+            n_units=n_units,
             delta=settings.bound.delta,
-            delta_sample=None if m_documents is None else settings.bound.delta_sample,
+            delta_sample=None if m_units is None else settings.bound.delta_sample,
             sweep_size=len(settings.grid.runs()),
+            unit=settings.data.unit,
+            n_documents=n_documents,
         )
-        return cls(tuple(map(parse_smoothing, settings.scoring.smoothing)), premises, m_documents)
+        return cls(tuple(map(parse_smoothing, settings.scoring.smoothing)), premises, m_units)
 
     @property
     def vocab_size(self) -> int:
@@ -50,8 +52,8 @@ class BoundedLoss:
     @property
     def sampling(self) -> Sampling:
         premises = self.premises
-        return Sampling(premises.n_documents, premises.delta, self.m_documents, premises.delta_sample)
+        return Sampling(premises.n_units, premises.delta, self.m_units, premises.delta_sample)
 
-    def choose(self, val_losses_DA: np.ndarray, code_bits: float) -> int:
-        """Index of the candidate that makes the bound of a message of `code_bits` smallest, judged on val."""
-        return choose_smoothing(val_losses_DA, self.ranges, code_bits=code_bits, sampling=self.sampling)
+    def choose(self, val_losses_UA: np.ndarray, code_bits: float) -> int:
+        """Index of the candidate that makes the bound of a message of `code_bits` smallest, judged on val units."""
+        return choose_smoothing(val_losses_UA, self.ranges, code_bits=code_bits, sampling=self.sampling)

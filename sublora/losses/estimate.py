@@ -1,6 +1,6 @@
 """What the bound would be, estimated on val documents: the measure by which everything in the rate phase is chosen.
 
-Shape legend: D documents, A candidates of the smoothing.
+Shape legend: U units, A candidates of the smoothing.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sublora.bounds.selection import bound_slope_per_bit, estimated_bound
+from sublora.data.units import Units
 from sublora.losses.bounded import BoundedLoss
 from sublora.losses.documents import ScoringRule, score_documents
 from sublora.models.protocol import LanguageModel
@@ -36,23 +37,25 @@ class BoundEstimator:
 
     documents: tuple[np.ndarray, ...]
     """Tokens of the val documents."""
+    units: Units
+    """How they are grouped."""
     rule: ScoringRule
     loss: BoundedLoss
     device: torch.device
 
     def losses(self, model: LanguageModel) -> np.ndarray:
-        """Document losses, bits per token, float64 (D x A)."""
+        """Losses of the units, bits per token, float64 (U x A)."""
         scores = score_documents(model, self.documents, self.rule, self.device)
-        return scores.losses_DA(self.loss.candidates, self.loss.vocab_size)
+        return self.units.means(scores.losses_DA(self.loss.candidates, self.loss.vocab_size))
 
-    def estimate(self, losses_DA: np.ndarray, code_bits: float) -> Estimate:
+    def estimate(self, losses_UA: np.ndarray, code_bits: float) -> Estimate:
         """The best smoothing for a message of `code_bits`, and the bound and the exchange rate at it."""
-        best = self.loss.choose(losses_DA, code_bits)
+        best = self.loss.choose(losses_UA, code_bits)
         loss_range, sampling = self.loss.ranges[best], self.loss.sampling
-        losses_D = losses_DA[:, best]
-        bound = estimated_bound(losses_D, loss_range, code_bits=code_bits, sampling=sampling)
-        shifted_D = np.minimum(losses_D + DIFFERENCE_BITS, loss_range.upper)
-        shifted = estimated_bound(shifted_D, loss_range, code_bits=code_bits, sampling=sampling)
-        slope = bound_slope_per_bit(losses_D, loss_range, code_bits=code_bits, sampling=sampling)
+        losses_U = losses_UA[:, best]
+        bound = estimated_bound(losses_U, loss_range, code_bits=code_bits, sampling=sampling)
+        shifted_U = np.minimum(losses_U + DIFFERENCE_BITS, loss_range.upper)
+        shifted = estimated_bound(shifted_U, loss_range, code_bits=code_bits, sampling=sampling)
+        slope = bound_slope_per_bit(losses_U, loss_range, code_bits=code_bits, sampling=sampling)
         exchange_bits = slope * DIFFERENCE_BITS / (shifted - bound) if shifted > bound else 0.0
         return Estimate(best, bound, exchange_bits)

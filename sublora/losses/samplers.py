@@ -1,4 +1,4 @@
-"""Batches for training: document windows in which every document counts the same, as it does in the bound, and chunks.
+"""Batches for training: document windows in which every unit counts the same, as it does in the bound, and chunks.
 
 A batch depends on the seed and the step alone, so a resumed training sees the same ones.
 
@@ -9,17 +9,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sublora.data.units import Units
 from sublora.errors import UserError
 from sublora.losses.windows import WindowRule, window_tokens, windows_of_targets
 from sublora.streams import generator
 
 
 class DocumentSampler:
-    """Draws a document, then one of its targets, and takes the window that scores this target.
+    """Draws a unit, one of its documents, then one of its targets, and takes the window that scores this target.
 
-    The expectation of the weighted loss of a batch is the mean over documents of the mean loss of their targets, so
-    training sees what `sublora.losses.documents` measures: the same windows, the end-of-text token before a document's
-    first target, nothing across documents.
+    The expectation of the weighted loss of a batch is the mean over units of the mean over their documents of the mean
+    loss of their targets, so training sees what the bound is about, with the windows of `sublora.losses.documents`: the
+    end-of-text token before a document's first target, nothing across documents.
     """
 
     def __init__(
@@ -28,14 +29,15 @@ class DocumentSampler:
         ends_D: np.ndarray,
         rule: WindowRule,
         *,
+        units: Units,
         eot_id: int,
         windows_per_step: int,
         seed_parts: tuple[int | str, ...],
     ) -> None:
-        """tokens_S: all tokens of a split, its documents ended by `eot_id` at `ends_D`."""
+        """tokens_S: all tokens of a split, its documents ended by `eot_id` at `ends_D` and grouped into `units`."""
         # As a plain array: indexing a memory map makes another memory map each time.
         self._tokens_S, self._eot_id, self._rule = np.asarray(tokens_S), eot_id, rule
-        self._windows, self._seed_parts = windows_per_step, seed_parts
+        self._windows, self._seed_parts, self._units = windows_per_step, seed_parts, units
         self._first_D = np.concatenate([[0], np.asarray(ends_D[:-1], dtype=np.int64) + 1])
         self._count_D = np.asarray(ends_D, dtype=np.int64) + 1 - self._first_D
 
@@ -46,7 +48,7 @@ class DocumentSampler:
         the whole documents.
         """
         rng = generator(*self._seed_parts, "document batch of step", step)
-        document_N = rng.integers(len(self._first_D), size=self._windows)
+        document_N = self._units.documents_of(rng.integers(len(self._units), size=self._windows), rng)
         target_N = (rng.random(self._windows) * self._count_D[document_N]).astype(np.int64)
         count_N = self._count_D[document_N]
         windows = windows_of_targets(document_N, target_N, count_N, self._rule)

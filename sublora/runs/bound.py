@@ -68,7 +68,7 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
             gates={gate.group: k for gate, k in zip(gates, message.contents.gates, strict=True)},
             gate_sizes={gate.group: gate.size for gate in gates},
         ),
-        scored=ScoredDocuments(losses["losses_bits"], losses["topk_errors"], TOP_K),
+        scored=ScoredDocuments(losses["losses_bits"], losses["topk_errors"], TOP_K, len(losses["target_counts"])),
         held_out=HeldOutLosses(
             val_D=losses["val_losses_bits"],
             val_unquantized_D=losses["val_losses_unquantized_bits"],

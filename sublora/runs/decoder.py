@@ -31,10 +31,11 @@ def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[
     Nothing else may stand here: with a free field a prover could draw other documents for the same predictor. So what
     only names arrays (projection seed, scale of the random base) gives way to their hashes, a key that has no effect
     (levels of the entropy code, sharing without gates) is null, and what has several spellings (order of the LoRA
-    targets, a ratio's digits) has one. `facts`: the certificate's whole header.
+    targets, a ratio's digits) has one. Units are named where they are not the documents. `facts`: the certificate's
+    whole header.
     """
     model, lora, scoring = settings.model, settings.lora, settings.scoring
-    quantizer = settings.message.quantizer
+    quantizer, unit = settings.message.quantizer, settings.data.unit
     return {
         "run": {"budget": spec.budget, "mode": spec.mode, "ratio": spec.ratio, "seed": spec.seed},
         "base": {"kind": settings.base.kind, "sha256": facts["base_sha256"]},
@@ -59,6 +60,7 @@ def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[
             "n_documents": facts["n_documents"],
             "vocab_size": facts["vocab_size"],
             "min_tokens": settings.data.min_tokens,
+            **({} if unit == "document" else {"unit": unit, "n_units": facts["n_units"]}),
         },
         "numerics": {"score": facts["numerics_versions"]["score"]},
     }

@@ -34,7 +34,7 @@ class Encoded:
 
     payload: Payload
     contents: MessageContents
-    val_losses_unquantized_D: np.ndarray
+    val_losses_unquantized_U: np.ndarray
     """Of w before it was quantized, under the message's smoothing."""
     seconds: float
 
@@ -86,10 +86,11 @@ def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeigh
 
 
 def val_losses(run: Run, w: np.ndarray, split: tuple[int, ...]) -> np.ndarray:
-    """Losses of the val documents under every smoothing, float64 (documents x candidates), for given w and gates."""
-    documents = [run.dataset.document("val", i) for i in range(run.settings.scoring.val_documents)]
+    """Losses of the val units under every smoothing, float64 (units x candidates), for given w and gates."""
+    documents_D, units = run.dataset.leading_units("val", run.settings.scoring.val_documents)
+    documents = [run.dataset.document("val", int(i)) for i in documents_D]
     scores = score_documents(run.decoded(w, split), documents, run.scoring_rule, run.device)
-    return scores.losses_DA(run.loss.candidates, run.dataset.vocab_size)
+    return units.means(scores.losses_DA(run.loss.candidates, run.dataset.vocab_size))
 
 
 def certificate_header(run: Run) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def certificate_header(run: Run) -> dict[str, Any]:
         "run": run.spec.model_dump(mode="json"),
         "settings": run.settings.model_dump(mode="json"),
         "vocab_size": dataset.vocab_size,
+        "n_units": dataset.n_units,
         "n_documents": dataset.n_documents,
         "data_hash": dataset.data_hash,
         "base_sha256": run.network.base_sha256,

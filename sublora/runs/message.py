@@ -49,6 +49,7 @@ class Header(config.Section):
     run: config.RunSpec
     settings: dict[str, Any]
     vocab_size: Annotated[int, Field(ge=2)]
+    n_units: Annotated[int, Field(ge=1)]
     n_documents: Annotated[int, Field(ge=1)]
     data_hash: Sha256
     base_sha256: Sha256
@@ -73,8 +74,8 @@ class Message:
     @property
     def loss(self) -> BoundedLoss:
         """The loss that is bounded, as the header's facts have it."""
-        vocab_size, n_documents = self.header["vocab_size"], self.header["n_documents"]
-        return BoundedLoss.of(self.settings, vocab_size=vocab_size, n_documents=n_documents)
+        facts = {key: self.header[key] for key in ("vocab_size", "n_units", "n_documents")}
+        return BoundedLoss.of(self.settings, **facts)
 
     @property
     def smoothing(self) -> Smoothing:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from sublora import config
 from sublora.data.base import open_target
-from sublora.data.dataset import FILES, TokenDataset, dataset_folder
+from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device, gpu_name
 from sublora.errors import UserError
@@ -99,24 +99,24 @@ def make_plan(settings: config.Settings, root: Path, throughput: Throughput) -> 
         scoring_tokens=scored,
         training_hours=tokens / throughput.training / 3600,
         scoring_hours=scoring_hours,
-        data_bytes=None if dataset is None else sum((dataset.folder / name).stat().st_size for name in FILES),
+        data_bytes=None if dataset is None else sum((dataset.folder / name).stat().st_size for name in dataset.files),
         largest_run_bytes=None if documents is None else largest_run_bytes(settings, documents),
         measured_run_bytes=[disk_bytes(folder) for folder in folders if (folder / BOUNDS_NAME).exists()],
     )
 
 
 def scored_count(settings: config.Settings, dataset: TokenDataset | None) -> int | None:
-    """Training documents that a run scores; None if that is all of them and they are not prepared."""
+    """Training units that a run scores; None if that is all of them and they are not prepared."""
     wanted = settings.scoring.documents
     if wanted != "all":
         return wanted
-    return None if dataset is None else dataset.n_documents
+    return None if dataset is None else dataset.n_units
 
 
 def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
     """Tokens that go through the network to encode and score one run: val three times, the train documents, test.
 
-    Drawn documents are drawn later; their number of tokens is the expectation over the training documents.
+    Drawn units are drawn later; their number of tokens is the expectation over the training units.
     """
     rule = WindowRule(settings.model.context_length, settings.scoring.sliding_window)
 
@@ -125,12 +125,13 @@ def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
 
     train = dataset.document_lengths("train")
     sample = train[:: max(1, len(train) // SAMPLED_DOCUMENTS)]
-    scoring = settings.scoring
-    return (
-        3 * through_the_network(dataset.document_lengths("val")[: scoring.val_documents])
-        + through_the_network(sample) / len(sample) * (scored_count(settings, dataset) or 0)
-        + through_the_network(dataset.document_lengths("test")[: scoring.test_documents])
+    val, test = (
+        dataset.document_lengths(split)[dataset.leading_units(split, count)[0]]
+        for split, count in (("val", settings.scoring.val_documents), ("test", settings.scoring.test_documents))
     )
+    documents = (scored_count(settings, dataset) or 0) * len(train) / dataset.n_units
+    drawn = through_the_network(sample) / len(sample) * documents
+    return 3 * through_the_network(val) + drawn + through_the_network(test)
 
 
 def largest_run_bytes(settings: config.Settings, documents: int) -> int:

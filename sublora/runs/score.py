@@ -1,4 +1,7 @@
-"""Score the decoded message on documents that its own hash draws."""
+"""Score the decoded message on units, documents or groups of them, that its own hash draws.
+
+Shape legend: U units, D documents, K values of top-k.
+"""
 
 import dataclasses
 import json
@@ -23,7 +26,7 @@ from sublora.streams import generator
 from sublora.training.run import Run
 
 
-def draw_documents(
+def draw_units(
     decoder_header: Mapping[str, Any], payload_bytes: bytes, data_hash: str, *, n: int, m: int
 ) -> np.ndarray:
     """m indices below n, with replacement, int64.
@@ -37,7 +40,7 @@ def draw_documents(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DocumentRecord:
-    """What a model does on documents, one row per document. Shape legend: D documents, K values of top-k."""
+    """What a model does on documents, one row per document."""
 
     losses_D: np.ndarray
     """float64, bits per token, under the message's smoothing."""
@@ -71,39 +74,70 @@ def record_documents(
     return DocumentRecord(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def scored_documents(message: Message, data_hash: str) -> np.ndarray:
-    """Indices of the training documents behind the bounds: all n in their order, or m drawn with replacement."""
-    n, m = message.loss.premises.n_documents, message.loss.m_documents
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitRecord:
+    """What a model does on units, one row per unit."""
+
+    losses_U: np.ndarray
+    """float64, bits per token: mean over the unit's documents."""
+    topk_errors_UK: np.ndarray
+    """float32: mean over the unit's documents."""
+    documents: DocumentRecord
+    """Of the documents of all units, one unit after the other."""
+
+
+def record_units(run: Run, model: LanguageModel, smoothing: Smoothing, split: str, indices_U: np.ndarray) -> UnitRecord:
+    """Score all documents of some units of a split, in the order given; each distinct unit is scored once."""
+    distinct, position_U = np.unique(indices_U, return_inverse=True)
+    documents_D, units = run.dataset.units(split).take(distinct)
+    rows_D, drawn = units.take(position_U)
+    documents = record_documents(run, model, smoothing, split, documents_D)[rows_D]
+    topk_errors_UK = drawn.means(documents.topk_errors_DK).astype(np.float32)
+    return UnitRecord(drawn.means(documents.losses_D), topk_errors_UK, documents)
+
+
+def held_out_losses(run: Run, model: LanguageModel, smoothing: Smoothing, split: str, documents: int) -> np.ndarray:
+    """Losses of the first units of val or test that hold at least so many documents, bits per token, float64 (U)."""
+    count = run.dataset.units(split).leading(documents)
+    return record_units(run, model, smoothing, split, np.arange(count)).losses_U
+
+
+def scored_units(message: Message, data_hash: str) -> np.ndarray:
+    """Indices of the training units behind the bounds: all n in their order, or m drawn with replacement."""
+    n, m = message.loss.premises.n_units, message.loss.m_units
     if m is None:
         return np.arange(n)
-    return draw_documents(message.decoder_header, message.payload.data, data_hash, n=n, m=m)
+    return draw_units(message.decoder_header, message.payload.data, data_hash, n=n, m=m)
 
 
-def score_training_documents(run: Run, message: Message, indices_D: np.ndarray) -> DocumentRecord:
-    """The decoded message on training documents, in the order given; each distinct one is scored once."""
+def score_training_units(run: Run, message: Message, indices_U: np.ndarray) -> UnitRecord:
+    """The decoded message on training units, in the order given."""
     model = run.decoded(message.contents.weights.values(), message.contents.gates)
-    distinct, position_D = np.unique(indices_D, return_inverse=True)
-    return record_documents(run, model, message.smoothing, "train", distinct)[position_D]
+    return record_units(run, model, message.smoothing, "train", indices_U)
 
 
 def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
-    """The arrays of losses.npz that follow from a decoded message."""
-    indices_D = scored_documents(message, run.dataset.data_hash)
-    train = score_training_documents(run, message, indices_D)
+    """The arrays of losses.npz that follow from a decoded message.
+
+    Losses and top-k errors are those of units, in the order of `indices`; `log_p_nats` and `target_counts` are those of
+    the units' documents.
+    """
+    indices_U = scored_units(message, run.dataset.data_hash)
+    train = score_training_units(run, message, indices_U)
     model = run.decoded(message.contents.weights.values(), message.contents.gates)
     scoring = run.settings.scoring
     held_out = {
-        split: record_documents(run, model, message.smoothing, split, np.arange(count))
+        split: held_out_losses(run, model, message.smoothing, split, count)
         for split, count in (("val", scoring.val_documents), ("test", scoring.test_documents))
     }
     return {
-        "indices": indices_D,
-        "losses_bits": train.losses_D,
-        "log_p_nats": train.log_p_D,
-        "target_counts": train.targets_D,
-        "topk_errors": train.topk_errors_DK,
-        "val_losses_bits": held_out["val"].losses_D,
-        "test_losses_bits": held_out["test"].losses_D,
+        "indices": indices_U,
+        "losses_bits": train.losses_U,
+        "log_p_nats": train.documents.log_p_D,
+        "target_counts": train.documents.targets_D,
+        "topk_errors": train.topk_errors_UK,
+        "val_losses_bits": held_out["val"],
+        "test_losses_bits": held_out["test"],
     }
 
 
@@ -124,7 +158,7 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
             "train": folder.checkpoint["provenance"],
         }
-    arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_D
+    arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_U
     arrays["provenance"] = np.array(json.dumps(facts))
     with atomic_path(path / LOSSES_NAME) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(handle, allow_pickle=False, **arrays)

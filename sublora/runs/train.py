@@ -68,10 +68,11 @@ def train_run(
 
 
 def _check_data_size(settings: config.Settings, dataset: TokenDataset) -> None:
-    """UserError if the data cannot give the documents that scoring needs."""
+    """UserError if the data cannot give the units that scoring needs."""
     wanted = settings.scoring.documents
-    if wanted != "all" and wanted > dataset.n_documents:
+    if wanted != "all" and wanted > dataset.n_units:
+        kind = "documents" if dataset.unit == "document" else "units"
         raise UserError(
             f"scoring.documents is {wanted}, but data/{settings.data.name} has only "
-            f"{dataset.n_documents} training documents; lower scoring.documents"
+            f"{dataset.n_units} training {kind}; lower scoring.documents"
         )

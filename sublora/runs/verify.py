@@ -24,7 +24,7 @@ from sublora.runs.build import assemble_run
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.encode import val_losses
 from sublora.runs.message import Message, charged_bits, read_message
-from sublora.runs.score import score_message, score_training_documents
+from sublora.runs.score import score_message, score_training_units
 from sublora.runs.verification.checks import BFLOAT16, FLOAT32, Check, Tolerance, loss_checks, record_checks
 from sublora.runs.verification.data import data_checks
 from sublora.runs.verification.files import Claim, Options, read_claim
@@ -124,6 +124,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
             min_tokens=settings.data.min_tokens,
             vocab_size=header["vocab_size"],
             n_documents=header["n_documents"],
+            n_units=header["n_units"],
         ),
     ]
     verdict = Verdict(
@@ -250,7 +251,7 @@ def _published_numbers(material: Material) -> list[Check]:
 
 
 def _bound_of_own_draw(run: Run, material: Material) -> float:
-    """The headline bound of m documents from losses of documents that the verifier drew, bits per token.
+    """The headline bound from losses of units that the verifier drew, bits per token.
 
     The draw hangs on the certificate and on a text that was chosen after it was handed over, so no luck of the prover
     is in it; the rest is as for `bound_value`.
@@ -259,7 +260,7 @@ def _bound_of_own_draw(run: Run, material: Material) -> float:
     premises = dataclasses.replace(message.loss.premises, delta_sample=message.settings.bound.delta_sample)
     assert options.redraw is not None and options.nonce is not None
     stream = generator("a verifier's documents", options.nonce, sha256_of_file(material.claim.certificate))
-    drawn = score_training_documents(run, message, stream.integers(0, premises.n_documents, size=options.redraw))
+    drawn = score_training_units(run, message, stream.integers(0, premises.n_units, size=options.redraw))
     code_bits, _ = charged_bits(message.payload.items, message.settings)
     loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
-    return headline_bound(drawn.losses_D, loss_range, code_bits, premises)
+    return headline_bound(drawn.losses_U, loss_range, code_bits, premises)

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sublora import config
@@ -14,7 +13,7 @@ from sublora.device import claim_device
 from sublora.losses.bounded import BoundedLoss
 from sublora.losses.documents import score_documents
 from sublora.runs.build import build_run
-from sublora.runs.score import record_documents
+from sublora.runs.score import held_out_losses, record_units
 from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.files import YARDSTICKS_FILE, write_yardsticks
@@ -42,14 +41,16 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
 
 def yardstick_premises(settings: config.Settings, dataset: TokenDataset) -> Premises:
     """What the yardsticks share with the networks that are trained on this data set."""
-    loss = BoundedLoss.of(settings, vocab_size=dataset.vocab_size, n_documents=dataset.n_documents)
+    loss = BoundedLoss.of(
+        settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
+    )
     return Premises(
         vocab_size=dataset.vocab_size,
         eot_id=dataset.eot_id,
-        n_documents=dataset.n_documents,
+        n_units=dataset.n_units,
         min_targets=loss.premises.min_targets,
         delta=loss.premises.delta,
-        m=loss.m_documents,
+        m=loss.m_units,
         delta_sample=loss.premises.delta_sample,
         data_hash=dataset.data_hash,
         smoothing=loss.candidates,
@@ -63,19 +64,19 @@ def frozen_base_row(run: Run, premises: Premises) -> Row:
     """The row of the base as it is before any adaptation: its message is the index of its smoothing alone."""
     started = time.perf_counter()
     model = run.model_at(run.subspace.subspace_params)
-    documents = [run.dataset.document("val", i) for i in range(premises.val_documents)]
+    documents_D, units = run.dataset.leading_units("val", premises.val_documents)
+    documents = [run.dataset.document("val", int(i)) for i in documents_D]
     scores = score_documents(model, documents, run.scoring_rule, run.device)
-    val_losses_DA = scores.losses_DA(premises.smoothing, premises.vocab_size)
+    val_losses_UA = units.means(scores.losses_DA(premises.smoothing, premises.vocab_size))
     index_length = index_bits(len(premises.smoothing))
-    chosen = run.loss.choose(val_losses_DA, index_length)
-    drawn_D = premises.drawn_documents(FROZEN_BASE, uint_to_bits(chosen, index_length))
-    distinct, position_D = np.unique(drawn_D, return_inverse=True)
+    chosen = run.loss.choose(val_losses_UA, index_length)
+    drawn_U = premises.drawn_units(FROZEN_BASE, uint_to_bits(chosen, index_length))
     smoothing = premises.smoothing[chosen]
     scored = Scored(
         smoothing=smoothing,
-        losses_D=record_documents(run, model, smoothing, "train", distinct).losses_D[position_D],
-        val_losses_D=val_losses_DA[:, chosen],
-        test_losses_D=record_documents(run, model, smoothing, "test", np.arange(premises.test_documents)).losses_D,
+        losses_D=record_units(run, model, smoothing, "train", drawn_U).losses_U,
+        val_losses_D=val_losses_UA[:, chosen],
+        test_losses_D=held_out_losses(run, model, smoothing, "test", premises.test_documents),
     )
     seconds = time.perf_counter() - started
     return yardstick_row(scored, premises, code_bits={"smoothing": float(index_length)}, seconds=seconds)

@@ -151,6 +151,7 @@ def training_documents(run: Run) -> DocumentSampler:
         run.dataset.tokens("train"),
         run.dataset.eot_indices,
         run.windows,
+        units=run.dataset.units("train"),
         eot_id=run.dataset.eot_id,
         windows_per_step=run.settings.training.tokens_per_step // run.settings.model.context_length,
         seed_parts=(run.spec.seed, "train documents"),

@@ -41,13 +41,19 @@ class Run:
     def loss(self) -> BoundedLoss:
         """The loss that is bounded."""
         dataset = self.dataset
-        return BoundedLoss.of(self.settings, vocab_size=dataset.vocab_size, n_documents=dataset.n_documents)
+        return BoundedLoss.of(
+            self.settings,
+            vocab_size=dataset.vocab_size,
+            n_units=dataset.n_units,
+            n_documents=dataset.n_documents,
+        )
 
     def estimator(self) -> BoundEstimator:
         """The bound to be expected, by the val documents that choices go by."""
         count = min(self.settings.rate_phase.val_documents, len(self.dataset.document_lengths("val")))
-        documents = tuple(self.dataset.document("val", i) for i in range(count))
-        return BoundEstimator(documents, self.scoring_rule, self.loss, self.device)
+        documents_D, units = self.dataset.leading_units("val", count)
+        documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
+        return BoundEstimator(documents, units, self.scoring_rule, self.loss, self.device)
 
     def model_at(self, w_d: Tensor, mask_width: float = 0.0) -> LanguageModel:
         """The model of any w (d) and of the present gates, at a mask width (0: the hard split)."""

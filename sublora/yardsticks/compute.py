@@ -1,19 +1,21 @@
 """All yardsticks of a data set that need no network: choose on val, freeze the message, decode it, draw, score, bound.
 
-Shapes: D documents, A smoothing candidates, B models of which one is chosen.
+Shapes: D documents, U units, A smoothing candidates, B models of which one is chosen.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublora.bounds.selection import bound_slope_per_bit, choose_smoothing, estimated_bound
+from sublora.bounds.smoothing import Smoothing
 from sublora.coding.bits import Bits, index_bits, uint_to_bits
 from sublora.data.dataset import TokenDataset
+from sublora.data.units import Units
 from sublora.yardsticks import unigram
 from sublora.yardsticks.adaptive_code import BitCounter, MessageReader, MessageWriter, SymbolWriter
 from sublora.yardsticks.bigram import Bigram
@@ -52,12 +54,12 @@ def compute_yardsticks(dataset: TokenDataset, premises: Premises) -> dict[str, A
 
     since = time.perf_counter()
     shares_V = target_shares(dataset)
-    unigrams = [(model, _bits(model.write)) for model in unigram.candidates(shares_V, dataset.n_documents)]
+    unigrams = [(model, _bits(model.write)) for model in unigram.candidates(shares_V, dataset.n_units)]
     best, smoothing = stage.choose(unigrams)
     rows["unigram"] = stage.row("unigram", stage.freeze(unigrams[best][0], smoothing), since)
 
     since = time.perf_counter()
-    bases = _shortened(unigrams, best, stage.val_losses_DB([model for model, _ in unigrams], smoothing).mean(axis=0))
+    bases = _shortened(unigrams, best, stage.val_losses_UB([model for model, _ in unigrams], smoothing).mean(axis=0))
     bigrams = _bigrams(dataset, shares_V, bases, stage.price_of_a_bit(*unigrams[best], smoothing))
     best, smoothing = stage.choose(bigrams)
     rows["bigram"] = stage.row("bigram", stage.freeze(bigrams[best][0], smoothing), since)
@@ -87,25 +89,40 @@ def frozen_message(model: Unigram | Bigram, smoothing_index: int, candidates: in
     return np.concatenate([writer.finish(), uint_to_bits(smoothing_index, index_bits(candidates))])
 
 
+class GroupedTargets(NamedTuple):
+    """Documents in batches, and how they are grouped into units."""
+
+    batches: Iterable[TargetBatch]
+    units: Units
+
+
 class _Stage:
     """The documents, premises and choices that all yardsticks share."""
 
     def __init__(self, dataset: TokenDataset, premises: Premises) -> None:
         self._dataset, self._premises = dataset, premises
-        self._val = list(self._documents("val", np.arange(premises.val_documents)))
-        self._test = list(self._documents("test", np.arange(premises.test_documents)))
+        self._val, self._test = (
+            GroupedTargets(list(self._targets(split, documents_D)), units)
+            for split, (documents_D, units) in (
+                ("val", dataset.leading_units("val", premises.val_documents)),
+                ("test", dataset.leading_units("test", premises.test_documents)),
+            )
+        )
 
-    def _documents(self, split: str, indices: NDArray[np.int64]) -> Iterator[TargetBatch]:
-        return batches((self._dataset.document(split, int(i)) for i in indices), self._premises.eot_id)
+    def _targets(self, split: str, documents_D: NDArray[np.int64]) -> Iterator[TargetBatch]:
+        return batches((self._dataset.document(split, int(i)) for i in documents_D), self._premises.eot_id)
 
-    def _losses_D(
-        self, predictor: Predictor, documents: Iterable[TargetBatch], smoothing_index: int
+    def _losses_U(self, predictor: Predictor, scored: "GroupedTargets", smoothing_index: int) -> NDArray[np.float64]:
+        return self._losses_UA(predictor, scored, [self._premises.smoothing[smoothing_index]])[:, 0]
+
+    def _losses_UA(
+        self, predictor: Predictor, scored: "GroupedTargets", smoothing: Sequence[Smoothing]
     ) -> NDArray[np.float64]:
-        smoothing = [self._premises.smoothing[smoothing_index]]
-        return losses_bits(predictor, documents, smoothing, self._premises.vocab_size)[:, 0]
+        losses_DA = losses_bits(predictor, scored.batches, smoothing, self._premises.vocab_size)
+        return scored.units.means(losses_DA)
 
-    def val_losses_DB(self, models: Sequence[Predictor], smoothing_index: int) -> NDArray[np.float64]:
-        return np.stack([self._losses_D(model, self._val, smoothing_index) for model in models], axis=1)
+    def val_losses_UB(self, models: Sequence[Predictor], smoothing_index: int) -> NDArray[np.float64]:
+        return np.stack([self._losses_U(model, self._val, smoothing_index) for model in models], axis=1)
 
     def choose(self, candidates: Sequence[tuple[Predictor, float]]) -> tuple[int, int]:
         """Indices of the model and of the smoothing that together have the smallest estimated bound on val.
@@ -115,20 +132,18 @@ class _Stage:
         than all else.
         """
         premises, sampling, ranges = self._premises, self._premises.sampling, self._premises.ranges
-        losses_BDA = np.stack(
-            [losses_bits(model, self._val, premises.smoothing, premises.vocab_size) for model, _ in candidates]
-        )
+        losses_BUA = np.stack([self._losses_UA(model, self._val, premises.smoothing) for model, _ in candidates])
         bits_B = [bits + index_bits(len(premises.smoothing)) for _, bits in candidates]
-        best = int(np.argmin(losses_BDA.mean(axis=1).min(axis=1)))
+        best = int(np.argmin(losses_BUA.mean(axis=1).min(axis=1)))
         smoothing = -1
         for _ in range(CHOICE_ROUNDS):
             before = best, smoothing
-            smoothing = choose_smoothing(losses_BDA[best], ranges, code_bits=bits_B[best], sampling=sampling)
+            smoothing = choose_smoothing(losses_BUA[best], ranges, code_bits=bits_B[best], sampling=sampling)
             if (best, smoothing) == before:
                 break
             estimates_B = [
                 estimated_bound(losses_D, ranges[smoothing], code_bits=bits, sampling=sampling)
-                for losses_D, bits in zip(losses_BDA[:, :, smoothing], bits_B, strict=True)
+                for losses_D, bits in zip(losses_BUA[:, :, smoothing], bits_B, strict=True)
             ]
             best = int(np.argmin(estimates_B))
         return best, smoothing
@@ -136,7 +151,7 @@ class _Stage:
     def price_of_a_bit(self, model: Predictor, code_bits: float, smoothing_index: int) -> float:
         """What a bit of message costs, in bits per token of loss, near this model."""
         return bound_slope_per_bit(
-            self._losses_D(model, self._val, smoothing_index),
+            self._losses_U(model, self._val, smoothing_index),
             self._premises.ranges[smoothing_index],
             code_bits=code_bits,
             sampling=self._premises.sampling,
@@ -153,18 +168,20 @@ class _Stage:
 
     def row(self, name: str, frozen: Frozen, since: float) -> Row:
         """Draw by the message, score, bound. since: `time.perf_counter()` where the yardstick's work began."""
-        drawn = self._documents("train", self._premises.drawn_documents(name, frozen.message))
+        units_U = self._premises.drawn_units(name, frozen.message)
+        documents_D, units = self._dataset.units("train").take(units_U)
+        drawn = GroupedTargets(self._targets("train", documents_D), units)
         scored = Scored(
             smoothing=self._premises.smoothing[frozen.smoothing_index],
-            losses_D=self._losses_D(frozen.predictor, drawn, frozen.smoothing_index),
-            val_losses_D=self._losses_D(frozen.predictor, self._val, frozen.smoothing_index),
-            test_losses_D=self._losses_D(frozen.predictor, self._test, frozen.smoothing_index),
+            losses_D=self._losses_U(frozen.predictor, drawn, frozen.smoothing_index),
+            val_losses_D=self._losses_U(frozen.predictor, self._val, frozen.smoothing_index),
+            test_losses_D=self._losses_U(frozen.predictor, self._test, frozen.smoothing_index),
         )
         return yardstick_row(scored, self._premises, code_bits=frozen.code_bits, seconds=time.perf_counter() - since)
 
 
 def _check_premises(dataset: TokenDataset, premises: Premises) -> None:
-    for name in ("vocab_size", "eot_id", "n_documents", "data_hash"):
+    for name in ("vocab_size", "eot_id", "n_units", "data_hash"):
         found, expected = getattr(premises, name), getattr(dataset, name)
         if found != expected:
             raise ValueError(f"premises with {name} {found} for a dataset with {expected}")

@@ -22,13 +22,13 @@ class Premises:
     vocab_size: int
     """V, the end-of-text token included."""
     eot_id: int
-    n_documents: int
-    """n, the number of training documents."""
+    n_units: int
+    """n, the number of training units, documents or groups of them."""
     min_targets: int
     """T_min: targets of the shortest document the population admits, its end-of-text among them."""
     delta: float
     m: int | None
-    """Documents drawn with replacement and scored; None: all n are, and no draw needs a part of delta."""
+    """Units drawn with replacement and scored; None: all n are, and no draw needs a part of delta."""
     delta_sample: float | None
     """The part of delta for the draw; None if and only if m is."""
     data_hash: str
@@ -48,7 +48,7 @@ class Premises:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.n_documents, self.delta, self.m, self.delta_sample)
+        return Sampling(self.n_units, self.delta, self.m, self.delta_sample)
 
     @property
     def ranges(self) -> list[LossRange]:
@@ -58,16 +58,16 @@ class Premises:
     def range_of(self, smoothing: Smoothing) -> LossRange:
         return smoothing.loss_range_bits(self.vocab_size, self.min_targets)
 
-    def drawn_documents(self, name: str, message: Bits) -> NDArray[np.int64]:
-        """Indices of the training documents that a yardstick is scored on: its own draw, or all n in order.
+    def drawn_units(self, name: str, message: Bits) -> NDArray[np.int64]:
+        """Indices of the training units that a yardstick is scored on: its own draw, or all n in order.
 
         The seed is sha256 over the yardstick's name, its frozen message (its length in bits, since the bytes are
         filled up) and the data's hash.
         """
         if self.m is None:
-            return np.arange(self.n_documents)
+            return np.arange(self.n_units)
         stream = generator("yardstick", name, len(message), bits_to_bytes(message), self.data_hash)
-        return stream.integers(0, self.n_documents, size=self.m)
+        return stream.integers(0, self.n_units, size=self.m)
 
 
 class Row(TypedDict):
@@ -79,16 +79,16 @@ class Row(TypedDict):
     smoothing: str | None
     loss_range_bits: list[float]
     empirical_loss_bits: float
-    """Mean over the documents behind the bound."""
+    """Mean over the units behind the bound."""
     val_loss_bits: float
     test_loss_bits: float
-    """Means over val and test documents, under the same smoothing."""
+    """Means over val and test units, under the same smoothing."""
     code_bits: float
     code_bits_items: dict[str, float]
     """C, and C item by item."""
     n: int
     m: int | None
-    """Documents scored; None where none had to be."""
+    """Units scored; None where none had to be."""
     delta: float | None
     delta_sample: float | None
     seconds: float
@@ -97,11 +97,11 @@ class Row(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Losses of one model under the smoothing chosen for it, bits per token, one per document."""
+    """Losses of one model under the smoothing chosen for it, bits per token, one per unit. D counts units here."""
 
     smoothing: Smoothing
     losses_D: NDArray[np.float64]
-    """Of `Premises.drawn_documents`."""
+    """Of `Premises.drawn_units`."""
     val_losses_D: NDArray[np.float64]
     test_losses_D: NDArray[np.float64]
 
@@ -116,7 +116,7 @@ def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str,
     Raises:
         ValueError: the number of losses is not m (or n), or a loss lies outside its range.
     """
-    n, delta, delta_sample = premises.n_documents, premises.delta, premises.delta_sample
+    n, delta, delta_sample = premises.n_units, premises.delta, premises.delta_sample
     expected = n if premises.m is None else premises.m
     if scored.losses_D.shape != (expected,):
         raise ValueError(f"losses of shape {scored.losses_D.shape}, expected those of {expected} documents")
@@ -159,7 +159,7 @@ def guessing_row(premises: Premises) -> Row:
         test_loss_bits=loss,
         code_bits=0.0,
         code_bits_items={},
-        n=premises.n_documents,
+        n=premises.n_units,
         m=None,
         delta=None,
         delta_sample=None,

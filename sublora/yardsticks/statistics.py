@@ -1,8 +1,8 @@
 """How often tokens, and pairs of tokens, occur in the training split, streamed so that memory stays bounded.
 
-Every count is weighted: a target of a document of T targets counts 1/T, and sums are divided by the number of
-documents. So the result is a distribution, and the code length it assigns is the quantity that is bounded, the mean
-over documents of the mean over their targets.
+Every count is weighted: a target of a document of T targets counts 1/T, divided among the documents of a unit, and sums
+are divided by the number of units. So the result is a distribution, and the code length it assigns is the quantity that
+is bounded, the mean over units of the mean over their documents of the mean over their targets.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ MAX_SUCCESSORS = 1 << 13
 
 
 def target_shares(dataset: TokenDataset) -> NDArray[np.float64]:
-    """Share of each token among the targets of a training document, shape (V,), sum 1."""
+    """Share of each token among the targets of a training unit, shape (V,), sum 1."""
     shares = np.zeros(dataset.vocab_size)
     for _, tokens, weights in _weighted_blocks(dataset):
         shares += np.bincount(tokens, weights, minlength=dataset.vocab_size)
-    return shares / dataset.n_documents
+    return shares / dataset.n_units
 
 
 def pair_candidates(shares: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -63,18 +63,19 @@ def pair_shares(
         columns = column_of[tokens]
         counted &= columns >= 0
         np.add.at(pairs, rows[counted] * len(successors) + columns[counted], weights[counted])
-    pairs /= dataset.n_documents
-    return pairs.reshape(len(contexts), len(successors)), context_shares / dataset.n_documents
+    pairs /= dataset.n_units
+    return pairs.reshape(len(contexts), len(successors)), context_shares / dataset.n_units
 
 
 def _weighted_blocks(dataset: TokenDataset) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
-    """The token before a block of the training split, the block's tokens, and 1/T of the document of each."""
-    tokens, lengths = dataset.tokens("train"), dataset.document_lengths("train")
+    """The token before a block of the training split, the block's tokens, and the weight of each."""
+    tokens, lengths, units = dataset.tokens("train"), dataset.document_lengths("train"), dataset.units("train")
     before, first_document = dataset.eot_id, 0
     for start in range(0, len(tokens), BLOCK_TOKENS):
         block = np.array(tokens[start : start + BLOCK_TOKENS], dtype=np.int64)
         ends = block == dataset.eot_id
         document_of = np.cumsum(ends) - ends
-        targets_D = lengths[first_document : first_document + int(document_of[-1]) + 1] + 1
-        yield before, block, (1.0 / targets_D)[document_of]
+        documents = slice(first_document, first_document + int(document_of[-1]) + 1)
+        targets_D = lengths[documents] + 1
+        yield before, block, (1.0 / (targets_D * units.size_around(documents)))[document_of]
         before, first_document = int(block[-1]), first_document + int(np.count_nonzero(ends))

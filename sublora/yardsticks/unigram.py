@@ -92,8 +92,8 @@ def quantized(shares_V: NDArray[np.float64], step_index: int, levels_index: int,
     return Unigram(step_index, levels_index, min(max(floor_depth, 0), FLOOR_DEPTHS - 1), levels_V)
 
 
-def candidates(shares_V: NDArray[np.float64], n_documents: int) -> Iterator[Unigram]:
-    """The unigram at every resolution. The floor gets at least half of one document's weight."""
+def candidates(shares_V: NDArray[np.float64], n_units: int) -> Iterator[Unigram]:
+    """The unigram at every resolution. The floor gets at least half of one unit's weight."""
     for step_index in range(len(STEPS_OCTAVES)):
         for levels_index in range(len(LEVEL_COUNTS)):
-            yield quantized(shares_V, step_index, levels_index, 0.5 / n_documents)
+            yield quantized(shares_V, step_index, levels_index, 0.5 / n_units)

@@ -7,7 +7,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.data.dataset import BLOCK_TOKENS, SPLITS, TokenDataset
+from sublora.data.dataset import BLOCK_TOKENS, SPLITS, TokenDataset, partitions
 from sublora.runs.verification.checks import Check
 
 DIGEST_BYTES = 8
@@ -73,14 +73,28 @@ def repeated_document(dataset: TokenDataset, facts: dict[str, SplitFacts]) -> st
     return None
 
 
-def data_checks(dataset: TokenDataset, *, min_tokens: int, vocab_size: int, n_documents: int) -> list[Check]:
-    """The claimed facts of a dataset against its tokens: n, the documents' ends and lengths, V, no document twice."""
+def _units_found(dataset: TokenDataset, split: str, documents: int) -> int:
+    """Units of so many documents, 0 if they are no partition of them."""
+    starts = dataset.units(split).starts_U
+    if starts is None:
+        return documents
+    return len(starts) if partitions(starts, documents) else 0
+
+
+def data_checks(
+    dataset: TokenDataset, *, min_tokens: int, vocab_size: int, n_documents: int, n_units: int
+) -> list[Check]:
+    """The claimed facts of a dataset against its tokens: n, the documents' ends and lengths, V, no document twice.
+
+    Units must partition the documents that the tokens show. Which documents belong together cannot be seen from them.
+    """
     facts = {split: split_facts(dataset, split) for split in SPLITS}
     train = facts["train"]
     listed = np.array_equal(dataset.eot_indices, train.ends_D)
     lengths = np.array_equal(dataset.document_lengths("train"), train.lengths_D)
     checks = [
-        Check("training documents n, from the tokens", n_documents, len(train.ends_D)),
+        Check("training documents, from the tokens", n_documents, len(train.ends_D)),
+        Check("training units n", n_units, _units_found(dataset, "train", len(train.ends_D))),
         Check("vocabulary size V", vocab_size, dataset.vocab_size),
         Check("documents end where the end-of-text tokens are", True, listed),
         Check("documents are as long as their tokens", True, lengths),
@@ -91,6 +105,9 @@ def data_checks(dataset: TokenDataset, *, min_tokens: int, vocab_size: int, n_do
             Check(f"{split} documents", dataset.meta["splits"][split]["documents"], len(found.ends_D)),
             Check(f"{split} tokens below V", True, found.largest_token < vocab_size),
             Check(f"{split} tokens after the last end-of-text", 0, found.trailing_tokens),
+            Check(
+                f"units of {split} partition its documents", True, _units_found(dataset, split, len(found.ends_D)) > 0
+            ),
             Check(f"{split} documents have min_tokens {min_tokens} or more", True, shortest >= min_tokens),
         ]
     return [*checks, Check("a document that occurs twice", None, repeated_document(dataset, facts))]

@@ -28,6 +28,7 @@ PREMISES = (
     "lora.init",
     "data.min_tokens",
     "data.corpus",
+    "data.unit",
 )
 """Settings that are shown with every verdict; those that are left out are in the certificate."""
 
@@ -65,11 +66,15 @@ def trusted_premises(message: Message, options: Options) -> list[str]:
     """What no file can show."""
     expected = options.config_path
     fixed = "the premises" if expected is None else f"the settings of {expected}"
+    grouped = message.settings.data.unit != "document"
+    kind = "units" if grouped else "documents"
     trusted = [
-        "that the n documents are independent draws from the population that the claim speaks of",
+        f"that the n {kind} are independent draws from the population that the claim speaks of",
         f"that {fixed} were fixed before the documents were seen (bound_strict charges them instead)",
     ]
-    if message.loss.m_documents is not None and options.redraw is None:
+    if grouped:
+        trusted.append("that documents of one source are in one unit: which source they are from is not in the tokens")
+    if message.loss.m_units is not None and options.redraw is None:
         trusted.append(
             "that no other messages were made until a draw of documents was lucky (--redraw N --nonce TEXT draws anew)"
         )
