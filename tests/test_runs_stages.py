@@ -18,7 +18,7 @@ from sublora.runs.folder import RunFolder, find_root
 from sublora.runs.message import read_message
 from sublora.runs.score import draw_documents, score_run
 from sublora.runs.train import train_run
-from sublora.runs.verify import verify_and_print
+from sublora.runs.verify import verify_run
 from sublora.training import checkpoint
 
 ALLOCATIONS = ["uniform", "fixed-0.8", "learned"]
@@ -133,7 +133,8 @@ def test_all_documents_can_be_scored_without_a_draw(tiny_root, tmp_path, quantiz
     assert record["bound_hoeffding"] == pytest.approx(hoeffding(losses["losses_bits"], **bounds, **common))
     assert record["bound_all_runs"] == record["bound_value"]  # no draw to choose among
     (out / "best_ckpt.pt").unlink()
-    assert verify_and_print(out)
+    verdict = verify_run(out)
+    assert verdict.verified, verdict.wrong
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
@@ -158,11 +159,14 @@ def test_scored_model_is_the_decoded_one(experiment, tmp_path):
     assert len(np.unique(decoded)) <= 11 < len(np.unique(trained))
 
 
-def test_documents_are_drawn_by_payload_and_data():
-    draw = draw_documents(b"payload", "hash", n=1000, m=500)
-    assert np.array_equal(draw, draw_documents(b"payload", "hash", n=1000, m=500))
-    assert not np.array_equal(draw, draw_documents(b"payloae", "hash", n=1000, m=500))
-    assert not np.array_equal(draw, draw_documents(b"payload", "hasi", n=1000, m=500))
+def test_documents_are_drawn_by_header_payload_and_data():
+    header = {"seed": 1, "model": {"n_layer": 2}}
+    draw = draw_documents(header, b"payload", "hash", n=1000, m=500)
+    reordered = dict(reversed(header.items()))
+    assert np.array_equal(draw, draw_documents(reordered, b"payload", "hash", n=1000, m=500))
+    assert not np.array_equal(draw, draw_documents(header | {"seed": 2}, b"payload", "hash", n=1000, m=500))
+    assert not np.array_equal(draw, draw_documents(header, b"payloae", "hash", n=1000, m=500))
+    assert not np.array_equal(draw, draw_documents(header, b"payload", "hasi", n=1000, m=500))
     assert draw.min() >= 0 and draw.max() < 1000 and len(np.unique(draw)) < 500
 
 
