@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/installed
 # Raised on purpose only: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
 
-.PHONY: help setup demo test test-slurm lint format bench compare schema lock clean
+.PHONY: help setup demo demo-random-base test test-slurm lint format bench compare schema lock clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: $(INSTALLED) ## create the environment from requirements.lock
 
@@ -21,6 +21,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 demo: $(INSTALLED) ## the whole experiment in small, in demo/: 30 trainings, bounds, figures, tables
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo
+
+demo-random-base: $(INSTALLED) ## the published setting, a random base, in demo/random_base/
+	mkdir -p demo/random_base/config
+	cp demo/config/random_base.yaml demo/random_base/config/config.yaml
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory demo/random_base $(TARGETS)
 
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
@@ -65,5 +70,5 @@ lock: ## resolve the dependencies of pyproject.toml anew and write requirements.
 	rm -rf $(VENV)-lock
 
 clean: ## remove what the demo wrote and caches; the environment and results/ stay
-	rm -rf demo/data demo/results demo/logs demo/.snakemake build .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +

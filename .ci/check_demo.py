@@ -1,4 +1,7 @@
-"""The demo's files are all there and say something: python .ci/check_demo.py demo"""
+"""The demo's files are all there and say something: python .ci/check_demo.py demo
+
+The second form checks runs on a random base instead: python .ci/check_demo.py --random-base demo/random_base
+"""
 
 import json
 import math
@@ -27,6 +30,17 @@ def check_run(folder: Path) -> float:
     return record["bound_value"]
 
 
+def check_against_yardsticks(runs: pd.DataFrame, rows: dict[str, dict[str, float]]) -> None:
+    """The networks' certificates are smaller than every trivial model's, and adapting was worth its bits."""
+    for name in ("unigram", "bigram", "order3"):
+        assert runs["bound_all_runs"].max() < rows[name]["bound"], f"{name}: {rows[name]['bound']}"
+    frozen = rows["frozen_base"]["bound"]
+    assert runs["bound_all_runs"].median() < frozen, f"frozen base: {frozen}"
+    best = runs["bound_value"].min()
+    assert best <= min(3.15, frozen - 0.15), f"best bound {best}, frozen base {frozen}"
+    print(f"best bound {best:.3f}, frozen base {frozen:.3f}, order 3 {rows['order3']['bound']:.3f} bits per token")
+
+
 def print_seconds(logs: Path) -> None:
     """Where the time went: jobs and seconds a rule, from the benchmark files."""
     seconds: dict[str, list[float]] = {}
@@ -46,7 +60,12 @@ def main(root: Path) -> None:
     for name in [*names, *FIGURES_OF_ALL]:
         for suffix in (".png", ".pdf"):
             assert (results / "figures" / f"{name}{suffix}").stat().st_size > 1000, name + suffix
-    assert len(pd.read_csv(results / "runs.csv")) == 30
+    runs = pd.read_csv(results / "runs.csv")
+    assert len(runs) == 30
+    check_against_yardsticks(
+        runs, json.loads((root / f"data/{settings.data.name}/yardsticks.json").read_text())["rows"]
+    )
+    assert len(pd.read_csv(results / "tables/yardsticks.csv")) >= 6
     assert len(pd.read_csv(results / "tables/summary.csv")) == 10
     assert (results / "tables/summary.tex").read_text().count(r"\\") >= 10
     assert len(pd.read_csv(results / "tables/hypotheses.csv")) > 0
@@ -56,5 +75,14 @@ def main(root: Path) -> None:
     print_seconds(root / "logs")
 
 
+def main_random_base(root: Path) -> None:
+    bounds = [check_run(folder) for folder in sorted((root / "results/runs").iterdir())]
+    assert bounds and min(bounds) <= 5.05, bounds
+    print(f"{len(bounds)} runs on a random base, best bound {min(bounds):.3f} bits per token")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--random-base":
+        main_random_base(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))

@@ -72,6 +72,8 @@ CERTIFICATE_HEADER = struct.Struct(">8sHI")
 def settings_values(repository: Path, changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The demo's settings of a version of the repository, with the small ones and the changes put in."""
     values = yaml.safe_load((repository / "demo/config/config.yaml").read_text(encoding="utf-8"))
+    if "base" in values:
+        values["base"] = {"kind": "random"}
     for part in (SMALL, changes):
         for section, keys in part.items():
             values[section] = values[section] | keys

@@ -15,6 +15,7 @@ from benchmarks.synthetic import document_lengths, evenly_spread, write_random_d
 from benchmarks.timing import compared, default_algorithms, timed
 from benchmarks.training import RUN, Sections, settings_for
 from sublora import config
+from sublora.bounds.smoothing import parse_smoothing
 from sublora.device import use_device
 from sublora.losses.documents import score_documents
 from sublora.losses.windows import WindowRule, Windows, sliding_windows
@@ -73,7 +74,7 @@ def run(machine: Machine, size: Size, *, sections: Sections | None = None) -> di
         dataset = write_random_dataset(
             Path(folder), settings.data, document_lengths(available + 2 * size.held_out_documents)
         )
-        product = Product(build_run(settings, RUN, dataset, machine.device))
+        product = Product(build_run(settings, RUN, dataset, Path(folder), machine.device))
         plain = _Reference(machine, product)
         strides = {
             stride: _at_stride(machine, size, with_stride(settings, stride), product, plain)
@@ -104,10 +105,10 @@ class Product:
         self._model: LanguageModel = run.decoded(self.w, ())
 
     def losses(self, settings: config.Settings, documents: list[np.ndarray]) -> np.ndarray:
-        """Bits per token (documents x smoothing values); of `settings` the stride counts."""
+        """Bits per token (documents x candidates of the smoothing); of `settings` the stride counts."""
         run = dataclasses.replace(self.run, settings=settings)
         scores = score_documents(self._model, documents, run.scoring_rule, run.device)
-        return scores.losses_DA(settings.scoring.smoothing, self.dataset.vocab_size)
+        return scores.losses_DA(run.loss.candidates, self.dataset.vocab_size)
 
 
 class _Reference:
@@ -121,7 +122,7 @@ class _Reference:
             self._theta = run.subspace.theta(torch.from_numpy(product.w.astype(np.float32)).to(machine.device))
 
     def losses(self, settings: config.Settings, documents: list[np.ndarray], windows_at_once: int) -> np.ndarray:
-        scoring = settings.scoring
+        scoring, candidates = settings.scoring, tuple(map(parse_smoothing, settings.scoring.smoothing))
         with default_algorithms():
             return reference.score_documents(
                 self._network,
@@ -129,7 +130,7 @@ class _Reference:
                 documents,
                 eot_id=self._eot_id,
                 stride=scoring.sliding_window,
-                smoothing=scoring.smoothing,
+                smoothing=candidates,
                 windows_at_once=windows_at_once,
             )[0]
 

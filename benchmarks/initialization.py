@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from sublora import config
 from sublora.analysis import style
 from sublora.analysis.arms import Arm
+from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.files import atomic_path
 from sublora.losses.samplers import ChunkSampler
@@ -57,10 +58,12 @@ class Point:
     val_loss_bits: float
 
 
-def curve(settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, every: int) -> list[Point]:
+def curve(
+    settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, root: Path, every: int
+) -> list[Point]:
     """A training of w by the settings' optimizer, looked at before the first step and then every so many."""
     training, context = settings.training, settings.model.context_length
-    run = build_run(settings, spec, dataset, torch.device("cpu"))
+    run = build_run(settings, spec, dataset, root, torch.device("cpu"))
     rows = training.tokens_per_step // context
     sampler = ChunkSampler(dataset.tokens("train"), context, rows, spec.seed, "train batches")
     w = run.subspace.subspace_params
@@ -145,7 +148,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     settings = config.load_settings(given.config)
-    dataset = TokenDataset.open(given.root or config.root_of(given.config), settings.data)
+    root = given.root or config.root_of(given.config)
+    dataset = open_target(settings, root)
     points = []
     print("init | allocation | step | gradient of A | of B | val loss, bits")
     for init in INITS:
@@ -153,7 +157,7 @@ def main() -> None:
         for allocation in ALLOCATIONS:
             for seed in settings.grid.seeds:
                 spec = config.RunSpec(budget=given.budget, allocation=allocation, seed=seed)
-                points += curve(changed, spec, dataset, given.every)
+                points += curve(changed, spec, dataset, root, given.every)
             columns = [mean_curve(points, init, allocation, c) for c in ("gradient_A", "gradient_B", "val_loss_bits")]
             for index, step in enumerate(columns[0][0]):
                 means = (f"{values[index]:.4f}" for _, values in columns)

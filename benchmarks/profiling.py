@@ -62,7 +62,7 @@ def evaluation_work(machine: Machine, sections: training.Sections, folder: Path)
     settings = evaluation.with_stride(settings, stride)
     use_device(settings.compute, machine.device)
     dataset = write_random_dataset(folder, settings.data, document_lengths(200 + 2 * size.held_out_documents))
-    product = evaluation.Product(build_run(settings, training.RUN, dataset, machine.device))
+    product = evaluation.Product(build_run(settings, training.RUN, dataset, folder, machine.device))
     documents = evenly_spread([dataset.document("train", i) for i in range(dataset.n_documents)], count)
     return lambda: product.losses(settings, documents)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora import config
-from sublora.data.dataset import TokenDataset
+from sublora.data.base import open_target
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append", help="only these seeds (repeatable)")
     given = parser.parse_args()
     settings, root = config.load_settings(given.config), config.root_of(given.config)
-    TokenDataset.open(root, settings.data)
+    open_target(settings, root)
     runs = [
         run
         for run in settings.grid.runs()

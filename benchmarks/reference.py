@@ -5,11 +5,12 @@ logits of all positions, PyTorch's own cross-entropy and AdamW; scoring takes on
 a batch. It computes the same functions as sublora (tests/test_benchmarks.py compares them) and shares with it only
 what defines them: seeds, the projection of w, and the choice of batches.
 
-Shape legend: N sequences, T positions, C width, D LoRA parameters, A smoothing values.
+Shape legend: N sequences, T positions, C width, D LoRA parameters, A candidates of the smoothing.
 """
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sublora import config
+from sublora.bounds.smoothing import Smoothing, TokenSmoothing, parse_smoothing
 from sublora.data.dataset import TokenDataset
 from sublora.models.lora_space import HEAD, lora_name, lora_space
 from sublora.models.weights import random_weights
@@ -94,11 +96,14 @@ class ReferenceTrainer:
     def __init__(
         self, settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, device: torch.device
     ) -> None:
-        if (spec.allocation, settings.message.quantizer, settings.lora.init) != ("uniform", "entropy", "zero_b"):
-            raise ValueError("the reference trains uniform allocations for the entropy quantizer, from B = 0, only")
+        arm = spec.allocation, settings.message.quantizer, settings.lora.init, settings.base.kind
+        if arm != ("uniform", "entropy", "zero_b", "random"):
+            raise ValueError(
+                "the reference trains uniform allocations of a random base for the entropy quantizer, from B = 0, only"
+            )
         self.settings, self.device, training = settings, device, settings.training
         self.model = PlainGPT(settings, dataset.vocab_size, spec.seed).to(device)
-        run = build_run(settings, spec, dataset, device)
+        run = build_run(settings, spec, dataset, Path(), device)
         self.subspace = run.subspace
         self.loss_sum = torch.zeros((), device=device)
         self.sampler = training_documents(run)
@@ -111,7 +116,7 @@ class ReferenceTrainer:
         )
 
     def step(self, step: int) -> None:
-        training, smoothing = self.settings.training, self.settings.rate_phase.smoothing
+        training, smoothing = self.settings.training, parse_smoothing(self.settings.rate_phase.smoothing)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(
                 step,
@@ -122,18 +127,34 @@ class ReferenceTrainer:
             )
         self.optimizer.zero_grad()
         arrays = self.sampler.batch(step)
-        inputs, targets, weights = (torch.from_numpy(part).to(self.device) for part in arrays)
+        inputs, targets, weights, counts = (torch.from_numpy(part).to(self.device) for part in arrays)
         rows = training.micro_batch_sequences
         for start in range(0, len(inputs), rows):
             part = slice(start, start + rows)
             logits = self.model(inputs[part], self.subspace())
             losses = F.cross_entropy(logits.flatten(0, 1), targets[part].flatten(), reduction="none")
-            smoothed = -((1.0 - smoothing) * (-losses).exp() + smoothing / logits.shape[-1]).log()
-            loss = (smoothed * weights[part].flatten()).sum()
+            loss = batch_loss(-losses.view_as(weights[part]), weights[part], counts[part], smoothing, logits.shape[-1])
             loss.backward()
             self.loss_sum += loss.detach()
         nn.utils.clip_grad_norm_(self.subspace.parameters(), training.gradient_clip)
         self.optimizer.step()
+
+
+def batch_loss(log_p_NT: Tensor, weights_NT: Tensor, counts_N: Tensor, smoothing: Smoothing, vocab_size: int) -> Tensor:
+    """What a step minimizes, nats per token: of windows with these weights, of documents with these many targets."""
+    if isinstance(smoothing, TokenSmoothing):
+        smoothed_NT = -((1.0 - smoothing.a) * log_p_NT.exp() + smoothing.a / vocab_size).log()
+        return (smoothed_NT * weights_NT).sum()
+    share_N = weights_NT.sum(1)
+    # A document goes on as its window does.
+    log_p_N = (log_p_NT * weights_NT).sum(1) / share_N * counts_N
+    return -(share_N * log_mixture(log_p_N, counts_N, smoothing.k, vocab_size) / counts_N).sum()
+
+
+def log_mixture(log_p_N: Tensor, counts_N: Tensor, k: int, vocab_size: int) -> Tensor:
+    """ln((1 - 2^-k) P + 2^-k V^-T) of documents."""
+    network_N = log_p_N + math.log1p(-(2.0**-k))
+    return torch.logaddexp(network_N, -k * math.log(2.0) - counts_N * math.log(vocab_size))
 
 
 @torch.no_grad()
@@ -144,7 +165,7 @@ def score_documents(
     *,
     eot_id: int,
     stride: int,
-    smoothing: Sequence[float],
+    smoothing: Sequence[Smoothing],
     windows_at_once: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses (documents x A), bits per token, and ranks of all targets, as sublora.losses defines both."""
@@ -156,19 +177,28 @@ def score_documents(
         inputs, targets = torch.from_numpy(ended[:-1]).to(device), torch.from_numpy(ended[1:]).to(device)
         count = len(inputs)
         length = min(context, count)
-        stops = torch.tensor([*range(length, count, stride), count], device=device)
-        first_new = torch.cat([torch.zeros(1, dtype=torch.long, device=device), stops[:-1]])
-        positions = stops[:, None] - length + torch.arange(length, device=device)
+        starts = torch.arange(0, max(count - context, 0) + stride, stride, device=device)
+        first_new = torch.cat([starts[:1], starts[:-1] + context])
+        positions = starts[:, None] + torch.arange(length, device=device)
         log_p, rank = [], []
-        for start in range(0, len(stops), windows_at_once):
+        for start in range(0, len(starts), windows_at_once):
             where = positions[start : start + windows_at_once]
-            logits = model(inputs[where], theta_D)
-            wanted = targets[where][..., None]
-            is_new = where >= first_new[start : start + windows_at_once, None]
+            inside = where.clamp(max=count - 1)  # the last window is padded on the right, where nothing is scored
+            logits = model(inputs[inside], theta_D)
+            wanted = targets[inside][..., None]
+            is_new = (where >= first_new[start : start + windows_at_once, None]) & (where < count)
             log_p.append(F.log_softmax(logits, dim=-1).gather(-1, wanted)[..., 0][is_new])
             rank.append(((logits >= logits.gather(-1, wanted)).sum(-1) - 1)[is_new])
-        p = torch.cat(log_p).double().exp()
-        rows = [-((1.0 - a) * p + a / logits.shape[-1]).log().mean() / math.log(2.0) for a in smoothing]
+        scored = torch.cat(log_p).double()
+        rows = [document_loss_bits(scored, each, logits.shape[-1]) for each in smoothing]
         losses.append(torch.stack(rows).cpu().numpy())
         ranks.append(torch.cat(rank).cpu().numpy())
     return np.stack(losses), np.concatenate(ranks)
+
+
+def document_loss_bits(log_p_T: Tensor, smoothing: Smoothing, vocab_size: int) -> Tensor:
+    """Bits per token of a document (), from ln p of its T targets."""
+    if isinstance(smoothing, TokenSmoothing):
+        return -((1.0 - smoothing.a) * log_p_T.exp() + smoothing.a / vocab_size).log2().mean()
+    count = torch.tensor(float(len(log_p_T)), dtype=log_p_T.dtype, device=log_p_T.device)
+    return -log_mixture(log_p_T.sum(), count, smoothing.k, vocab_size) / count / math.log(2.0)

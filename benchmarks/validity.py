@@ -6,7 +6,6 @@ says what no model can beat. Prints a table; `python benchmarks/validity.py --he
 """
 
 import argparse
-import copy
 import dataclasses
 import json
 import math
@@ -19,7 +18,7 @@ import yaml
 from scipy import stats
 
 from sublora import config
-from sublora.data.dataset import TokenDataset
+from sublora.data.base import open_target
 from sublora.data.markov import MarkovSource
 from sublora.data.prepare import prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
@@ -55,8 +54,8 @@ class Outcome:
 
 
 def markov_settings(changes: dict[str, dict]) -> config.Settings:
-    """The demo's settings on a Markov source, with changes by section."""
-    values = copy.deepcopy(yaml.safe_load(DEMO.read_text(encoding="utf-8")))
+    """The demo's settings on a Markov source and a random base, with changes by section."""
+    values = yaml.safe_load(DEMO.read_text(encoding="utf-8")) | {"base": {"kind": "random"}}
     source = {"kind": "markov", "symbols": 16, "concentration": 0.3, "documents": 18000}
     values["data"] |= {
         "name": "markov",
@@ -97,14 +96,12 @@ def fresh_losses(
 ) -> np.ndarray:
     """Losses, bits per token, of the decoded model on documents that it has never seen."""
     message = read_message(out / "certificate.bin")
-    run = build_run(settings, spec, TokenDataset.open(root, settings.data), torch.device("cpu"))
+    run = build_run(settings, spec, open_target(settings, root), root, torch.device("cpu"))
     model = run.decoded(message.contents.weights.values(), message.contents.gates)
     texts = MarkovSource(settings.data.corpus).fresh_documents(fresh_documents, FRESH_SEED)
     tokens = load_tokenizer(settings.data.tokenizer).encode_batch(texts)
-    losses_DA = score_documents(model, tokens, run.scoring_rule, run.device).losses_DA(
-        settings.scoring.smoothing, run.dataset.vocab_size
-    )
-    return losses_DA[:, message.contents.smoothing_index]
+    scores = score_documents(model, tokens, run.scoring_rule, run.device)
+    return scores.losses_DA([message.smoothing], run.dataset.vocab_size)[:, 0]
 
 
 def main() -> None:

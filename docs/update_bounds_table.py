@@ -14,19 +14,19 @@ BEGIN, END = "<!-- demo-table:begin -->\n", "<!-- demo-table:end -->"
 PAPER, BETTING = "paper's", "**betting**"
 COLUMNS = {
     "run": "name",
-    "smoothing a": "smoothing",
+    "smoothing": "smoothing",
     "loss": "empirical_bpd",
     "C (bits)": "code_bits",
-    PAPER: "bound_hoeffding_subsampled",
-    "kl-inverse": "bound_kl_inverse_subsampled",
-    BETTING: "bound_betting_subsampled",
+    PAPER: "bound_hoeffding",
+    "kl inverse": "bound_by_kl_inverse_subsampled",
+    BETTING: "bound_value",
     "betting, all runs at once": "bound_all_runs",
 }
 """Header and column of runs.csv; losses and bounds in bits per token."""
 
 
 def table(runs: pd.DataFrame) -> str:
-    """Markdown: a row a run, then how the gaps compare."""
+    """Markdown: one row per run, then how the gaps compare."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for _, run in runs.iterrows():
         lines.append("| " + " | ".join(_cell(run[column]) for column in COLUMNS.values()) + " |")

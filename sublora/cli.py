@@ -180,6 +180,67 @@ def verify(
 
 
 @app.command()
+def certify(
+    losses: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="One loss per example: .csv, .npz, .npy or .parquet.", show_default=False),
+    ],
+    code_bits: Annotated[
+        float, typer.Option(help="C: every bit a decoder needs beyond what was fixed without the n examples.")
+    ],
+    n: Annotated[int, typer.Option("--n", help="Independent examples the message was chosen with; never tokens.")],
+    lower: Annotated[float, typer.Option(help="Smallest loss that any example can have.")],
+    upper: Annotated[float, typer.Option(help="Largest loss that any example can have.")],
+    delta: Annotated[float, typer.Option(help="Probability with which the bound may fail.")] = 0.05,
+    subsample: Annotated[
+        bool,
+        typer.Option(
+            "--subsample/--full-sample",
+            help="A draw with replacement was scored, made after the message was frozen; or all n were.",
+        ),
+    ] = False,
+    delta_sample: Annotated[
+        float | None, typer.Option(help="Part of delta for the draw. Default: nine tenths.", show_default=False)
+    ] = None,
+    alternatives: Annotated[
+        int, typer.Option(help="Models or smoothings among which the losses of the draw helped to choose.")
+    ] = 1,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", "--key", help="Column of a table, or array of an .npz, that holds the losses."),
+    ] = None,
+    counts: Annotated[
+        str | None,
+        typer.Option(
+            help="Column or key of how often each loss was drawn, if a draw is given as distinct examples; beside an "
+            ".npy file another .npy file."
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write everything to this file.")] = None,
+) -> None:
+    """Bound any compressed model from its losses and its size in bits: every inequality, and which one to quote.
+
+    Losses may be in any unit and from any program. An example is what was drawn independently: a document, no token.
+    """
+    from sublora.runs.certify import certify_file
+
+    certify_file(
+        losses,
+        column=column,
+        counts=counts,
+        json_path=json,
+        code_bits=code_bits,
+        n=n,
+        lower=lower,
+        upper=upper,
+        delta=delta,
+        subsample=subsample,
+        delta_sample=delta_sample,
+        alternatives=alternatives,
+    )
+
+
+@app.command()
 def status(config: ConfigOption = Path("config/config.yaml")) -> None:
     """Show how far each run of the grid has come."""
     from sublora.runs.status import print_status

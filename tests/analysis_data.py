@@ -1,16 +1,29 @@
-"""A made-up but plausible results folder: records, histories and gates of any grid, without training anything."""
+"""Made-up but plausible results: records, histories and gates of any grid, and yardsticks, nothing trained."""
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from sublora.bounds.record import RECORD_FORMAT
 from sublora.config import Grid, RunSpec
 from sublora.streams import generator
+from sublora.yardsticks.files import YARDSTICKS_FORMAT, write_yardsticks
 
 VOCAB_SIZE = 257
+N_DOCUMENTS = 17000
+M_DOCUMENTS = 1000
+DATA_HASH = "d2" * 32
+INDEPENDENCE = {
+    "training_cutoff": "2019-12, <by its authors>",
+    "document_dates": "2024 & later",
+    "how_checked": "by the dates of the commits",
+}
+YARDSTICKS = {"unigram": (5.42, 5.55), "bigram": (4.98, 5.31), "order3": (4.47, 4.53), "frozen_base": (5.13, 5.2)}
+"""(loss on test documents, bound) in bits per token. Bounds of the runs of SMALL lie between 5.1 and 5.4."""
 SMALL = Grid(
     budgets=(1000, 2000),
     allocations=("uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned"),
@@ -23,13 +36,19 @@ LARGE = Grid(
 )
 
 
-def write_results(folder: Path, grid: Grid = SMALL, *, layers: int = 4, steps: int = 600) -> list[Path]:
-    """Run directories with bounds.json, metrics.csv and gating_trace.csv, in the grid's order."""
+def write_results(
+    folder: Path, grid: Grid = SMALL, *, layers: int = 4, steps: int = 600, all_scored: bool = False
+) -> list[Path]:
+    """Run directories with bounds.json, metrics.csv and gating_trace.csv, in the grid's order.
+
+    all_scored: the records are of bounds from all n documents, none drawn.
+    """
     directories = []
     for run in grid.runs():
         directory = folder / run.name
         directory.mkdir(parents=True)
-        (directory / "bounds.json").write_text(json.dumps(record(run, layers=layers, sweep=len(grid.runs()))))
+        made = record(run, layers=layers, sweep=len(grid.runs()), all_scored=all_scored)
+        (directory / "bounds.json").write_text(json.dumps(made))
         gamma = final_gamma(run, layers)
         _write_metrics(directory / "metrics.csv", run, steps)
         _write_gates(directory / "gating_trace.csv", run, gamma if run.mode == "learned" else {}, steps)
@@ -37,7 +56,24 @@ def write_results(folder: Path, grid: Grid = SMALL, *, layers: int = 4, steps: i
     return directories
 
 
-def record(run: RunSpec, *, layers: int = 4, sweep: int = 30) -> dict:
+def write_yardsticks_of(folder: Path, losses_and_bounds: Mapping[str, tuple[float, float]] = YARDSTICKS) -> Path:
+    """yardsticks.json with the given (loss on test documents, bound) of each model, beside guessing."""
+    common = {"n": N_DOCUMENTS, "m": M_DOCUMENTS, "delta": 0.05, "delta_sample": 0.045, "seconds": 1.5}
+    guess = math.log2(VOCAB_SIZE)
+    rows: dict[str, dict] = {
+        "guessing": {"test_loss": guess, "val_loss": guess, "empirical_loss": guess, "bound": guess, "code_bits": 0.0}
+        | {"n": N_DOCUMENTS, "m": None, "delta": None, "delta_sample": None, "smoothing": None, "seconds": 0.0}
+    }
+    message_bits = {"unigram": 1288.0, "bigram": 9123.0, "order3": 0.0, "frozen_base": 3.0}
+    for name, (loss, bound) in losses_and_bounds.items():
+        losses = {"test_loss": loss, "val_loss": loss + 0.01, "empirical_loss": loss - 0.02, "bound": bound}
+        rows[name] = losses | {"code_bits": message_bits[name], "smoothing": "document(8)"} | common
+    path = folder / "yardsticks.json"
+    write_yardsticks(path, {"format": YARDSTICKS_FORMAT, "data_hash": DATA_HASH, "rows": rows})
+    return path
+
+
+def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool = False) -> dict:
     """A bounds.json in which everything adds up."""
     noise = generator("analysis data", run.name).normal(size=8)
     shared = generator("analysis data", "base", run.seed).normal()
@@ -57,13 +93,25 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30) -> dict:
     code_bits = sum(code_items.values())
     added = 0.12 + 0.02 * noise[2]
     empirical = loss + added + 0.02
-    bounds = {
-        "hoeffding_subsampled": empirical + 3.2 * math.sqrt(code_bits / 4500.0),
-        "kl_inverse_subsampled": empirical + 2.1 * math.sqrt(code_bits / 4500.0),
-        "betting_subsampled": empirical + 0.85 * math.sqrt(code_bits / 4500.0) + 0.01 * noise[3],
-    }
+    unit = math.sqrt(code_bits / 4500.0)
+    if all_scored:
+        bounds = {
+            "hoeffding": empirical + 3.1 * unit,
+            "kl_inverse": empirical + 2.0 * unit,
+            "empirical_bernstein": empirical + 1.3 * unit,
+            "betting": empirical + 0.8 * unit + 0.01 * noise[3],
+            "betting_closed_form": empirical + 0.82 * unit + 0.01 * noise[3],
+        }
+    else:
+        bounds = {
+            "hoeffding_subsampled": empirical + 3.2 * unit,
+            "kl_inverse_subsampled": empirical + 2.1 * unit,
+            "betting_subsampled": empirical + 0.85 * unit + 0.01 * noise[3],
+        }
+    suffix = "" if all_scored else "_subsampled"
+    headline = bounds[f"betting{suffix}"]
     return {
-        "format": 1,
+        "format": RECORD_FORMAT,
         "run": {
             "name": run.name,
             "budget": run.budget,
@@ -72,26 +120,29 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30) -> dict:
             "ratio": run.ratio,
             "seed": run.seed,
         },
-        "bound_value": bounds["betting_subsampled"],
-        "bound_inequality": "betting_subsampled",
-        "bound_hoeffding": bounds["hoeffding_subsampled"],
-        "bound_all_runs": bounds["betting_subsampled"] + 0.01,
+        "bound_value": headline,
+        "bound_inequality": f"betting{suffix}",
+        "bound_hoeffding": bounds[f"hoeffding{suffix}"],
+        "bound_all_runs": headline if all_scored else headline + 0.01,
+        "bound_held_out": empirical + 0.09,
+        "bound_held_out_all_runs": empirical + 0.11,
         "bounds": bounds,
         "empirical_bpd": empirical,
         "kl_divergence": code_bits * math.log(2.0),
         "compressed_size_bits": 8 * math.ceil((code_bits - code_items["arm"]) / 8),
         "code_bits": code_bits,
         "code_items": code_items,
-        "smoothing": 0.01,
+        "smoothing": "document(8)",
         "lower_bits": 0.0144,
         "upper_bits": 14.65,
         "vacuous_bits": math.log2(VOCAB_SIZE),
         "vocab_size": VOCAB_SIZE,
-        "n_documents": 17000,
-        "m_documents": 1000,
+        "min_targets": 201,
+        "n_documents": N_DOCUMENTS,
+        "m_documents": N_DOCUMENTS if all_scored else M_DOCUMENTS,
         "sweep_size": sweep,
         "delta": 0.05,
-        "delta_sample": 0.045,
+        "delta_sample": 0.0 if all_scored else 0.045,
         "val_loss_bits": empirical + 0.01,
         "val_loss_unquantized_bits": empirical + 0.01 - added,
         "test_loss_bits": empirical + 0.015,
@@ -105,7 +156,12 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30) -> dict:
         "gpu": None,
         "commit": None,
         "slurm_job_ids": {},
-        "data_hash": "d2" * 32,
+        "base": {
+            "kind": "random",
+            "sha256": hashlib.sha256(f"base {run.seed}".encode()).hexdigest(),
+            "independence": None,
+        },
+        "data_hash": DATA_HASH,
         "certificate_sha256": hashlib.sha256(run.name.encode()).hexdigest(),
     }
 

@@ -41,6 +41,7 @@ TINY = {
             "seed": 3,
         },
         "min_characters": 1,
+        "max_characters": None,
         "min_tokens": 1,
         "val_documents": 30,
         "test_documents": 30,
@@ -49,9 +50,41 @@ TINY = {
 }
 
 
+TRAINED = {
+    "kind": "trained",
+    "name": "apart",
+    "corpus": {"kind": "docstrings", "packages": ["numpy"]},
+    "min_characters": 1,
+    "val_documents": 5,
+    "seed": 1,
+    "steps": 10,
+    "tokens_per_step": 64,
+    "micro_batch_sequences": 2,
+    "learning_rate": 0.01,
+    "final_learning_rate": 0.001,
+    "warmup_fraction": 0.1,
+    "betas": [0.9, 0.95],
+    "epsilon": 1.0e-8,
+    "weight_decay": 0.1,
+    "gradient_clip": 1.0,
+    "eval_interval_steps": 5,
+    "eval_sequences": 4,
+    "log_interval_steps": 1,
+    "save_interval_steps": 5,
+    "threads": 1,
+}
+PRETRAINED = {
+    "kind": "pretrained",
+    "path": "openai-community/gpt2",
+    "revision": None,
+    "independence": {"training_cutoff": "2017", "document_dates": "2024", "how_checked": "by their dates"},
+}
+
+
 def demo_values() -> dict:
-    """The demo's settings as plain values, free to be changed."""
-    return yaml.safe_load((REPOSITORY / "demo/config/config.yaml").read_text(encoding="utf-8"))
+    """The demo's settings as plain values, free to be changed, on a random base."""
+    demo = yaml.safe_load((REPOSITORY / "demo/config/config.yaml").read_text(encoding="utf-8"))
+    return demo | {"base": {"kind": "random"}}
 
 
 def merged(values: dict, changes: dict) -> dict:
@@ -74,10 +107,10 @@ def build_on(root: Path, settings: config.Settings, spec: config.RunSpec) -> "Ru
     """The run at its start, on the data below `root` and on the CPU."""
     import torch
 
-    from sublora.data.dataset import TokenDataset
+    from sublora.data.base import open_target
     from sublora.runs.build import build_run
 
-    return build_run(settings, spec, TokenDataset.open(root, settings.data), torch.device("cpu"))
+    return build_run(settings, spec, open_target(settings, root), root, torch.device("cpu"))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ def folder_data(**changes: Any) -> config.Data:
         "corpus": config.FolderCorpus(kind="folder", path=FOLDER, text_field="text"),
         "tokenizer": "bytes",
         "min_characters": 1,
+        "max_characters": None,
         "min_tokens": 1,
         "val_documents": 2,
         "test_documents": 3,

@@ -1,9 +1,10 @@
 """A results folder as the rule of the report finds it, its figures blank but of true size."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from analysis_data import write_results
+from analysis_data import YARDSTICKS, write_results, write_yardsticks_of
 from conftest import REPOSITORY
 from PIL import Image
 
@@ -33,9 +34,17 @@ def captions() -> list[Path]:
     return [REPOSITORY / "workflow/report" / f"{name}.rst" for name in names]
 
 
-def write_inputs(folder: Path, grid: Grid, *, layers: int = 4) -> dict[str, object]:
+def write_inputs(
+    folder: Path,
+    grid: Grid,
+    *,
+    layers: int = 4,
+    all_scored: bool = False,
+    yardsticks: Mapping[str, tuple[float, float]] = YARDSTICKS,
+) -> dict[str, object]:
     """Tables and figures of made-up runs; returns the arguments of `write_report` beside the path."""
-    write_runs_csv(collect_runs(write_results(folder / "runs", grid, layers=layers)), folder / "runs.csv")
+    folders = write_results(folder / "runs", grid, layers=layers, all_scored=all_scored)
+    write_runs_csv(collect_runs(folders), folder / "runs.csv")
     write_csv(hypothesis_table(read_runs_csv(folder / "runs.csv")), folder / "hypotheses.csv")
     sizes = dict(OF_ALL) | {f"{kind}_d{budget}": width for kind, width in OF_A_BUDGET for budget in grid.budgets}
     figures = []
@@ -45,6 +54,7 @@ def write_inputs(folder: Path, grid: Grid, *, layers: int = 4) -> dict[str, obje
         Image.new("L", (width, 600 + rank), 200).save(figures[-1])
     return {
         "runs_csv": folder / "runs.csv",
+        "yardsticks_json": write_yardsticks_of(folder, yardsticks),
         "hypotheses_csv": folder / "hypotheses.csv",
         "figures": figures,
         "captions": captions(),

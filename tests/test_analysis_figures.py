@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import pytest
-from analysis_data import LARGE, SMALL, write_results
+from analysis_data import LARGE, SMALL, YARDSTICKS, write_results, write_yardsticks_of
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -18,21 +18,25 @@ from PIL import Image
 from sublora.analysis import style
 from sublora.analysis.arms import Arm, arms_of
 from sublora.analysis.figures import allocation, bounds, gating, tradeoff, training
+from sublora.analysis.reference_lines import Level, mark_levels, spread
 from sublora.analysis.runs_table import collect_runs, write_runs_csv
 from sublora.analysis.summary import configurations
 from sublora.analysis.traces import read_gating_traces, read_metrics
+from sublora.analysis.yardsticks import load_yardsticks
 from sublora.config import Grid
 from sublora.errors import UserError
 
 ONE_SEED = Grid(budgets=(1000,), allocations=("uniform", "fixed-0.5", "learned"), seeds=(7,))
-GRIDS = {"small": (SMALL, 4), "large": (LARGE, 12), "one seed": (ONE_SEED, 24)}
+CLOSE = {"unigram": (5.42, 5.17), "bigram": (4.98, 5.14), "order3": (4.97, 5.16), "frozen_base": (5.13, 5.15)}
+FAR = {"unigram": (6.42, 6.55), "bigram": (5.68, 5.75), "order3": (2.47, 2.53), "frozen_base": (2.13, 2.2)}
+GRIDS = {"small": (SMALL, 4, YARDSTICKS), "large": (LARGE, 12, CLOSE), "one seed": (ONE_SEED, 24, FAR)}
 FIGURES = {
-    "pareto": lambda data: tradeoff.pareto(data.runs, data.budget),
+    "pareto": lambda data: tradeoff.pareto(data.runs, data.budget, data.yardsticks),
     "compression": lambda data: tradeoff.compression(data.runs, data.budget),
     "allocation_grid": lambda data: allocation.allocation_grid(data.runs),
-    "bound_decomposition": lambda data: allocation.bound_decomposition(data.runs, data.budget),
+    "bound_decomposition": lambda data: allocation.bound_decomposition(data.runs, data.budget, data.yardsticks),
     "bound_by_inequality": lambda data: bounds.bound_by_inequality(data.runs),
-    "bound_against_budget": lambda data: bounds.bound_against_budget(data.runs),
+    "bound_against_budget": lambda data: bounds.bound_against_budget(data.runs, data.yardsticks),
     "gating_heatmap": lambda data: gating.gating_heatmap(data.runs, data.budget),
     "gating_trend": lambda data: gating.gating_trend(data.runs),
     "gating_traces": lambda data: gating.gating_traces(data.runs, data.traces),
@@ -44,12 +48,15 @@ SMALLEST_POINTS = 5.5
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     found = {}
-    for name, (grid, layers) in GRIDS.items():
-        folders = write_results(tmp_path_factory.mktemp(name.replace(" ", "")), grid, layers=layers)
+    for name, (grid, layers, losses_and_bounds) in GRIDS.items():
+        folder = tmp_path_factory.mktemp(name.replace(" ", ""))
+        folders = write_results(folder, grid, layers=layers, all_scored=name == "large")
         runs = collect_runs(folders)
+        yardsticks = load_yardsticks(write_yardsticks_of(folder, losses_and_bounds), runs)
         traces = read_gating_traces([folder / "gating_trace.csv" for folder in folders], runs)
         metrics = read_metrics([folder / "metrics.csv" for folder in folders], runs)
-        found[name] = SimpleNamespace(runs=runs, traces=traces, metrics=metrics, budget=max(grid.budgets))
+        facts = {"runs": runs, "traces": traces, "metrics": metrics, "yardsticks": yardsticks}
+        found[name] = SimpleNamespace(**facts, budget=max(grid.budgets))
     return found
 
 
@@ -106,7 +113,7 @@ def test_the_overlap_check_finds_overlaps():
 
 def test_pareto_points_are_means_and_the_frontier_is_their_lower_left_edge(results):
     runs, budget = results["small"].runs, 1000
-    (axes,) = tradeoff.pareto(runs, budget).axes
+    (axes,) = tradeoff.pareto(runs, budget, results["small"].yardsticks).axes
     table = configurations(runs[runs["budget"] == budget], ["kl_divergence", "empirical_bpd"]).droplevel("budget")
     means = [("kl_divergence", "mean"), ("empirical_bpd", "mean")]
     for arm, container in zip(arms_of(runs), axes.containers, strict=True):
@@ -137,7 +144,7 @@ def test_decomposition_adds_up_even_where_quantization_helps(results):
     np.testing.assert_allclose(parts[["loss_before", "loss_added", "complexity"]].sum(axis=1), runs["bound_value"])
     np.testing.assert_allclose(parts["loss_before"] + parts["loss_added"], runs["empirical_bpd"])
     np.testing.assert_allclose(parts["loss_added"], -0.05)
-    figure = allocation.bound_decomposition(runs, 1000)
+    figure = allocation.bound_decomposition(runs, 1000, results["small"].yardsticks)
     assert clashes(figure) == []
     bounds = configurations(runs, ["bound_value"])[("bound_value", "mean")].loc[1000]
     ends = {}
@@ -180,6 +187,81 @@ def test_vacuous_level_is_drawn_near_the_data_and_only_named_far_from_it():
     assert near.get_ylim()[1] == high
 
 
+def labels_of(figure: Figure, levels: list[Level]) -> dict[str, str]:
+    """What follows the name of each level in its label."""
+    texts = [text.get_text() for text in drawn_texts(figure)]
+    return {
+        level.label: text.removeprefix(level.label).strip()
+        for level in levels
+        for text in texts
+        if text.startswith(level.label)
+    }
+
+
+LEVELS = [
+    Level("far above", 9.0),
+    Level("above", 5.3),
+    Level("just above", 5.29),
+    Level("in", 4.9),
+    Level("below", -3.0),
+]
+
+
+def test_levels_are_drawn_where_they_do_not_squash_the_data_and_point_away_elsewhere():
+    figure, (axes,) = style.panels_in(3.3, 2.0)
+    axes.plot([0, 1], [4.5, 5.0])
+    low, high = axes.get_ylim()
+    mark_levels(axes, LEVELS)
+    drawn = sorted(line.get_ydata()[0] for line in axes.lines[1:])
+    assert drawn == [4.9, 5.29, 5.3]
+    assert axes.get_ylim()[0] == low
+    assert 5.3 < axes.get_ylim()[1] < low + 2.2 * (high - low)
+    up, down = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
+    assert labels_of(figure, LEVELS) == {
+        "far above": f"9.00 {up}",
+        "above": "5.30",
+        "just above": "5.29",
+        "in": "4.90",
+        "below": f"-3.00 {down}",
+    }
+    assert clashes(figure) == []
+    heights = {text.get_text().split()[0]: text.get_window_extent().y0 for text in drawn_texts(figure)}
+    assert heights["far"] > heights["above"] > heights["just"] > heights["in"] > heights["below"]
+
+
+def test_levels_of_an_x_axis_stand_above_it_and_the_figure_makes_room():
+    figure, (axes,) = style.panels_in(3.3, 2.0)
+    axes.barh([0, 1], [4.5, 5.0])
+    axes.set_title("a title at the left", loc="left")
+    figure.draw_without_rendering()
+    height = axes.get_window_extent().height
+    mark_levels(axes, [*LEVELS[:-1], Level("under the title", 0.2)], along="x")
+    assert clashes(figure) == []
+    assert axes.get_window_extent().height == pytest.approx(height, rel=0.12)
+    (text,) = [text for text in drawn_texts(figure) if text.get_text().startswith("far")]
+    assert text.get_text().endswith("\N{DOWNWARDS ARROW}") == (axes.get_xlim()[1] < 9.0)
+
+
+@pytest.mark.parametrize("targets", [[0.1, 0.5, 0.9], [0.5, 0.5, 0.5], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], []])
+def test_labels_are_spread_in_order_within_the_axis(targets):
+    places = spread(targets, 0.1, 0.05, 0.95)
+    assert len(places) == len(targets)
+    assert all(later - earlier >= 0.1 - 1e-12 for earlier, later in zip(places, places[1:], strict=False))
+    assert all(0.05 <= place <= 0.95 + 1e-12 for place in places)
+    assert spread([0.2, 0.5], 0.1, 0.0, 1.0) == [0.2, 0.5]
+
+
+@pytest.mark.parametrize("name", ["pareto", "bound_against_budget", "bound_decomposition"])
+def test_every_yardstick_is_named_with_its_own_number(results, name):
+    data = results["small"]
+    texts = " ".join(text.get_text() for text in drawn_texts(FIGURES[name](data)))
+    for yardstick, label in zip(
+        data.yardsticks, ("Vacuous", "Unigram", "Bigram", "Order 3", "Frozen base"), strict=True
+    ):
+        bits = yardstick.scored_loss_bits if name == "pareto" else yardstick.bound_bits
+        assert f"{label} {bits:.2f}" in texts
+
+
 def test_figures_of_absent_arms_and_budgets_are_refused(tmp_path):
     grid = Grid(budgets=(100,), allocations=("fixed-0.2", "fixed-0.5"), seeds=(1, 2))
     runs = collect_runs(write_results(tmp_path, grid))
@@ -187,7 +269,7 @@ def test_figures_of_absent_arms_and_budgets_are_refused(tmp_path):
         with pytest.raises(UserError, match="no learned allocation"):
             draw()
     with pytest.raises(UserError, match="no run with budget 7; it has 100"):
-        tradeoff.pareto(runs, 7)
+        tradeoff.pareto(runs, 7, [])
     assert "no uniform arm" in " ".join(text.get_text() for text in drawn_texts(allocation.allocation_grid(runs)))
 
 
@@ -251,7 +333,10 @@ import sys
 from sublora.analysis.figures.allocation import bound_decomposition
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.style import save
-save(bound_decomposition(read_runs_csv(sys.argv[1]), 1000), png=sys.argv[2], pdf=sys.argv[3])
+from sublora.analysis.yardsticks import load_yardsticks
+runs = read_runs_csv(sys.argv[1])
+yardsticks = load_yardsticks(sys.argv[2], runs)
+save(bound_decomposition(runs, 1000, yardsticks), png=sys.argv[3], pdf=sys.argv[4])
 """
 
 
@@ -259,8 +344,10 @@ def test_another_process_writes_equal_bytes(results, tmp_path):
     """Another hash seed, another date, numbers that went through the file."""
     runs = results["small"].runs
     write_runs_csv(runs, tmp_path / "runs.csv")
-    style.save(allocation.bound_decomposition(runs, 1000), png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
-    files = [str(tmp_path / name) for name in ("runs.csv", "b.png", "b.pdf")]
+    figure = allocation.bound_decomposition(runs, 1000, results["small"].yardsticks)
+    style.save(figure, png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
+    write_yardsticks_of(tmp_path)
+    files = [str(tmp_path / name) for name in ("runs.csv", "yardsticks.json", "b.png", "b.pdf")]
     environment = os.environ | {"PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1"}
     subprocess.run([sys.executable, "-c", PROGRAM, *files], check=True, env=environment)
     for kind in ("png", "pdf"):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from analysis_data import LARGE, SMALL
+from analysis_data import INDEPENDENCE, LARGE, SMALL
 from report_data import captions, write_inputs
 
 from sublora.analysis.report import INTRODUCTION, TABLES, _caption, best_run, write_report
@@ -39,7 +39,7 @@ def made(tmp_path_factory) -> dict[str, SimpleNamespace]:
     found = {}
     for name, grid, layers in (("small", SMALL, 4), ("large", LARGE, 12)):
         folder = tmp_path_factory.mktemp(name)
-        inputs = write_inputs(folder, grid, layers=layers)
+        inputs = write_inputs(folder, grid, layers=layers, all_scored=name == "large")
         write_report(folder / "report.html", **inputs)
         page = parsed(folder / "report.html")
         found[name] = SimpleNamespace(folder=folder, inputs=inputs, page=page, runs=read_runs_csv(inputs["runs_csv"]))
@@ -109,6 +109,79 @@ def test_the_headline_names_value_run_confidence_and_documents(made):
     assert f"the bound lies {percent} % below that" in text
 
 
+def test_the_first_section_says_what_the_network_adds(made):
+    page = made["small"].page
+    section = page.find(".//section")
+    assert section.get("id") == "yardsticks"
+    assert section.find(".//table") is next(page.iter("table"))
+    text = words(section)
+    assert "The network adds nothing over the order-3 model. Adapting adds nothing over the frozen base." in text
+    assert "learned something:" not in text
+    rows = section.findall(".//tbody/tr")
+    assert len(rows) == 5 + 3
+    best = made["small"].runs.sort_values("bound_all_runs").iloc[0]
+    (row,) = [row for row in rows if row.get("class") == "best"]
+    numbers = [words(cell) for cell in row.findall("td")]
+    bounds = [f"{best[key]:.3f}" for key in ("test_loss_bits", "bound_all_runs")]
+    assert numbers == [*bounds, f"{best['code_bits']:,.0f}", "17,000", "1,000", "document(8)"]
+    assert len(section.findall(".//ul/li")) == 5
+
+
+def test_a_network_that_learned_something_is_said_to(tmp_path):
+    beaten = {"unigram": (6.0, 6.1), "bigram": (5.9, 6.0), "order3": (5.8, 5.9), "frozen_base": (5.7, 5.8)}
+    inputs = write_inputs(tmp_path, ONE_SEED, yardsticks=beaten)
+    inputs["figures"] = [path for path in inputs["figures"] if not path.name.startswith("gating")]
+    write_report(tmp_path / "report.html", **inputs)
+    text = words(parsed(tmp_path / "report.html").find(".//section[@id='yardsticks']"))
+    assert "The network learned something: its bound lies below the test loss of every trivial model." in text
+    assert "Adapting beats the frozen base." in text
+
+
+def test_what_was_scored_is_said(made):
+    drawn, scored_all = (words(made[name].page.find(".//main")) for name in ("small", "large"))
+    assert "and over the draw of those that are scored" in drawn and "m = 1,000, drawn with replacement" in drawn
+    assert "of delta 0.045 for the draws of m" in drawn
+    assert "over the training documents, the loss that the" in scored_all
+    assert "the draw" not in scored_all and "all n = 17,000" in scored_all and "drawn with" not in scored_all
+
+
+def with_base(inputs: dict, **columns: str) -> None:
+    runs = pd.read_csv(inputs["runs_csv"], dtype=str, keep_default_na=False)
+    runs.assign(**columns).to_csv(inputs["runs_csv"], index=False)
+
+
+def test_a_pretrained_base_shows_what_its_independence_rests_on(tmp_path):
+    inputs = write_inputs(tmp_path, ONE_SEED)
+    columns = {f"base_{key}": text for key, text in INDEPENDENCE.items()}
+    with_base(inputs, base_kind="pretrained", base_sha256="ab" * 32, **columns)
+    write_report(tmp_path / "report.html", **inputs)
+    page = parsed(tmp_path / "report.html")
+    beside_the_bound = page.find(".//section[@id='headline']//dl")
+    assert [words(each) for each in beside_the_bound.findall("dd")] == list(INDEPENDENCE.values())
+    assert "ab" * 32 in words(page.find(".//section[@id='provenance']"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"), [("random", "The base is random"), ("trained", "trained on documents set")]
+)
+def test_other_bases_are_named(tmp_path, kind, sentence):
+    inputs = write_inputs(tmp_path, ONE_SEED)
+    with_base(inputs, base_kind=kind)
+    write_report(tmp_path / "report.html", **inputs)
+    page = parsed(tmp_path / "report.html")
+    assert sentence in words(page.find(".//section[@id='headline']"))
+    assert page.find(".//section[@id='headline']//dl") is None
+    provenance = [words(each) for each in page.findall(".//section[@id='provenance']//dd")]
+    assert kind in provenance
+
+
+def test_random_bases_are_listed_by_seed(made):
+    text = words(made["small"].page.find(".//section[@id='provenance']"))
+    runs = made["small"].runs
+    for seed, (sha256,) in runs.groupby("seed")["base_sha256"].unique().items():
+        assert f"seed {seed}: {sha256}" in text
+
+
 def test_a_vacuous_bound_is_called_so(tmp_path):
     inputs = write_inputs(tmp_path, ONE_SEED)
     runs = pd.read_csv(inputs["runs_csv"], dtype=str, keep_default_na=False)
@@ -166,10 +239,12 @@ def test_findings_are_told_once_and_with_their_metrics():
 def test_the_tables_can_be_taken_out_again(made):
     links = {link.get("download"): link for link in made["small"].page.iter("a") if link.get("download")}
     provenance = words(made["small"].page.find(".//section[@id='provenance']"))
-    for key in ("runs_csv", "hypotheses_csv"):
+    for key, kind in (("runs_csv", "csv"), ("yardsticks_json", "json"), ("hypotheses_csv", "csv")):
         data = made["small"].inputs[key].read_bytes()
         href = links[made["small"].inputs[key].name].get("href")
-        assert base64.b64decode(href.removeprefix("data:text/csv;charset=utf-8;base64,")) == data
+        start, comma, content = href.partition(",")
+        assert start + comma == f"data:{'text' if kind == 'csv' else 'application'}/{kind};charset=utf-8;base64,"
+        assert base64.b64decode(content) == data
         assert hashlib.sha256(data).hexdigest() in provenance
     assert "d2" * 32 in provenance and "torch 2.13.0" in provenance
 
@@ -190,8 +265,8 @@ from pathlib import Path
 from sublora.analysis.report import write_report
 folder, *captions = map(Path, sys.argv[1:])
 figures = sorted(folder.glob("figures/*.png"), reverse=True)
-write_report("other.html", runs_csv=folder / "runs.csv", hypotheses_csv=folder / "hypotheses.csv", figures=figures,
-             captions=captions)
+write_report("other.html", runs_csv=folder / "runs.csv", yardsticks_json=folder / "yardsticks.json",
+             hypotheses_csv=folder / "hypotheses.csv", figures=figures, captions=captions)
 """
 
 
@@ -216,8 +291,10 @@ def test_a_caption_says_the_same_for_every_budget():
     [
         (lambda inputs, _: inputs["figures"][0].unlink(), r"pareto.*|allocation_grid\.png: no such file"),
         (lambda inputs, _: inputs["figures"][0].write_bytes(b"GIF89a"), r"allocation_grid\.png: is no PNG file"),
-        (lambda inputs, _: inputs["captions"].remove(captions()[3]), r"pareto_d1000\.png: has no caption"),
-        (lambda inputs, _: inputs["captions"].remove(captions()[1]), r"summary\.rst is not among the captions"),
+        (lambda inputs, _: inputs["captions"].remove(captions()[4]), r"pareto_d1000\.png: has no caption"),
+        (lambda inputs, _: inputs["captions"].remove(captions()[2]), r"summary\.rst is not among the captions"),
+        (lambda inputs, _: inputs["yardsticks_json"].unlink(), r"yardsticks\.json: no such file"),
+        (lambda inputs, _: inputs["yardsticks_json"].write_text("{}"), r"yardsticks\.json: not a file of yardsticks"),
         (lambda inputs, _: inputs["hypotheses_csv"].write_bytes(b""), r"hypotheses\.csv: not a table"),
         (lambda inputs, tmp: write_caption(inputs, tmp, "No title."), r"pareto\.rst: starts with 'No title\.'"),
         (lambda inputs, tmp: write_caption(inputs, tmp, "**Title.** `open"), r"pareto\.rst: not valid"),

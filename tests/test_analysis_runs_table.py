@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_data import LARGE, SMALL, write_results
+from analysis_data import INDEPENDENCE, LARGE, SMALL, write_results
 
 from sublora.analysis.arms import arms_of
 from sublora.analysis.runs_table import (
@@ -50,7 +50,9 @@ def test_record_values_arrive_in_their_columns(folders):
     runs = collect_runs(folders).set_index("name")
     record = json.loads((folders[-1] / "bounds.json").read_text())
     row = runs.loc[folders[-1].name]
-    assert row["bound_value"] == record["bound_value"] == row["bound_betting_subsampled"]
+    assert row["bound_value"] == record["bound_value"] == row["bound_by_betting_subsampled"]
+    assert row["bound_held_out_all_runs"] == record["bound_held_out_all_runs"]
+    assert row["smoothing"] == record["smoothing"] == "document(8)"
     assert row["bits_symbols"] == record["code_items"]["symbols"]
     assert row["gamma_head"] == record["gamma"]["head"]
     assert row["seconds_train"] == record["seconds"]["train"]
@@ -75,7 +77,70 @@ def test_arms_and_groups_are_in_order(tmp_path):
 
 def test_inequalities_leave_out_what_is_none(folders):
     columns = inequality_columns(collect_runs(folders))
-    assert columns == ["bound_hoeffding_subsampled", "bound_kl_inverse_subsampled", "bound_betting_subsampled"]
+    assert columns == [f"bound_by_{name}_subsampled" for name in ("hoeffding", "kl_inverse", "betting")]
+
+
+def test_bounds_from_all_documents_have_inequalities_of_their_own(tmp_path):
+    folders = write_results(tmp_path / "runs", TINY, all_scored=True)
+    runs = collect_runs(folders)
+    names = ("hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form")
+    assert inequality_columns(runs) == [f"bound_by_{name}" for name in names]
+    assert (runs["bound_hoeffding"] == runs["bound_by_hoeffding"]).all()
+    assert (runs["bound_value"] == runs["bound_by_betting"]).all()
+    assert (runs["m_documents"] == runs["n_documents"]).all() and (runs["delta_sample"] == 0.0).all()
+    write_runs_csv(runs, tmp_path / "runs.csv")
+    pd.testing.assert_frame_equal(read_runs_csv(tmp_path / "runs.csv"), runs, check_exact=True, check_dtype=False)
+
+
+def test_runs_with_drawn_and_with_all_documents_do_not_mix(tmp_path):
+    drawn = write_results(tmp_path / "drawn", TINY)
+    all_scored = write_results(tmp_path / "all", TINY, all_scored=True)
+    with pytest.raises(UserError, match="which other runs have|cannot be compared"):
+        collect_runs([*drawn[:-1], all_scored[-1]])
+
+
+def with_base(folders: list[Path], **base: object) -> None:
+    """Give every record this base; `sha256` may be a function of the run."""
+    for folder in folders:
+        path = folder / "bounds.json"
+        record = json.loads(path.read_text())
+        record["base"] |= {key: value(record["run"]) if callable(value) else value for key, value in base.items()}
+        path.write_text(json.dumps(record))
+
+
+def test_the_base_is_part_of_the_table(folders, tmp_path):
+    runs = collect_runs(folders)
+    assert (runs["base_kind"] == "random").all()
+    assert (runs.groupby("seed")["base_sha256"].nunique() == 1).all() and runs["base_sha256"].nunique() == 2
+    assert "base_how_checked" not in runs
+    with_base(folders, kind="pretrained", sha256="ab" * 32, independence=INDEPENDENCE)
+    runs = collect_runs(folders)
+    assert {key: set(runs[f"base_{key}"]) for key in INDEPENDENCE} == {k: {text} for k, text in INDEPENDENCE.items()}
+    write_runs_csv(runs, tmp_path / "runs.csv")
+    pd.testing.assert_frame_equal(read_runs_csv(tmp_path / "runs.csv"), runs, check_exact=True, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("base", "complaint"),
+    [
+        ({"kind": "guessed"}, "key base.kind of bounds.json is guessed, expected one of random, trained, pretrained"),
+        ({"sha256": None}, "key base.sha256 of bounds.json is missing"),
+        ({"kind": "pretrained"}, "key base.independence of bounds.json is missing"),
+        (
+            {"kind": "pretrained", "independence": INDEPENDENCE | {"how_checked": None}},
+            "key base.independence.how_checked of bounds.json is missing",
+        ),
+        ({"kind": "trained", "sha256": lambda run: run["name"]}, "base_sha256 is d30_.* but d30_.* in run"),
+        (
+            {"kind": lambda run: "trained" if run["name"] == NAME else "random"},
+            f"base_kind is .* trained in run {NAME}",
+        ),
+    ],
+)
+def test_a_base_that_is_incomplete_or_not_the_same_is_refused(folders, base, complaint):
+    with_base(folders, **base)
+    with pytest.raises(UserError, match=complaint):
+        collect_runs(folders)
 
 
 DEFECTS = {
@@ -85,15 +150,18 @@ DEFECTS = {
     "compressed_size_bits": lambda r: r.pop("compressed_size_bits"),
     "val_loss_bits": lambda r: r.update(val_loss_bits=None),
     "test_loss_bits": lambda r: r.update(test_loss_bits="4.5"),
-    "smoothing": lambda r: r.update(smoothing=True),
+    "smoothing": lambda r: r.update(smoothing=0.01),
+    "bound_held_out": lambda r: r.pop("bound_held_out"),
+    "min_targets": lambda r: r.update(min_targets=None),
+    "key base": lambda r: r.pop("base"),
     "code_items.symbols": lambda r: r["code_items"].update(symbols=math.nan),
     "code_items sum": lambda r: r["code_items"].update(symbols=1.0),
     "code_bits x ln 2": lambda r: r.update(kl_divergence=r["kl_divergence"] * 1.01),
     "gamma_1": lambda r: r["gamma"].pop("1"),
-    "bound_kl_inverse_subsampled": lambda r: r["bounds"].pop("kl_inverse_subsampled"),
+    "bound_by_kl_inverse_subsampled": lambda r: r["bounds"].pop("kl_inverse_subsampled"),
     "versions": lambda r: r.pop("versions"),
     "n_documents": lambda r: r.update(n_documents=5),
-    "format 2": lambda r: r.update(format=2),
+    "format 1": lambda r: r.update(format=1),
     "mode fixed": lambda r: r["run"].update(mode="fixed"),
     "d30_learned_seed1": lambda r: r["run"].update(name="d30_learned_seed1"),
 }
@@ -146,6 +214,8 @@ def cell(text: str, name: str, column: str, value: str) -> str:
         ("seed", "7", "is missing"),
         ("ratio", "0.3", "do not belong together"),
         ("delta", "0.1", "delta is 0.05"),
+        ("base_kind", "trained", "base_kind is random"),
+        ("min_targets", "5", "min_targets is 201"),
     ],
 )
 def test_a_damaged_table_is_refused(folders, tmp_path, column, value, complaint):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from analysis_data import write_results
+from analysis_data import write_results, write_yardsticks_of
 
 from sublora.analysis.runs_table import collect_runs, write_runs_csv
 from sublora.analysis.scripting import user_errors_to
@@ -45,6 +45,7 @@ def inputs(tmp_path_factory) -> Files:
     write_runs_csv(collect_runs(folders), folder / "runs.csv")
     return Files(
         runs=str(folder / "runs.csv"),
+        yardsticks=str(write_yardsticks_of(folder)),
         bounds=[str(run / "bounds.json") for run in folders],
         gates=[str(run / "gating_trace.csv") for run in folders if "learned" in run.name],
         metrics=[str(run / "metrics.csv") for run in folders],
@@ -72,6 +73,12 @@ def test_table_scripts(inputs, tmp_path):
     assert (tmp_path / "runs.csv").read_bytes() == Path(inputs.runs).read_bytes()
     run("summary", inputs, Files(csv=str(tmp_path / "summary.csv"), tex=str(tmp_path / "summary.tex")), log)
     assert len(pd.read_csv(tmp_path / "summary.csv")) == 6
+    run("yardsticks_table", inputs, Files(csv=str(tmp_path / "yardsticks.csv")), log)
+    assert list(pd.read_csv(tmp_path / "yardsticks.csv")["model"])[-3:] == [
+        "best_run",
+        "best_run_alone",
+        "best_run_held_out",
+    ]
     run("hypotheses", inputs, Files(csv=str(tmp_path / "hypotheses.csv")), log)
     assert set(pd.read_csv(tmp_path / "hypotheses.csv")["hypothesis"]) == {"H1", "H2", "H3"}
 

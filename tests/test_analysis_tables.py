@@ -22,7 +22,7 @@ def runs(tmp_path_factory) -> pd.DataFrame:
     return collect_runs(write_results(tmp_path_factory.mktemp("demo"), SMALL))
 
 
-def test_summary_has_a_row_a_configuration_in_arm_order(runs):
+def test_summary_has_one_row_per_configuration_in_arm_order(runs):
     table = summary_table(runs)
     assert list(table["Budget"]) == [1000] * 5 + [2000] * 5
     assert list(table["Mode"]) == ["uniform", "fixed", "fixed", "fixed", "learned"] * 2

@@ -14,6 +14,7 @@ from benchmarks import __main__ as command
 from benchmarks import coding, evaluation, hardware, profiling, reference, synthetic, training
 from benchmarks.flops import model_flops
 from sublora import config
+from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 from sublora.losses import TOP_K
 from sublora.losses.documents import score_documents
 from sublora.runs.build import build_run
@@ -27,6 +28,7 @@ SECTIONS = {
     "compute": {"dtype": "float32", "compile": False},
     "scoring": {"sliding_window": 10},
     "training": {"warmup_fraction": 0.0},
+    "message": {"quantizer": "entropy"},
 }
 TRAINING = training.Size(
     micro_batch_sequences=2,
@@ -41,6 +43,7 @@ TRAINING = training.Size(
     held_out_documents=4,
     variants=tuple(training.VARIANTS),
 )
+SMOOTHING = (TokenSmoothing(0.1), TokenSmoothing(0.5), DocumentMixture(1), DocumentMixture(8))
 EVALUATION = evaluation.Size(
     documents=12,
     compared_documents={10: 3, 64: 4},
@@ -66,8 +69,12 @@ def case(machine, tmp_path_factory):
     return settings, synthetic.write_random_dataset(tmp_path_factory.mktemp("random"), settings.data, lengths)
 
 
-def test_reference_and_product_train_alike(machine, case, tmp_path):
+@pytest.mark.parametrize("smoothing", ["token(0.1)", "document(1)", "document(8)"])
+def test_reference_and_product_train_alike(machine, case, tmp_path, smoothing):
     settings, dataset = case
+    settings = settings.model_copy(
+        update={"rate_phase": settings.rate_phase.model_copy(update={"smoothing": smoothing})}
+    )
     product = training.trainer_of(settings, training.RUN, dataset, machine, tmp_path)
     plain = reference.ReferenceTrainer(settings, training.RUN, dataset, machine.device)
     for step in range(3):
@@ -79,9 +86,9 @@ def test_reference_and_product_train_alike(machine, case, tmp_path):
     assert product._loss_sum.item() == pytest.approx(plain.loss_sum.item(), rel=1e-6)
 
 
-def test_reference_and_product_score_alike(machine, case):
+def test_reference_and_product_score_alike(machine, case, tmp_path):
     settings, dataset = case
-    run = build_run(settings, training.RUN, dataset, machine.device)
+    run = build_run(settings, training.RUN, dataset, tmp_path, machine.device)
     w = generator("test w").standard_normal(training.RUN.budget).astype(np.float32)
     documents = [dataset.document("train", i) for i in range(dataset.n_documents)]
     assert max(map(len, documents)) > 64 > min(map(len, documents))
@@ -95,10 +102,10 @@ def test_reference_and_product_score_alike(machine, case):
         documents,
         eot_id=dataset.eot_id,
         stride=settings.scoring.sliding_window,
-        smoothing=settings.scoring.smoothing,
+        smoothing=SMOOTHING,
         windows_at_once=3,
     )
-    np.testing.assert_allclose(ours.losses_DA(settings.scoring.smoothing, dataset.vocab_size), losses, atol=1e-5)
+    np.testing.assert_allclose(ours.losses_DA(SMOOTHING, dataset.vocab_size), losses, atol=1e-5)
     parts = np.split(ranks, np.cumsum(ours.counts_D)[:-1])
     for column, k in enumerate(TOP_K):
         errors = [(part >= k).mean() for part in parts]

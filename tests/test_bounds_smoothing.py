@@ -9,7 +9,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing, document_losses_bits, parse_smoothing
+from sublora.bounds.smoothing import (
+    LARGEST_K,
+    DocumentMixture,
+    TokenSmoothing,
+    document_losses_bits,
+    parse_smoothing,
+)
 
 CANDIDATES = [TokenSmoothing(1e-4), TokenSmoothing(0.1), DocumentMixture(1), DocumentMixture(8), DocumentMixture(50)]
 LOG_P = st.one_of(st.just(0.0), st.just(-math.inf), st.floats(-200.0, 0.0))
@@ -22,7 +28,7 @@ def flat(documents):
 
 
 @given(st.one_of(st.floats(0.0, 1.0, exclude_min=True, exclude_max=True).map(TokenSmoothing),
-                 st.integers(1, 1000).map(DocumentMixture)))  # fmt: skip
+                 st.integers(1, LARGEST_K).map(DocumentMixture)))  # fmt: skip
 def test_a_name_says_everything(smoothing):
     assert parse_smoothing(smoothing.name) == smoothing
 
@@ -35,7 +41,7 @@ def test_names_are_canonical():
 
 WRONG_NAMES = (
     "", "0.1", "token", "token(0)", "token(1.0)", "token(nan)", "token(x)", "token(0.1) document(8)", "document(0)",
-    "document(1.5)", "document(1001)", "document(-3)", "guess(1)",
+    "document(1.5)", "document(65)", "document(-3)", "guess(1)",
 )  # fmt: skip
 
 
@@ -52,9 +58,9 @@ def test_impossible_values_of_a_are_refused(a):
         TokenSmoothing(a)
 
 
-@pytest.mark.parametrize("k", [0, 1001, 2.5, True, -1])
+@pytest.mark.parametrize("k", [0, LARGEST_K + 1, 2.5, True, -1])
 def test_impossible_values_of_k_are_refused(k):
-    with pytest.raises(ValueError, match="k must be a whole number from 1 to 1000"):
+    with pytest.raises(ValueError, match="k must be a whole number from 1 to 64"):
         DocumentMixture(k)
 
 

@@ -1,7 +1,7 @@
 """Settings of the base: its kinds, what base and target must not share, and which stages its keys reach."""
 
 import pytest
-from conftest import TINY, demo_values, merged
+from conftest import PRETRAINED, TINY, TRAINED, demo_values, merged
 
 from sublora import config
 from sublora.errors import UserError
@@ -9,35 +9,6 @@ from sublora.errors import UserError
 FOLDER = {"kind": "folder", "path": "texts", "text_field": "text"}
 HUB = {"kind": "huggingface", "dataset": "owner/set", "revision": "main", "split": "train", "text_field": "text"}
 MARKOV = TINY["data"]["corpus"]
-TRAINED = {
-    "kind": "trained",
-    "name": "apart",
-    "corpus": {"kind": "docstrings", "packages": ["numpy"]},
-    "min_characters": 1,
-    "val_documents": 5,
-    "seed": 1,
-    "steps": 10,
-    "tokens_per_step": 64,
-    "micro_batch_sequences": 2,
-    "learning_rate": 0.01,
-    "final_learning_rate": 0.001,
-    "warmup_fraction": 0.1,
-    "betas": [0.9, 0.95],
-    "epsilon": 1.0e-8,
-    "weight_decay": 0.1,
-    "gradient_clip": 1.0,
-    "eval_interval_steps": 5,
-    "eval_sequences": 4,
-    "log_interval_steps": 1,
-    "save_interval_steps": 5,
-    "threads": 1,
-}
-PRETRAINED = {
-    "kind": "pretrained",
-    "path": "openai-community/gpt2",
-    "revision": None,
-    "independence": {"training_cutoff": "2017", "document_dates": "2024", "how_checked": "by their dates"},
-}
 
 
 def parsed(base: dict | str, **sections: dict) -> config.Settings:
@@ -154,9 +125,10 @@ def test_a_change_of_the_base_reaches_its_stages_alone(base, changes, stages):
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [
-        ({"model": {"n_layer": 3}}, {"base", "train"}),
-        ({"compute": {"dtype": "bfloat16"}}, {"base", "train"}),
-        ({"compute": {"threads": 2}}, {"train"}),
+        ({"model": {"n_layer": 3}}, {"base", "train", "yardsticks"}),
+        ({"compute": {"dtype": "bfloat16"}}, {"base", "train", "yardsticks"}),
+        ({"compute": {"threads": 2}}, {"train", "yardsticks"}),
+        ({"compute": {"gpus_per_training": 2}}, {"train"}),
         ({"training": {"steps": 21}}, {"train"}),
     ],
 )
@@ -164,9 +136,10 @@ def test_what_the_base_shares_with_the_runs_reaches_both(changes, stages):
     assert reached(parsed(TRAINED), parsed(TRAINED, **changes)) == stages
 
 
-def test_the_kind_reaches_the_runs_and_the_numbers_of_a_trained_base_do_not():
-    assert config.stage_settings(parsed({"kind": "random"}), "train")["base"] == {"kind": "random"}
-    assert config.stage_settings(parsed(TRAINED), "train")["base"] == {"kind": "trained"}
+@pytest.mark.parametrize("stage", ["train", "yardsticks"])
+def test_the_kind_reaches_the_runs_and_the_numbers_of_a_trained_base_do_not(stage):
+    assert config.stage_settings(parsed({"kind": "random"}), stage)["base"] == {"kind": "random"}
+    assert config.stage_settings(parsed(TRAINED), stage)["base"] == {"kind": "trained"}
 
 
 def reached(before: config.Settings, after: config.Settings) -> set[str]:

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from data_samples import FOLDER, folder_data, write_documents
+from conftest import PRETRAINED, TINY, TRAINED, demo_values, merged
+from data_samples import FOLDER, folder_data, markov_corpus, write_documents
 
 from sublora import config
 from sublora.data import spill as spill_module
@@ -19,6 +19,7 @@ from sublora.data.text_keys import KEY_BYTES, TEXT_KEYS_FILE, TextKeys, write_te
 from sublora.data.tokenizers import load_tokenizer
 from sublora.errors import UserError
 
+FOLDER_CORPUS = {"kind": "folder", "text_field": "text"}
 BASE_TEXTS = [f"text of the base {i} " + "é" * (i % 7) for i in range(60)]
 TOO_SHORT, TOO_FEW_TOKENS, SURROGATE = "short", "12345678", "lone \ud800 surrogate"
 BASE_CORPUS = [*BASE_TEXTS, *BASE_TEXTS[:5], TOO_SHORT, TOO_FEW_TOKENS, SURROGATE]
@@ -26,11 +27,13 @@ TARGET_TEXTS = [f"text of the target {i}" for i in range(40)]
 COMMON = [*BASE_TEXTS[::2], TOO_SHORT, TOO_FEW_TOKENS, "lone ? surrogate"]
 
 
-def settings_of(data=None, **base):
-    """What these functions read of `config.Settings`."""
-    corpus = config.FolderCorpus(kind="folder", path="base_texts", text_field="text")
-    values = {"kind": "trained", "name": "base", "corpus": corpus, "min_characters": 8, "val_documents": 4}
-    return SimpleNamespace(data=data or folder_data(), base=SimpleNamespace(**(values | base)))
+def settings_of(data: config.Data | None = None, kind: str = "trained", **base: object) -> config.Settings:
+    """Settings with a folder corpus each for target and base, keys of a trained base changed as said."""
+    own = {"corpus": FOLDER_CORPUS | {"path": "base_texts"}, "name": "base", "min_characters": 8, "val_documents": 4}
+    kinds = {"trained": TRAINED | own | base, "pretrained": PRETRAINED, "random": {"kind": "random"}}
+    values = merged(merged(demo_values(), TINY), {"scoring": {"val_documents": 1, "test_documents": 1}})
+    plain = (data or folder_data()).model_dump(mode="json")
+    return config.parse_settings(values | {"data": plain, "base": kinds[kind]}, source="sample")
 
 
 @pytest.fixture
@@ -66,6 +69,7 @@ def test_the_target_is_what_it_would_be_without_the_texts_of_the_base(root):
     assert counts == {
         "read": 76,
         "too_short": 0,
+        "too_long": 0,
         "too_few_tokens": 2,
         "duplicates": 3,
         "in_base_corpus": 31,
@@ -236,8 +240,22 @@ def test_an_error_of_the_base_keeps_its_dataset_and_says_whose_it_is(root):
     assert not (root / "data/sample").exists()
 
 
-def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(UserError, match="base.name 'sample' is data.name as well; give the base's dataset a name"):
-        base_data(settings_of(name="sample"))
-    with pytest.raises(UserError, match="base: min_characters: .*greater than or equal to 1, found 0"):
-        base_data(settings_of(min_characters=0))
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ({"name": "sample"}, "base.name and data.name are both 'sample'"),
+        ({"min_characters": 0}, "base.min_characters: .*greater than 0, found 0"),
+        ({"val_documents": 0}, "base.val_documents: "),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(base, expected):
+    with pytest.raises(UserError, match=expected):
+        settings_of(**base)
+
+
+def test_a_base_whose_documents_are_shorter_than_the_population_admits_is_refused():
+    """min_tokens is the target's, so that the base's corpus alone may not fit it."""
+    corpus = markov_corpus(min_length=200).model_dump(mode="json")
+    with pytest.raises(UserError, match=r"^base: min_tokens 201 exceeds corpus.min_length 200"):
+        base_data(settings_of(folder_data(min_tokens=201), corpus=corpus))
+    assert base_data(settings_of(folder_data(min_tokens=200), corpus=corpus)).min_tokens == 200

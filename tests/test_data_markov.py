@@ -122,6 +122,7 @@ def test_settings_that_make_no_sense_are_refused(corpus, data, message):
         "name": "x",
         "tokenizer": "bytes",
         "min_characters": 1,
+        "max_characters": None,
         "min_tokens": 1,
         "val_documents": 1,
         "test_documents": 1,

@@ -75,6 +75,7 @@ def test_meta_describes_the_files(tmp_path):
     assert meta["documents"] == {
         "read": 410,
         "too_short": 1,
+        "too_long": 0,
         "too_few_tokens": 0,
         "duplicates": 9,
         "in_base_corpus": 0,
@@ -236,7 +237,7 @@ def test_a_corpus_without_documents(tmp_path):
     with pytest.raises(UserError, match=r"data.corpus: folder .*/texts: read 0 documents"):
         prepare_dataset(folder_data(), tmp_path)
     write_documents(tmp_path, ["four", "five5"])
-    with pytest.raises(UserError, match="read 2 documents, 2 of them shorter than data.min_characters 6 and 0 of"):
+    with pytest.raises(UserError, match="read 2 documents, 2 of them shorter than data.min_characters 6, 0 longer"):
         prepare_dataset(folder_data(min_characters=6), tmp_path)
 
 
@@ -253,6 +254,7 @@ def test_documents_of_too_few_tokens_are_left_out(tmp_path):
     assert counts == {
         "read": 34,
         "too_short": 1,
+        "too_long": 0,
         "too_few_tokens": 3,
         "duplicates": 0,
         "in_base_corpus": 0,
@@ -360,3 +362,16 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     assert large - small < 10e6
     assert read - small < 20e6
     assert result.stderr == ""  # no progress bar where stderr is no terminal
+
+
+def test_documents_that_are_too_long_are_left_out(tmp_path):
+    """They are counted, and the files are those of the shorter documents alone; without a limit all are kept."""
+    write_documents(tmp_path, ["word " * length for length in range(1, 41)])
+    prepare_dataset(folder_data(max_characters=150), tmp_path)
+    meta = json.loads((tmp_path / "data/sample/meta.json").read_text())
+    assert meta["documents"]["too_long"] == 10 and meta["documents"]["kept"] == 30
+    limited = TokenDataset.open(tmp_path, folder_data(max_characters=150))
+    assert max(max(limited.document_lengths(split)) for split in SPLITS) == 150
+    assert "10 longer than 150 characters" in limited.in_words()
+    prepare_dataset(folder_data(), tmp_path)
+    assert TokenDataset.open(tmp_path, folder_data()).meta["documents"]["kept"] == 40

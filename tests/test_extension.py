@@ -17,6 +17,7 @@ import torch
 from conftest import build_on, write_settings
 
 from sublora import config
+from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
 from sublora.runs.bound import bound_run
 from sublora.runs.message import Message, read_message
@@ -139,3 +140,22 @@ def test_nothing_is_left_behind():
     assert OneGate not in allocations.ALLOCATIONS and "dense_gaussian" not in PROJECTIONS
     with pytest.raises(ValueError, match="allocation 'one_gate' is none of uniform"):
         allocations.parse_allocation("one_gate")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("grid", "allocations", ["one_gate"], "allocation 'one_gate' is none of uniform"),
+        ("subspace", "projection", "dense_gaussian", "projection 'dense_gaussian' is none of kronecker_qr"),
+    ],
+)
+def test_settings_know_the_new_name_while_its_class_is_there(tmp_path, request, section, key, value, expected):
+    """In a settings file, and from the command line."""
+    path = write_settings(tmp_path, {section: {key: value}})
+    with pytest.raises(UserError, match=expected):
+        config.load_settings(path)
+    request.getfixturevalue(value[0] if isinstance(value, list) else value)
+    found = getattr(getattr(config.load_settings(path), section), key)
+    assert found == (tuple(value) if isinstance(value, list) else value)
+    if section == "grid":
+        assert config.parse_run(40, value[0], 1).mode == "one_gate"

@@ -25,22 +25,37 @@ from analysis_data import write_results
 from sublora import config
 from sublora.analysis.runs_table import collect_runs, write_runs_csv
 from sublora.bounds import inequalities
+from sublora.bounds.record import (
+    ENVIRONMENT_KEYS,
+    RUN_KEYS,
+    ChargedMessage,
+    HeldOutLosses,
+    Premises,
+    ScoredDocuments,
+    bound_record,
+)
+from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing, parse_smoothing
 from sublora.coding.entropy import quantize_entropy
 from sublora.coding.payload import MessageContents, write_payload
 from sublora.coding.plain import quantize_plain
+from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
-from sublora.data.prepare import prepare_dataset
+from sublora.data.prepare import prepare_all, prepare_dataset
 from sublora.models.lora import initial_theta
 from sublora.models.lora_space import lora_space
 from sublora.models.weights import random_weights, weights_sha256
+from sublora.runs.base import load_base, make_base
 from sublora.runs.bound import read_losses
+from sublora.runs.folder import RunFolder
 from sublora.runs.message import payload_context, read_message
-from sublora.runs.score import score_run
+from sublora.runs.score import record_documents, score_run
 from sublora.runs.train import train_run
+from sublora.runs.yardsticks import make_yardsticks
 from sublora.streams import generator
 from sublora.subspace.projections import PROJECTIONS
 from sublora.training import checkpoint
 from sublora.versions import CERTIFICATE_FORMAT, NUMERICS_VERSIONS
+from sublora.yardsticks.files import read_yardsticks
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 SETTINGS_FILE, VALUES_FILE = FOLDER / "settings.yaml", FOLDER / "values.json"
@@ -51,13 +66,23 @@ VERSIONS = {
     "CERTIFICATE_FORMAT": CERTIFICATE_FORMAT,
 }
 
-Values = dict[str, str | int | float | list[float]]
+Values = dict[str, str | int | float | list[float] | None]
 
 
 def settings_with(**sections: dict[str, Any]) -> config.Settings:
     values = copy.deepcopy(yaml.safe_load(SETTINGS_FILE.read_text(encoding="utf-8")))
     for section, keys in sections.items():
-        values[section] |= keys
+        values[section] = values[section] | keys
+    return config.parse_settings(values, source=str(SETTINGS_FILE))
+
+
+def settings_with_a_trained_base() -> config.Settings:
+    """On the documents of another chain of the same kind, half as many."""
+    values = yaml.safe_load(SETTINGS_FILE.read_text(encoding="utf-8"))
+    corpus = values["data"]["corpus"] | {"seed": 4, "documents": 150}
+    own = {"name": "chain4", "corpus": corpus, "val_documents": 20, "seed": 5}
+    shared = {key: values["training"][key] for key in config.Optimization.model_fields}
+    values["base"] = own | shared | {"kind": "trained", "min_characters": 1, "learning_rate": 0.01, "threads": 1}
     return config.parse_settings(values, source=str(SETTINGS_FILE))
 
 
@@ -128,6 +153,32 @@ def train_values(root: Path) -> Values:
     return values
 
 
+def base_values(root: Path) -> Values:
+    """Where the training of a base arrives, and on what data."""
+    settings = settings_with_a_trained_base()
+    own = root / "trained base"
+    prepare_all(settings, own)
+    facts = json.loads(make_base(settings, root=own).read_text(encoding="utf-8"))
+    weights = load_base(settings, SEED, VOCABULARY, own).weights
+    values: Values = {key: facts[key] for key in ("data_hash", "documents", "parameters", "val_loss_bits")}
+    values["hash of the target's data"] = open_target(settings, own).data_hash
+    for name in ("wte.weight", "wpe.weight", "h.1.attn.c_attn.weight", "h.0.mlp.c_fc.bias", "ln_f.weight"):
+        values[f"rms of {name}"] = float(np.sqrt(np.square(weights[name].astype(np.float64)).mean()))
+    return values
+
+
+def yardsticks_values(root: Path) -> Values:
+    """Every row, but for how long it took."""
+    data_of(root)
+    path = make_yardsticks(settings_with(), root=root)
+    contents = read_yardsticks(path, open_target(settings_with(), root).data_hash)
+    values: Values = {}
+    for name, row in contents["rows"].items():
+        numbers = ("bound", "empirical_loss", "val_loss", "test_loss", "code_bits")
+        values |= {f"{name}: {key}": row[key] for key in ("smoothing", *numbers)}
+    return values
+
+
 def score_values(root: Path) -> Values:
     """Encoding and scoring of a fixed w, so that a change of training alone does not show here."""
     values: Values = {}
@@ -147,8 +198,15 @@ def score_values(root: Path) -> Values:
             f"{quantizer}: drawn documents sha256": sha256(losses["indices"].astype("<i8")),
             f"{quantizer}: smoothing index": message.contents.smoothing_index,
         }
-        for name in ("losses_bits", "val_losses_bits", "val_losses_unquantized_bits", "test_losses_bits"):
-            values[f"{quantizer}: {name}"] = losses[name].mean(0).tolist()
+        numbers = ("losses_bits", "val_losses_bits", "val_losses_unquantized_bits", "test_losses_bits", "log_p_nats")
+        for name in numbers:
+            values[f"{quantizer}: {name}"] = float(losses[name].mean())
+        # A document longer than the context and its windows, under every kind of smoothing.
+        for candidate in ("token(0.05)", "document(4)"):
+            run = RunFolder.open(out, root=root).load(torch.device("cpu"))
+            model = run.decoded(message.contents.weights.values(), message.contents.gates)
+            record = record_documents(run, model, parse_smoothing(candidate), "val", np.arange(3))
+            values[f"{quantizer}: {candidate}"] = record.losses_D.tolist()
         values[f"{quantizer}: topk_errors"] = losses["topk_errors"].mean(0).tolist()
     return values
 
@@ -163,6 +221,23 @@ def bound_values(root: Path) -> Values:
     values["hoeffding_subsampled"] = inequalities.hoeffding_subsampled(losses, n=20000, **common)
     for name in ("kl_inverse_subsampled", "betting_subsampled"):
         values[name] = getattr(inequalities, name)(losses, n=20000, delta_sample=0.045, **common)
+    keys = ("lower_bits", "upper_bits", "bound_value", "bound_all_runs", "bound_held_out", "bound_held_out_all_runs")
+    for smoothing in (TokenSmoothing(0.1), DocumentMixture(8)):
+        for delta_sample in (None, 0.045):
+            message = ChargedMessage(smoothing, {"symbols": 300.0, "arm": 5.0, "extra": 2.0}, {}, {})
+            premises = Premises(VOCABULARY, 33, 400 if delta_sample is None else 20000, 0.05, delta_sample, 30)
+            record = bound_record(
+                run=dict.fromkeys(RUN_KEYS),
+                message=message,
+                scored=ScoredDocuments(losses, np.stack([losses / 10.0], axis=1), (1,)),
+                held_out=HeldOutLosses(losses, losses, losses[:100]),
+                premises=premises,
+                environment=dict.fromkeys(ENVIRONMENT_KEYS),
+            )
+            case = f"{smoothing.name}, {record['bound_inequality']}"
+            values |= {f"{case}: {key}": record[key] for key in keys} | {f"{case}: top 1": record["topk_bounds"]["1"]}
+    log_p = np.linspace(-2000.0, -1.0, 7)
+    values["mixture"] = DocumentMixture(8).losses_bits(log_p, np.arange(33, 40), VOCABULARY).tolist()
     return values
 
 
@@ -178,8 +253,10 @@ def figures_values(root: Path) -> Values:
 STAGES: dict[str, Callable[[Path], Values]] = {
     "CERTIFICATE_FORMAT": message_values,
     "NUMERICS_VERSIONS['data']": data_values,
+    "NUMERICS_VERSIONS['base']": base_values,
     "NUMERICS_VERSIONS['train']": train_values,
     "NUMERICS_VERSIONS['score']": score_values,
+    "NUMERICS_VERSIONS['yardsticks']": yardsticks_values,
     "NUMERICS_VERSIONS['bound']": bound_values,
     "NUMERICS_VERSIONS['figures']": figures_values,
 }

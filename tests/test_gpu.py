@@ -1,11 +1,14 @@
 """What only a GPU can show; skipped where there is none."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, demo_values, merged
 
 from sublora import config
+from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 from sublora.losses.documents import score_documents
 from sublora.runs.build import build_run
 from sublora.runs.plan import RandomTokens
@@ -34,7 +37,7 @@ def settings_with(**compute: object) -> config.Settings:
 
 
 def run_on(device: torch.device, **compute: object) -> Run:
-    run = build_run(settings_with(**compute), RUN, RandomTokens(VOCABULARY), device)
+    run = build_run(settings_with(**compute), RUN, RandomTokens(VOCABULARY), Path(), device)
     values = torch.randn(RUN.budget, generator=torch.Generator().manual_seed(0))
     run.subspace.subspace_params.data.copy_(values)
     return run
@@ -66,7 +69,7 @@ def test_document_losses_equal_those_of_the_cpu():
         with torch.no_grad():
             model = run.model_at(run.subspace.subspace_params)
         scores = score_documents(model, documents, run.scoring_rule, device)
-        scored.append(scores.losses_DA((0.01, 0.5), VOCABULARY))
+        scored.append(scores.losses_DA((TokenSmoothing(0.01), TokenSmoothing(0.5), DocumentMixture(4)), VOCABULARY))
     np.testing.assert_allclose(scored[1], scored[0], rtol=1e-5)
 
 

@@ -1,11 +1,13 @@
 """Sliding windows and document losses against a token-by-token reference."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
+from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 from sublora.losses import TOP_K
 from sublora.losses.documents import ScoringRule, TargetScores, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows, windows_of_targets
@@ -17,7 +19,7 @@ from sublora.models.lora_space import lora_space
 from sublora.models.weights import random_weights
 
 VOCABULARY, EOT, CONTEXT, STRIDE = 60, 59, 16, 10
-SMOOTHING = (0.01, 0.5)
+SMOOTHING = (TokenSmoothing(0.01), TokenSmoothing(0.5), DocumentMixture(1), DocumentMixture(8))
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def sample(lengths: list[int]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("stride", [1, 5, 10, 16])
-def test_each_target_is_scored_once_with_the_longest_context_allowed(stride):
+def test_each_target_is_scored_once_in_a_window_that_does_not_depend_on_the_length(stride):
+    """Window i starts at i x stride; only the last one may score fewer targets than the stride, its context cut."""
     counts = np.arange(1, 60)
     windows = sliding_windows(counts, WindowRule(CONTEXT, stride))
     for document, count in enumerate(counts):
@@ -51,9 +54,25 @@ def test_each_target_is_scored_once_with_the_longest_context_allowed(stride):
         seen = [position for stop, scored in pairs for position in range(stop - scored, stop)]
         assert seen == list(range(count))
         assert (windows.length[mine] <= CONTEXT).all() and (windows.start[mine] >= 0).all()
-        assert windows.length[mine][-1] == min(count, CONTEXT)
+        assert (windows.start[mine] == stride * np.arange(mine.sum())).all()
+        assert (windows.length[mine][:-1] == CONTEXT).all()
+        assert windows.length[mine][-1] == count - windows.start[mine][-1]
+        assert windows.scored[mine][0] == min(count, CONTEXT)
         later = windows.scored[mine][1:]
-        assert (later[:-1] == stride).all() and (later <= stride).all()
+        assert (later[:-1] == stride).all() and (later >= 1).all() and (later <= stride).all()
+
+
+@pytest.mark.parametrize("stride", [1, 5, 10, 16])
+def test_the_context_of_a_target_is_the_same_however_the_document_goes_on(stride):
+    """Start of the window that scores target t, for all lengths of the document above t."""
+    rule, longest = WindowRule(CONTEXT, stride), 70
+    for target in range(longest - 1):
+        counts = np.arange(target + 1, longest)
+        places = np.arange(len(counts))
+        found = windows_of_targets(places, np.full(len(counts), target), counts, rule)
+        assert len(np.unique(found.start)) == 1
+        seen = target + 1 - found.start[0]
+        assert min(target + 1, CONTEXT - stride + 1) <= seen <= CONTEXT
 
 
 @pytest.mark.parametrize("stride", [1, 5, 16])
@@ -78,9 +97,8 @@ def reference(model: AdaptedGPT, document: np.ndarray, stride: int) -> tuple[np.
     targets = np.concatenate([document, [EOT]]).astype(np.int64)
     p, ranks = [], []
     for position, target in enumerate(targets):
-        beyond = max(0, position + 1 - CONTEXT)
-        stop = min(CONTEXT + math.ceil(beyond / stride) * stride, len(targets))
-        context = torch.from_numpy(inputs[max(0, stop - CONTEXT) : position + 1])[None]
+        start = math.ceil(max(0, position + 1 - CONTEXT) / stride) * stride
+        context = torch.from_numpy(inputs[start : position + 1])[None]
         logits = model.gpt.logits(model.hidden(context)[0, -1:], model.adapters)[0]
         p.append(float(logits.softmax(0)[target]))
         ranks.append(int((logits >= logits[target]).sum()) - 1)
@@ -96,11 +114,51 @@ def test_document_losses_equal_the_reference(model, monkeypatch, batch_tokens):
     losses_DA, topk_errors_DK = got.losses_DA(SMOOTHING, VOCABULARY), got.topk_errors_DK()
     for row, text in enumerate(texts):
         p, ranks = reference(model, text, stride=STRIDE)
-        losses = [-np.log2((1 - a) * p + a / VOCABULARY).mean() for a in SMOOTHING]
+        losses = [-np.log2((1 - each.a) * p + each.a / VOCABULARY).mean() for each in SMOOTHING[:2]]
+        for mixture in SMOOTHING[2:]:
+            e = Fraction(1, 2**mixture.k)
+            q = (1 - e) * math.prod(map(Fraction, p)) + e * Fraction(1, VOCABULARY ** len(p))
+            losses.append((math.log2(q.denominator) - math.log2(q.numerator)) / len(p))
         np.testing.assert_allclose(losses_DA[row], losses, rtol=1e-5)
         np.testing.assert_allclose(topk_errors_DK[row], [(ranks >= k).mean() for k in TOP_K])
         own = slice(got.offsets[row], got.offsets[row + 1])
         np.testing.assert_allclose(got.log_p_S[own], np.log(p), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 10, 16])
+def test_a_target_is_predicted_from_its_past_alone(model, stride):
+    """ln p of target t of a document is that of target t of every longer document: else it would know the length.
+
+    The closing end-of-text of the shorter one is the only target that is not the longer one's.
+    """
+    whole = sample([60])[0]
+    rule = ScoringRule(WindowRule(CONTEXT, stride), EOT, 128)
+    device = torch.device("cpu")
+    full = score_documents(model, [whole], rule, device)
+    lengths = range(len(whole))
+    prefixes = score_documents(model, [whole[:length] for length in lengths], rule, device)
+    assert np.ptp(full.log_p_S) > 1.0
+    for row, length in enumerate(lengths):
+        own = slice(prefixes.offsets[row], prefixes.offsets[row] + length)
+        np.testing.assert_allclose(prefixes.log_p_S[own], full.log_p_S[:length], rtol=0, atol=2e-5)
+    # And another continuation changes nothing before it.
+    other = whole.copy()
+    other[37:] = (other[37:] + 1) % EOT
+    changed = score_documents(model, [other], rule, device)
+    np.testing.assert_allclose(changed.log_p_S[:37], full.log_p_S[:37], rtol=0, atol=2e-5)
+    assert np.abs(changed.log_p_S[37:] - full.log_p_S[37:]).max() > 0.1
+
+
+@pytest.mark.parametrize("stride", [5, 16])
+def test_predictions_sum_to_one_over_documents(model, stride):
+    """sum over x of P(x, end) + P(x, y, ...) = P(x): the probabilities of what may follow a prefix sum to one."""
+    prefix = sample([CONTEXT + 3])[0]
+    rule = ScoringRule(WindowRule(CONTEXT, stride), EOT, 4096)
+    longer = [np.append(prefix, token).astype(np.uint16) for token in range(EOT)]
+    scores = score_documents(model, [prefix, *longer], rule, torch.device("cpu"))
+    last = [scores.log_p_S[scores.offsets[1] - 1]]
+    last += [scores.log_p_S[scores.offsets[row + 2] - 2] for row in range(EOT)]
+    assert np.exp(last).sum() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_nothing_crosses_documents(model):

@@ -89,10 +89,15 @@ def test_batches_weigh_every_target_by_its_share_of_its_document():
         value += length
     ends = np.cumsum(np.array(lengths) + 1) - 1
     drawn, steps = documents(np.array(tokens, dtype=np.uint16), ends, windows=32), 600
-    share = np.zeros(100)
+    share, document_of = np.zeros(100), np.repeat([0, 1, 2], lengths)
     for step in range(steps):
-        inputs, targets, weights = drawn.batch(step)
+        inputs, targets, weights, counts = drawn.batch(step)
         assert weights.sum() == pytest.approx(1.0, abs=1e-5)
+        assert weights.sum(1) == pytest.approx(np.full(32, 1 / 32), rel=1e-5)
+        assert counts.dtype == weights.dtype == np.float32 and counts.shape == (32,)
+        for row_targets, row_weights, count in zip(targets, weights, counts, strict=True):
+            words = row_targets[(row_weights > 0) & (row_targets != 99)]
+            assert (count == np.array(lengths)[document_of[words]] + 1).all()
         np.add.at(share, targets, weights / steps)
         scored = weights > 0
         first_of_a_document = np.isin(targets, [0, 2, 7])

@@ -97,10 +97,31 @@ def test_without_adapter_the_mean_equals_cross_entropy():
     torch.testing.assert_close(loss, F.cross_entropy(values["hidden"] @ values["weight"].T, values["targets"]))
 
 
-def test_frozen_weight_gets_no_gradient():
-    values = example(torch.float32)
-    values["weight"].requires_grad_()
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_weight_gets_a_gradient_only_if_it_is_trained(monkeypatch, use_compiler, trained, with_adapter, smoothing):
+    """The same as autograd's through whole logits, beside those of hidden states and adapter; None where frozen."""
+    monkeypatch.setitem(head.LOGITS_AT_ONCE, "cpu", 11 * 7)
+    monkeypatch.setitem(head.ROWS_AT_LEAST, "cpu", 1)
+    found, wanted = example(torch.float32), example(torch.float32)
+    for values in (found, wanted):
+        values["weight"].requires_grad_(trained)
+    adapter = ("down", "up") if with_adapter else ()
     head.head_cross_entropy(
-        values["hidden"], values["weight"], values["down"], values["up"], values["targets"]
+        found["hidden"],
+        found["weight"],
+        *(found[name] if with_adapter else None for name in ("down", "up")),
+        found["targets"],
+        smoothing=smoothing,
+        use_compiler=use_compiler,
     ).backward()
-    assert values["weight"].grad is None and values["hidden"].grad is not None
+    logits = plain_logits(wanted) if with_adapter else wanted["hidden"] @ wanted["weight"].T
+    p = logits.softmax(1).gather(1, wanted["targets"][:, None])[:, 0]
+    (-((1 - smoothing) * p + smoothing / 11).log()).mean().backward()
+    for name in ("hidden", *adapter):
+        torch.testing.assert_close(found[name].grad, wanted[name].grad, rtol=1e-4, atol=1e-6)
+    if trained:
+        torch.testing.assert_close(found["weight"].grad, wanted["weight"].grad, rtol=1e-4, atol=1e-6)
+    else:
+        assert found["weight"].grad is None

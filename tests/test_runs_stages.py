@@ -10,14 +10,15 @@ import torch
 from conftest import write_settings
 
 from sublora import config
-from sublora.bounds.inequalities import betting_subsampled, hoeffding_subsampled
-from sublora.bounds.selection import loss_range
+from sublora.bounds.inequalities import betting, betting_subsampled, hoeffding, hoeffding_subsampled
+from sublora.bounds.smoothing import DocumentMixture, parse_smoothing
 from sublora.errors import UserError
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.folder import RunFolder, find_root
 from sublora.runs.message import read_message
-from sublora.runs.score import draw_documents, score_run
+from sublora.runs.score import score_run
 from sublora.runs.train import train_run
+from sublora.runs.verify import verify_run
 from sublora.training import checkpoint
 
 ALLOCATIONS = ["uniform", "fixed-0.8", "learned"]
@@ -55,9 +56,10 @@ def test_record_follows_from_the_files(experiment, allocation):
     message = read_message(path / "certificate.bin")
     header, contents, payload = message.header, message.contents, message.payload
     losses = read_losses(path / "losses.npz")
-    a = losses["smoothing"][contents.smoothing_index]
-    values = losses["losses_bits"][:, contents.smoothing_index]
-    lower, upper = loss_range(a, header["vocab_size"])
+    values = losses["losses_bits"]
+    smoothing = parse_smoothing(message.settings.scoring.smoothing[contents.smoothing_index])
+    lower, upper = smoothing.loss_range_bits(header["vocab_size"], message.settings.data.min_tokens + 1)
+    assert (record["smoothing"], record["lower_bits"], record["upper_bits"]) == (smoothing.name, lower, upper)
     code_bits = payload.bits + math.ceil(math.log2(20))  # 2 budgets x 5 allocations x 2 seeds
     assert record["data_hash"] == header["data_hash"]
     assert record["code_bits"] == code_bits == sum(record["code_items"].values())
@@ -74,6 +76,66 @@ def test_record_follows_from_the_files(experiment, allocation):
     assert record["vacuous_bits"] == pytest.approx(math.log2(257))
 
 
+SPLITS = {"losses_bits": ("train", 50), "val_losses_bits": ("val", 20), "test_losses_bits": ("test", 20)}
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_every_array_is_of_the_documents_it_names(experiment, allocation):
+    """Shapes and types; and the message's losses follow from ln P and the number of targets alone."""
+    path = folder(experiment, allocation)
+    message, losses = read_message(path / "certificate.bin"), read_losses(path / "losses.npz")
+    with np.load(path / "losses.npz", allow_pickle=False) as archive:
+        stored = {name: archive[name].dtype for name in archive.files}
+    assert all(stored[name] == np.float64 for name in (*SPLITS, "val_losses_unquantized_bits", "log_p_nats"))
+    assert {name: losses[name].shape for name in SPLITS} == {name: (count,) for name, (_, count) in SPLITS.items()}
+    assert losses["val_losses_unquantized_bits"].shape == (20,) and losses["topk_errors"].shape == (50, 3)
+    dataset = RunFolder.open(path).dataset
+    lengths = dataset.document_lengths("train")[losses["indices"]]
+    np.testing.assert_array_equal(losses["target_counts"], lengths + 1)
+    assert isinstance(message.smoothing, DocumentMixture)
+    k, log_p, targets = message.smoothing.k, losses["log_p_nats"], losses["target_counts"]
+    network, guessing = log_p + math.log1p(-(2.0**-k)), -k * math.log(2) - targets * math.log(257)
+    expected = -np.logaddexp(network, guessing) / math.log(2) / targets
+    np.testing.assert_allclose(losses["losses_bits"], expected, rtol=1e-12)
+    assert log_p.max() < 0.0 and np.ptp(losses["losses_bits"]) > 0.01
+
+
+def test_a_document_drawn_twice_has_the_same_row_twice(experiment):
+    losses = read_losses(folder(experiment) / "losses.npz")
+    distinct, first, place = np.unique(losses["indices"], return_index=True, return_inverse=True)
+    assert len(distinct) < len(losses["indices"])
+    for name in ("losses_bits", "log_p_nats", "target_counts", "topk_errors"):
+        np.testing.assert_array_equal(losses[name], losses[name][first][place])
+
+
+@pytest.mark.parametrize("quantizer", ["plain", "entropy"])
+def test_all_documents_can_be_scored_without_a_draw(tiny_root, tmp_path, quantizer):
+    """m = n, each document once, the full-sample inequality at full delta; and a stranger verifies it."""
+    root = tmp_path / "root"
+    shutil.copytree(tiny_root, root)
+    changes = {"scoring": {"documents": "all"}, "message": {"quantizer": quantizer}}
+    config_path = write_settings(root, changes)
+    spec = config.RunSpec(budget=40, allocation="learned", seed=1)
+    out = folder(root)
+    train_run(config.load_settings(config_path), spec, root=root, out=out)
+    score_run(out, config_path=config_path)
+    record = json.loads(bound_run(out, config_path=config_path).read_text())
+    losses, dataset = read_losses(out / "losses.npz"), RunFolder.open(out).dataset
+    n = dataset.n_documents
+    np.testing.assert_array_equal(losses["indices"], np.arange(n))
+    np.testing.assert_array_equal(losses["target_counts"], dataset.document_lengths("train") + 1)
+    assert record["m_documents"] == record["n_documents"] == len(losses["losses_bits"]) == n
+    assert record["bound_inequality"] == "betting" and record["delta_sample"] == 0.0
+    assert not any("subsampled" in name for name in record["bounds"])
+    bounds = {"lower": record["lower_bits"], "upper": record["upper_bits"]}
+    common = {"code_bits": record["code_bits"], "n": n, "delta": 0.05}
+    assert record["bound_value"] == pytest.approx(betting(losses["losses_bits"], **bounds, **common))
+    assert record["bound_hoeffding"] == pytest.approx(hoeffding(losses["losses_bits"], **bounds, **common))
+    assert record["bound_all_runs"] == record["bound_value"]  # no draw to choose among
+    (out / "best_ckpt.pt").unlink()
+    assert verify_run(out).verified
+
+
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_scoring_again_gives_the_same_certificate_and_losses(experiment, tmp_path, allocation):
     path = copy_of(experiment, tmp_path, allocation)
@@ -81,7 +143,8 @@ def test_scoring_again_gives_the_same_certificate_and_losses(experiment, tmp_pat
     score_run(path)
     assert (path / "certificate.bin").read_bytes() == before[0]
     after = read_losses(path / "losses.npz")
-    for name in ("indices", "losses_bits", "val_losses_bits", "test_losses_bits", "topk_errors"):
+    assert after.keys() == before[1].keys()
+    for name in after.keys() - {"provenance"}:
         np.testing.assert_array_equal(after[name], before[1][name])
 
 
@@ -95,20 +158,13 @@ def test_scored_model_is_the_decoded_one(experiment, tmp_path):
     assert len(np.unique(decoded)) <= 11 < len(np.unique(trained))
 
 
-def test_documents_are_drawn_by_payload_and_data():
-    draw = draw_documents(b"payload", "hash", n=1000, m=500)
-    assert np.array_equal(draw, draw_documents(b"payload", "hash", n=1000, m=500))
-    assert not np.array_equal(draw, draw_documents(b"payloae", "hash", n=1000, m=500))
-    assert not np.array_equal(draw, draw_documents(b"payload", "hasi", n=1000, m=500))
-    assert draw.min() >= 0 and draw.max() < 1000 and len(np.unique(draw)) < 500
-
-
 def test_losses_stay_within_the_range_of_their_smoothing(experiment):
     for allocation in ALLOCATIONS:
-        losses = read_losses(folder(experiment, allocation) / "losses.npz")
-        for column, a in enumerate(losses["smoothing"]):
-            lower, upper = loss_range(float(a), 257)
-            assert lower <= losses["losses_bits"][:, column].min() <= losses["losses_bits"][:, column].max() <= upper
+        path = folder(experiment, allocation)
+        losses, message = read_losses(path / "losses.npz"), read_message(path / "certificate.bin")
+        lower, upper = message.loss.ranges[message.contents.smoothing_index]
+        for name in (*SPLITS, "val_losses_unquantized_bits"):
+            assert lower <= losses[name].min() <= losses[name].max() <= upper
 
 
 def test_run_of_another_config_is_refused(experiment, tmp_path):
@@ -149,7 +205,7 @@ def test_changed_base_weights_are_noticed(experiment, tmp_path):
     path = copy_of(experiment, tmp_path)
     loaded = checkpoint.load(path / "best_ckpt.pt")
     checkpoint.save(path / "best_ckpt.pt", loaded | {"base_sha256": "0" * 64})
-    with pytest.raises(UserError, match="base weights rebuilt from the seed hash to"):
+    with pytest.raises(UserError, match="the base.s weights hash to"):
         RunFolder.open(path).load(torch.device("cpu"))
 
 

@@ -18,6 +18,7 @@ from sublora.errors import UserError
 from sublora.models.gpt import GPT
 from sublora.names import CHECKPOINT_NAME
 from sublora.runs import train as train_stage
+from sublora.runs.locking import LOCK_NAME, sole_trainer
 from sublora.training import checkpoint
 from sublora.training.checkpoint import tensors_sha256
 from sublora.training.loop import Trainer
@@ -247,16 +248,16 @@ with FileLock(sys.argv[1]):
 
 
 def test_second_trainer_waits_for_the_first(tmp_path):
-    lock = str(tmp_path / train_stage.LOCK_NAME)
-    with (
-        subprocess.Popen([sys.executable, "-c", HOLD_LOCK, lock], stdout=subprocess.PIPE) as other,
-        Progress("x", steps=1, tokens_per_step=1) as progress,
-    ):
+    lock = str(tmp_path / LOCK_NAME)
+    said = []
+    with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, lock], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with train_stage._sole_trainer(tmp_path, progress) as waited:
+        with sole_trainer(tmp_path, said.append) as waited:
             assert waited and other.wait(timeout=5) == 0
-    with train_stage._sole_trainer(tmp_path, progress) as waited:
+    assert said == [f"{tmp_path}: another process is training here; waiting for it to end"]
+    with sole_trainer(tmp_path, said.append) as waited:
         assert not waited
+    assert len(said) == 1
 
 
 def test_result_of_the_process_waited_for_is_taken(tiny_root, tmp_path, monkeypatch):
@@ -264,11 +265,11 @@ def test_result_of_the_process_waited_for_is_taken(tiny_root, tmp_path, monkeypa
     train(tiny_root, tmp_path)
 
     @contextlib.contextmanager
-    def waited(out, progress):
+    def waited(out, say):
         (out / "state").mkdir(exist_ok=True)
         yield True
 
-    monkeypatch.setattr(train_stage, "_sole_trainer", waited)
+    monkeypatch.setattr(train_stage, "sole_trainer", waited)
     steps = []
     train(tiny_root, tmp_path, before_step=steps.append)
     assert steps == []
@@ -306,11 +307,12 @@ def test_keep_initialization_writes_the_start(tiny_root, tmp_path):
 
 
 def test_checkpoint_of_another_config_is_refused(tiny_root, tmp_path):
-    loaded = train(tiny_root, tmp_path)
+    path = tmp_path / "best_ckpt.pt"
+    own, _ = checkpoint.settings_of(train(tiny_root, tmp_path), path)
     other = settings_with({"training": {"learning_rate": 0.123}})
     with pytest.raises(UserError, match=r"another config: training.learning_rate is .* in the checkpoint, 0.123"):
-        checkpoint.check_settings(loaded, other, tmp_path / "best_ckpt.pt")
-    checkpoint.check_settings(loaded, settings_with({"training": {"log_interval_steps": 3}}), tmp_path / "best_ckpt.pt")
+        checkpoint.check_settings(own, other, path)
+    checkpoint.check_settings(own, settings_with({"training": {"log_interval_steps": 3}}), path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign object", "not a zip", "missing"])

@@ -8,17 +8,15 @@ import torch
 from conftest import TINY, build_on, demo_values, merged
 
 from sublora import config
-from sublora.bounds.selection import Sampling, estimated_bound, loss_range
+from sublora.bounds.selection import estimated_bound
+from sublora.bounds.smoothing import parse_smoothing
 from sublora.coding.entropy import ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.coding.payload import MessageContents, write_payload
-from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.errors import UserError
-from sublora.losses.documents import score_documents
-from sublora.losses.estimate import BoundEstimator
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import payload_context, read_message
-from sublora.runs.score import score_run
+from sublora.runs.score import record_documents, score_run
 from sublora.runs.train import train_run
 from sublora.training import checkpoint
 from sublora.training.checkpoint import tensors_sha256
@@ -26,11 +24,12 @@ from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
 from sublora.training.quantization import straight_through, symbol_bits, with_noise
 from sublora.training.resumable import BeforeStep
+from sublora.training.run import Run
 
 ENTROPY = {
     "message": {"quantizer": "entropy"},
     "gating": {"soft_fraction": 0.4},
-    "rate_phase": {"fraction": 0.7, "noise_fraction": 0.4, "val_documents": 10, "val_windows": 2},
+    "rate_phase": {"fraction": 0.7, "noise_fraction": 0.4, "val_documents": 10},
 }
 
 
@@ -43,21 +42,20 @@ def train(root, out, allocation="uniform", changes=None, before_step: BeforeStep
     return checkpoint.load(train_run(settings_with(changes), run, root=root, out=out, before_step=before_step))
 
 
-def test_all_windows_together_are_what_scoring_measures(tiny_root):
-    """With a window for every target the estimator's losses are those of `score_documents`."""
-    longest = 200
-    settings = settings_with({"rate_phase": {"val_documents": 6, "val_windows": longest}})
-    run = build_on(tiny_root, settings, config.RunSpec(budget=40, allocation="uniform", seed=1))
-    dataset = run.dataset
+def untrained(root, changes: dict | None = None) -> Run:
+    return build_on(root, settings_with(changes), config.RunSpec(budget=40, allocation="uniform", seed=1))
+
+
+def test_the_estimator_measures_what_scoring_measures(tiny_root):
+    """Losses of the first val documents, whole, under every candidate; at most those there are."""
+    run = untrained(tiny_root, {"rate_phase": {"val_documents": 6}})
     model = run.decoded(np.random.default_rng(1).standard_normal(40), ())
-    documents = [dataset.document("val", i) for i in range(6)]
-    scores = score_documents(model, documents, run.scoring_rule, run.device)
-    exact = scores.losses_DA(settings.scoring.smoothing, dataset.vocab_size)
-    estimated = BoundEstimator(settings, dataset, run.device).losses(model)
-    for i, document in enumerate(documents):
-        # Targets are spread evenly, so a document of T targets is covered exactly when T divides their number.
-        tolerance = 1e-5 if longest % (len(document) + 1) == 0 else 0.02
-        assert estimated[i] == pytest.approx(exact[i], rel=tolerance)
+    losses_DA = run.estimator().losses(model)
+    assert losses_DA.shape == (6, len(run.loss.candidates))
+    for a, candidate in enumerate(run.loss.candidates):
+        exact = record_documents(run, model, candidate, "val", np.arange(6)).losses_D
+        np.testing.assert_allclose(losses_DA[:, a], exact, rtol=1e-5)
+    assert len(untrained(tiny_root, {"rate_phase": {"val_documents": 31}}).estimator().documents) == 30
 
 
 # Quantizer and prices
@@ -149,27 +147,41 @@ def test_encoding_is_at_least_as_good_as_training_measured(tiny_root, tmp_path):
     folder = RunFolder.open(tmp_path, None, tiny_root)
     with claim_device(folder.settings.compute) as device:
         run = folder.load(device)
-        estimator = BoundEstimator(run.settings, run.dataset, device)
+        estimator = run.estimator()
         losses = estimator.losses(run.decoded(message.contents.weights.values(), message.contents.gates))
     estimate = estimator.estimate(losses, message.payload.bits)
     assert estimate.bound_bits <= kept["estimated_bound_bits"] + 0.003  # the coder's ending: up to 2 bits
 
 
-def test_exchange_rate_keeps_the_estimated_bound(tiny_root):
+@pytest.mark.parametrize("documents", [50, "all"])
+def test_exchange_rate_keeps_the_estimated_bound(tiny_root, documents):
     """Paying 10 bits more and losing 10 x exchange less in every document changes nothing to first order."""
-    settings = settings_with()
-    dataset = TokenDataset.open(tiny_root, settings.data)
-    estimator = BoundEstimator(settings, dataset, torch.device("cpu"))
-    losses = np.random.default_rng(5).uniform(4.5, 5.5, (30, len(settings.scoring.smoothing)))
-    estimate = estimator.estimate(losses, 100.0)
-    lower, upper = loss_range(settings.scoring.smoothing[estimate.smoothing_index], 257)
-    common = {"lower": lower, "upper": upper, "sampling": Sampling.of(settings, dataset.n_documents)}
-    column = losses[:, estimate.smoothing_index]
+    run = untrained(tiny_root, {"scoring": {"documents": documents}})
+    estimator = run.estimator()
+    losses_DA = np.random.default_rng(5).uniform(4.5, 5.5, (30, len(run.loss.candidates)))
+    estimate = estimator.estimate(losses_DA, 100.0)
+    common = {"loss_range": run.loss.ranges[estimate.smoothing_index], "sampling": run.loss.sampling}
+    column = losses_DA[:, estimate.smoothing_index]
     before = estimated_bound(column, code_bits=100.0, **common)
     moved = estimated_bound(column - 0.1 * estimate.exchange_bits, code_bits=100.1, **common)
     alone = estimated_bound(column, code_bits=100.1, **common)
-    assert alone - before > 0
+    assert before == estimate.bound_bits and alone - before > 0
     assert abs(moved - before) < 0.02 * (alone - before)
+
+
+def test_the_smoothing_is_the_one_with_the_smallest_estimate(tiny_root):
+    """Token smoothing and mixtures side by side, chosen in training by estimates and in the message for good."""
+    names = ("token(0.5)", "document(1)", "token(0.01)", "document(16)")
+    run = untrained(tiny_root, {"scoring": {"smoothing": names}})
+    model = run.decoded(np.random.default_rng(1).standard_normal(40), ())
+    losses_DA = run.estimator().losses(model)
+    bounds = [
+        estimated_bound(losses_D, candidate.loss_range_bits(257, 2), code_bits=80.0, sampling=run.loss.sampling)
+        for losses_D, candidate in zip(losses_DA.T, map(parse_smoothing, names), strict=True)
+    ]
+    estimate = run.estimator().estimate(losses_DA, 80.0)
+    assert (estimate.smoothing_index, estimate.bound_bits) == (int(np.argmin(bounds)), min(bounds))
+    assert len(set(np.round(bounds, 3))) == 4
 
 
 def test_weights_that_are_not_finite_stop_the_training(tiny_root, tmp_path):
@@ -197,10 +209,16 @@ def test_plain_training_does_not_read_the_rate_phase(tiny_root, tmp_path):
 
 
 def test_a_plain_checkpoint_is_not_encoded_by_the_entropy_scheme(tiny_root, tmp_path):
-    kept = train(tiny_root, tmp_path, changes={"message": {"quantizer": "plain"}})
-    with pytest.raises(UserError, match=r"message\.quantizer is 'plain' in the checkpoint, 'entropy' in the settings"):
-        path = tmp_path / "best_ckpt.pt"
-        checkpoint.check_settings(checkpoint.settings_of(kept, path)[0], settings_with(), path)
+    """Nor the other way round; the key that decides which others count is the one that is named."""
+    plain = {"message": {"quantizer": "plain"}}
+    for own, other in ((plain, {}), ({}, plain)):
+        kept = train(tiny_root, tmp_path / str(len(own)), changes=own)
+        found, wanted = (settings_with(changes).message.quantizer for changes in (own, other))
+        with pytest.raises(
+            UserError, match=rf"message\.quantizer is '{found}' in the checkpoint, '{wanted}' in the settings"
+        ):
+            path = tmp_path / "best_ckpt.pt"
+            checkpoint.check_settings(checkpoint.settings_of(kept, path)[0], settings_with(other), path)
 
 
 def test_rounds_of_the_phase_hang_on_what_the_bound_reads():

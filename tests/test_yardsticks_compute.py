@@ -47,7 +47,8 @@ def make_dataset(folder, splits, vocab_size=VOCAB_SIZE):
     np.save(folder / "eot_indices.npy", np.cumsum(lengths + 1) - 1)
     files = {name: {"sha256": f"{folder.name} {name}"} for name in FILES}
     meta = {"tokenizer": "bytes", "vocab_size": vocab_size, "eot_id": vocab_size - 1, "splits": counts, "files": files}
-    return TokenDataset(folder, meta | {"settings": {}})
+    shortest = min(len(document) for documents in splits.values() for document in documents)
+    return TokenDataset(folder, meta | {"settings": {"min_tokens": shortest}, "excluded_texts": None})
 
 
 def markov_dataset(folder, seed=1, documents=1500):

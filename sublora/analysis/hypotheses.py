@@ -1,4 +1,4 @@
-"""The experiment's hypotheses, tested: one row a test, with interval, p, effect size, planning and verdict.
+"""The experiment's hypotheses, tested: one row per test, with interval, p, effect size, planning and verdict.
 
 H1  asymmetric fixed splits beat the equal one, in the bound, in BPD, and in both BPD and KL (Pareto domination);
 H2  learned gates leave 0.5;

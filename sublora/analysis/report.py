@@ -6,7 +6,7 @@ import html
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,30 @@ from markupsafe import Markup
 
 from sublora.analysis.arms import arms_of
 from sublora.analysis.report_hypotheses import hypothesis_sections
-from sublora.analysis.runs_table import NESTED, TEXT_PREFIX, read_runs_csv
+from sublora.analysis.report_yardsticks import yardstick_section
+from sublora.analysis.runs_table import BASE_PREFIX, INDEPENDENCE, NESTED, VERSION_PREFIX, read_runs_csv
 from sublora.analysis.style import COLUMN_INCHES, PNG_DPI
-from sublora.analysis.summary import configurations, with_sizes
+from sublora.analysis.summary import best_of_all, configurations, with_sizes
 from sublora.analysis.tables import COLUMNS
+from sublora.analysis.yardsticks import load_yardsticks
 from sublora.errors import UserError
 from sublora.files import write_bytes
 
 INTRODUCTION = "workflow"
 """Caption that opens the page; those of the tables are named after them, all others after a kind of figure."""
-TABLES = ("summary", "hypotheses")
+TABLES = ("yardsticks", "summary", "hypotheses")
 STAGES = (
     ("train", "Training"),
     ("encode", "Writing the message"),
     ("score", "Scoring documents"),
     ("bound", "Inequalities"),
 )
+INDEPENDENCE_LABELS = {
+    "training_cutoff": "The base's training data end",
+    "document_dates": "The documents are from",
+    "how_checked": "How it was checked that the base has seen none of them",
+}
+MEDIA_TYPES = {".csv": "text/csv", ".json": "application/json"}
 NOT_RECORDED = "not recorded"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CAPTION = re.compile(r"<p><strong>(?P<title>[^<]+?)\.?</strong>\s*(?P<text>.*)", re.DOTALL)
@@ -46,6 +54,7 @@ def write_report(
     path: Path | str,
     *,
     runs_csv: Path | str,
+    yardsticks_json: Path | str,
     hypotheses_csv: Path | str,
     figures: Sequence[Path | str],
     captions: Sequence[Path | str],
@@ -53,10 +62,10 @@ def write_report(
     """Write the page. Equal files give equal bytes: it holds no date, and of paths only names.
 
     figures: PNG files {kind}.png or {kind}_d{budget}.png; they stand in the order of `captions`.
-    captions: {kind}.rst of every kind of figure, of "summary" and "hypotheses", and of "workflow", the introduction;
-    each but the last starts with its title in bold. What follows the title is shown once for all budgets.
+    captions: {kind}.rst of every kind of figure, of each of TABLES, and of "workflow", the introduction; each but the
+    last starts with its title in bold. What follows the title is shown once for all budgets.
 
-    UserError if a file is missing or damaged, or a figure has no caption.
+    UserError if a file is missing or damaged, the yardsticks are of another dataset, or a figure has no caption.
     """
     runs = read_runs_csv(runs_csv)
     hypotheses = _read_table(Path(hypotheses_csv))
@@ -73,7 +82,9 @@ def write_report(
     page = environment.get_template("report.html.jinja").render(
         introduction=_html(texts[INTRODUCTION], INTRODUCTION),
         captions={name: _caption(texts[name], name) for name in TABLES},
+        yardsticks=yardstick_section(runs, load_yardsticks(yardsticks_json, runs)),
         best=best_run(runs),
+        base=_base(runs),
         grid=_grid(runs),
         configurations=_configurations(runs),
         hypotheses=hypothesis_sections(hypotheses),
@@ -81,7 +92,7 @@ def write_report(
         runs=runs.to_dict("records"),
         provenance=_provenance(runs),
         stages=_stages(runs),
-        downloads=[_download(Path(table)) for table in (runs_csv, hypotheses_csv)],
+        downloads=[_download(Path(table)) for table in (runs_csv, yardsticks_json, hypotheses_csv)],
     )
     write_bytes(Path(path), page.encode())
 
@@ -89,15 +100,18 @@ def write_report(
 def best_run(runs: pd.DataFrame) -> dict[str, Any]:
     """The run of the smallest bound_all_runs (bits per token), the bound that allows for picking it among all.
 
-    Its row, with `levels`: the numbers to compare it with, each with a remark and its length as a bar in percent.
+    Its row, with `levels`: the numbers to compare it with, each with a remark and its length as a bar in percent; and
+    `all_scored`: whether its bounds come from all n documents, none of them drawn.
     """
-    row = runs.loc[runs["bound_all_runs"].idxmin()].to_dict()
+    row = best_of_all(runs).to_dict()
+    row["all_scored"] = _all_scored(row)
     headline = row["bound_all_runs"]
     levels = [
         ("Test documents", row["test_loss_bits"], "measured, never used for a choice"),
         ("Scored training documents (BPD)", row["empirical_bpd"], "measured, what the bound starts from"),
         ("Bound, this run alone", row["bound_value"], "for a run that was named beforehand"),
         ("Bound, best of all runs", headline, "the headline: pays for the choice of this run"),
+        ("Bound from test documents", row["bound_held_out_all_runs"], "held out: the same network without a message"),
         ("Bound, Hoeffding", row["bound_hoeffding"], "the original paper's inequality, named beforehand"),
         ("Vacuous: log2 V", row["vacuous_bits"], "guessing uniformly over the vocabulary"),
     ]
@@ -110,6 +124,18 @@ def best_run(runs: pd.DataFrame) -> dict[str, Any]:
     return row
 
 
+def _all_scored(row: Mapping[str, Any]) -> bool:
+    return row["delta_sample"] == 0.0
+
+
+def _base(runs: pd.DataFrame) -> dict[str, Any]:
+    """Kind of the base, and for a pretrained one the texts its independence rests on: (what, text)."""
+    first = runs.iloc[0]
+    kind = first[f"{BASE_PREFIX}kind"]
+    keys = INDEPENDENCE if kind == "pretrained" else ()
+    return {"kind": kind, "independence": [(INDEPENDENCE_LABELS[key], first[BASE_PREFIX + key]) for key in keys]}
+
+
 def _grid(runs: pd.DataFrame) -> dict[str, Any]:
     return {
         "runs": len(runs),
@@ -120,7 +146,7 @@ def _grid(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def _configurations(runs: pd.DataFrame) -> dict[str, Any]:
-    """Headings with units, and a block a budget: its arms with (mean, spread, whether the smallest bound)."""
+    """Headings with units, and one block per budget: its arms with (mean, spread, whether the smallest bound)."""
     names = [column for _, column, _, _ in COLUMNS]
     table = configurations(with_sizes(runs), names)
     blocks = []
@@ -142,7 +168,7 @@ def _configurations(runs: pd.DataFrame) -> dict[str, Any]:
 def _figure_groups(
     figures: Sequence[Path | str], texts: dict[str, str], budgets: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """One group a kind of figure, with a single caption for all its budgets."""
+    """One group per kind of figure, with a single caption for all its budgets."""
     left = {Path(figure).name: Path(figure) for figure in figures}
     groups = []
     for kind in (name for name in texts if name not in (INTRODUCTION, *TABLES)):
@@ -204,21 +230,36 @@ def _html(text: str, name: str) -> Markup:
 def _provenance(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(what, value) of what the numbers come from; several values where runs differ."""
     first = runs.iloc[0]
+    confidence = f"1 \N{MINUS SIGN} delta = {1 - first['delta']:g}"
+    if _all_scored(first):
+        scored = f"all n = {first['n_documents']:,}"
+    else:
+        scored = f"m = {first['m_documents']:,}, drawn with replacement"
+        confidence += f", of delta {first['delta_sample']:g} for the draws of m"
     rows = [
         ("Training documents n", f"{first['n_documents']:,}"),
-        ("Documents scored in each run m", f"{first['m_documents']:,}, drawn with replacement"),
+        ("Documents scored in each run", scored),
+        ("Shortest document", f"{first['min_targets']:,} targets, its end-of-text among them"),
         ("Vocabulary V", f"{first['vocab_size']:,} tokens"),
-        (
-            "Confidence",
-            f"1 \N{MINUS SIGN} delta = {1 - first['delta']:g}, of delta {first['delta_sample']:g} for the draws of m",
-        ),
+        ("Confidence", confidence),
+        ("Base", first[f"{BASE_PREFIX}kind"]),
+        (f"sha256 of the base{'s' * (runs[f'{BASE_PREFIX}sha256'].nunique() > 1)}", _base_hashes(runs)),
         ("Hash of the data", _distinct(runs, "data_hash")),
         ("Commit", _distinct(runs, "commit")),
         ("GPU", _distinct(runs, "gpu")),
     ]
-    packages = sorted(column for column in runs.columns if column.startswith(TEXT_PREFIX))
-    versions = [f"{column.removeprefix(TEXT_PREFIX)} {_distinct(runs, column)}" for column in packages]
+    packages = sorted(column for column in runs.columns if column.startswith(VERSION_PREFIX))
+    versions = [f"{column.removeprefix(VERSION_PREFIX)} {_distinct(runs, column)}" for column in packages]
     return [*rows, ("Versions", ", ".join(versions))]
+
+
+def _base_hashes(runs: pd.DataFrame) -> str:
+    """One hash, or one per seed where every seed draws its own base."""
+    column = f"{BASE_PREFIX}sha256"
+    if runs[column].nunique() == 1:
+        return runs[column].iloc[0]
+    by_seed = runs.groupby("seed", sort=True)[column].unique()
+    return ", ".join(f"seed {seed}: {' or '.join(hashes)}" for seed, hashes in by_seed.items())
 
 
 def _distinct(runs: pd.DataFrame, column: str) -> str:
@@ -246,7 +287,7 @@ def _duration(seconds: float) -> str:
 
 def _download(path: Path) -> dict[str, Any]:
     data = _read(path)
-    source = Markup("data:text/csv;charset=utf-8;base64," + base64.b64encode(data).decode())
+    source = Markup(f"data:{MEDIA_TYPES[path.suffix]};charset=utf-8;base64," + base64.b64encode(data).decode())
     return {"name": path.name, "sha256": hashlib.sha256(data).hexdigest(), "source": source}
 
 

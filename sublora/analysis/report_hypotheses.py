@@ -26,7 +26,7 @@ METRICS = {
 
 
 def hypothesis_sections(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A section a hypothesis: question, answer, findings, caveat, tests over all budgets and of single ones.
+    """One section per hypothesis: question, answer, findings, caveat, tests over all budgets and of single ones.
 
     `table`: as hypotheses.csv holds it, the column budget as text. Tests are sentences with their verdicts. Where
     there is one budget only, its tests are the main ones.

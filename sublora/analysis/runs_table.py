@@ -1,4 +1,4 @@
-"""runs.csv: the record of every run, one row a run, checked when written and when read."""
+"""runs.csv: the record of every run, one row per run, checked when written and when read."""
 
 import json
 import math
@@ -10,26 +10,28 @@ import numpy as np
 import pandas as pd
 
 from sublora.analysis.arms import MODES
+from sublora.bounds.record import RECORD_FORMAT
+from sublora.config import Independence
 from sublora.errors import UserError
 from sublora.files import atomic_path
 from sublora.names import BOUNDS_NAME
-
-RECORD_FORMAT = 1
 
 IDENTITY = ("name", "budget", "allocation", "mode", "ratio", "seed")
 METRICS = (
     "bound_value",
     "bound_hoeffding",
     "bound_all_runs",
+    "bound_held_out",
+    "bound_held_out_all_runs",
     "empirical_bpd",
     "kl_divergence",
     "compressed_size_bits",
     "code_bits",
-    "smoothing",
     "lower_bits",
     "upper_bits",
     "vacuous_bits",
     "vocab_size",
+    "min_targets",
     "n_documents",
     "m_documents",
     "sweep_size",
@@ -41,7 +43,7 @@ METRICS = (
 )
 """Numbers of the record that keep their name. Losses and bounds in bits per token, kl_divergence in nats."""
 NESTED = {
-    "bounds": "bound_",
+    "bounds": "bound_by_",
     "code_items": "bits_",
     "gamma": "gamma_",
     "topk_errors": "topk_error_",
@@ -52,8 +54,10 @@ NESTED = {
 """Tables of the record and the prefix their keys get as columns."""
 SAME_IN_ALL_RUNS = (
     "data_hash",
+    "bound_inequality",
     "vacuous_bits",
     "vocab_size",
+    "min_targets",
     "n_documents",
     "m_documents",
     "sweep_size",
@@ -61,8 +65,12 @@ SAME_IN_ALL_RUNS = (
     "delta_sample",
 )
 OPTIONAL_TEXT = ("gpu", "commit", "data_hash", "certificate_sha256")
-TEXT = ("name", "allocation", "mode", "bound_inequality", *OPTIONAL_TEXT)
-TEXT_PREFIX = "version_"
+TEXT = ("name", "allocation", "mode", "bound_inequality", "smoothing", *OPTIONAL_TEXT)
+VERSION_PREFIX = "version_"
+BASE_PREFIX = "base_"
+BASE_KINDS = ("random", "trained", "pretrained")
+INDEPENDENCE = tuple(Independence.model_fields)
+"""Texts of a pretrained base that say why it was fixed without the n documents."""
 HEAD = "head"
 
 _TOLERANCE_BITS = 1e-6
@@ -103,7 +111,7 @@ def read_runs_csv(path: Path | str) -> pd.DataFrame:
     if runs.empty:
         raise UserError(f"{path}: holds no runs; delete it and make it again")
     for column in runs.columns:
-        if column not in TEXT and not column.startswith(TEXT_PREFIX):
+        if not _is_text(column):
             values = [_parsed(cell) for cell in runs[column]]
             for index, value in enumerate(values):
                 if isinstance(value, str) or math.isinf(value):
@@ -126,10 +134,13 @@ def _parsed(cell: str) -> int | float | str:
     return cell
 
 
+def _is_text(column: str) -> bool:
+    return column in TEXT or column.startswith((VERSION_PREFIX, BASE_PREFIX))
+
+
 def inequality_columns(runs: pd.DataFrame) -> list[str]:
     """Columns that hold the bound by one inequality each, in the record's order."""
-    other = ("bound_value", "bound_hoeffding", "bound_all_runs", "bound_inequality")
-    return [column for column in runs.columns if column.startswith(NESTED["bounds"]) and column not in other]
+    return [column for column in runs.columns if column.startswith(NESTED["bounds"])]
 
 
 def gate_groups(runs: pd.DataFrame) -> list[str]:
@@ -184,7 +195,7 @@ def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     row["mode"] = _text(run, "mode", name, "run.")
     row["ratio"] = math.nan if run.get("ratio", "absent") is None else _number(run, "ratio", name, "run.")
     row["seed"] = _number(run, "seed", name, "run.")
-    row["bound_inequality"] = _text(record, "bound_inequality", name)
+    row |= {key: _text(record, key, name) for key in ("bound_inequality", "smoothing")}
     row |= {key: _number(record, key, name) for key in METRICS}
     for key, prefix in NESTED.items():
         table = _mapping(record, key, name)
@@ -193,15 +204,32 @@ def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key} of {BOUNDS_NAME} collides with column {twice[0]}")
         row |= columns
     versions = _mapping(record, "versions", name)
-    row |= {TEXT_PREFIX + package: _text(versions, package, name, "versions.") for package in versions}
+    row |= _base_columns(_mapping(record, "base", name), name)
+    row |= {VERSION_PREFIX + package: _text(versions, package, name, "versions.") for package in versions}
     row |= {key: "" if record.get(key) is None else _text(record, key, name) for key in OPTIONAL_TEXT}
     _check_record(row, record, name)
     return row
 
 
-def _mapping(table: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
+def _base_columns(base: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Which base the run adapts, and for a pretrained one why it was fixed without the n documents."""
+    texts = {key: _text(base, key, name, "base.") for key in ("kind", "sha256")}
+    if texts["kind"] not in BASE_KINDS:
+        raise UserError(
+            f"run {name}: key base.kind of {BOUNDS_NAME} is {texts['kind']}, expected one of {', '.join(BASE_KINDS)}; "
+            "run `sublora bound` again"
+        )
+    if texts["kind"] == "pretrained":
+        independence = _mapping(base, "independence", name, "base.")
+        texts |= {key: _text(independence, key, name, "base.independence.") for key in INDEPENDENCE}
+    return {BASE_PREFIX + key: text for key, text in texts.items()}
+
+
+def _mapping(table: Mapping[str, Any], key: str, name: str, prefix: str = "") -> Mapping[str, Any]:
     if not isinstance(table.get(key), dict):
-        raise UserError(f"run {name}: key {key} of {BOUNDS_NAME} is missing or no mapping; run `sublora bound` again")
+        raise UserError(
+            f"run {name}: key {prefix}{key} of {BOUNDS_NAME} is missing or no mapping; run `sublora bound` again"
+        )
     return table[key]
 
 
@@ -240,19 +268,20 @@ def _check_record(row: Mapping[str, Any], record: Mapping[str, Any], name: str) 
 
 def _check(runs: pd.DataFrame, source: str) -> None:
     """Every run complete, all runs comparable, the grid whole."""
-    absent = [column for column in (*IDENTITY, *METRICS, "bound_inequality", "data_hash") if column not in runs.columns]
+    texts = ("bound_inequality", "smoothing", "data_hash", f"{BASE_PREFIX}kind", f"{BASE_PREFIX}sha256")
+    absent = [column for column in (*IDENTITY, *METRICS, *texts) if column not in runs.columns]
     if absent:
         raise UserError(f"{source}: column {absent[0]} is missing; make the table again")
     _check_arms(runs, source)
     learned = runs["mode"] == "learned"
-    for column in runs.columns.difference([*TEXT, "ratio"]):
-        if not column.startswith(TEXT_PREFIX):
+    for column in runs.columns.difference(["ratio"]):
+        if not _is_text(column):
             expected = learned if column.startswith(NESTED["gamma"]) else pd.Series(True, index=runs.index)
             empty = expected & runs[column].isna()
             if empty.any():
                 name = runs["name"][empty].iloc[0]
                 raise UserError(f"{source}: run {name} has no value for {column}, which other runs have")
-    for column in SAME_IN_ALL_RUNS:
+    for column in (*SAME_IN_ALL_RUNS, *_base_of_all_runs(runs)):
         values = runs[column].unique()
         if len(values) > 1:
             names = [runs["name"][runs[column] == value].iloc[0] for value in values[:2]]
@@ -261,6 +290,13 @@ def _check(runs: pd.DataFrame, source: str) -> None:
                 "runs of different settings cannot be compared, compute their bounds again"
             )
     _check_grid(runs, source)
+
+
+def _base_of_all_runs(runs: pd.DataFrame) -> list[str]:
+    """Columns of the base that all runs share: all of them, but every seed draws a random base of its own."""
+    kind = f"{BASE_PREFIX}kind"
+    columns = [column for column in runs.columns if column.startswith(BASE_PREFIX) and column != kind]
+    return [kind] if (runs[kind] == "random").any() else [kind, *columns]
 
 
 def _check_arms(runs: pd.DataFrame, source: str) -> None:

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -126,7 +126,7 @@ def arm_handles(arms: Sequence[Arm], *, line: bool = False) -> list[Line2D]:
 
 
 def panels_in(
-    width: float, height: float, *, rows: int = 1, columns: int = 1, **subplots: object
+    width: float, height: float, *, rows: int = 1, columns: int = 1, **subplots: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure of the given size in inches with rows x columns panels, row by row."""
     figure = Figure(figsize=(width, height), layout="constrained")

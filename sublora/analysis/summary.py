@@ -10,7 +10,7 @@ BITS_PER_KILOBYTE = 8000.0
 
 
 def configurations(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """One row a configuration, by budget and then arm order.
+    """One row per configuration, by budget and then arm order.
 
     Index (budget, allocation); columns (name, "mean" | "std") and ("seeds", ""). The standard deviation is the
     sample's (n - 1), NaN where there is one seed.
@@ -24,6 +24,11 @@ def configurations(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         for arm in arms_of(runs[runs["budget"] == budget])
     ]
     return table.loc[order]
+
+
+def best_of_all(runs: pd.DataFrame) -> pd.Series:
+    """The run of the smallest bound_all_runs, the bound that allows for picking it among all after looking."""
+    return runs.loc[runs["bound_all_runs"].idxmin()]
 
 
 def with_sizes(runs: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ CSV_FORMAT = "%.6g"
 
 
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a configuration: Budget, Mode, Ratio, then mean and std over seeds of BPD, KL, Bound, Size; Seeds.
+    """One row per configuration: Budget, Mode, Ratio, then mean and std over seeds of BPD, KL, Bound, Size; Seeds.
 
     BPD and Bound in bits per token, KL in nats, Size in KB (1,000 bytes). Ratio is empty but for fixed splits; std
     is empty where there is one seed.

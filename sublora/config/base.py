@@ -22,7 +22,7 @@ Statement = Annotated[str, AfterValidator(_not_blank), WithJsonSchema({"type": "
 class RandomBase(Section):
     """Weights drawn from the seed of the run: independent of every document."""
 
-    kind: Annotated[Literal["random"], Reaches("base", "train")]
+    kind: Annotated[Literal["random"], Reaches("base", "train", "yardsticks")]
     """Weights drawn from the seed of the run."""
 
 
@@ -33,7 +33,7 @@ class TrainedBase(Optimization):
     from the documents of `data`.
     """
 
-    kind: Annotated[Literal["trained"], Reaches("base", "train")]
+    kind: Annotated[Literal["trained"], Reaches("base", "train", "yardsticks")]
     """Weights trained in the workflow."""
     name: Annotated[DatasetName, Reaches("base", "data")]
     """Files lie in data/{name}/; the trained weights in results/base/."""
@@ -63,7 +63,7 @@ class Independence(Section):
 class PretrainedBase(Section):
     """Weights that others trained."""
 
-    kind: Annotated[Literal["pretrained"], Reaches("base", "train")]
+    kind: Annotated[Literal["pretrained"], Reaches("base", "train", "yardsticks")]
     """Weights from a folder or from the Hugging Face hub."""
     path: Annotated[str, Field(min_length=1), Reaches("base", "train")]
     """A folder with config.json and safetensors (relative to the folder above config/, or absolute), or a hub id."""

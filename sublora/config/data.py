@@ -120,6 +120,8 @@ class Data(Section):
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
     min_characters: Annotated[int, Field(ge=1)]
     """Shorter documents are left out."""
+    max_characters: PositiveInt | None
+    """Longer documents are not in the population; null: there is no limit."""
     min_tokens: Annotated[PositiveInt, Reaches("data", "train", "score", "yardsticks", "bound")]
     """Documents with fewer tokens, end-of-text not counted, are not in the population. The smallest number of scored
     targets is T_min = min_tokens + 1, which sets the range of the document mixture's loss."""
@@ -131,6 +133,12 @@ class Data(Section):
     """Key of the hash of a text, which decides whether it goes to train, val or test."""
     workers: Annotated[PositiveInt, Reaches()]
     """Processes that tokenize; does not change the result."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "Data":
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(f"max_characters {self.max_characters} is below min_characters {self.min_characters}")
+        return self
 
     @model_validator(mode="after")
     def _markov_symbols_are_tokens(self) -> "Data":

@@ -72,17 +72,17 @@ class RatePhase(Section):
 class Compute(Section):
     """Where and in which precision networks run."""
 
-    device: Annotated[Literal["cuda", "cpu"], Reaches("base", "train")]
+    device: Annotated[Literal["cuda", "cpu"], Reaches("base", "train", "yardsticks")]
     """Where networks are trained and scored."""
-    dtype: Annotated[Literal["float32", "bfloat16"], Reaches("base", "train")]
+    dtype: Annotated[Literal["float32", "bfloat16"], Reaches("base", "train", "yardsticks")]
     """Type of the frozen weights and activations; w and its projection stay in float32."""
-    compile: Annotated[bool, Reaches("base", "train")]
+    compile: Annotated[bool, Reaches("base", "train", "yardsticks")]
     """Whether layers and head run through torch.compile; needs a C compiler on the machine that trains and scores."""
-    deterministic: Annotated[bool, Reaches("base", "train")]
+    deterministic: Annotated[bool, Reaches("base", "train", "yardsticks")]
     """Whether GPUs run only algorithms whose results do not vary from run to run; a CPU always does."""
     gpus_per_training: PositiveInt
     """GPUs of one training, a process each; SLURM jobs ask for as many. With device cpu: its number of processes."""
-    threads: PositiveInt
+    threads: Annotated[PositiveInt, Reaches("train", "yardsticks")]
     """CPU threads of a training or scoring process."""
     scoring_batch_tokens: Annotated[PositiveInt, Reaches()]
     """Tokens that go through the model at once when documents are scored."""

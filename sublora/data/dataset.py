@@ -131,6 +131,8 @@ class TokenDataset:
             f"{counts['too_few_tokens']:,} of fewer than {settings['min_tokens']} tokens",
             f"{counts['duplicates']:,} duplicates",
         ]
+        if settings["max_characters"] is not None:
+            left_out.append(f"{counts['too_long']:,} longer than {settings['max_characters']} characters")
         if self.excluded_texts is not None:
             left_out.append(f"{counts['in_base_corpus']:,} whose text is also in the base's corpus")
         return (

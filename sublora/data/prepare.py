@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import math
 import multiprocessing
 import shutil
 from array import array
@@ -63,6 +64,7 @@ class TokenizedBatch:
     units: int = 0
     documents: int = 0
     too_short: int = 0
+    too_long: int = 0
     too_few_tokens: int = 0
     unparsable_files: int = 0
     records: list[bytes] = field(default_factory=list)
@@ -73,29 +75,30 @@ class TokenizedBatch:
         self.units += other.units
         self.documents += other.documents
         self.too_short += other.too_short
+        self.too_long += other.too_long
         self.too_few_tokens += other.too_few_tokens
         self.unparsable_files += other.unparsable_files
 
 
-def tokenize_batch(
-    batch: Batch, *, tokenizer: str, min_characters: int, min_tokens: int, shuffle_seed: int
-) -> TokenizedBatch:
-    """Read a batch and make a record of each document that is long enough."""
+def tokenize_batch(batch: Batch, data: config.Data) -> TokenizedBatch:
+    """Read a batch and make a record of each document that is neither too short nor too long."""
     texts = batch.read()
     made = TokenizedBatch(units=len(batch), documents=len(texts.documents), unparsable_files=texts.unparsable_files)
-    long_enough = []
+    fitting, seed = [], data.shuffle_seed
+    longest = math.inf if data.max_characters is None else data.max_characters
     for text in map(_valid_unicode, texts.documents):
-        if len(text) >= min_characters:
-            long_enough.append(text)
-        else:
-            made.too_short += 1
-            made.left_out_keys.append(document_key(text.encode(), shuffle_seed))
-    for text, tokens in zip(long_enough, load_tokenizer(tokenizer).encode_batch(long_enough), strict=True):
-        if len(tokens) >= min_tokens:
-            made.records.append(make_record(text.encode(), tokens, shuffle_seed))
+        if data.min_characters <= len(text) <= longest:
+            fitting.append(text)
+            continue
+        made.too_short += len(text) < data.min_characters
+        made.too_long += len(text) > longest
+        made.left_out_keys.append(document_key(text.encode(), seed))
+    for text, tokens in zip(fitting, load_tokenizer(data.tokenizer).encode_batch(fitting), strict=True):
+        if len(tokens) >= data.min_tokens:
+            made.records.append(make_record(text.encode(), tokens, seed))
         else:
             made.too_few_tokens += 1
-            made.left_out_keys.append(document_key(text.encode(), shuffle_seed))
+            made.left_out_keys.append(document_key(text.encode(), seed))
     return made
 
 
@@ -213,6 +216,7 @@ def _meta(
         "documents": {
             "read": counts.documents,
             "too_short": counts.too_short,
+            "too_long": counts.too_long,
             "too_few_tokens": counts.too_few_tokens,
             "duplicates": spill.added - spill.excluded - kept,
             "in_base_corpus": spill.excluded,
@@ -228,16 +232,10 @@ def _meta(
 def _tokenize_corpus(
     reader: Reader, data: config.Data, progress: Progress, spill: Spill, texts: Spill | None = None
 ) -> TokenizedBatch:
-    """Fill `spill` with all documents that are long enough, and `texts` with a record without tokens of every
-    document; counts of what was read. UserError if no document is long enough.
+    """Fill `spill` with all documents of a fitting length, and `texts` with a record without tokens of every
+    document; counts of what was read. UserError if no document fits.
     """
-    work = functools.partial(
-        tokenize_batch,
-        tokenizer=data.tokenizer,
-        min_characters=data.min_characters,
-        min_tokens=data.min_tokens,
-        shuffle_seed=data.shuffle_seed,
-    )
+    work = functools.partial(tokenize_batch, data=data)
     counts = TokenizedBatch()
     task = progress.add_task(f"tokenizing ({reader.unit})", total=reader.total)
     for tokenized in map_in_processes(work, reader.batches(), data.workers):
@@ -251,7 +249,7 @@ def _tokenize_corpus(
     if not spill.added:
         raise UserError(
             f"data.corpus: {reader.where}: read {counts.documents} documents, {counts.too_short} of them shorter "
-            f"than data.min_characters {data.min_characters} and {counts.too_few_tokens} of fewer tokens than "
+            f"than data.min_characters {data.min_characters}, {counts.too_long} longer than data.max_characters and {counts.too_few_tokens} of fewer tokens than "
             f"data.min_tokens {data.min_tokens}, none left; mend the corpus or lower those settings"
         )
     return counts

@@ -26,7 +26,23 @@ Weights = Mapping[str, NDArray[np.float32]]
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Hugging Face stores these input x output (transformers' Conv1D), this library output x input."""
 LAYER_NORM_EPSILON = 1e-5
+GPT2_FORM = {
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": LAYER_NORM_EPSILON,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+"""Keys of config.json that say how a GPT-2 computes, and what this library's network does.
+
+All but the first are also transformers' defaults, which a config.json may leave out.
+"""
 PRETRAINED_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
+
+MAKE_AGAIN = "make the base again (sublora base)"
+ANOTHER_PATH = "download the model again, or give another base.path"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +104,7 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 def load_weights(path: Path, model: config.Model, vocab_size: int) -> dict[str, NDArray[np.float32]]:
     """Read what `save_weights` wrote. UserError if it is missing, damaged, or of another network."""
-    return _fitted(_read_tensors(path), path, model, vocab_size)
+    return _fitted(_read_tensors(path, MAKE_AGAIN), weight_shapes(model, vocab_size), path, MAKE_AGAIN)
 
 
 def pretrained_weights(folder: Path, model: config.Model, vocab_size: int) -> dict[str, NDArray[np.float32]]:
@@ -99,44 +115,55 @@ def pretrained_weights(folder: Path, model: config.Model, vocab_size: int) -> di
     """
     description = _read_json(folder / "config.json")
     _check_description(description, folder / "config.json", model, vocab_size)
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    tensors: dict[str, NDArray] = {}
-    for name in names:
-        tensors |= _read_tensors(folder / name)
+    tensors: dict[str, NDArray[Any]] = {}
+    for name in _tensor_files(folder):
+        tensors |= _read_tensors(folder / name, ANOTHER_PATH)
     tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
-    kept = {}
-    for name in weight_shapes(model, vocab_size):
-        if name in tensors:
-            kept[name] = tensors[name].T if name.endswith(CONV1D) else tensors[name]
-    if "wpe.weight" in kept:
-        kept["wpe.weight"] = kept["wpe.weight"][: model.context_length]
-    return _fitted(kept, folder, model, vocab_size)
+    shapes = weight_shapes(model, vocab_size)
+    stored_shapes = {name: shape[::-1] if name.endswith(CONV1D) else shape for name, shape in shapes.items()}
+    stored_shapes["wpe.weight"] = (description["n_positions"], model.n_embd)
+    weights = _fitted(tensors, stored_shapes, folder, ANOTHER_PATH)
+    for name in weights:
+        if name.endswith(CONV1D):
+            weights[name] = np.ascontiguousarray(weights[name].T)
+    weights["wpe.weight"] = weights["wpe.weight"][: model.context_length].copy()
+    return weights
+
+
+def _tensor_files(folder: Path) -> list[str]:
+    """Names of the safetensors files: those that the index lists, or the one there is without an index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return ["model.safetensors"]
+    files = _read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise UserError(f"{index}: weight_map is missing, expected the file of each tensor by name; {ANOTHER_PATH}")
+    return sorted(set(files.values()))
 
 
 def _check_description(description: dict[str, Any], path: Path, model: config.Model, vocab_size: int) -> None:
-    wanted = {
-        "model_type": "gpt2",
-        "n_layer": model.n_layer,
-        "n_head": model.n_head,
-        "n_embd": model.n_embd,
-        "vocab_size": vocab_size,
-        "layer_norm_epsilon": LAYER_NORM_EPSILON,
-        "activation_function": "gelu_new",
-    }
-    found: dict[str, Any] = {"layer_norm_epsilon": LAYER_NORM_EPSILON, "activation_function": "gelu_new"} | description
-    for key, value in wanted.items():
-        if found.get(key) != value:
+    """UserError naming the first key with which config.json describes another network than the settings."""
+    form = {key: value for key, value in GPT2_FORM.items() if key != "model_type"} | description
+    for key, value in GPT2_FORM.items():
+        if form.get(key) != value:
             raise UserError(
-                f"{path}: {key} is {found.get(key)!r}, expected {value!r}; the model section of the settings and the "
-                "tokenizer must be those of the pretrained network"
+                f"{path}: {key} is {form.get(key)!r}, expected {value!r}, the form of GPT-2 that this library "
+                "computes; give another base.path"
             )
-    if found.get("n_inner") not in (None, 4 * model.n_embd):
-        raise UserError(f"{path}: n_inner is {found['n_inner']}, expected {4 * model.n_embd}, GPT-2's 4 x n_embd")
-    if found.get("n_positions", 0) < model.context_length:
+    sizes = {"n_layer": model.n_layer, "n_head": model.n_head, "n_embd": model.n_embd, "vocab_size": vocab_size}
+    for key, value in sizes.items():
+        if description.get(key) != value:
+            raise UserError(
+                f"{path}: {key} is {description.get(key)!r}, expected {value!r}; the model section of the settings and "
+                "the tokenizer must be those of the pretrained network"
+            )
+    inner, positions = description.get("n_inner"), description.get("n_positions")
+    if inner not in (None, 4 * model.n_embd):
+        raise UserError(f"{path}: n_inner is {inner!r}, expected {4 * model.n_embd}, 4 n_embd; give another base.path")
+    if not isinstance(positions, int) or positions < model.context_length:
         raise UserError(
-            f"{path}: n_positions is {found.get('n_positions')}, less than model.context_length "
-            f"{model.context_length}; lower model.context_length"
+            f"{path}: n_positions is {positions!r}, expected at least model.context_length {model.context_length}; "
+            "lower model.context_length"
         )
 
 
@@ -146,37 +173,37 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; base.path must be a folder with config.json and safetensors") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download the model again") from None
+        raise UserError(f"{path}: not valid JSON ({error}); {ANOTHER_PATH}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object; download the model again")
+        raise UserError(f"{path}: expected a JSON object; {ANOTHER_PATH}")
     return value
 
 
-def _read_tensors(path: Path) -> dict[str, NDArray]:
-    """All tensors of a safetensors file as float32. UserError if it is missing or damaged."""
+def _read_tensors(path: Path, mend: str) -> dict[str, NDArray[Any]]:
+    """All tensors of a safetensors file as float32. UserError, ending in `mend`, if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make the base first (sublora base), or mend base.path") from None
+        raise UserError(f"{path}: no such file; {mend}") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); make the base again") from None
+        raise UserError(f"{path}: not a readable safetensors file ({error}); {mend}") from None
 
 
 def _fitted(
-    tensors: Mapping[str, NDArray], path: Path, model: config.Model, vocab_size: int
+    tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], path: Path, mend: str
 ) -> dict[str, NDArray[np.float32]]:
-    """The tensors in the order of `weight_shapes`; UserError naming the first that is missing or has another shape."""
+    """The tensors in the order of `shapes`; UserError naming the first that is missing or has another shape."""
     weights = {}
-    for name, shape in weight_shapes(model, vocab_size).items():
+    for name, shape in shapes.items():
         if name not in tensors:
-            raise UserError(f"{path}: tensor {name} is missing; the file holds another network than model describes")
+            raise UserError(f"{path}: tensor {name} is missing, expected one of shape {shape}; {mend}")
         if tensors[name].shape != shape:
             raise UserError(
-                f"{path}: tensor {name} has shape {tensors[name].shape}, expected {shape}; the model section of the "
-                "settings or the tokenizer is another than the file's"
+                f"{path}: tensor {name} has shape {tensors[name].shape}, expected {shape} by the model section of the "
+                f"settings and the tokenizer; {mend}"
             )
         weights[name] = np.ascontiguousarray(tensors[name], dtype=np.float32)
     return weights

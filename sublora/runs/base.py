@@ -87,9 +87,16 @@ def read_base_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; make the base first (sublora base --config FILE)") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); make the base again (sublora base)") from None
-    if not isinstance(facts, dict) or facts.get("format") != BASE_FORMAT or not {"sha256", "digest"} <= facts.keys():
-        raise UserError(f"{path}: not a base of this version; make the base again (sublora base)")
-    return facts
+    found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+    if found != BASE_FORMAT:
+        raise UserError(f"{path}: base format {found}, expected {BASE_FORMAT}; make the base again (sublora base)")
+    for key in ("sha256", "digest"):
+        if not isinstance(facts.get(key), str):
+            raise UserError(
+                f"{path}: {key} is {facts.get(key)!r}, expected a hash in hexadecimal; "
+                "make the base again (sublora base)"
+            )
+    return dict(facts)
 
 
 def base_digest(settings: config.Settings, root: Path) -> str:
@@ -145,12 +152,13 @@ def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, r
 
 def _downloaded(base: config.PretrainedBase) -> Path:
     """The model's files in the cache of the Hugging Face hub; UserError if they cannot be had."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
+    # Of whichever HTTP library the hub uses; a file that neither the hub nor the cache has is an OSError.
+    http_error = errors.HTTPError  # type: ignore[attr-defined]
     try:
         return Path(snapshot_download(base.path, revision=base.revision, allow_patterns=list(PRETRAINED_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except (http_error, errors.HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(
             f"base.path '{base.path}': no such folder, and not to be had from the Hugging Face hub ({reason}); give a "

@@ -51,10 +51,10 @@ class ParameterSpace:
         space = cls(tuple(parameters))
         spans: list[tuple[str, str | None]] = [(p.role, None) for p in parameters]
         spans += [(p.role, p.group) for p in parameters]
-        for role_of_span, group in dict.fromkeys(spans):
-            span = space.span(role_of_span, group)
-            if sum(p.stop - p.start for p in space.found(role_of_span, group)) != span_length(span):
-                raise ValueError(f"parameters of role {role_of_span} and group {group} do not follow one another")
+        for span_role, span_group in dict.fromkeys(spans):
+            found, span = space.found(span_role, span_group), space.span(span_role, span_group)
+            if sum(p.stop - p.start for p in found) != span_length(span):
+                raise ValueError(f"parameters of role {span_role} and group {span_group} do not follow one another")
         return space
 
     @property

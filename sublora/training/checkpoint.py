@@ -67,24 +67,32 @@ def settings_of(checkpoint: dict[str, Any], path: Path) -> tuple[config.Settings
     return settings, config.RunSpec.model_validate(checkpoint["run"])
 
 
-def check_settings(trained: config.Settings, settings: config.Settings, path: Path) -> None:
-    """UserError naming the first differing key if the checkpoint at `path` was trained with other settings."""
-    found, wanted = (config.stage_settings(each, "train") for each in (trained, settings))
-    for section in wanted:
-        for key, value in wanted[section].items():
-            if (other := found.get(section, {}).get(key)) != value:
-                raise UserError(
-                    f"{path}: checkpoint of another config: {section}.{key} is {other!r} in the "
-                    f"checkpoint, {value!r} in the settings; train again or score with the checkpoint's own settings"
-                )
+def check_settings(own: config.Settings, settings: config.Settings, path: Path) -> None:
+    """UserError naming a differing key if the checkpoint at `path`, whose own settings are given, fits no others."""
+    trained, wanted = (config.stage_settings(each, "train") for each in (own, settings))
+    pairs = [
+        (section, key, trained.get(section, {}).get(key), value)
+        for section, values in wanted.items()
+        for key, value in values.items()
+    ]
+    differing = [pair for pair in pairs if pair[2] != pair[3]]
+    if not differing:
+        return
+    # Whether a key counts follows from others (base.kind, message.quantizer): name one that both have.
+    section, key, found, value = min(differing, key=lambda pair: pair[1] not in trained.get(pair[0], {}))
+    raise UserError(
+        f"{path}: checkpoint of another config: {section}.{key} is {found!r} in the checkpoint, {value!r} in the "
+        "settings; train again or score with the checkpoint's own settings"
+    )
 
 
 def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
     """Load w and gates into the run, after checking that the rebuilt base weights are the trained ones."""
     if run.network.base_sha256 != checkpoint["base_sha256"]:
         raise UserError(
-            f"{path}: base weights rebuilt from the seed hash to {run.network.base_sha256[:12]}..., the checkpoint has "
-            f"{checkpoint['base_sha256'][:12]}...; use the same sublora and numpy versions it was trained with"
+            f"{path}: the base's weights hash to {run.network.base_sha256[:12]}..., the checkpoint was trained on "
+            f"{checkpoint['base_sha256'][:12]}...; bring that base back, or for a random one the versions that drew "
+            "it, of sublora and numpy"
         )
     try:
         run.subspace.load_state_dict(checkpoint["raw_model"])

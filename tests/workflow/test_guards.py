@@ -91,6 +91,14 @@ def test_data_and_bounds_need_no_gpu(gpu_toy: Toy) -> None:
     assert [call.split()[1] for call in gpu_toy.calls] == ["prepare", "train", "score", "bound", "bound"]
 
 
+def test_yardsticks_and_a_trained_base_need_a_gpu(gpu_toy: Toy) -> None:
+    assert gpu_toy.snakemake("yardsticks").exit_code == 1
+    assert gpu_toy.calls == []
+    gpu_toy.add_command("nvidia-smi", NVIDIA_SMI)
+    assert gpu_toy.snakemake("yardsticks").exit_code == 0
+    assert [call.split()[1] for call in gpu_toy.calls] == ["prepare", "yardsticks"]
+
+
 def test_a_hidden_gpu_is_no_gpu(gpu_toy: Toy) -> None:
     gpu_toy.add_command("nvidia-smi", NVIDIA_SMI)
     assert gpu_toy.snakemake(CUDA_VISIBLE_DEVICES="").exit_code == 1

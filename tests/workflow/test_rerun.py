@@ -8,24 +8,47 @@ import yaml
 
 from workflow.toy import REPOSITORY, SMALL_GRID, SMALL_GRID_RUNS, Toy
 
-EVERY_RUN = {"train": SMALL_GRID_RUNS, "score": SMALL_GRID_RUNS, "bound": SMALL_GRID_RUNS}
+EVERY_SCORE = {"score": SMALL_GRID_RUNS, "bound": SMALL_GRID_RUNS}
+EVERY_RUN = {"train": SMALL_GRID_RUNS} | EVERY_SCORE
+YARDSTICKS = {"yardsticks": 1}
+PACKAGES = {"kind": "docstrings", "packages": ["numpy"]}
+OPTIMIZATION = {
+    **{"steps": 10, "tokens_per_step": 1024, "micro_batch_sequences": 16, "eval_interval_steps": 5},
+    **{"learning_rate": 0.01, "final_learning_rate": 0.001, "warmup_fraction": 0.1, "betas": [0.9, 0.95]},
+    **{"epsilon": 1.0e-8, "weight_decay": 0.1, "gradient_clip": 1.0, "eval_sequences": 4},
+    **{"log_interval_steps": 1, "save_interval_steps": 5},
+}
+TRAINED = OPTIMIZATION | {
+    **{"kind": "trained", "name": "apart", "corpus": PACKAGES},
+    **{"min_characters": 1, "val_documents": 5, "seed": 1, "threads": 1},
+}
+PRETRAINED = {
+    **{"kind": "pretrained", "path": "models/small", "revision": None},
+    "independence": {"training_cutoff": "2017", "document_dates": "2024", "how_checked": "by their dates"},
+}
 
 
 def stages(plan: dict[str, int]) -> dict[str, int]:
     """The planned jobs without tables and figures."""
-    return {rule: count for rule, count in plan.items() if rule in ("prepare", "train", "score", "bound")}
+    rules = ("prepare", "base", "yardsticks", "train", "score", "bound")
+    return {rule: count for rule, count in plan.items() if rule in rules}
 
 
 def test_the_full_reproduction_is_thirty_runs(toy: Toy) -> None:
     toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
-    assert stages(toy.plan()) == {"prepare": 1, "train": 30, "score": 30, "bound": 30}
-    one_figure = toy.plan("results/figures/pareto_d1000.png")
-    assert one_figure == {"prepare": 1, "train": 15, "score": 15, "bound": 15, "runs_of_budget": 1, "pareto": 1}
+    assert stages(toy.plan()) == {"prepare": 1, "yardsticks": 1, "train": 30, "score": 30, "bound": 30}
+    one_figure = toy.plan("results/figures/compression_d1000.png")
+    assert one_figure == {"prepare": 1, "train": 15, "score": 15, "bound": 15, "runs_of_budget": 1, "compression": 1}
+    beside_yardsticks = toy.plan("results/figures/pareto_d1000.png")
+    assert beside_yardsticks.pop("pareto") == one_figure.pop("compression")
+    assert beside_yardsticks == one_figure | {"yardsticks": 1}
 
 
 def test_the_demo_is_the_same_workflow_in_its_own_folder(toy: Toy) -> None:
     in_demo = ("--profile", "profiles/demo")
-    assert stages(toy.plan(*in_demo)) == {"prepare": 1, "train": 30, "score": 30, "bound": 30}
+    kind = yaml.safe_load((toy.root / "demo/config/config.yaml").read_text())["base"]["kind"]
+    base = {} if kind == "random" else {"base": 1}
+    assert stages(toy.plan(*in_demo)) == base | {"prepare": 1, "yardsticks": 1, "train": 30, "score": 30, "bound": 30}
     target = "results/runs/d1000_learned_seed42/best_ckpt.pt"
     assert toy.snakemake(*in_demo, target).exit_code == 0
     assert (toy.root / "demo" / target).exists()
@@ -36,13 +59,14 @@ def test_a_finished_workflow_has_nothing_to_do(finished: Toy) -> None:
     outcome = finished.snakemake()
     assert outcome.exit_code == 0
     assert "Nothing to be done" in outcome.text
-    assert len(finished.calls) == 1 + 3 * SMALL_GRID_RUNS
+    assert len(finished.calls) == 2 + 3 * SMALL_GRID_RUNS
 
 
 def test_jobs_call_the_command_line(finished: Toy) -> None:
     folder = "results/runs/d40_fixed-0.2_seed1"
     for command in (
         "sublora prepare --config config/config.yaml",
+        "sublora yardsticks --config config/config.yaml",
         f"sublora train --config config/config.yaml --budget 40 --allocation fixed-0.2 --seed 1 --out {folder}",
         f"sublora score {folder} --config config/config.yaml",
         f"sublora bound {folder} --config config/config.yaml",
@@ -76,10 +100,13 @@ def test_a_deleted_later_output_retrains_nothing(finished: Toy, name: str, rerun
     ("section", "keys", "rerun"),
     [
         ("training", {"learning_rate": 0.0123}, EVERY_RUN),
-        ("model", {"n_layer": 7}, EVERY_RUN),
-        ("data", {"min_characters": 173}, {"prepare": 1, **EVERY_RUN}),
-        ("scoring", {"documents": 917}, {"score": SMALL_GRID_RUNS, "bound": SMALL_GRID_RUNS}),
+        ("model", {"n_layer": 7}, YARDSTICKS | EVERY_RUN),
+        ("data", {"min_characters": 173}, {"prepare": 1} | YARDSTICKS | EVERY_RUN),
+        ("scoring", {"documents": 917}, YARDSTICKS | EVERY_SCORE),
+        ("bound", {"delta": 0.123}, YARDSTICKS | EVERY_SCORE),
+        ("message", {"extra_bits": 3.0}, EVERY_SCORE),
         ("message", {"quantizer": "entropy"}, EVERY_RUN),
+        ("compute", {"dtype": "bfloat16"}, YARDSTICKS | EVERY_RUN),
         ("training", {"log_interval_steps": 7}, {}),
         ("training", {"save_interval_steps": 77}, {}),
         ("compute", {"scoring_batch_tokens": 4321}, {}),
@@ -120,9 +147,11 @@ def test_a_dry_run_says_which_setting_differs(finished: Toy) -> None:
 @pytest.mark.parametrize(
     ("stage", "rerun"),
     [
-        ("data", {"prepare": 1, **EVERY_RUN}),
+        ("data", {"prepare": 1} | YARDSTICKS | EVERY_RUN),
+        ("base", {}),
         ("train", EVERY_RUN),
-        ("score", {"score": SMALL_GRID_RUNS, "bound": SMALL_GRID_RUNS}),
+        ("score", EVERY_SCORE),
+        ("yardsticks", YARDSTICKS),
         ("bound", {"bound": SMALL_GRID_RUNS}),
         ("figures", {}),
     ],
@@ -130,7 +159,7 @@ def test_a_dry_run_says_which_setting_differs(finished: Toy) -> None:
 def test_a_new_numerics_version_reruns_its_stage(finished: Toy, stage: str, rerun: dict[str, int]) -> None:
     plan = finished.plan(numerics={stage: 1000})
     assert stages(plan) == rerun
-    assert plan["pareto"] == 2
+    assert plan.get("pareto", 0) == (0 if stage == "base" else 2)
 
 
 def test_a_new_seed_trains_only_the_new_runs_but_all_pay_for_the_larger_sweep(finished: Toy) -> None:
@@ -168,7 +197,7 @@ def test_preparing_the_same_data_again_retrains_nothing(finished: Toy) -> None:
     assert finished.snakemake(*again).exit_code == 0
     assert finished.plan() == {}
     assert finished.snakemake(*again, DATA_CONTENT="second").exit_code == 0
-    assert stages(finished.plan()) == EVERY_RUN
+    assert stages(finished.plan()) == YARDSTICKS | EVERY_RUN
 
 
 def test_finished_runs_do_not_need_the_data(finished: Toy) -> None:
@@ -180,7 +209,7 @@ def test_finished_runs_do_not_need_the_data(finished: Toy) -> None:
 def test_a_grid_without_the_learned_arm_has_no_gate_figures(toy: Toy) -> None:
     toy.write_settings(grid=SMALL_GRID | {"allocations": ["uniform", "fixed-0.2"]})
     plan = toy.plan()
-    assert stages(plan) == {"prepare": 1, "train": 4, "score": 4, "bound": 4}
+    assert stages(plan) == {"prepare": 1, "yardsticks": 1, "train": 4, "score": 4, "bound": 4}
     assert not [rule for rule in plan if "gat" in rule]
     assert plan["pareto"] == 2
 
@@ -189,9 +218,80 @@ def test_a_larger_grid_needs_no_code(toy: Toy) -> None:
     ratios = [f"fixed-{ratio}" for ratio in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)]
     toy.write_settings(grid={"budgets": [250, 500, 1000, 2000], "allocations": ratios, "seeds": [1, 2]})
     plan = toy.plan()
-    assert stages(plan) == {"prepare": 1, "train": 56, "score": 56, "bound": 56}
+    assert stages(plan) == {"prepare": 1, "yardsticks": 1, "train": 56, "score": 56, "bound": 56}
     assert plan["pareto"] == plan["compression"] == 4
     assert plan["allocation_grid"] == plan["summary"] == plan["html_report"] == 1
+
+
+def on_a_base(toy: Toy, base: dict[str, object], **changes: object) -> Toy:
+    toy.write_settings(grid=SMALL_GRID, base=base | changes)
+    return toy
+
+
+@pytest.fixture(scope="module", params=["trained", "pretrained"])
+def finished_on_a_base_once(request, tmp_path_factory) -> tuple[Toy, dict[str, object]]:
+    base = {"trained": TRAINED, "pretrained": PRETRAINED}[request.param]
+    toy = on_a_base(Toy.build(tmp_path_factory.mktemp("base") / "toy"), base)
+    outcome = toy.snakemake("bounds", "yardsticks")
+    assert outcome.exit_code == 0, outcome.text
+    return toy, base
+
+
+@pytest.fixture
+def finished_on_a_base(finished_on_a_base_once, tmp_path: Path) -> tuple[Toy, dict[str, object]]:
+    toy, base = finished_on_a_base_once
+    return toy.copy(tmp_path / "toy"), base
+
+
+def plan_of_runs(toy: Toy, **options: object) -> dict[str, int]:
+    return stages(toy.plan("bounds", "yardsticks", **options))
+
+
+def test_a_base_is_made_once_before_any_training(finished_on_a_base) -> None:
+    toy, base = finished_on_a_base
+    commands = [call.split()[1] for call in toy.calls]
+    assert commands.count("base") == commands.count("prepare") == 1
+    made = commands.index("base")
+    assert made < commands.index("train") and made < commands.index("yardsticks")
+    assert "sublora base --config config/config.yaml --out results/base" in toy.calls
+    if base is TRAINED:
+        assert commands.index("prepare") < made
+        assert (toy.root / "data/apart/meta.json").exists()
+    assert plan_of_runs(toy) == {}
+
+
+def test_other_settings_of_the_base_reach_its_stages(finished_on_a_base) -> None:
+    toy, base = finished_on_a_base
+    everything = {"base": 1} | YARDSTICKS | EVERY_RUN
+    changed = {"steps": 20} if base is TRAINED else {"path": "models/other"}
+    assert plan_of_runs(on_a_base(toy, base, **changed)) == everything
+    if base is TRAINED:
+        corpus = {"corpus": PACKAGES | {"packages": ["scipy"]}}
+        assert plan_of_runs(on_a_base(toy, base, **corpus)) == {"prepare": 1} | everything
+        assert plan_of_runs(on_a_base(toy, base, log_interval_steps=7)) == {}
+    else:
+        words = {"independence": PRETRAINED["independence"] | {"how_checked": "by hand"}}
+        assert plan_of_runs(on_a_base(toy, base, **words)) == EVERY_SCORE
+    assert plan_of_runs(on_a_base(toy, base), numerics={"base": 1000}) == everything
+
+
+def test_the_hash_of_the_base_decides_whether_runs_are_trained_again(finished_on_a_base) -> None:
+    """base.json says it; a base that is made again and is the same one retrains nothing, nor does its file's date."""
+    toy, _ = finished_on_a_base
+    (toy.root / "results/base/base.safetensors").touch()
+    assert plan_of_runs(toy) == {}
+    again = ("--forcerun", "base", "--until", "base")
+    assert toy.snakemake(*again).exit_code == 0
+    assert plan_of_runs(toy) == {}
+    assert toy.snakemake(*again, BASE_CONTENT="second").exit_code == 0
+    assert plan_of_runs(toy) == YARDSTICKS | EVERY_RUN
+
+
+def test_another_kind_of_base_is_another_training(finished_on_a_base) -> None:
+    toy, base = finished_on_a_base
+    found = plan_of_runs(on_a_base(toy, {"kind": "random"}))
+    # Documents that were dropped for the trained base come back.
+    assert found == ({"prepare": 1} if base is TRAINED else {}) | YARDSTICKS | EVERY_RUN
 
 
 def test_a_failed_training_keeps_its_state_and_leaves_no_output(toy: Toy) -> None:
@@ -201,7 +301,7 @@ def test_a_failed_training_keeps_its_state_and_leaves_no_output(toy: Toy) -> Non
     assert f"logs/train/{folder.name}.log: step 8: the loss is not finite" in outcome.text
     assert (folder / "state/state.pt").read_text() == "step 7\n"
     assert not (folder / "best_ckpt.pt").exists()
-    assert stages(toy.plan()) == {"train": 1, "score": 1, "bound": 1}
+    assert stages(toy.plan("bounds")) == {"train": 1, "score": 1, "bound": 1}
     assert toy.snakemake("bounds").exit_code == 0
     assert (folder / "best_ckpt.pt").read_text() == "toy best_ckpt.pt\n"
 

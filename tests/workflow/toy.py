@@ -26,14 +26,16 @@ CONTEXT.set_forkserver_preload(
 )
 
 FAKE_SUBLORA = """#!/bin/bash
-# Writes what the real command writes. FAIL names a run whose training dies; DATA_CONTENT is what the corpus holds.
+# Writes what the real command writes. FAIL names a run whose training dies; DATA_CONTENT is what the corpus holds,
+# BASE_CONTENT what the base's training gives.
 set -eu
 echo "sublora $*" >> calls.txt
 stage=$1; shift
 folder=
+settings=
 while [ $# -gt 0 ]; do
   case $1 in
-    --config) test -f "$2" || { echo "no settings file $2"; exit 1; }; shift ;;
+    --config) test -f "$2" || { echo "no settings file $2"; exit 1; }; settings=$2; shift ;;
     --out) folder=$2; shift ;;
     --*) shift ;;
     *) folder=$1 ;;
@@ -41,14 +43,27 @@ while [ $# -gt 0 ]; do
   shift
 done
 write() { for name in "$@"; do echo "toy $name" > "$folder/$name"; done; }
+key() { awk -v section="$1:" -v key="$2:" '/^[a-z]/ { at = $1 } at == section && $1 == key { print $2 }' "$settings"; }
 case $stage in
   prepare)
-    folder=data/docstrings
-    mkdir -p $folder
-    write train.bin val.bin test.bin eot_indices.npy doc_lengths.npy
-    echo "${DATA_CONTENT:-first}" > $folder/meta.json ;;
+    for name in $(key base name) $(key data name); do
+      folder=data/$name
+      mkdir -p $folder
+      write train.bin val.bin test.bin eot_indices.npy doc_lengths.npy
+      echo "${DATA_CONTENT:-first}" > $folder/meta.json
+    done ;;
+  base)
+    if [ "$(key base kind)" = trained ]; then test -f "data/$(key base name)/train.bin"; fi
+    mkdir -p "$folder"
+    write base.safetensors
+    echo "${BASE_CONTENT:-first}" > "$folder/base.json" ;;
+  yardsticks)
+    folder=data/$(key data name)
+    test -f "$folder/train.bin" && test "$(key base kind)" = random || test -f results/base/base.json
+    write yardsticks.json ;;
   train)
-    test -f data/docstrings/train.bin
+    test -f "data/$(key data name)/train.bin"
+    test "$(key base kind)" = random || test -f results/base/base.json
     if [ "$(basename "$folder")" = "${FAIL:-}" ]; then
       mkdir -p "$folder/state"
       echo "step 7" > "$folder/state/state.pt"
@@ -128,9 +143,10 @@ class Toy:
         path.chmod(0o755)
 
     def write_settings(self, path: str = "config/config.yaml", **sections: dict[str, Any]) -> None:
-        """The demo's settings, networks not trained for the code, with some keys of some sections changed."""
-        values = yaml.safe_load((self.root / "demo/config/config.yaml").read_text())
+        """The demo's settings on a random base, networks not trained for the code, some keys of sections changed."""
+        values = yaml.safe_load((self.root / "demo/config/config.yaml").read_text()) | {"base": {"kind": "random"}}
         values["message"]["quantizer"] = "plain"
+        values["data"] |= {"name": "docstrings", "corpus": {"kind": "docstrings", "packages": ["stdlib"]}}
         for section, keys in sections.items():
             values[section] = values[section] | keys
         self.write(path, yaml.safe_dump(values))

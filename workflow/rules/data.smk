@@ -1,6 +1,5 @@
 """The corpus as tokens. Runs where Snakemake runs: it alone needs the internet."""
 
-
 DATASET_FILES = ["meta.json", "train.bin", "val.bin", "test.bin", "eot_indices.npy", "doc_lengths.npy"]
 BASE_DATA = f"data/{SETTINGS.base.name}" if TRAINS_BASE else None
 

@@ -12,7 +12,7 @@ if HAS_GATES:
     )
     FIGURES += ["results/figures/gating_trend.png"]
 
-TABLES = expand("results/tables/{name}", name=["summary.csv", "summary.tex", "hypotheses.csv"])
+TABLES = expand("results/tables/{name}", name=["yardsticks.csv", "summary.csv", "summary.tex", "hypotheses.csv"])
 
 
 localrules:
@@ -30,6 +30,7 @@ localrules:
     gating_heatmap,
     gating_trend,
     gating_traces,
+    yardsticks_table,
     summary,
     hypotheses,
 
@@ -45,7 +46,7 @@ rule tables:
         TABLES,
 
 
-# A table a budget, so that the figures of one budget wait for its runs alone.
+# One table per budget, so that the figures of one budget wait for its runs alone.
 rule runs_of_budget:
     input:
         bounds=expand("results/runs/d{{budget}}_{allocation}_seed{seed}/bounds.json", **ARMS),
@@ -79,6 +80,7 @@ rule runs:
 rule pareto:
     input:
         runs="results/runs_d{budget}.csv",
+        yardsticks=f"{DATA}/yardsticks.json",
     output:
         png=report(
             "results/figures/pareto_d{budget}.png",
@@ -142,6 +144,7 @@ rule allocation_grid:
 rule bound_decomposition:
     input:
         runs="results/runs_d{budget}.csv",
+        yardsticks=f"{DATA}/yardsticks.json",
     output:
         png=report(
             "results/figures/bound_decomposition_d{budget}.png",
@@ -184,6 +187,7 @@ rule bound_by_inequality:
 rule bound_against_budget:
     input:
         runs="results/runs.csv",
+        yardsticks=f"{DATA}/yardsticks.json",
     output:
         png=report(
             "results/figures/bound_against_budget.png",
@@ -286,6 +290,27 @@ rule gating_traces:
         numerics=NUMERICS_VERSIONS["figures"],
     script:
         "../scripts/gating_traces.py"
+
+
+rule yardsticks_table:
+    input:
+        runs="results/runs.csv",
+        yardsticks=f"{DATA}/yardsticks.json",
+    output:
+        csv=report(
+            "results/tables/yardsticks.csv",
+            caption="../report/yardsticks.rst",
+            category="Tables",
+            labels={"table": "What the network adds"},
+        ),
+    log:
+        "logs/yardsticks_table.log",
+    benchmark:
+        "logs/yardsticks_table.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    script:
+        "../scripts/yardsticks_table.py"
 
 
 rule summary:

@@ -2,6 +2,7 @@
 
 CAPTIONS = [
     "workflow",
+    "yardsticks",
     "summary",
     "hypotheses",
     "pareto",
@@ -24,6 +25,7 @@ localrules:
 rule html_report:
     input:
         runs="results/runs.csv",
+        yardsticks=f"{DATA}/yardsticks.json",
         hypotheses="results/tables/hypotheses.csv",
         figures=FIGURES,
         captions=expand(f"{os.path.relpath(workflow.basedir)}/report/{{name}}.rst", name=CAPTIONS),

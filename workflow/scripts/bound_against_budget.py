@@ -4,7 +4,9 @@ from sublora.analysis.figures.bounds import bound_against_budget
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.scripting import user_errors_to
 from sublora.analysis.style import save
+from sublora.analysis.yardsticks import load_yardsticks
 
 with user_errors_to(snakemake.log[0]):
-    figure = bound_against_budget(read_runs_csv(snakemake.input.runs))
+    runs = read_runs_csv(snakemake.input.runs)
+    figure = bound_against_budget(runs, load_yardsticks(snakemake.input.yardsticks, runs))
     save(figure, png=snakemake.output.png, pdf=snakemake.output.pdf)

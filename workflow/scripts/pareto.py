@@ -4,7 +4,9 @@ from sublora.analysis.figures.tradeoff import pareto
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.scripting import user_errors_to
 from sublora.analysis.style import save
+from sublora.analysis.yardsticks import load_yardsticks
 
 with user_errors_to(snakemake.log[0]):
-    figure = pareto(read_runs_csv(snakemake.input.runs), int(snakemake.wildcards.budget))
+    runs = read_runs_csv(snakemake.input.runs)
+    figure = pareto(runs, int(snakemake.wildcards.budget), load_yardsticks(snakemake.input.yardsticks, runs))
     save(figure, png=snakemake.output.png, pdf=snakemake.output.pdf)

@@ -7,6 +7,7 @@ with user_errors_to(snakemake.log[0]):
     write_report(
         snakemake.output.html,
         runs_csv=snakemake.input.runs,
+        yardsticks_json=snakemake.input.yardsticks,
         hypotheses_csv=snakemake.input.hypotheses,
         figures=snakemake.input.figures,
         captions=snakemake.input.captions,

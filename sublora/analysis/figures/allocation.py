@@ -1,5 +1,8 @@
 """The arms side by side: bars of the metrics, and what the bound is made of."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -7,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sublora.analysis.arms import arms_of
+from sublora.analysis.reference_lines import mark_levels
 from sublora.analysis.runs_table import at_budget
 from sublora.analysis.style import (
     COLUMN_INCHES,
@@ -20,6 +24,7 @@ from sublora.analysis.style import (
     styled,
 )
 from sublora.analysis.summary import configurations, improvement_over_uniform, with_sizes
+from sublora.analysis.yardsticks import Yardstick, bound_levels
 
 MOST_LABELLED_BARS = 10
 """More bars than these in a panel leave no room for a number above each."""
@@ -29,7 +34,7 @@ DECOMPOSITION = (
     ("complexity", "Complexity", "#756bb1", "////"),
 )
 BAR_HEIGHT = 0.62
-BEFORE_QUANTIZATION = {
+BEFORE_QUANTIZATION: dict[str, Any] = {
     "color": "#e6550d",
     "marker": "v",
     "markersize": 3.0,
@@ -40,7 +45,7 @@ BEFORE_QUANTIZATION = {
 
 @styled
 def allocation_grid(runs: pd.DataFrame) -> Figure:
-    """2 x 2 panels of bars, a group a budget, a bar an arm: BPD, bound, compressed size, improvement over uniform."""
+    """2 x 2 panels of bars, one group per budget, one bar per arm: BPD, bound, size, improvement over uniform."""
     runs = with_sizes(runs)
     figure, panels = panels_in(PAGE_INCHES, 4.0, rows=2, columns=2)
     _bars(panels[0], runs, "empirical_bpd", "Empirical BPD (bits/token)", "{:.2f}")
@@ -61,8 +66,8 @@ def allocation_grid(runs: pd.DataFrame) -> Figure:
 
 
 @styled
-def bound_decomposition(runs: pd.DataFrame, budget: int) -> Figure:
-    """Stacked bars, a row an arm: loss, loss added by quantization, complexity term.
+def bound_decomposition(runs: pd.DataFrame, budget: int, yardsticks: Sequence[Yardstick]) -> Figure:
+    """Stacked bars, one row per arm: loss, loss added by quantization, complexity term; lines at yardsticks' bounds.
 
     Weights trained to be rounded are no model of their own before rounding, so quantization may lower their loss: the
     first bar is then the loss after it, and a mark above the bar stands at the loss before.
@@ -92,8 +97,8 @@ def bound_decomposition(runs: pd.DataFrame, budget: int) -> Figure:
     axes.set(xlabel="Loss and bound (bits/token)", xlim=(0.0, None), ylim=(len(arms) - 0.5, -0.6))
     axes.grid(axis="y", visible=False)
     axes.set_title(f"d = {budget}", loc="left")
-    vacuous = mark_vacuous([axes], rows["vacuous_bits"].iloc[0], along="x")
-    add_legend(figure, [*_decomposition_handles(table.loc[[arm.allocation for arm in arms]]), vacuous])
+    mark_levels(axes, bound_levels(yardsticks), along="x")
+    add_legend(figure, _decomposition_handles(table.loc[[arm.allocation for arm in arms]]))
     return figure
 
 

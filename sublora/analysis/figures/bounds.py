@@ -1,5 +1,7 @@
 """The bound under every inequality, and against the budget."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -7,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from sublora.analysis.arms import arms_of
+from sublora.analysis.reference_lines import mark_levels
 from sublora.analysis.runs_table import NESTED, inequality_columns
 from sublora.analysis.style import (
     CATEGORY_COLOURS,
@@ -25,6 +28,7 @@ from sublora.analysis.style import (
     wrapped,
 )
 from sublora.analysis.summary import configurations
+from sublora.analysis.yardsticks import Yardstick, bound_levels
 
 MOST_PANELS_IN_A_ROW = 4
 INEQUALITY_LABELS = {
@@ -41,7 +45,7 @@ INEQUALITY_LABELS = {
 
 @styled
 def bound_by_inequality(runs: pd.DataFrame) -> Figure:
-    """The bound by each inequality beside the empirical BPD: a panel a budget, a row an arm."""
+    """The bound by each inequality beside the empirical BPD: one panel per budget, one row per arm."""
     columns = inequality_columns(runs)
     headline = NESTED["bounds"] + runs["bound_inequality"].iloc[0]
     loss = Line2D([], [], color=INK, marker="|", markersize=7, linestyle="none", label="Empirical BPD")
@@ -89,15 +93,19 @@ def inequality_label(name: str) -> str:
 
 
 @styled
-def bound_against_budget(runs: pd.DataFrame) -> Figure:
-    """The bound and the empirical BPD against d: mean and std over seeds, a line an arm."""
+def bound_against_budget(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> Figure:
+    """The bound and the empirical BPD against d: mean and std over seeds, one curve per arm.
+
+    Lines at the yardsticks' bounds beside those of the networks.
+    """
     arms = arms_of(runs)
     figure, (left, right) = panels_in(PAGE_INCHES, 2.1, columns=2)
     _against_budget(left, runs, "empirical_bpd", "Empirical BPD (bits/token)")
     _against_budget(right, runs, "bound_value", "Bound (bits/token)")
     left.set_title("(a)", loc="left")
     right.set_title("(b)", loc="left")
-    add_legend(figure, [*arm_handles(arms, line=True), mark_vacuous([right], runs["vacuous_bits"].iloc[0])])
+    mark_levels(right, bound_levels(yardsticks))
+    add_legend(figure, arm_handles(arms, line=True))
     return figure
 
 

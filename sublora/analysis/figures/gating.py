@@ -32,7 +32,7 @@ PHASE_COLOUR = "#eeeeee"
 
 @styled
 def gating_heatmap(runs: pd.DataFrame, budget: int) -> Figure:
-    """Final gamma of each gate: a row a seed, a column a group, the number in every cell."""
+    """Final gamma of each gate: one row per seed, one column per group, the number in every cell."""
     import seaborn  # takes longer to import than all the rest; only this figure needs it
 
     rows = learned_runs(at_budget(runs, budget)).sort_values("seed").set_index("seed")
@@ -61,7 +61,7 @@ def gating_heatmap(runs: pd.DataFrame, budget: int) -> Figure:
 
 @styled
 def gating_trend(runs: pd.DataFrame) -> Figure:
-    """Final gamma against depth: mean and std over seeds, a line a budget, the head set apart."""
+    """Final gamma against depth: mean and std over seeds, one line per budget, the head set apart."""
     learned = learned_runs(runs)
     groups = gate_groups(runs)
     budgets = sorted(learned["budget"].unique())
@@ -95,7 +95,7 @@ def gating_trend(runs: pd.DataFrame) -> Figure:
 
 @styled
 def gating_traces(runs: pd.DataFrame, traces: pd.DataFrame) -> Figure:
-    """Gamma over training steps: a panel a run (rows budgets, columns seeds), a line a group.
+    """Gamma over training steps: one panel per run (rows budgets, columns seeds), one line per group.
 
     `traces`: as `read_gating_traces` returns it. Grey: the last phase, with the hard split.
     """

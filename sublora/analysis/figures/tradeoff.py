@@ -1,5 +1,7 @@
 """Complexity against performance at one budget."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -7,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from sublora.analysis.arms import Arm, arms_of
+from sublora.analysis.reference_lines import mark_levels
 from sublora.analysis.runs_table import at_budget
 from sublora.analysis.style import (
     COLUMN_INCHES,
@@ -22,6 +25,7 @@ from sublora.analysis.style import (
     styled,
 )
 from sublora.analysis.summary import configurations, pareto_optimal, with_sizes
+from sublora.analysis.yardsticks import Yardstick, loss_levels
 
 KL_LABEL = "KL divergence (nats)"
 BPD_LABEL = "Empirical BPD (bits/token)"
@@ -29,18 +33,21 @@ BOUND_LABEL = "Bound (bits/token)"
 
 
 @styled
-def pareto(runs: pd.DataFrame, budget: int) -> Figure:
-    """Empirical BPD against KL divergence: mean and std over seeds of each arm, the Pareto frontier of the means."""
+def pareto(runs: pd.DataFrame, budget: int, yardsticks: Sequence[Yardstick]) -> Figure:
+    """Empirical BPD against KL divergence: mean and std over seeds of each arm, the Pareto frontier of the means.
+
+    Lines at the yardsticks' mean losses on the documents that they are scored on.
+    """
     rows = at_budget(runs, budget)
     arms = arms_of(rows)
     figure, (axes,) = panels_in(COLUMN_INCHES, 2.3)
     means = _arm_points(axes, rows, arms, "kl_divergence", "empirical_bpd")
-    _draw_frontier(axes, means)
     axes.set(xlabel=KL_LABEL, ylabel=BPD_LABEL)
     axes.set_title(f"d = {budget}", loc="left")
+    mark_levels(axes, loss_levels(yardsticks))
+    _draw_frontier(axes, means)
     frontier = Line2D([], [], color=FAINT, linestyle="--", linewidth=0.9, label="Pareto frontier")
-    vacuous = mark_vacuous([axes], rows["vacuous_bits"].iloc[0])
-    add_legend(figure, [*arm_handles(arms), frontier, vacuous])
+    add_legend(figure, [*arm_handles(arms), frontier])
     return figure
 
 
@@ -69,7 +76,7 @@ def compression(runs: pd.DataFrame, budget: int) -> Figure:
 
 
 def _arm_points(axes: Axes, rows: pd.DataFrame, arms: list[Arm], x: str, y: str) -> pd.DataFrame:
-    """Mean and std over seeds of each arm; returns the means, one row an arm."""
+    """Mean and std over seeds of each arm; returns the means, one row per arm."""
     table = configurations(rows, [x, y]).droplevel("budget")
     for arm in arms:
         point = table.loc[arm.allocation]

@@ -14,7 +14,7 @@ LOSSES = (("train_eval_loss_bits", "training loss"), ("val_loss_bits", "validati
 
 @styled
 def loss_curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
-    """Training and validation loss over steps, means over seeds: a row a budget, a line an arm.
+    """Training and validation loss over steps, means over seeds: one row per budget, one line per arm.
 
     `metrics`: as `read_metrics` returns it.
     """

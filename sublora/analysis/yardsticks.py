@@ -1,0 +1,226 @@
+"""The trivial models and the frozen base beside the networks: one table, and in words what the network adds."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from sublora.analysis.reference_lines import Level
+from sublora.analysis.summary import best_of_all
+from sublora.errors import UserError
+from sublora.yardsticks.files import read_yardsticks
+
+GUESSING, UNIGRAM, BIGRAM, ORDER3, FROZEN_BASE = "guessing", "unigram", "bigram", "order3", "frozen_base"
+"""Names of the rows of yardsticks.json."""
+LABELS = {
+    GUESSING: "guessing",
+    UNIGRAM: "the unigram",
+    BIGRAM: "the bigram",
+    ORDER3: "the order-3 model",
+    FROZEN_BASE: "the frozen base",
+}
+DESCRIPTIONS = {
+    GUESSING: "uniform over the vocabulary: log2 V",
+    UNIGRAM: "token frequencies, sent as a message",
+    BIGRAM: "frequencies of token pairs, pruned and sent as a message",
+    ORDER3: "adaptive model of order 3, reset for every document: nothing learned beforehand",
+    FROZEN_BASE: "the base without any adaptation",
+}
+LINE_LABELS = {GUESSING: "Vacuous", UNIGRAM: "Unigram", BIGRAM: "Bigram", ORDER3: "Order 3", FROZEN_BASE: "Frozen base"}
+BEST_RUN, BEST_RUN_ALONE, BEST_RUN_HELD_OUT = "best_run", "best_run_alone", "best_run_held_out"
+
+Outcome = Literal["beaten", "smaller certificate", "nothing added"]
+BEATEN: Outcome = "beaten"
+SMALLER_CERTIFICATE: Outcome = "smaller certificate"
+NOTHING_ADDED: Outcome = "nothing added"
+
+
+@dataclasses.dataclass(frozen=True)
+class Yardstick:
+    """One row of yardsticks.json; losses and the bound in bits per token."""
+
+    name: str
+    test_loss_bits: float
+    scored_loss_bits: float
+    """Mean loss on the training documents that the bound starts from."""
+    bound_bits: float
+    message_bits: float
+    smoothing: str | None
+    """None where there is nothing to smooth."""
+    n: int
+    m: int | None
+    """Documents scored; None where no loss is estimated."""
+
+    @property
+    def label(self) -> str:
+        """How a sentence calls the model."""
+        return LABELS[self.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the best network adds over one yardstick."""
+
+    yardstick: Yardstick
+    outcome: Outcome
+    sentence: str
+
+
+def load_yardsticks(path: Path | str, runs: pd.DataFrame) -> list[Yardstick]:
+    """The yardsticks of the runs' dataset: the trivial models, then the frozen base.
+
+    UserError if the file is missing, damaged, of another dataset than the runs, or lacks a model.
+    """
+    rows = read_yardsticks(Path(path), runs["data_hash"].iloc[0])["rows"]
+    if rows.keys() != LABELS.keys():
+        raise UserError(
+            f"{path}: holds the models {', '.join(sorted(rows))}, expected {', '.join(sorted(LABELS))}; "
+            "delete it and run the workflow again"
+        )
+    return [_yardstick(name, rows[name]) for name in LABELS]
+
+
+def _yardstick(name: str, row: Mapping[str, Any]) -> Yardstick:
+    return Yardstick(
+        name=name,
+        test_loss_bits=row["test_loss"],
+        scored_loss_bits=row["empirical_loss"],
+        bound_bits=row["bound"],
+        message_bits=row["code_bits"],
+        smoothing=row["smoothing"],
+        n=row["n"],
+        m=row["m"],
+    )
+
+
+def bound_levels(yardsticks: Sequence[Yardstick]) -> list[Level]:
+    """Their bounds, as lines of a figure whose axis is a bound."""
+    return [_level(yardstick, yardstick.bound_bits) for yardstick in yardsticks]
+
+
+def loss_levels(yardsticks: Sequence[Yardstick]) -> list[Level]:
+    """Their losses on the training documents that are scored, as lines of a figure whose axis is such a loss."""
+    return [_level(yardstick, yardstick.scored_loss_bits) for yardstick in yardsticks]
+
+
+def _level(yardstick: Yardstick, bits: float) -> Level:
+    return Level(LINE_LABELS[yardstick.name], bits, dotted=yardstick.name == GUESSING)
+
+
+def yardstick_table(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> pd.DataFrame:
+    """One row per model: the yardsticks, then the best run of all with its bounds, the held-out one last.
+
+    Columns model, description, test_loss_bits and bound_bits (bits per token), message_bits (C), smoothing, n and m;
+    empty where there is no such thing. Of the held-out bound, n and m would be the test documents, whose number the
+    runs table does not hold.
+    """
+    base_kind = runs["base_kind"].iloc[0]
+    rows = [
+        {
+            "model": yardstick.name,
+            "description": _description(yardstick.name, base_kind),
+            "test_loss_bits": yardstick.test_loss_bits,
+            "bound_bits": yardstick.bound_bits,
+            "message_bits": yardstick.message_bits,
+            "smoothing": yardstick.smoothing,
+            "n": yardstick.n,
+            "m": yardstick.m,
+        }
+        for yardstick in yardsticks
+    ]
+    best = best_of_all(runs)
+    documents = {"n": best["n_documents"], "m": best["m_documents"]}
+    common = {"test_loss_bits": best["test_loss_bits"], "smoothing": best["smoothing"]}
+    pays = f"run {best['name']}, the best of {best['sweep_size']}; its bound pays for choosing it"
+    for model, description, bound, message_bits, counts in (
+        (BEST_RUN, pays, "bound_all_runs", best["code_bits"], documents),
+        (BEST_RUN_ALONE, "the same run, had it been named beforehand", "bound_value", best["code_bits"], documents),
+        (BEST_RUN_HELD_OUT, "the same run, bounded from test documents", "bound_held_out_all_runs", 0.0, {}),
+    ):
+        row = {"model": model, "description": description, "bound_bits": best[bound], "message_bits": message_bits}
+        rows.append(row | common | counts)
+    columns = list(rows[0])
+    return pd.DataFrame(rows, columns=columns).astype({"n": "Int64", "m": "Int64"})
+
+
+def _description(name: str, base_kind: str) -> str:
+    if name == FROZEN_BASE and base_kind == "random":
+        return f"{DESCRIPTIONS[name]}: the random weights of the first seed"
+    return DESCRIPTIONS[name]
+
+
+def outcome_against(bound_all_runs_bits: float, yardstick: Yardstick) -> Outcome:
+    """What the best run's bound shows against a yardstick; both in bits per token, and equal is not below.
+
+    Below the yardstick's mean loss on test documents the network is shown to predict better. Below its bound alone,
+    it may only be the cheaper model to certify.
+    """
+    if bound_all_runs_bits < yardstick.test_loss_bits:
+        return BEATEN
+    return SMALLER_CERTIFICATE if bound_all_runs_bits < yardstick.bound_bits else NOTHING_ADDED
+
+
+def verdicts(bound_all_runs_bits: float, yardsticks: Sequence[Yardstick]) -> list[Verdict]:
+    """What the best run's bound (bits per token) shows against each yardstick, in a sentence each."""
+    found = []
+    for yardstick in yardsticks:
+        outcome = outcome_against(bound_all_runs_bits, yardstick)
+        found.append(Verdict(yardstick, outcome, _sentence(bound_all_runs_bits, yardstick, outcome)))
+    return found
+
+
+def _sentence(bound: float, yardstick: Yardstick, outcome: Outcome) -> str:
+    label, adapting = yardstick.label, yardstick.name == FROZEN_BASE
+    if outcome == BEATEN:
+        subject = "Adapting" if adapting else "The network"
+        return (
+            f"{subject} beats {label}: the bound, {bound:.3f}, lies {_gap(bound, yardstick.test_loss_bits)} below the "
+            f"loss of {label} on test documents, {yardstick.test_loss_bits:.3f}."
+        )
+    if outcome == SMALLER_CERTIFICATE:
+        subject = "After adapting" if adapting else f"Against {label}"
+        return (
+            f"{subject}, its certificate is smaller: the bound, {bound:.3f}, lies "
+            f"{_gap(bound, yardstick.bound_bits)} below that of {label}, {yardstick.bound_bits:.3f}, but not below the "
+            f"loss of {label} on test documents, {yardstick.test_loss_bits:.3f}."
+        )
+    subject = "Adapting" if adapting else "The network"
+    where = "equals" if bound == yardstick.bound_bits else f"lies {_gap(bound, yardstick.bound_bits)} above"
+    return (
+        f"{subject} adds nothing over {label}: the bound, {bound:.3f}, {where} that of {label}, "
+        f"{yardstick.bound_bits:.3f}."
+    )
+
+
+def _gap(first: float, second: float) -> str:
+    gap = abs(first - second)
+    return f"{gap:.3f} bits per token" if gap >= 0.0005 else "less than 0.001 bits per token"
+
+
+def conclusion(found: Sequence[Verdict]) -> str:
+    """All verdicts in two or three sentences, the first about the trivial models together."""
+    trivial = [verdict for verdict in found if verdict.yardstick.name != FROZEN_BASE]
+    nothing = [verdict for verdict in trivial if verdict.outcome == NOTHING_ADDED]
+    not_beaten = [verdict for verdict in trivial if verdict.outcome == SMALLER_CERTIFICATE]
+    if nothing:
+        sentences = [f"The network adds nothing over {_names(nothing)}."]
+    elif not_beaten:
+        sentences = [
+            "All that is shown of the network is that its certificate is smaller than that of every trivial model: its "
+            f"bound does not lie below the test loss of {_names(not_beaten)}."
+        ]
+    else:
+        sentences = ["The network learned something: its bound lies below the test loss of every trivial model."]
+    base = {
+        BEATEN: "Adapting beats the frozen base.",
+        SMALLER_CERTIFICATE: "After adapting, its certificate is smaller than that of the frozen base.",
+        NOTHING_ADDED: "Adapting adds nothing over the frozen base.",
+    }
+    return " ".join([*sentences, *(base[each.outcome] for each in found if each.yardstick.name == FROZEN_BASE)])
+
+
+def _names(found: Sequence[Verdict]) -> str:
+    *first, last = (verdict.yardstick.label for verdict in found)
+    return f"{', '.join(first)} and {last}" if first else last

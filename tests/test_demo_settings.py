@@ -1,0 +1,30 @@
+"""The demo pays for the settings that were tried on its documents."""
+
+import math
+
+import pandas as pd
+from conftest import REPOSITORY
+
+from sublora.config import load_settings
+
+TRIED_BEFORE_THE_LOG = 5
+"""Settings tried on an earlier set of functions (docs/studies/demo.md)."""
+
+
+def test_extra_bits_pay_for_every_setting_tried():
+    tried = pd.read_csv(REPOSITORY / "demo/settings_tried.csv")
+    assert list(tried["number"]) == list(range(1, len(tried) + 1))
+    settings = load_settings(REPOSITORY / "demo/config/config.yaml")
+    assert settings.message.extra_bits >= math.log2(len(tried) + TRIED_BEFORE_THE_LOG)
+
+
+def test_the_demo_prepares_as_many_test_documents_as_it_scores():
+    """A held-out bound of the same number of documents stands beside every bound."""
+    for name in ("config.yaml", "random_base.yaml"):
+        settings = load_settings(REPOSITORY / "demo/config" / name)
+        assert settings.data.test_documents >= settings.scoring.test_documents >= settings.scoring.documents
+
+
+def test_both_settings_files_of_the_demo_describe_the_same_documents():
+    first, second = (load_settings(REPOSITORY / "demo/config" / name) for name in ("config.yaml", "random_base.yaml"))
+    assert first.data == second.data
