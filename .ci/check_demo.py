@@ -33,12 +33,12 @@ def check_run(folder: Path) -> float:
 def check_against_yardsticks(runs: pd.DataFrame, rows: dict[str, dict[str, float]]) -> None:
     """The networks' certificates are smaller than every trivial model's, and adapting was worth its bits."""
     for name in ("unigram", "bigram", "order3"):
-        assert runs["bound_all_runs"].max() < rows[name]["bound"], f"{name}: {rows[name]['bound']}"
-    frozen = rows["frozen_base"]["bound"]
+        assert runs["bound_all_runs"].max() < rows[name]["bound_bits"], f"{name}: {rows[name]['bound_bits']}"
+    frozen = rows["frozen_base"]["bound_bits"]
     assert runs["bound_all_runs"].median() < frozen, f"frozen base: {frozen}"
     best = runs["bound_value"].min()
     assert best <= min(3.15, frozen - 0.15), f"best bound {best}, frozen base {frozen}"
-    print(f"best bound {best:.3f}, frozen base {frozen:.3f}, order 3 {rows['order3']['bound']:.3f} bits per token")
+    print(f"best bound {best:.3f}, frozen base {frozen:.3f}, order 3 {rows['order3']['bound_bits']:.3f} bits per token")
 
 
 def print_seconds(logs: Path) -> None:

@@ -61,12 +61,23 @@ def write_yardsticks_of(folder: Path, losses_and_bounds: Mapping[str, tuple[floa
     common = {"n": N_DOCUMENTS, "m": M_DOCUMENTS, "delta": 0.05, "delta_sample": 0.045, "seconds": 1.5}
     guess = math.log2(VOCAB_SIZE)
     rows: dict[str, dict] = {
-        "guessing": {"test_loss": guess, "val_loss": guess, "empirical_loss": guess, "bound": guess, "code_bits": 0.0}
+        "guessing": {
+            "test_loss_bits": guess,
+            "val_loss_bits": guess,
+            "empirical_loss_bits": guess,
+            "bound_bits": guess,
+            "code_bits": 0.0,
+        }
         | {"n": N_DOCUMENTS, "m": None, "delta": None, "delta_sample": None, "smoothing": None, "seconds": 0.0}
     }
     message_bits = {"unigram": 1288.0, "bigram": 9123.0, "order3": 0.0, "frozen_base": 3.0}
     for name, (loss, bound) in losses_and_bounds.items():
-        losses = {"test_loss": loss, "val_loss": loss + 0.01, "empirical_loss": loss - 0.02, "bound": bound}
+        losses = {
+            "test_loss_bits": loss,
+            "val_loss_bits": loss + 0.01,
+            "empirical_loss_bits": loss - 0.02,
+            "bound_bits": bound,
+        }
         rows[name] = losses | {"code_bits": message_bits[name], "smoothing": "document(8)"} | common
     path = folder / "yardsticks.json"
     write_yardsticks(path, {"format": YARDSTICKS_FORMAT, "data_hash": DATA_HASH, "rows": rows})

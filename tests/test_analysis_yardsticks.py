@@ -30,8 +30,8 @@ def runs(tmp_path_factory) -> pd.DataFrame:
     return collect_runs(write_results(tmp_path_factory.mktemp("runs"), SMALL))
 
 
-def yardstick(name: str, test_loss: float, bound: float) -> Yardstick:
-    return Yardstick(name, test_loss, test_loss, bound, message_bits=0.0, smoothing=None, n=10, m=None)
+def yardstick(name: str, test_loss_bits: float, bound: float) -> Yardstick:
+    return Yardstick(name, test_loss_bits, test_loss_bits, bound, message_bits=0.0, smoothing=None, n=10, m=None)
 
 
 def beaten(name: str) -> Yardstick:
@@ -47,7 +47,7 @@ def better(name: str) -> Yardstick:
 
 
 @pytest.mark.parametrize(
-    ("test_loss", "bound", "outcome"),
+    ("test_loss_bits", "bound", "outcome"),
     [
         (ABOVE, 4.0, "beaten"),
         (BOUND, 4.0, "smaller certificate"),  # equal is not below
@@ -58,8 +58,8 @@ def better(name: str) -> Yardstick:
         (ABOVE, 2.9, "beaten"),  # a test loss above its own bound: the rule asks for the loss alone
     ],
 )
-def test_the_outcome_follows_the_rule_and_ties_add_nothing(test_loss, bound, outcome):
-    assert outcome_against(BOUND, yardstick("bigram", test_loss, bound)) == outcome
+def test_the_outcome_follows_the_rule_and_ties_add_nothing(test_loss_bits, bound, outcome):
+    assert outcome_against(BOUND, yardstick("bigram", test_loss_bits, bound)) == outcome
 
 
 def test_sentences_hold_the_numbers_that_were_compared():

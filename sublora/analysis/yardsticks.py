@@ -85,9 +85,9 @@ def load_yardsticks(path: Path | str, runs: pd.DataFrame) -> list[Yardstick]:
 def _yardstick(name: str, row: Mapping[str, Any]) -> Yardstick:
     return Yardstick(
         name=name,
-        test_loss_bits=row["test_loss"],
-        scored_loss_bits=row["empirical_loss"],
-        bound_bits=row["bound"],
+        test_loss_bits=row["test_loss_bits"],
+        scored_loss_bits=row["empirical_loss_bits"],
+        bound_bits=row["bound_bits"],
         message_bits=row["code_bits"],
         smoothing=row["smoothing"],
         n=row["n"],

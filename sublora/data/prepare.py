@@ -249,8 +249,9 @@ def _tokenize_corpus(
     if not spill.added:
         raise UserError(
             f"data.corpus: {reader.where}: read {counts.documents} documents, {counts.too_short} of them shorter "
-            f"than data.min_characters {data.min_characters}, {counts.too_long} longer than data.max_characters and {counts.too_few_tokens} of fewer tokens than "
-            f"data.min_tokens {data.min_tokens}, none left; mend the corpus or lower those settings"
+            f"than data.min_characters {data.min_characters}, {counts.too_long} longer than data.max_characters "
+            f"{data.max_characters} and {counts.too_few_tokens} of fewer tokens than data.min_tokens "
+            f"{data.min_tokens}, none left; mend the corpus or change those settings"
         )
     return counts
 

@@ -7,7 +7,7 @@ Needs numpy and constriction only; it knows no network.
 
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.files import YARDSTICKS_FILE, read_yardsticks, write_yardsticks
-from sublora.yardsticks.rows import Premises, Row, Scored, held_out_row, yardstick_row
+from sublora.yardsticks.rows import Premises, Row, Scored, yardstick_row
 
 __all__ = [
     "YARDSTICKS_FILE",
@@ -15,7 +15,6 @@ __all__ = [
     "Row",
     "Scored",
     "compute_yardsticks",
-    "held_out_row",
     "read_yardsticks",
     "write_yardsticks",
     "yardstick_row",

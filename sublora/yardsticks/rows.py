@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.bounds.inequalities import betting, betting_subsampled
-from sublora.bounds.record import held_out_bound
 from sublora.bounds.selection import Sampling
 from sublora.bounds.smoothing import LossRange, Smoothing
 from sublora.coding.bits import Bits, bits_to_bytes
@@ -74,15 +73,15 @@ class Premises:
 class Row(TypedDict):
     """A row of yardsticks.json. Losses and bounds are in bits per token."""
 
-    bound: float
+    bound_bits: float
     inequality: str | None
     """Name in `sublora.bounds.inequalities`; None where nothing is estimated."""
     smoothing: str | None
-    loss_range: list[float]
-    empirical_loss: float
+    loss_range_bits: list[float]
+    empirical_loss_bits: float
     """Mean over the documents behind the bound."""
-    val_loss: float
-    test_loss: float
+    val_loss_bits: float
+    test_loss_bits: float
     """Means over val and test documents, under the same smoothing."""
     code_bits: float
     code_bits_items: dict[str, float]
@@ -102,7 +101,7 @@ class Scored:
 
     smoothing: Smoothing
     losses_D: NDArray[np.float64]
-    """Of `Premises.drawn_documents`, or of the documents that the bound is about where it is a held-out bound."""
+    """Of `Premises.drawn_documents`."""
     val_losses_D: NDArray[np.float64]
     test_losses_D: NDArray[np.float64]
 
@@ -130,13 +129,13 @@ def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str,
             scored.losses_D, lower=lower, upper=upper, code_bits=total, n=n, delta=delta, delta_sample=delta_sample
         )
     return Row(
-        bound=bound,
+        bound_bits=bound,
         inequality=betting.__name__ if delta_sample is None else betting_subsampled.__name__,
         smoothing=scored.smoothing.name,
-        loss_range=[lower, upper],
-        empirical_loss=float(scored.losses_D.mean()),
-        val_loss=float(scored.val_losses_D.mean()),
-        test_loss=float(scored.test_losses_D.mean()),
+        loss_range_bits=[lower, upper],
+        empirical_loss_bits=float(scored.losses_D.mean()),
+        val_loss_bits=float(scored.val_losses_D.mean()),
+        test_loss_bits=float(scored.test_losses_D.mean()),
         code_bits=total,
         code_bits_items=dict(code_bits),
         n=n,
@@ -147,44 +146,17 @@ def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str,
     )
 
 
-def held_out_row(scored: Scored, premises: Premises, *, alternatives: float = 1.0, seconds: float) -> Row:
-    """The row of a held-out bound: C = 0, n = m = the documents given, on which nothing was chosen.
-
-    alternatives: among how many networks the one named was chosen by its losses on these documents; delta is divided
-    by it.
-    """
-    if not alternatives >= 1.0:
-        raise ValueError(f"one of at least 1 alternatives, found {alternatives}")
-    loss_range, delta = premises.range_of(scored.smoothing), premises.delta / alternatives
-    return Row(
-        bound=held_out_bound(scored.losses_D, loss_range, delta=delta),
-        inequality=betting.__name__,
-        smoothing=scored.smoothing.name,
-        loss_range=list(loss_range),
-        empirical_loss=float(scored.losses_D.mean()),
-        val_loss=float(scored.val_losses_D.mean()),
-        test_loss=float(scored.test_losses_D.mean()),
-        code_bits=0.0,
-        code_bits_items={},
-        n=len(scored.losses_D),
-        m=len(scored.losses_D),
-        delta=delta,
-        delta_sample=None,
-        seconds=seconds,
-    )
-
-
 def guessing_row(premises: Premises) -> Row:
     """Uniform guessing: its loss is log2 V on every document, so nothing is estimated and nothing can fail."""
     loss = math.log2(premises.vocab_size)
     return Row(
-        bound=loss,
+        bound_bits=loss,
         inequality=None,
         smoothing=None,
-        loss_range=[loss, loss],
-        empirical_loss=loss,
-        val_loss=loss,
-        test_loss=loss,
+        loss_range_bits=[loss, loss],
+        empirical_loss_bits=loss,
+        val_loss_bits=loss,
+        test_loss_bits=loss,
         code_bits=0.0,
         code_bits_items={},
         n=premises.n_documents,
