@@ -55,8 +55,10 @@ bench: $(INSTALLED) ## measure speed against plain references; writes benchmarks
 compare: $(INSTALLED) ## byte for byte the same results as another commit? make compare REF=<commit>
 	$(BIN)/python benchmarks/compare.py $(REF)
 
-schema: $(INSTALLED) ## write workflow/schemas/config.schema.json after a change of sublora/config/
+schema: $(INSTALLED) ## write what is generated from settings: the JSON schema, and the references in the package
 	$(BIN)/python -m sublora.config.schema > workflow/schemas/config.schema.json
+	cp config/config.yaml sublora/config/references/full.yaml
+	cp demo/config/config.yaml sublora/config/references/demo.yaml
 
 # Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.
 lock: ## resolve the dependencies of pyproject.toml anew and write requirements.lock

@@ -174,7 +174,7 @@ def yardsticks_values(root: Path) -> Values:
     contents = read_yardsticks(path, open_target(settings_with(), root).data_hash)
     values: Values = {}
     for name, row in contents["rows"].items():
-        numbers = ("bound", "empirical_loss", "val_loss", "test_loss", "code_bits")
+        numbers = ("bound_bits", "empirical_loss_bits", "val_loss_bits", "test_loss_bits", "code_bits")
         values |= {f"{name}: {key}": row[key] for key in ("smoothing", *numbers)}
     return values
 

@@ -27,9 +27,10 @@ rule verify_run:
         "logs/verify/d{budget}_{allocation}_seed{seed}.benchmark.tsv"
     params:
         *settings_of("score"),
+        settings_file=settings_file,
         folder=lambda wildcards, input: Path(input.json).parent,
     threads: SETTINGS.compute.threads
     resources:
         gpu=1,
     shell:
-        "sublora verify {params.folder} > {log} 2>&1 && cp {log} {output}"
+        "sublora verify {params.folder} --config {params.settings_file} > {log} 2>&1 && cp {log} {output}"
