@@ -60,7 +60,7 @@ def test_record_follows_from_the_files(experiment, allocation):
     smoothing = parse_smoothing(message.settings.scoring.smoothing[contents.smoothing_index])
     lower, upper = smoothing.loss_range_bits(header["vocab_size"], message.settings.data.min_tokens + 1)
     assert (record["smoothing"], record["lower_bits"], record["upper_bits"]) == (smoothing.name, lower, upper)
-    code_bits = payload.bits + math.ceil(math.log2(20))  # 2 budgets x 5 allocations x 2 seeds
+    code_bits = payload.bits + message.settings.message.extra_bits + math.ceil(math.log2(20))  # 2 x 5 x 2 runs
     assert record["data_hash"] == header["data_hash"]
     assert record["code_bits"] == code_bits == sum(record["code_items"].values())
     assert record["compressed_size_bits"] == payload.bits
