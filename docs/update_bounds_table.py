@@ -34,7 +34,7 @@ def table(runs: pd.DataFrame) -> str:
     ratio = gaps[PAPER] / gaps[BETTING]
     lines += [
         "",
-        f"n = {runs['n_documents'].iloc[0]:,} documents, m = {runs['m_documents'].iloc[0]:,} drawn, "
+        f"n = {runs['n_units'].iloc[0]:,} documents, m = {runs['m_units'].iloc[0]:,} drawn, "
         f"delta = {runs['delta'].iloc[0]:g}, vacuous at {runs['vacuous_bits'].iloc[0]:.3f} bits per token. "
         f"Gap between bound and loss: betting {gaps[BETTING].median():.3f} bits in the median, the paper's "
         f"inequality {gaps[PAPER].median():.3f}, {ratio.min():.1f} to {ratio.max():.1f} times as much.",

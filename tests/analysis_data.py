@@ -16,6 +16,7 @@ from sublora.yardsticks.files import YARDSTICKS_FORMAT, write_yardsticks
 VOCAB_SIZE = 257
 N_DOCUMENTS = 17000
 M_DOCUMENTS = 1000
+TEST_DOCUMENTS = 900
 DATA_HASH = "d2" * 32
 INDEPENDENCE = {
     "training_cutoff": "2019-12, <by its authors>",
@@ -149,8 +150,12 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool =
         "vacuous_bits": math.log2(VOCAB_SIZE),
         "vocab_size": VOCAB_SIZE,
         "min_targets": 201,
+        "unit": "document",
+        "n_units": N_DOCUMENTS,
+        "m_units": N_DOCUMENTS if all_scored else M_DOCUMENTS,
         "n_documents": N_DOCUMENTS,
         "m_documents": N_DOCUMENTS if all_scored else M_DOCUMENTS,
+        "test_units": TEST_DOCUMENTS,
         "sweep_size": sweep,
         "delta": 0.05,
         "delta_sample": 0.0 if all_scored else 0.045,

@@ -160,7 +160,7 @@ DEFECTS = {
     "gamma_1": lambda r: r["gamma"].pop("1"),
     "bound_by_kl_inverse_subsampled": lambda r: r["bounds"].pop("kl_inverse_subsampled"),
     "versions": lambda r: r.pop("versions"),
-    "n_documents": lambda r: r.update(n_documents=5),
+    "n_units": lambda r: r.update(n_units=5),
     "format 1": lambda r: r.update(format=1),
     "mode fixed": lambda r: r["run"].update(mode="fixed"),
     "d30_learned_seed1": lambda r: r["run"].update(name="d30_learned_seed1"),

@@ -232,13 +232,17 @@ def _provenance(runs: pd.DataFrame) -> list[tuple[str, str]]:
     first = runs.iloc[0]
     confidence = f"1 \N{MINUS SIGN} delta = {1 - first['delta']:g}"
     if _all_scored(first):
-        scored = f"all n = {first['n_documents']:,}"
+        scored = f"all n = {first['n_units']:,}"
     else:
-        scored = f"m = {first['m_documents']:,}, drawn with replacement"
+        scored = f"m = {first['m_units']:,}, drawn with replacement"
         confidence += f", of delta {first['delta_sample']:g} for the draws of m"
+    if first["unit"] == "document":
+        sizes = [("Training documents n", f"{first['n_units']:,}"), ("Documents scored in each run", scored)]
+    else:
+        held = f"{first['n_units']:,}, each a {first['unit']}, of {first['n_documents']:,} documents"
+        sizes = [("Training units n", held), ("Units scored in each run", scored)]
     rows = [
-        ("Training documents n", f"{first['n_documents']:,}"),
-        ("Documents scored in each run", scored),
+        *sizes,
         ("Shortest document", f"{first['min_targets']:,} targets, its end-of-text among them"),
         ("Vocabulary V", f"{first['vocab_size']:,} tokens"),
         ("Confidence", confidence),

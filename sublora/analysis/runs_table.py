@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sublora.analysis.arms import MODES
+from sublora import config
 from sublora.bounds.record import RECORD_FORMAT
 from sublora.config import Independence
 from sublora.errors import UserError
@@ -32,8 +32,11 @@ METRICS = (
     "vacuous_bits",
     "vocab_size",
     "min_targets",
+    "n_units",
+    "m_units",
     "n_documents",
     "m_documents",
+    "test_units",
     "sweep_size",
     "delta",
     "delta_sample",
@@ -53,19 +56,23 @@ NESTED = {
 }
 """Tables of the record and the prefix their keys get as columns."""
 SAME_IN_ALL_RUNS = (
+    "unit",
     "data_hash",
     "bound_inequality",
     "vacuous_bits",
     "vocab_size",
     "min_targets",
+    "n_units",
+    "m_units",
     "n_documents",
     "m_documents",
+    "test_units",
     "sweep_size",
     "delta",
     "delta_sample",
 )
 OPTIONAL_TEXT = ("gpu", "commit", "data_hash", "certificate_sha256")
-TEXT = ("name", "allocation", "mode", "bound_inequality", "smoothing", *OPTIONAL_TEXT)
+TEXT = ("name", "allocation", "mode", "bound_inequality", "smoothing", "unit", *OPTIONAL_TEXT)
 VERSION_PREFIX = "version_"
 BASE_PREFIX = "base_"
 BASE_KINDS = ("random", "trained", "pretrained")
@@ -87,7 +94,7 @@ def collect_runs(paths: Iterable[Path | str]) -> pd.DataFrame:
         raise UserError("no runs given: expected run directories or their bounds.json files")
     runs = pd.DataFrame(rows)
     _check(runs, "runs")
-    arm_rank = runs["mode"].map(MODES.index)
+    arm_rank = runs["mode"].map(config.allocation_modes().index)
     order = np.lexsort((runs["seed"], runs["ratio"].fillna(0.0), arm_rank, runs["budget"]))
     return pd.DataFrame([rows[index] for index in order])
 
@@ -195,7 +202,7 @@ def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     row["mode"] = _text(run, "mode", name, "run.")
     row["ratio"] = math.nan if run.get("ratio", "absent") is None else _number(run, "ratio", name, "run.")
     row["seed"] = _number(run, "seed", name, "run.")
-    row |= {key: _text(record, key, name) for key in ("bound_inequality", "smoothing")}
+    row |= {key: _text(record, key, name) for key in ("bound_inequality", "smoothing", "unit")}
     row |= {key: _number(record, key, name) for key in METRICS}
     for key, prefix in NESTED.items():
         table = _mapping(record, key, name)
@@ -273,11 +280,12 @@ def _check(runs: pd.DataFrame, source: str) -> None:
     if absent:
         raise UserError(f"{source}: column {absent[0]} is missing; make the table again")
     _check_arms(runs, source)
-    learned = runs["mode"] == "learned"
     for column in runs.columns.difference(["ratio"]):
         if not _is_text(column):
-            expected = learned if column.startswith(NESTED["gamma"]) else pd.Series(True, index=runs.index)
-            empty = expected & runs[column].isna()
+            empty = runs[column].isna()
+            if column.startswith(NESTED["gamma"]):
+                # Gates are a matter of the allocation: who has one has all.
+                empty &= runs["mode"].isin(runs["mode"][~empty])
             if empty.any():
                 name = runs["name"][empty].iloc[0]
                 raise UserError(f"{source}: run {name} has no value for {column}, which other runs have")
@@ -302,9 +310,8 @@ def _base_of_all_runs(runs: pd.DataFrame) -> list[str]:
 def _check_arms(runs: pd.DataFrame, source: str) -> None:
     for row in runs.itertuples():
         ratio = None if math.isnan(row.ratio) else float(row.ratio)
-        fits = row.mode in MODES and (ratio is not None) == (row.mode == "fixed")
-        fits = fits and (row.allocation.startswith("fixed-") if ratio is not None else row.allocation == row.mode)
-        if not fits:
+        spec = config.parse_run(row.budget, row.allocation, row.seed)
+        if (row.mode, ratio) != (spec.mode, spec.ratio):
             raise UserError(
                 f"{source}: run {row.name} has allocation {row.allocation}, mode {row.mode} and ratio {ratio}, "
                 "which do not belong together"

@@ -268,6 +268,7 @@ def bound_record(
         "m_units": len(scored.losses_D),
         "n_documents": premises.n_units if premises.n_documents is None else premises.n_documents,
         "m_documents": len(scored.losses_D) if scored.m_documents is None else scored.m_documents,
+        "test_units": len(held_out.test_D),
         "sweep_size": premises.sweep_size,
         "delta": delta,
         "delta_sample": premises.delta_sample or 0.0,

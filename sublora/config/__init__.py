@@ -18,7 +18,7 @@ from sublora.config.data import (
     PackageCorpus,
     Unit,
 )
-from sublora.config.grid import Grid, RunSpec
+from sublora.config.grid import Grid, RunSpec, allocation_modes
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
 from sublora.config.model import Gating, Lora, Model, Subspace
 from sublora.config.reach import STAGES, Stage
@@ -60,6 +60,7 @@ __all__ = [
     "TrainedBase",
     "Training",
     "Unit",
+    "allocation_modes",
     "data_settings",
     "digest",
     "load_settings",
