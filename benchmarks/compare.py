@@ -74,6 +74,8 @@ def settings_values(repository: Path, changes: dict[str, dict[str, Any]]) -> dic
     values = yaml.safe_load((repository / "demo/config/config.yaml").read_text(encoding="utf-8"))
     if "base" in values:
         values["base"] = {"kind": "random"}
+    if "sources" in values["scoring"]:
+        values["scoring"]["sources"] = None  # the documents below have none
     for part in (SMALL, changes):
         for section, keys in part.items():
             values[section] = values[section] | keys

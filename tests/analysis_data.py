@@ -139,6 +139,7 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool =
         "bound_held_out": empirical + 0.09,
         "bound_held_out_all_runs": empirical + 0.11,
         "bounds": bounds,
+        "by_source": {},
         "empirical_bpd": empirical,
         "kl_divergence": code_bits * math.log(2.0),
         "compressed_size_bits": 8 * math.ceil((code_bits - code_items["arm"]) / 8),

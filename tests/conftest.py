@@ -28,7 +28,7 @@ TINY = {
     },
     "gating": {"soft_fraction": 0.8, "trace_interval_steps": 5},
     "message": {"quantizer": "plain", "extra_bits": 0.0},
-    "scoring": {"sliding_window": 10, "documents": 50, "val_documents": 20, "test_documents": 20},
+    "scoring": {"sliding_window": 10, "sources": None, "documents": 50, "val_documents": 20, "test_documents": 20},
     "data": {
         "name": "markov",
         "corpus": {

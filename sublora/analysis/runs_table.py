@@ -47,6 +47,7 @@ METRICS = (
 """Numbers of the record that keep their name. Losses and bounds in bits per token, kl_divergence in nats."""
 NESTED = {
     "bounds": "bound_by_",
+    "by_source": "by_source_",
     "code_items": "bits_",
     "gamma": "gamma_",
     "topk_errors": "topk_error_",

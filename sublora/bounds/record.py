@@ -160,6 +160,18 @@ class HeldOutLosses:
     test_D: NDArray
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredSources:
+    """A second draw: m sources of the training documents with replacement, and of each a document."""
+
+    losses_M: NDArray
+    """Of the documents, bits per token under the message's smoothing."""
+    n_sources: int
+    """Sources of the training documents."""
+    delta_sample: float
+    """The part of delta for this draw."""
+
+
 def all_bounds(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, premises: Premises) -> dict[str, float]:
     """The bound by every inequality that fits the premises, each at confidence 1 - delta on its own.
 
@@ -219,6 +231,29 @@ def strict_bound(
     return facts | {"bound_strict": bound}
 
 
+def bounds_by_source(
+    scored: ScoredSources | None, message: ChargedMessage, premises: Premises
+) -> dict[str, float | int]:
+    """The headline bound of a draw, and what it rests on, with sources in place of units; empty without such a draw.
+
+    It holds with probability 1 - delta on its own, for the mean over sources of the mean loss of a source's documents.
+    That one document stands for its source only loosens it: the log of a bet's factor is concave in the loss, so its
+    mean over a source's documents is at most its value at their mean loss.
+    """
+    if scored is None:
+        return {}
+    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
+    own = dataclasses.replace(premises, n_units=scored.n_sources, delta_sample=scored.delta_sample)
+    alternatives = own.for_all_alternatives(message.items["extra"])
+    return {
+        "bound": headline_bound(scored.losses_M, loss_range, message.code_bits, own),
+        "bound_all_runs": headline_bound(scored.losses_M, loss_range, message.code_bits, alternatives),
+        "loss": _mean("losses of drawn sources", scored.losses_M),
+        "n": scored.n_sources,
+        "m": len(scored.losses_M),
+    }
+
+
 def bound_record(
     *,
     run: Mapping[str, Any],
@@ -228,6 +263,7 @@ def bound_record(
     premises: Premises,
     environment: Mapping[str, Any],
     settings: SettingsCharge = NOTHING_CHARGED,
+    by_source: ScoredSources | None = None,
 ) -> dict[str, Any]:
     """The content of bounds.json.
 
@@ -252,6 +288,7 @@ def bound_record(
         "bound_held_out": held_out_bound(test_D, loss_range, delta=delta),
         "bound_held_out_all_runs": held_out_bound(test_D, loss_range, delta=delta / premises.sweep_size),
         "bounds": bounds,
+        "by_source": bounds_by_source(by_source, message, premises),
         "empirical_bpd": _mean("losses of scored documents", scored.losses_D),
         "kl_divergence": code_bits * LN2,
         "compressed_size_bits": message.payload_bits,

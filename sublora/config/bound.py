@@ -39,6 +39,9 @@ class Scoring(Section):
     documents: Annotated[DocumentsToScore, IS_SCORED, IN_THE_OBJECTIVE]
     """m: training documents (with data.unit: source, units) drawn with replacement after the message is frozen. all:
     each of the n once, with the full-sample inequality; needs no draw and no bound.delta_sample."""
+    sources: Annotated[PositiveInt | None, Reaches("score", "bound")]
+    """Source files drawn with replacement for a second bound, of the mean over source files, beside the one over
+    documents; a training document of each is scored. Of a corpus of packages with data.unit: document; null: none."""
     sliding_window: Annotated[PositiveInt, IS_SCORED, IN_THE_OBJECTIVE]
     """Tokens by which the window moves in documents longer than the context."""
     smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), IS_SCORED, IN_THE_OBJECTIVE]

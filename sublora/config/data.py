@@ -161,6 +161,11 @@ class Data(Section):
     workers: Annotated[PositiveInt, Reaches()]
     """Processes that tokenize; does not change the result."""
 
+    @property
+    def knows_sources(self) -> bool:
+        """Whether the dataset says which documents are of one source."""
+        return self.unit == "source" or isinstance(self.corpus, PackageCorpus)
+
     @model_validator(mode="after")
     def _lengths_in_order(self) -> "Data":
         if self.max_characters is not None and self.max_characters < self.min_characters:

@@ -56,6 +56,11 @@ class Settings(Section):
             )
         if self.scoring.sliding_window > context:
             found.append(f"scoring.sliding_window {self.scoring.sliding_window} exceeds model.context_length {context}")
+        if self.scoring.sources is not None and not (self.data.unit == "document" and self.data.knows_sources):
+            found.append(
+                f"scoring.sources {self.scoring.sources} needs data.unit: document and a corpus of source files "
+                "(docstrings or functions); set it to null"
+            )
         for key in ("val_documents", "test_documents"):
             have, wanted = getattr(self.data, key), getattr(self.scoring, key)
             if wanted > have:

@@ -181,6 +181,22 @@ class TokenDataset:
         units = self.units(split)
         return units.take(np.arange(units.leading(documents)))
 
+    def sources(self) -> tuple[np.ndarray, Units]:
+        """Train documents in the order of their sources, int64 (n_documents,), and where each source begins.
+
+        ValueError where `source_ids` are not known.
+        """
+        ids = self.source_ids
+        if ids is None:
+            raise ValueError(f"{self.folder}: the sources of its documents are not known")
+        order_D = np.argsort(ids, kind="stable")
+        starts_U = np.flatnonzero(np.diff(ids[order_D], prepend=-1))
+        return order_D, Units(len(order_D), starts_U)
+
+    def source_facts(self) -> dict[str, Any]:
+        """Number of sources of the train documents, and the hash of the file that says which document is of which."""
+        return {"n": len(self.sources()[1]), "sha256": self.meta["files"][SOURCE_IDS_FILE]["sha256"]}
+
     @cached_property
     def source_ids(self) -> np.ndarray | None:
         """Number of the source of each train document, int64 (n_documents,); None where they are not known one by one.

@@ -117,15 +117,10 @@ def tokenize_batch(batch: Batch, data: config.Data) -> TokenizedBatch:
     return made
 
 
-def has_sources(data: config.Data) -> bool:
-    """Whether the dataset says which source a document is from."""
-    return data.unit == "source" or isinstance(data.corpus, config.PackageCorpus)
-
-
 def _sources_of(texts: Texts, data: config.Data) -> Sequence[str | None]:
     """The source of each document that is to be noted. UserError if one has none and needs it."""
     nothing = [None] * len(texts.documents)
-    if not has_sources(data):
+    if not data.knows_sources:
         return nothing
     sources = texts.sources or nothing
     if None in sources:
@@ -377,7 +372,7 @@ def _write_splits(folder: Path, data: config.Data, spill: Spill, progress: Progr
             writers[split] = stack.enter_context(SplitWriter(path, TOKENIZERS[data.tokenizer].eot_id))
         wanted = {"val": data.val_documents, "test": data.test_documents}
         grouped = data.unit == "source"
-        documents = documents_in_order(spill, have_sources=has_sources(data), grouped=grouped)
+        documents = documents_in_order(spill, have_sources=data.knows_sources, grouped=grouped)
         kept, unit, split = 0, None, ""
         for kept, (source, tokens) in enumerate(documents, start=1):
             starts_unit = source != unit
@@ -415,7 +410,7 @@ def _index(splits: dict[str, WrittenSplit], data: config.Data) -> dict[str, np.n
     if data.unit == "source":
         starts = {split: np.frombuffer(facts.unit_starts, dtype=np.int64) for split, facts in splits.items()}
         return arrays | {unit_starts_file(split): values for split, values in starts.items()}
-    if has_sources(data):
+    if data.knows_sources:
         _, ids = np.unique(np.frombuffer(train.sources, dtype=f"V{KEY_BYTES}"), return_inverse=True)
         arrays[SOURCE_IDS_FILE] = ids.astype(np.int64)
     return arrays

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sublora import __version__, config
-from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, bound_record
+from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, ScoredSources, bound_record
 from sublora.errors import UserError
 from sublora.files import sha256_of_file, write_json
 from sublora.losses import TOP_K
@@ -77,8 +77,19 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
         premises=message.loss.premises,
         environment=environment,
         settings=settings_charge(message.settings),
+        by_source=_scored_sources(message, losses),
     )
     return record | {"base": base_facts(message)}
+
+
+def _scored_sources(message: Message, losses: dict[str, Any]) -> ScoredSources | None:
+    """The draw of sources, where the settings ask for one. ValueError if it is not what they ask for."""
+    wanted, facts, drawn = message.settings.scoring.sources, message.header["sources"], losses.get("source_losses_bits")
+    if wanted is None:
+        return None
+    if facts is None or drawn is None or drawn.shape != (wanted,):
+        raise ValueError(f"scoring.sources is {wanted}, but there are no losses of so many sources")
+    return ScoredSources(drawn, facts["n"], message.settings.bound.delta_sample)
 
 
 def base_facts(message: Message) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def certificate_header(run: Run) -> dict[str, Any]:
         "n_units": dataset.n_units,
         "n_documents": dataset.n_documents,
         "data_hash": dataset.data_hash,
+        "sources": None if run.settings.scoring.sources is None else dataset.source_facts(),
         "base_sha256": run.network.base_sha256,
         "lora_init_sha256": lora_init_sha256(run.subspace),
         "projection_sha256": projection_sha256(run.subspace),

@@ -43,6 +43,14 @@ def charged_bits(items: dict[str, int], settings: config.Settings) -> tuple[floa
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class SourceFacts(config.Section):
+    """The sources of the training documents, where a bound over sources is asked for."""
+
+    n: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+    """Of the file that says which document is of which source."""
+
+
 class Header(config.Section):
     """What a certificate's header holds: exactly these keys."""
 
@@ -52,6 +60,7 @@ class Header(config.Section):
     n_units: Annotated[int, Field(ge=1)]
     n_documents: Annotated[int, Field(ge=1)]
     data_hash: Sha256
+    sources: SourceFacts | None
     base_sha256: Sha256
     lora_init_sha256: Sha256
     projection_sha256: Sha256

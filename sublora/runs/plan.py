@@ -131,6 +131,7 @@ def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
         for split, count in (("val", settings.scoring.val_documents), ("test", settings.scoring.test_documents))
     )
     documents = (scored_count(settings, dataset) or 0) * len(train) / dataset.n_units
+    documents += settings.scoring.sources or 0
     drawn = through_the_network(sample) / len(sample) * documents
     return 3 * through_the_network(val) + drawn + through_the_network(test)
 
@@ -140,6 +141,7 @@ def largest_run_bytes(settings: config.Settings, documents: int) -> int:
     scoring, training = settings.scoring, settings.training
     # Per document index, loss, log p, number of targets and top-k errors; of held-out documents the loss alone.
     losses = documents * (8 + 8 + 8 + 8 + 4 * len(TOP_K)) + 8 * (2 * scoring.val_documents + scoring.test_documents)
+    losses += 16 * (scoring.sources or 0)
     evaluations = math.ceil(training.steps / training.eval_interval_steps)
     traces = math.ceil(training.steps / settings.gating.trace_interval_steps)
     # A row of metrics.csv, and one of gating_trace.csv for each gate, in characters.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sublora.bounds.smoothing import Smoothing
+from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device, gpu_name, peak_memory_mib
 from sublora.files import atomic_path
 from sublora.losses.documents import blocks_of_documents, score_documents
@@ -34,8 +35,23 @@ def draw_units(
     The generator is seeded with the sha256 of the canonical decoder header, the frozen payload and the data's hash, so
     the draw cannot have been known while anything was chosen that reaches the predictor.
     """
-    canonical = json.dumps(decoder_header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return generator("scored documents", canonical, payload_bytes, data_hash).integers(0, n, size=m)
+    return generator("scored documents", _canonical(decoder_header), payload_bytes, data_hash).integers(0, n, size=m)
+
+
+def draw_of_sources(message: Message, dataset: TokenDataset, *, m: int) -> np.ndarray:
+    """m training documents, int64 (m,): a source is drawn with replacement, then one of its documents.
+
+    Seeded as `draw_units` is, under another name and with the hash of the sources.
+    """
+    facts, (order_D, sources) = dataset.source_facts(), dataset.sources()
+    canonical, payload = _canonical(message.decoder_header), message.payload.data
+    rng = generator("scored sources", canonical, payload, dataset.data_hash, facts["sha256"])
+    documents: np.ndarray = order_D[sources.documents_of(rng.integers(0, len(sources), size=m), rng)]
+    return documents
+
+
+def _canonical(decoder_header: Mapping[str, Any]) -> str:
+    return json.dumps(decoder_header, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +136,7 @@ def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
     """The arrays of losses.npz that follow from a decoded message.
 
     Losses and top-k errors are those of units, in the order of `indices`; `log_p_nats` and `target_counts` are those of
-    the units' documents.
+    the units' documents. With a bound over sources, `source_documents` are the documents of its draw.
     """
     indices_U = scored_units(message, run.dataset.data_hash)
     train = score_training_units(run, message, indices_U)
@@ -130,7 +146,12 @@ def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
         split: held_out_losses(run, model, message.smoothing, split, count)
         for split, count in (("val", scoring.val_documents), ("test", scoring.test_documents))
     }
-    return {
+    by_source = {}
+    if scoring.sources is not None:
+        documents_D = draw_of_sources(message, run.dataset, m=scoring.sources)
+        scored = record_units(run, model, message.smoothing, "train", documents_D)
+        by_source = {"source_documents": documents_D, "source_losses_bits": scored.losses_U}
+    return by_source | {
         "indices": indices_U,
         "losses_bits": train.losses_U,
         "log_p_nats": train.documents.log_p_D,

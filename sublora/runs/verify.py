@@ -14,6 +14,7 @@ import torch
 
 from sublora import config
 from sublora.bounds.record import headline_bound
+from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.errors import UserError, printable
 from sublora.files import sha256_of_file, write_json
@@ -119,6 +120,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         *settings_checks(settings, material.options.config_path),
         Check("data hash", header["data_hash"], dataset.data_hash),
         *left_out,
+        Check("sources of the training documents", header["sources"], _sources_found(settings, dataset)),
         *data_checks(
             dataset,
             min_tokens=settings.data.min_tokens,
@@ -149,6 +151,11 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
             Check("projection", header["projection_sha256"], projection_sha256(run.subspace)),
         )
         return _rescored(verdict, run, material) if verdict.verified else verdict
+
+
+def _sources_found(settings: config.Settings, dataset: TokenDataset) -> dict[str, Any] | None:
+    """What a header should say of sources."""
+    return None if settings.scoring.sources is None else dataset.source_facts()
 
 
 def _identity_checks(material: Material) -> list[Check]:
@@ -230,6 +237,8 @@ def _with_record(verdict: Verdict, material: Material, own: dict[str, Any], tole
     on_trust = frozenset() if before in own else frozenset({"val_loss_unquantized_bits"})
     fresh = run_record(message, {before: own["val_losses_bits"]} | own, environment) | hashes
     verdict = verdict.with_bounds({key: fresh[key] for key in OWN_NUMBERS})
+    if fresh["by_source"]:
+        verdict = verdict.with_bounds({"bound_by_source": fresh["by_source"]["bound"]})
     if not verdict.verified:
         return verdict
     try:

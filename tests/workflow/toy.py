@@ -49,7 +49,7 @@ case $stage in
     for name in $(key base name) $(key data name); do
       folder=data/$name
       mkdir -p $folder
-      write train.bin val.bin test.bin eot_indices.npy doc_lengths.npy
+      write train.bin val.bin test.bin eot_indices.npy doc_lengths.npy source_ids.npy
       echo "${DATA_CONTENT:-first}" > $folder/meta.json
     done ;;
   base)

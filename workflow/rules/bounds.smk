@@ -19,7 +19,7 @@ rule score:
         **BASE,
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
-        index=ancient(expand(f"{DATA}/{{name}}.npy", name=["eot_indices", "doc_lengths"])),
+        index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
         checkpoint="results/runs/d{budget}_{allocation}_seed{seed}/best_ckpt.pt",
     output:
         certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",

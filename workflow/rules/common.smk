@@ -60,6 +60,12 @@ HAS_BASE = SETTINGS.base.kind != "random"
 TRAINS_BASE = SETTINGS.base.kind == "trained"
 # base.json names the weights by their hash and alone decides whether a new base is another one.
 BASE = {"base": "results/base/base.json", "base_weights": ancient("results/base/base.safetensors")} if HAS_BASE else {}
+# Arrays that say where documents and units begin, or which source a document is from.
+INDEX = ["eot_indices", "doc_lengths"]
+if SETTINGS.data.unit == "source":
+    INDEX += [f"unit_starts_{split}" for split in ("train", "val", "test")]
+elif SETTINGS.data.knows_sources:
+    INDEX += ["source_ids"]
 NEEDS_GPU = SETTINGS.compute.device == "cuda"
 # A training on several GPUs is a process for each. Schedulers such as SLURM read the resource `gpu`; locally, jobs
 # share the GPUs by locks of their own.

@@ -1,6 +1,6 @@
 """The corpus as tokens. Runs where Snakemake runs: it alone needs the internet."""
 
-DATASET_FILES = ["meta.json", "train.bin", "val.bin", "test.bin", "eot_indices.npy", "doc_lengths.npy"]
+BASE_DATASET_FILES = ["meta.json", "train.bin", "val.bin", "test.bin", "eot_indices.npy", "doc_lengths.npy"]
 BASE_DATA = f"data/{SETTINGS.base.name}" if TRAINS_BASE else None
 
 
@@ -21,9 +21,8 @@ rule prepare:
         train=f"{DATA}/train.bin",
         val=f"{DATA}/val.bin",
         test=f"{DATA}/test.bin",
-        eot_indices=f"{DATA}/eot_indices.npy",
-        doc_lengths=f"{DATA}/doc_lengths.npy",
-        base=expand(f"{BASE_DATA}/{{file}}", file=DATASET_FILES if TRAINS_BASE else []),
+        index=expand(f"{DATA}/{{name}}.npy", name=INDEX),
+        base=expand(f"{BASE_DATA}/{{file}}", file=BASE_DATASET_FILES if TRAINS_BASE else []),
     log:
         f"logs/prepare/{SETTINGS.data.name}.log",
     benchmark:

@@ -15,7 +15,7 @@ rule verify_run:
         **BASE,
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
-        index=ancient(expand(f"{DATA}/{{name}}.npy", name=["eot_indices", "doc_lengths"])),
+        index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
         certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",
         losses="results/runs/d{budget}_{allocation}_seed{seed}/losses.npz",
         json="results/runs/d{budget}_{allocation}_seed{seed}/bounds.json",

@@ -6,7 +6,7 @@ rule yardsticks:
         **BASE,
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
-        index=ancient(expand(f"{DATA}/{{name}}.npy", name=["eot_indices", "doc_lengths"])),
+        index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
     output:
         f"{DATA}/yardsticks.json",
     log:

@@ -99,6 +99,8 @@ def record_checks(
 def _limit(path: KeyPath, tolerance: Tolerance) -> float | None:
     """How far a number of the record that hangs on losses may be off; None for one that does not."""
     key = path[0]
+    if key == "by_source":
+        return {"loss": tolerance.mean_bits, "n": None, "m": None}.get(path[-1], tolerance.bound_bits)
     if key in ("topk_errors", "topk_bounds"):
         return tolerance.topk_mean
     if key in ("empirical_bpd", "val_loss_bits", "val_loss_unquantized_bits", "test_loss_bits"):
@@ -130,10 +132,13 @@ def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray], tolera
     checks = [Check("arrays of losses.npz", sorted(names), sorted(stored.keys() - {"provenance"}))]
     if not checks[0].agrees:
         return checks
-    for name, title in (("indices", "scored documents"), ("target_counts", "targets of the scored documents")):
+    exact = {"indices": "scored documents", "target_counts": "targets of the scored documents"}
+    if "source_documents" in own:
+        exact["source_documents"] = "documents of the drawn sources"
+    for name, title in exact.items():
         checks.append(Check(title, True, bool(np.array_equal(stored[name], own[name]))))
     scale = np.log(2.0) * np.maximum(own["target_counts"], 1)
-    for name in sorted(own.keys() - {"indices", "target_counts"}):
+    for name in sorted(own.keys() - exact.keys()):
         given, computed = stored[name], own[name].astype(np.float64)
         if given.shape != computed.shape or given.dtype != np.float64:
             found, wanted = (f"{values.dtype} {values.shape}" for values in (given, computed))

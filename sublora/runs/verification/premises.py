@@ -72,6 +72,10 @@ def trusted_premises(message: Message, options: Options) -> list[str]:
         f"that the n {kind} are independent draws from the population that the claim speaks of",
         f"that {fixed} were fixed before the documents were seen (bound_strict charges them instead)",
     ]
+    if message.settings.scoring.sources is not None:
+        trusted.append(
+            "for bound_by_source: which documents are of one source file, and that files are independent draws"
+        )
     if grouped:
         trusted.append("that documents of one source are in one unit: which source they are from is not in the tokens")
     if message.loss.m_units is not None and options.redraw is None:
