@@ -63,6 +63,7 @@ def markov_settings(changes: dict[str, dict]) -> config.Settings:
         "min_tokens": 1,
         "corpus": source | {"min_length": 200, "max_length": 400, "seed": 7},
     }
+    values["scoring"]["sources"] = None
     for section, keys in changes.items():
         values[section] |= keys
     return config.parse_settings(values, source="validity")

@@ -42,13 +42,7 @@ def outcome(validity, tmp_path_factory):
             "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 32},
             "lora": {"rank": 2},
             "training": {"steps": 150, "micro_batch_sequences": 16, "tokens_per_step": 512, "learning_rate": 0.1},
-            "scoring": {
-                "documents": 1000,
-                "sources": None,
-                "sliding_window": 32,
-                "val_documents": 50,
-                "test_documents": 50,
-            },
+            "scoring": {"documents": 1000, "sliding_window": 32, "val_documents": 50, "test_documents": 50},
         }
     )
     prepare_dataset(settings.data, root)
