@@ -10,6 +10,7 @@ import pytest
 from analysis_data import INDEPENDENCE, LARGE, SMALL, write_results
 
 from sublora.analysis.arms import arms_of
+from sublora.analysis.report import best_run
 from sublora.analysis.runs_table import (
     at_budget,
     collect_runs,
@@ -90,6 +91,19 @@ def test_bounds_from_all_documents_have_inequalities_of_their_own(tmp_path):
     assert (runs["m_documents"] == runs["n_documents"]).all() and (runs["delta_sample"] == 0.0).all()
     write_runs_csv(runs, tmp_path / "runs.csv")
     pd.testing.assert_frame_equal(read_runs_csv(tmp_path / "runs.csv"), runs, check_exact=True, check_dtype=False)
+
+
+def test_a_bound_over_sources_has_columns_where_there_is_one(folders, tmp_path):
+    assert not [column for column in collect_runs(folders).columns if column.startswith("by_source")]
+    for folder in folders:
+        record = json.loads((folder / "bounds.json").read_text())
+        record["by_source"] = {"bound": 5.0, "bound_all_runs": 5.25, "loss": 4.5, "n": 300, "m": 40}
+        (folder / "bounds.json").write_text(json.dumps(record))
+    runs = collect_runs(folders)
+    assert (runs["by_source_bound"] == 5.0).all() and (runs["by_source_n"] == 300).all()
+    levels = {level["what"]: level for level in best_run(runs)["levels"]}
+    found = levels["Bound by source file, best of all runs"]
+    assert found["bits"] == 5.25 and "n = 300" in found["remark"]
 
 
 def test_runs_with_drawn_and_with_all_documents_do_not_mix(tmp_path):

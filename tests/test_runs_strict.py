@@ -23,6 +23,7 @@ from sublora.config import claim
 from sublora.config.claim import (
     CONDITIONS,
     POPULATION,
+    SECOND_BOUND,
     charged_keys,
     claim_settings,
     differing_keys,
@@ -112,13 +113,14 @@ def test_how_a_message_was_found_and_what_it_is_about_cost_nothing():
         lora={"dropout": 0.3},
         data={"name": "mine", "corpus": corpus, "workers": 1},
         message={"extra_bits": 5.0},
+        scoring={"sources": None},
     )
     assert settings_bits(settings, "demo") == INDEX_BITS + 1
 
 
 def test_every_key_of_a_claim_is_charged_or_stated_to_be_free():
     for name in reference_names():
-        assert claim_settings(reference(name)).keys() - set(charged_keys()) <= POPULATION | CONDITIONS
+        assert claim_settings(reference(name)).keys() - set(charged_keys()) <= POPULATION | SECOND_BOUND | CONDITIONS
 
 
 @pytest.mark.parametrize(

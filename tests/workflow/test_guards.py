@@ -163,7 +163,8 @@ def test_resources_grow_with_the_attempt_up_to_the_third(gpu_toy: Toy) -> None:
 def test_the_command_line_of_the_own_environment_is_found(toy: Toy) -> None:
     """With .venv/bin/snakemake and no activated environment."""
     (toy.root / "bin/sublora").unlink()
-    toy.write_settings(data={"corpus": {"kind": "folder", "path": "nowhere", "text_field": "text", "unit_field": None}})
+    corpus = {"kind": "folder", "path": "nowhere", "text_field": "text", "unit_field": None}
+    toy.write_settings(data={"corpus": corpus}, scoring={"sources": None})
     outcome = toy.snakemake("data", PATH="/usr/bin:/bin")
     assert outcome.exit_code == 1
     assert re.search(r"^logs/prepare/docstrings\.log: .*nowhere", outcome.text, re.MULTILINE), outcome.text
