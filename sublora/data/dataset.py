@@ -82,7 +82,9 @@ class TokenDataset:
         self._maps: dict[str, np.memmap] = {}
         self._unit_starts: dict[str, np.ndarray] = {}
         if self.unit == "source":
-            self._unit_starts = {split: np.load(folder / unit_starts_file(split), mmap_mode="r") for split in SPLITS}
+            # As plain arrays: indexing a memory map makes another memory map each time.
+            files = {split: folder / unit_starts_file(split) for split in SPLITS}
+            self._unit_starts = {split: np.asarray(np.load(path, mmap_mode="r")) for split, path in files.items()}
 
     @classmethod
     def open(cls, root: Path, data: config.Data) -> "TokenDataset":

@@ -4,6 +4,7 @@ Units are runs of neighbouring documents. Shape legend: U units, D documents.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,19 @@ class Units:
     def __len__(self) -> int:
         return self.documents if self.starts_U is None else len(self.starts_U)
 
+    @cached_property
+    def ends_U(self) -> NDArray[np.int64]:
+        """Behind the last document of each unit."""
+        if self.starts_U is None:
+            return np.arange(1, self.documents + 1)
+        return np.append(self.starts_U[1:], self.documents)
+
     @property
     def sizes_U(self) -> NDArray[np.int64]:
         """Documents of each unit."""
         if self.starts_U is None:
             return np.ones(self.documents, dtype=np.int64)
-        return np.diff(self.starts_U, append=self.documents)
+        return self.ends_U - self.starts_U
 
     def size_around(self, documents: slice) -> NDArray[np.int64] | int:
         """Size of the unit of each of some neighbouring documents, shape (D,); 1 where every document is a unit."""
@@ -34,7 +42,7 @@ class Units:
             return 1
         last = min(documents.stop, self.documents)
         units_D = np.searchsorted(self.starts_U, np.arange(documents.start, last), side="right") - 1
-        ends_D = np.append(self.starts_U[1:], self.documents)[units_D]
+        ends_D = self.ends_U[units_D]
         sizes_D: NDArray[np.int64] = ends_D - self.starts_U[units_D]
         return sizes_D
 
@@ -44,13 +52,13 @@ class Units:
             raise ValueError(f"{documents} documents of {self.documents}")
         if self.starts_U is None:
             return documents
-        return int(np.searchsorted(np.append(self.starts_U[1:], self.documents), documents)) + 1
+        return int(np.searchsorted(self.ends_U, documents)) + 1
 
     def take(self, units_U: NDArray[np.int64]) -> tuple[NDArray[np.int64], "Units"]:
         """Documents of some units, one unit after the other, shape (D,), and how they are grouped."""
         if self.starts_U is None:
             return units_U, Units(len(units_U))
-        ends_U = np.append(self.starts_U[1:], self.documents)[units_U]
+        ends_U = self.ends_U[units_U]
         sizes_U = ends_U - self.starts_U[units_U]
         offsets_U = np.concatenate([[0], np.cumsum(sizes_U)]).astype(np.int64)
         documents_D = np.arange(offsets_U[-1]) + np.repeat(ends_U - offsets_U[1:], sizes_U)
@@ -61,7 +69,7 @@ class Units:
         if self.starts_U is None:
             return units_N
         first_N = self.starts_U[units_N]
-        ends_N = np.append(self.starts_U[1:], self.documents)[units_N]
+        ends_N = self.ends_U[units_N]
         drawn_N: NDArray[np.int64] = rng.integers(first_N, ends_N)
         return drawn_N
 

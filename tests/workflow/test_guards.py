@@ -168,3 +168,12 @@ def test_the_command_line_of_the_own_environment_is_found(toy: Toy) -> None:
     outcome = toy.snakemake("data", PATH="/usr/bin:/bin")
     assert outcome.exit_code == 1
     assert re.search(r"^logs/prepare/docstrings\.log: .*nowhere", outcome.text, re.MULTILINE), outcome.text
+
+
+def test_units_and_sources_have_files_of_their_own(toy: Toy) -> None:
+    toy.write_settings()
+    assert "data/docstrings/source_ids.npy" in toy.snakemake("-n", "data").text
+    toy.write_settings(data={"unit": "source"}, scoring={"sources": None})
+    text = toy.snakemake("-n", "data").text
+    assert all(f"data/docstrings/unit_starts_{split}.npy" in text for split in ("train", "val", "test"))
+    assert "source_ids" not in text
