@@ -19,6 +19,7 @@ from sublora.bounds.inequalities import (
     kl_inverse,
     kl_inverse_subsampled,
 )
+from sublora.bounds.precision import SCORE_TOLERANCE_BITS, with_tolerance
 from sublora.bounds.smoothing import LossRange, Smoothing
 
 RECORD_FORMAT = 2
@@ -209,7 +210,7 @@ def strict_bound(
     loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
     alternatives = premises.for_all_alternatives(extra_bits)
     bound = headline_bound(losses_D, loss_range, message.code_bits + settings.bits, alternatives)
-    return facts | {"bound_strict": bound}
+    return facts | {"bound_strict": with_tolerance(bound, loss_range)}
 
 
 def bound_record(
@@ -222,7 +223,7 @@ def bound_record(
     environment: Mapping[str, Any],
     settings: SettingsCharge = NOTHING_CHARGED,
 ) -> dict[str, Any]:
-    """The content of bounds.json.
+    """The content of bounds.json. Every bound on a loss has the allowance for rounding in it (`with_tolerance`).
 
     run: the keys RUN_KEYS; environment: the keys ENVIRONMENT_KEYS; both are copied. settings: what they cost, for
     `bound_strict`. ValueError as in `sublora.bounds.inequalities`, and for other keys.
@@ -231,20 +232,26 @@ def bound_record(
     _check_keys("environment", environment, ENVIRONMENT_KEYS)
     loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
     code_bits = message.code_bits
-    bounds = all_bounds(scored.losses_D, loss_range, code_bits, premises)
+    pure_bounds = all_bounds(scored.losses_D, loss_range, code_bits, premises)
+    bounds = {name: with_tolerance(bound, loss_range) for name, bound in pure_bounds.items()}
     alternatives = premises.for_all_alternatives(message.items["extra"])
+    all_runs = headline_bound(scored.losses_D, loss_range, code_bits, alternatives)
     test_D, delta = held_out.test_D, premises.delta
+    of_test, of_test_all_runs = (
+        held_out_bound(test_D, loss_range, delta=share) for share in (delta, delta / premises.sweep_size)
+    )
     record = {
         "format": RECORD_FORMAT,
         "run": {key: run[key] for key in RUN_KEYS},
         "bound_value": bounds[premises.headline],
         "bound_inequality": premises.headline,
         "bound_hoeffding": bounds[premises.hoeffding],
-        "bound_all_runs": headline_bound(scored.losses_D, loss_range, code_bits, alternatives),
+        "bound_all_runs": with_tolerance(all_runs, loss_range),
         **strict_bound(scored.losses_D, message, premises, settings),
-        "bound_held_out": held_out_bound(test_D, loss_range, delta=delta),
-        "bound_held_out_all_runs": held_out_bound(test_D, loss_range, delta=delta / premises.sweep_size),
+        "bound_held_out": with_tolerance(of_test, loss_range),
+        "bound_held_out_all_runs": with_tolerance(of_test_all_runs, loss_range),
         "bounds": bounds,
+        "score_tolerance_bits": SCORE_TOLERANCE_BITS,
         "empirical_bpd": _mean("losses of scored documents", scored.losses_D),
         "kl_divergence": code_bits * LN2,
         "compressed_size_bits": message.payload_bits,

@@ -23,7 +23,7 @@ from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device, gpu_name
 from sublora.errors import UserError
 from sublora.losses import TOP_K
-from sublora.losses.documents import score_documents
+from sublora.losses.documents import padded_widths, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.runs.bound import read_losses
@@ -114,14 +114,14 @@ def scored_count(settings: config.Settings, dataset: TokenDataset | None) -> int
 
 
 def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
-    """Tokens that go through the network to encode and score one run: val three times, the train documents, test.
+    """Positions, padding included, that go through the network to encode and score a run: val three times, train, test.
 
     Drawn documents are drawn later; their number of tokens is the expectation over the training documents.
     """
     rule = WindowRule(settings.model.context_length, settings.scoring.sliding_window)
 
     def through_the_network(lengths: np.ndarray) -> float:
-        return float(sliding_windows(lengths + 1, rule).length.sum())
+        return float(padded_widths(sliding_windows(lengths + 1, rule).length, rule.context_length).sum())
 
     train = dataset.document_lengths("train")
     sample = train[:: max(1, len(train) // SAMPLED_DOCUMENTS)]
@@ -194,8 +194,9 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     vocab_size = dataset.vocab_size if dataset else TOKENIZERS[settings.data.tokenizer].vocab_size
     with claim_device(settings.compute) as device:
         random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
-        run = build_run(settings, settings.grid.runs()[-1], random_tokens, root, device)
-        training = _training_rate(run)
+        spec = settings.grid.runs()[-1]
+        training = _training_rate(build_run(settings, spec, random_tokens, root, device, dtype=settings.compute.dtype))
+        run = build_run(settings, spec, random_tokens, root, device)
         context = settings.model.context_length
         rng = np.random.Generator(np.random.Philox(0))
         size = (max(1, settings.compute.scoring_batch_tokens // context), context - 1)

@@ -35,7 +35,9 @@ class Run:
 
     @property
     def scoring_rule(self) -> ScoringRule:
-        return ScoringRule(self.windows, self.dataset.eot_id, self.settings.compute.scoring_batch_tokens)
+        """How documents behind a reported number are scored: their losses depend on no other document."""
+        batch_tokens = self.settings.compute.scoring_batch_tokens
+        return ScoringRule(self.windows, self.dataset.eot_id, batch_tokens, fixed_shapes=True)
 
     @property
     def loss(self) -> BoundedLoss:
@@ -47,7 +49,9 @@ class Run:
         """The bound to be expected, by the val documents that choices go by."""
         count = min(self.settings.rate_phase.val_documents, len(self.dataset.document_lengths("val")))
         documents = tuple(self.dataset.document("val", i) for i in range(count))
-        return BoundEstimator(documents, self.scoring_rule, self.loss, self.device)
+        # An estimate is reported nowhere, and its batches need no filling.
+        rule = dataclasses.replace(self.scoring_rule, fixed_shapes=False)
+        return BoundEstimator(documents, rule, self.loss, self.device)
 
     def model_at(self, w_d: Tensor, mask_width: float = 0.0) -> LanguageModel:
         """The model of any w (d) and of the present gates, at a mask width (0: the hard split)."""
