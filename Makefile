@@ -59,6 +59,7 @@ schema: $(INSTALLED) ## write what is generated from settings: the JSON schema, 
 	$(BIN)/python -m sublora.config.schema > workflow/schemas/config.schema.json
 	cp config/config.yaml sublora/config/references/full.yaml
 	cp demo/config/config.yaml sublora/config/references/demo.yaml
+	cp demo/config/random_base.yaml sublora/config/references/random_base.yaml
 
 # Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.
 lock: ## resolve the dependencies of pyproject.toml anew and write requirements.lock

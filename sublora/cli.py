@@ -147,7 +147,7 @@ def verify(
     losses: Annotated[Path | None, typer.Option(help="Default: losses.npz in DIR or beside the certificate.")] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="base.safetensors. Default: beside the certificate, else in results/base/ beside data/."),
+        typer.Option(help="base.safetensors. Default: in results/base/ beside data/, else beside the certificate."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Your own prepared data. Default: data/{name} below --root.")

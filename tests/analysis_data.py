@@ -16,6 +16,7 @@ from sublora.yardsticks.files import YARDSTICKS_FORMAT, write_yardsticks
 VOCAB_SIZE = 257
 N_DOCUMENTS = 17000
 M_DOCUMENTS = 1000
+TEST_DOCUMENTS = 900
 DATA_HASH = "d2" * 32
 INDEPENDENCE = {
     "training_cutoff": "2019-12, <by its authors>",
@@ -151,6 +152,7 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool =
         "min_targets": 201,
         "n_documents": N_DOCUMENTS,
         "m_documents": N_DOCUMENTS if all_scored else M_DOCUMENTS,
+        "test_documents": TEST_DOCUMENTS,
         "sweep_size": sweep,
         "delta": 0.05,
         "delta_sample": 0.0 if all_scored else 0.045,

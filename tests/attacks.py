@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import write_settings
 
 from sublora import config
 from sublora.coding.certificate import read_certificate, write_certificate
@@ -19,10 +20,31 @@ from sublora.models.weights import Base, random_weights, weights_sha256
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.build import assemble_run
 from sublora.runs.message import payload_context, read_message
-from sublora.runs.score import score_message
+from sublora.runs.score import score_message, score_run
+from sublora.runs.train import train_run
+from sublora.runs.verification.files import Options
+from sublora.runs.verification.verdict import Verdict
+from sublora.runs.verify import verify_run
 from sublora.streams import generator
 
 Header = dict[str, Any]
+
+RUN, OTHER_RUN = "d40_learned_seed1", "d40_uniform_seed1"
+
+
+def honest_runs(tiny_root: Path, root: Path) -> Path:
+    """An experiment at `root` with two finished runs, without their checkpoints."""
+    shutil.copytree(tiny_root, root)
+    config_path = write_settings(root, {"message": {"quantizer": "entropy", "extra_bits": 3.0}})
+    settings = config.load_settings(config_path)
+    for spec in settings.grid.runs():
+        if spec.name in (RUN, OTHER_RUN):
+            out = root / "results/runs" / spec.name
+            train_run(settings, spec, root=root, out=out)
+            score_run(out, config_path=config_path)
+            bound_run(out)
+            (out / "best_ckpt.pt").unlink()
+    return root
 
 
 class Prover:
@@ -127,6 +149,20 @@ class Prover:
         (self.data / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         data_hash = TokenDataset.open_folder(self.data, self.settings.data).data_hash
         self.reseal(lambda header: header.update(data_hash=data_hash, n_documents=len(ends)))
+
+    def verdict(self, **options: object) -> Verdict:
+        """What a verifier says, who asks for these `Options`."""
+        return verify_run(self.path, root=self.root, options=Options(**options))
+
+    @property
+    def expected(self) -> Path:
+        """The settings of the honest runs."""
+        return self.root / "config/config.yaml"
+
+    def refused(self, *names: str) -> None:
+        """Assert that the claim is refused for these reasons, among others."""
+        wrong = self.verdict().wrong
+        assert wrong and set(names) <= set(wrong), wrong
 
     def tokens(self, split: str) -> np.ndarray:
         return np.fromfile(self.data / f"{split}.bin", dtype="<u2")

@@ -3,14 +3,12 @@
 import functools
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import TINY, demo_values, merged
+from killing import in_child
 
 from sublora import config, files
 from sublora.data.prepare import prepare_all
@@ -127,21 +125,4 @@ def start_in_child(
     settings: config.Settings, *, root: Path, out: Path, before_step: Callable[[int], None] | None = None
 ) -> int:
     """Make the base in a forked process; returns its id."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            torch.set_num_threads(1)
-            make_base(settings, root=root, out=out, before_step=before_step)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    return child
-
-
-def exit_status(child: int) -> int:
-    """Wait for a process and return its exit status, negative if a signal ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return in_child(lambda: make_base(settings, root=root, out=out, before_step=before_step))

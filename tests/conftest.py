@@ -27,7 +27,7 @@ TINY = {
         "save_interval_steps": 4,
     },
     "gating": {"soft_fraction": 0.8, "trace_interval_steps": 5},
-    "message": {"quantizer": "plain"},
+    "message": {"quantizer": "plain", "extra_bits": 0.0},
     "scoring": {"sliding_window": 10, "documents": 50, "val_documents": 20, "test_documents": 20},
     "data": {
         "name": "markov",

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,13 +35,18 @@ def start_in_child(
     `kill_at_step`: at the start of this step, or `while_saving` in the first save from this step on, when the new
     state is written but has not taken the place of the old one.
     """
+    deadly = None if kill_at_step is None else killing_itself_at(kill_at_step, while_saving)
+    return in_child(lambda: train_run(settings, run, root=root, out=out, before_step=deadly or before_step))
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do the work in a forked process, on one thread; returns its id."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
             torch.set_num_threads(1)
-            deadly = None if kill_at_step is None else killing_itself_at(kill_at_step, while_saving)
-            train_run(settings, run, root=root, out=out, before_step=deadly or before_step)
+            work()
             status = 0
         except BaseException:
             traceback.print_exc()

@@ -81,7 +81,7 @@ def test_hypotheses_csv_round_trip(runs, tmp_path):
 
 GOLDEN = {
     # version: (summary of d2000 learned, fixed-0.2 against fixed-0.5 over all budgets, Page's test over all budgets)
-    1: (
+    2: (
         {"BPD": 4.557343, "KL": 3623.542, "Bound": 5.463512, "Size": 0.653},
         {"estimate": 0.1114665, "interval_low": 0.05801804, "p_holm": 0.0625, "effect_size": 2.188592},
         {"estimate": 0.9333333, "interval_low": 0.6464898, "p_holm": 0.001446759},

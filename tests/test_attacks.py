@@ -1,49 +1,28 @@
 """Every way we know to make a claim say more than it proves: each is refused, or is a premise that the verdict shows.
 
-The table of attacks in docs/bounds.md names these tests.
+Here the data, the run, the losses and the settings; what is written into the files themselves is in
+test_attacks_files.py. The table of attacks in docs/bounds.md names these tests.
 """
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks import Prover, flip_payload_bit, lucky
-from conftest import write_settings
+from attacks import OTHER_RUN, RUN, Prover, honest_runs, lucky
 
-from sublora import config
 from sublora.errors import UserError
-from sublora.runs.bound import bound_run, read_losses
-from sublora.runs.score import score_run
-from sublora.runs.train import train_run
+from sublora.runs.bound import read_losses
 from sublora.runs.verification.checks import LOSS_TOLERANCE_BITS
-from sublora.runs.verification.files import Claim, Options
-from sublora.runs.verification.verdict import Verdict
-from sublora.runs.verify import verify_and_print, verify_run
-from sublora.training import checkpoint
-
-RUN, OTHER_RUN = "d40_learned_seed1", "d40_uniform_seed1"
-CHANGES = {"message": {"quantizer": "entropy", "extra_bits": 3.0}}
+from sublora.runs.verification.files import Claim
+from sublora.runs.verify import verify_and_print
 
 
 @pytest.fixture(scope="module")
 def honest(tiny_root, tmp_path_factory) -> Path:
-    """Two finished runs, without their checkpoints."""
-    root = tmp_path_factory.mktemp("attacks") / "root"
-    shutil.copytree(tiny_root, root)
-    config_path = write_settings(root, CHANGES)
-    settings = config.load_settings(config_path)
-    for spec in settings.grid.runs():
-        if spec.name in (RUN, OTHER_RUN):
-            out = root / "results/runs" / spec.name
-            train_run(settings, spec, root=root, out=out)
-            score_run(out, config_path=config_path)
-            bound_run(out)
-            (out / "best_ckpt.pt").unlink()
-    return root
+    return honest_runs(tiny_root, tmp_path_factory.mktemp("attacks") / "root")
 
 
 @pytest.fixture
@@ -51,24 +30,9 @@ def prover(honest, tmp_path) -> Prover:
     return Prover.of(honest, tmp_path / "root", RUN)
 
 
-def verdict_of(prover: Prover, **options: object) -> Verdict:
-    return verify_run(prover.path, root=prover.root, options=Options(**options))
-
-
-def expected(prover: Prover) -> Path:
-    """The settings that a verifier expects: those of the honest runs."""
-    return prover.root / "config/config.yaml"
-
-
-def refused(prover: Prover, *names: str) -> None:
-    """The claim is refused for these reasons, among others."""
-    wrong = verdict_of(prover).wrong
-    assert wrong and set(names) <= set(wrong), wrong
-
-
 def test_honest_claims_are_verified(prover):
-    for options in ({}, {"config_path": expected(prover)}, {"device": "cpu", "redraw": 60, "nonce": "x"}):
-        verdict = verdict_of(prover, **options)
+    for options in ({}, {"config_path": prover.expected}, {"device": "cpu", "redraw": 60, "nonce": "x"}):
+        verdict = prover.verdict(**options)
         assert verdict.verified, verdict.wrong
         assert verdict.bounds["bound_value"] == pytest.approx(prover.claim()["bound_value"], abs=1e-9)
 
@@ -83,7 +47,7 @@ def test_documents_cut_where_no_end_of_text_is(prover):
     prover.rewrite_data(ends=np.append(np.arange(20, len(tokens) - 2, 20), len(tokens) - 1))
     prover.score()
     assert prover.bound()["bound_value"] < before - 0.05
-    refused(prover, "documents end where the end-of-text tokens are", "training documents n, from the tokens")
+    prover.refused("documents end where the end-of-text tokens are", "training documents n, from the tokens")
 
 
 def test_documents_stored_many_times(prover):
@@ -91,7 +55,7 @@ def test_documents_stored_many_times(prover):
     prover.rewrite_data(train=np.tile(prover.tokens("train"), 20))
     prover.score()
     assert prover.bound()["bound_value"] < before - 0.1
-    refused(prover, "a document that occurs twice")
+    prover.refused("a document that occurs twice")
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -100,29 +64,29 @@ def test_a_document_in_two_splits(prover, split):
     prover.rewrite_data(**{split: np.append(prover.tokens(split), tokens[: np.argmax(tokens == 256) + 1])})
     prover.score()
     prover.bound()
-    refused(prover, "a document that occurs twice")
+    prover.refused("a document that occurs twice")
 
 
 def test_n_edited_with_the_data_untouched(prover):
     prover.reseal(lambda header: header.update(n_documents=240_000))
     prover.bound()
-    refused(prover, "training documents n, from the tokens")
+    prover.refused("training documents n, from the tokens")
 
 
 def test_tokens_outside_the_vocabulary_or_behind_the_last_document(prover):
     tokens = prover.tokens("test")
     tokens[3] = 300
     prover.rewrite_data(test=tokens)
-    refused(prover, "test tokens below V")
+    prover.refused("test tokens below V")
     prover.rewrite_data(test=prover.tokens("val")[:-1])
-    refused(prover, "test tokens after the last end-of-text")
+    prover.refused("test tokens after the last end-of-text")
 
 
 def test_vocabulary_lowered_in_the_header(prover):
     before = prover.claim()["bound_value"]
     prover.reseal(lambda header: header.update(vocab_size=230))
     assert prover.bound()["bound_value"] < before
-    refused(prover, "vocabulary size V")
+    prover.refused("vocabulary size V")
 
 
 def test_min_tokens_raised_without_the_data(prover):
@@ -132,18 +96,18 @@ def test_min_tokens_raised_without_the_data(prover):
     prover.set(data=raised)
     assert prover.bound()["bound_value"] < before
     with pytest.raises(UserError, match=r"made with data\.corpus .*, the settings say"):
-        verdict_of(prover)
+        prover.verdict()
     meta = json.loads((prover.data / "meta.json").read_text())
     meta["settings"] |= raised
     (prover.data / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match=r"expected at least data\.min_tokens 80"):
-        verdict_of(prover)
+        prover.verdict()
 
 
 def test_an_empty_held_out_document(prover):
     """Opening a dataset looks at the lengths of its train documents alone."""
     prover.rewrite_data(test=np.concatenate([prover.tokens("test"), [256]]))
-    refused(prover, "test documents have min_tokens 1 or more")
+    prover.refused("test documents have min_tokens 1 or more")
 
 
 # Whose claim it is
@@ -154,29 +118,29 @@ def test_a_grid_that_the_run_is_not_in(prover):
     grid = {"budgets": [60], "allocations": ["uniform"], "seeds": [2]}
     prover.set(grid=grid)
     assert prover.bound()["code_items"]["arm"] == 0
-    refused(prover, "the run is one of its own grid")
+    prover.refused("the run is one of its own grid")
 
 
 def test_the_files_of_another_run(prover):
     for name in ("certificate.bin", "losses.npz", "bounds.json"):
         shutil.copy(prover.root / "results/runs" / OTHER_RUN / name, prover.path / name)
-    refused(prover, "run that the folder is named after")
+    prover.refused("run that the folder is named after")
 
 
 @pytest.mark.parametrize("name", ["certificate.bin", "losses.npz", "bounds.json"])
 def test_a_file_of_another_run(prover, name):
     shutil.copy(prover.root / "results/runs" / OTHER_RUN / name, prover.path / name)
-    refused(prover)
+    prover.refused()
 
 
 @pytest.mark.parametrize("seed", [2, 7])
 def test_the_seed_of_another_run(prover, seed):
     prover.reseal(lambda header: header["run"].update(seed=seed))
     prover.bound()
-    refused(prover, "run that the folder is named after")
+    prover.refused("run that the folder is named after")
     shutil.move(prover.path, prover.path.parent / "mailed")
     moved = Prover(prover.root, "mailed")
-    refused(moved, "base weights" if seed == 2 else "the run is one of its own grid")
+    moved.refused("base weights" if seed == 2 else "the run is one of its own grid")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +156,7 @@ def test_hashes_in_the_header(prover, key, reason):
     """Another hash would be another draw."""
     prover.reseal(lambda header: header.update({key: "0" * 64}))
     prover.bound()
-    refused(prover, reason)
+    prover.refused(reason)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +170,7 @@ def test_hashes_in_the_header(prover, key, reason):
 def test_settings_behind_the_hashes(prover, sections, reason):
     prover.set(**sections)
     prover.bound()
-    refused(prover, reason)
+    prover.refused(reason)
 
 
 # The losses
@@ -219,21 +183,21 @@ def test_held_out_losses_replaced(prover):
 
     prover.edit_losses(edit)
     assert prover.bound()["bound_held_out"] < 3.0
-    refused(prover, "largest difference in test_losses_bits", "largest difference in val_losses_bits")
+    prover.refused("largest difference in test_losses_bits", "largest difference in val_losses_bits")
 
 
 @pytest.mark.parametrize("shift", [0.3, 0.0019, 2e-4, 3e-5])
 def test_losses_lowered(prover, shift):
     prover.edit_losses(lambda arrays: arrays["losses_bits"].__isub__(shift))
     prover.bound()
-    assert "largest difference in losses_bits" in verdict_of(prover).wrong
+    assert "largest difference in losses_bits" in prover.verdict().wrong
 
 
 def test_losses_lowered_by_less_than_the_tolerance_gain_nothing(prover):
     before = prover.claim()["bound_value"]
     prover.edit_losses(lambda arrays: arrays["losses_bits"].__isub__(0.9 * LOSS_TOLERANCE_BITS))
     assert prover.bound()["bound_value"] < before
-    verdict = verdict_of(prover)
+    verdict = prover.verdict()
     assert verdict.verified and verdict.bounds["bound_value"] == pytest.approx(before, abs=1e-9)
     assert f"bound_value {before:.4f}" in verdict.sentence()
 
@@ -242,13 +206,13 @@ def test_the_precision_of_training_in_the_header_widens_no_tolerance(prover):
     prover.set(compute={"dtype": "bfloat16"})
     prover.edit_losses(lambda arrays: arrays["losses_bits"].__isub__(0.049))
     prover.bound()
-    refused(prover, "largest difference in losses_bits")
+    prover.refused("largest difference in losses_bits")
 
 
 def test_top_k_errors_lowered(prover):
     prover.edit_losses(lambda arrays: arrays["topk_errors"].__imul__(np.float32(0.99)))
     prover.bound()
-    refused(prover, "topk_errors.1, re-scored")
+    prover.refused("topk_errors.1, re-scored")
 
 
 def test_easier_documents_than_those_drawn(prover):
@@ -256,7 +220,7 @@ def test_easier_documents_than_those_drawn(prover):
     losses = read_losses(prover.path / "losses.npz")
     prover.score(np.repeat(losses["indices"][lucky(losses["losses_bits"], 10)], 5))
     assert prover.bound()["empirical_bpd"] < before
-    refused(prover, "scored documents")
+    prover.refused("scored documents")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +238,7 @@ def test_easier_documents_than_those_drawn(prover):
 )
 def test_arrays_of_the_losses_edited(prover, edit, reason):
     prover.edit_losses(edit)
-    refused(prover, reason)
+    prover.refused(reason)
 
 
 # After the draw was known
@@ -295,11 +259,11 @@ def test_settings_changed_and_scored_again_on_the_same_documents(prover, section
     prover.set(**{section: {key: value}})
     prover.score(drawn[: prover.settings.scoring.documents])
     prover.bound()
-    refused(prover, "scored documents")
+    prover.refused("scored documents")
     prover.score()
     prover.bound()
-    assert verdict_of(prover).verified, "another claim, honest in itself"
-    assert f"settings: {section}.{key}" in verdict_of(prover, config_path=expected(prover)).wrong
+    assert prover.verdict().verified, "another claim, honest in itself"
+    assert f"settings: {section}.{key}" in prover.verdict(config_path=prover.expected).wrong
 
 
 def test_gates_changed_in_the_message(prover):
@@ -307,7 +271,7 @@ def test_gates_changed_in_the_message(prover):
     prover.rewrite_message(lambda contents: dataclasses.replace(contents, gates=(0, *contents.gates[1:])))
     prover.score(drawn)
     prover.bound()
-    refused(prover, "scored documents")
+    prover.refused("scored documents")
 
 
 def test_settings_without_effect_change_no_draw(prover):
@@ -343,8 +307,8 @@ def test_a_premise_that_was_changed_is_shown_and_refused_where_another_is_expect
     section, key = premise.split(".")
     assert verify_and_print(Claim.of(prover.path, root=prover.root)) == 0
     assert premise in capsys.readouterr().out
-    assert verdict_of(prover).premises[premise] == sections[section][key]
-    verdict = verdict_of(prover, config_path=expected(prover))
+    assert prover.verdict().premises[premise] == sections[section][key]
+    verdict = prover.verdict(config_path=prover.expected)
     assert verdict.exit_status == 1 and f"settings: {premise}" in verdict.wrong and not verdict.bounds
 
 
@@ -352,122 +316,3 @@ def test_delta_and_tuning_of_another_reference_have_no_strict_bound(prover):
     assert prover.claim()["bound_strict"] is not None
     prover.set(bound={"delta": 0.9})
     assert prover.bound()["bound_strict"] is None
-
-
-# The claim itself
-
-
-def nested(path: tuple[str, ...], value: object) -> Callable[[dict], None]:
-    def edit(claim: dict) -> None:
-        for key in path[:-1]:
-            claim = claim[key]
-        claim[path[-1]] = value
-
-    return edit
-
-
-@pytest.mark.parametrize(
-    ("edit", "reason"),
-    [
-        (nested(("data_hash",), "0" * 64), "data hash in bounds.json"),
-        (nested(("certificate_sha256",), "0" * 64), "certificate sha256"),
-        (nested(("bound_value",), 1.0), "bound_value"),
-        (nested(("bound_value",), float("nan")), "bound_value"),
-        (nested(("bound_value",), True), "bound_value"),
-        (nested(("bound_value",), 10**400), "bound_value"),
-        (nested(("bound_strict",), 0.1), "bound_strict"),
-        (nested(("code_items", "symbols"), 1), "code_items.symbols"),
-        (nested(("gates", "0"), 0), "gates.0"),
-        (nested(("base", "kind"), "pretrained"), "base.kind"),
-        (nested(("run", "name"), "d60_learned_seed1"), "run.name"),
-        (nested(("val_loss_unquantized_bits",), 0.1), "val_loss_unquantized_bits"),
-        (nested(("n_documents",), 10**6), "n_documents"),
-        (nested(("peer_reviewed",), True), "peer_reviewed"),
-        (nested(("nothing",), {}), "nothing"),
-        (nested(("bounds", "better"), 0.1), "bounds.better"),
-        (nested(("bounds.betting_subsampled",), 0.1), "bounds.betting_subsampled"),
-        (nested(("versions", "auditor"), "1.0"), "versions.auditor"),
-        (lambda claim: claim.pop("test_loss_bits"), "test_loss_bits"),
-        (lambda claim: claim.pop("gpu"), "gpu"),
-        (lambda claim: claim["versions"].pop("torch"), "versions.torch"),
-    ],
-)
-def test_keys_of_the_claim_edited_added_or_left_out(prover, edit, reason):
-    prover.edit_claim(edit)
-    refused(prover, reason)
-
-
-def test_the_published_numbers_edited(prover):
-    numbers = checkpoint.load(prover.path / "bounds_metrics.pt")
-    checkpoint.save(prover.path / "bounds_metrics.pt", numbers | {"bound_value": 0.1})
-    refused(prover, "bounds_metrics.pt says what bounds.json says")
-
-
-def test_a_key_twice_in_the_claim(prover):
-    text = (prover.path / "bounds.json").read_text()
-    (prover.path / "bounds.json").write_text('{"bound_value": 0.1, ' + text.lstrip()[1:])
-    with pytest.raises(UserError, match="a key occurs twice"):
-        verdict_of(prover)
-
-
-NASTY = "\x1b[2J\x1b]0;owned\x07[bold red]verified[/bold red] \r\n\u202e :warning: [link=file:///etc]"
-
-
-def test_nothing_in_a_claim_acts_on_the_terminal(prover, capsys):
-    """Versions, commit and GPU are shown as claimed, never as right, and as plain characters."""
-    prover.reseal(lambda header: header["environment"].update({"torch": NASTY, NASTY: "1"}))
-    prover.bound()
-
-    def edit(claim: dict) -> None:
-        claim["gpu"], claim["commit"], claim[NASTY] = NASTY, NASTY, NASTY
-        claim["versions"]["torch"] = {NASTY: [NASTY]}
-
-    prover.edit_claim(edit)
-    json_path = prover.root / "verdict.json"
-    assert verify_and_print(Claim.of(prover.path, root=prover.root), json_path=json_path) == 1
-    for text in (capsys.readouterr().out, json_path.read_text()):
-        assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text) and "[bold red]" in text
-    facts = json.loads(json_path.read_text())
-    assert "gpu" in facts["claimed_not_checked"] and not any(check["name"] == "gpu" for check in facts["checks"])
-
-
-# The certificate
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda header: header.update(more=1),
-        lambda header: header.pop("projection_sha256"),
-        lambda header: header.update(n_documents="240"),
-        lambda header: header.update(n_documents=True),
-        lambda header: header["run"].update(allocation="fixed-2"),
-        lambda header: header["settings"].update(more={}),
-        lambda header: header["settings"]["lora"].update(rank=1.5),
-        lambda header: header["numerics_versions"].update(score=99),
-        lambda header: header["numerics_versions"].pop("score"),
-        lambda header: header["environment"].update(torch=1),
-    ],
-)
-def test_headers_that_are_none_cannot_be_checked(prover, edit):
-    prover.reseal(edit)
-    with pytest.raises(UserError, match=r"certificate\.bin: "):
-        verdict_of(prover)
-
-
-def test_a_payload_written_in_another_way(prover):
-    """The padding behind the last bit would be a free choice among certificates."""
-    path = prover.path / "certificate.bin"
-    assert prover.claim()["compressed_size_bits"] % 8, "there is padding"
-    flip_payload_bit(path, 1)
-    with pytest.raises(UserError, match="the payload is not the one that its contents are encoded as"):
-        verdict_of(prover)
-
-
-@pytest.mark.parametrize("place", range(2, 8))
-def test_every_other_payload_is_refused(prover, place):
-    flip_payload_bit(prover.path / "certificate.bin", place)
-    try:
-        refused(prover)
-    except UserError as error:
-        assert "certificate.bin: " in str(error)

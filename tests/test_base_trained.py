@@ -21,12 +21,12 @@ from base_samples import (
     base_bytes,
     base_settings,
     die_at,
-    exit_status,
     outcome,
     prepared_root,
     root_of_its_own,
     start_in_child,
 )
+from killing import exit_status
 from torch import Tensor
 
 from sublora import config

@@ -14,12 +14,19 @@ def parsed(changes: dict) -> config.Settings:
     return config.parse_settings(merged(merged(demo_values(), TINY), changes), source="x.yaml")
 
 
-@pytest.mark.parametrize("path", ["config/config.yaml", "demo/config/config.yaml"])
-def test_shipped_settings_hold_the_grid_of_thirty_runs(path):
+@pytest.mark.parametrize(
+    ("path", "budgets"),
+    [
+        ("config/config.yaml", (1000, 2000)),
+        ("demo/config/config.yaml", (500, 1000)),
+        ("demo/config/random_base.yaml", (1000, 2000)),
+    ],
+)
+def test_shipped_settings_hold_the_grid_of_thirty_runs(path, budgets):
     settings = config.load_settings(REPOSITORY / path)
     runs = settings.grid.runs()
     assert len(runs) == len({run.name for run in runs}) == 30
-    assert runs[0].name == "d1000_uniform_seed42" and runs[-1].name == "d2000_learned_seed999"
+    assert runs[0].name == f"d{budgets[0]}_uniform_seed42" and runs[-1].name == f"d{budgets[1]}_learned_seed999"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -36,14 +36,6 @@ class OneGate(Allocation):
     """A single trained split of w between all A and all B matrices."""
 
     mode: ClassVar[str] = "one_gate"
-
-    @property
-    def name(self) -> str:
-        return self.mode
-
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
-        return cls() if text == cls.mode else None
 
     def gates(self, groups: tuple[str, ...], budget: int, sharing: str) -> tuple[Gate, ...]:
         return (Gate("all", slice(0, budget)),)

@@ -137,7 +137,9 @@ def test_the_schema_accepts_the_settings_files_and_refuses_unknown_keys() -> Non
 
 def test_demo_and_full_reproduction_share_the_grid() -> None:
     full = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
-    assert full["grid"] == demo_values()["grid"]
+    # A network adapted from a trained base is worth fewer coordinates.
+    assert all(full["grid"][key] == demo_values()["grid"][key] for key in ("allocations", "seeds"))
+    assert len(full["grid"]["budgets"]) == len(demo_values()["grid"]["budgets"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["scripts", "report"])

@@ -34,7 +34,11 @@ from sublora.config.claim import (
 from sublora.runs.strict import settings_bits, settings_charge
 from sublora.streams import generator
 
-FILES = {"full": "config/config.yaml", "demo": "demo/config/config.yaml"}
+FILES = {
+    "full": "config/config.yaml",
+    "demo": "demo/config/config.yaml",
+    "random_base": "demo/config/random_base.yaml",
+}
 INDEX_BITS, KEY_BITS = index_bits(len(reference_names())), index_bits(len(charged_keys()))
 
 

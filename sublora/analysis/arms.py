@@ -1,12 +1,14 @@
 """The arms of the experiment, in the one order that every table, figure and test uses."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
+
+from sublora import config
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MODES = ("uniform", "fixed", "learned")
 EQUAL_RATIO = 0.5
 
 
@@ -22,18 +24,19 @@ class Arm:
 
     @property
     def label(self) -> str:
-        return f"Fixed {self.ratio:g}" if self.ratio is not None else self.mode.capitalize()
+        name = self.mode.replace("_", " ").capitalize()
+        return name if self.ratio is None else f"{name} {self.ratio:g}"
 
     @property
     def sort_key(self) -> tuple[int, float]:
-        return MODES.index(self.mode), self.ratio or 0.0
+        return config.allocation_modes().index(self.mode), self.ratio or 0.0
 
 
 def arms_of(runs: "pd.DataFrame") -> list[Arm]:
-    """The arms of a runs table: uniform, fixed by ascending ratio, learned."""
+    """The arms of a runs table in the order of the kinds of allocation, fixed ones by ascending ratio."""
     distinct = runs[["allocation", "mode", "ratio"]].drop_duplicates()
     arms = [
-        Arm(allocation, mode, float(ratio) if mode == "fixed" else None)
+        Arm(allocation, mode, None if math.isnan(ratio) else float(ratio))
         for allocation, mode, ratio in distinct.itertuples(index=False)
     ]
     return sorted(arms, key=lambda arm: arm.sort_key)

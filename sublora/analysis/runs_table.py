@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sublora.analysis.arms import MODES
+from sublora import config
 from sublora.bounds.record import RECORD_FORMAT
 from sublora.config import Independence
 from sublora.errors import UserError
@@ -34,6 +34,7 @@ METRICS = (
     "min_targets",
     "n_documents",
     "m_documents",
+    "test_documents",
     "sweep_size",
     "delta",
     "delta_sample",
@@ -60,6 +61,7 @@ SAME_IN_ALL_RUNS = (
     "min_targets",
     "n_documents",
     "m_documents",
+    "test_documents",
     "sweep_size",
     "delta",
     "delta_sample",
@@ -87,7 +89,7 @@ def collect_runs(paths: Iterable[Path | str]) -> pd.DataFrame:
         raise UserError("no runs given: expected run directories or their bounds.json files")
     runs = pd.DataFrame(rows)
     _check(runs, "runs")
-    arm_rank = runs["mode"].map(MODES.index)
+    arm_rank = runs["mode"].map(config.allocation_modes().index)
     order = np.lexsort((runs["seed"], runs["ratio"].fillna(0.0), arm_rank, runs["budget"]))
     return pd.DataFrame([rows[index] for index in order])
 
@@ -273,11 +275,12 @@ def _check(runs: pd.DataFrame, source: str) -> None:
     if absent:
         raise UserError(f"{source}: column {absent[0]} is missing; make the table again")
     _check_arms(runs, source)
-    learned = runs["mode"] == "learned"
     for column in runs.columns.difference(["ratio"]):
         if not _is_text(column):
-            expected = learned if column.startswith(NESTED["gamma"]) else pd.Series(True, index=runs.index)
-            empty = expected & runs[column].isna()
+            empty = runs[column].isna()
+            if column.startswith(NESTED["gamma"]):
+                # Gates are a matter of the allocation: who has one has all.
+                empty &= runs["mode"].isin(runs["mode"][~empty])
             if empty.any():
                 name = runs["name"][empty].iloc[0]
                 raise UserError(f"{source}: run {name} has no value for {column}, which other runs have")
@@ -302,9 +305,8 @@ def _base_of_all_runs(runs: pd.DataFrame) -> list[str]:
 def _check_arms(runs: pd.DataFrame, source: str) -> None:
     for row in runs.itertuples():
         ratio = None if math.isnan(row.ratio) else float(row.ratio)
-        fits = row.mode in MODES and (ratio is not None) == (row.mode == "fixed")
-        fits = fits and (row.allocation.startswith("fixed-") if ratio is not None else row.allocation == row.mode)
-        if not fits:
+        spec = config.parse_run(row.budget, row.allocation, row.seed)
+        if (row.mode, ratio) != (spec.mode, spec.ratio):
             raise UserError(
                 f"{source}: run {row.name} has allocation {row.allocation}, mode {row.mode} and ratio {ratio}, "
                 "which do not belong together"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sublora.analysis.arms import MODES, arms_of
+from sublora.analysis.arms import arms_of
 from sublora.analysis.summary import configurations, with_sizes
 from sublora.files import atomic_path
 
@@ -66,7 +66,7 @@ def summary_latex(table: pd.DataFrame) -> str:
     for index, row in table.iterrows():
         if index == 0 or row["Budget"] != table["Budget"][index - 1]:
             lines.append("\\midrule")
-        cells = [str(row["Budget"]), row["Mode"], f"{row['Ratio']:g}" if row["Mode"] == MODES[1] else "--"]
+        cells = [str(row["Budget"]), row["Mode"], "--" if math.isnan(row["Ratio"]) else f"{row['Ratio']:g}"]
         for heading, _, _, decimals in COLUMNS:
             bold = heading == "Bound" and row["Bound"] == best[index]
             cells.append(_latex_number(row[heading], row[f"{heading}_std"], decimals, bold))

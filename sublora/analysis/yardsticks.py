@@ -132,12 +132,13 @@ def yardstick_table(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> pd.D
     ]
     best = best_of_all(runs)
     documents = {"n": best["n_documents"], "m": best["m_documents"]}
+    held_out = {"n": best["test_documents"], "m": best["test_documents"]}
     common = {"test_loss_bits": best["test_loss_bits"], "smoothing": best["smoothing"]}
     pays = f"run {best['name']}, the best of {best['sweep_size']}; its bound pays for choosing it"
     for model, description, bound, message_bits, counts in (
         (BEST_RUN, pays, "bound_all_runs", best["code_bits"], documents),
         (BEST_RUN_ALONE, "the same run, had it been named beforehand", "bound_value", best["code_bits"], documents),
-        (BEST_RUN_HELD_OUT, "the same run, bounded from test documents", "bound_held_out_all_runs", 0.0, {}),
+        (BEST_RUN_HELD_OUT, "the same run, bounded from test documents", "bound_held_out_all_runs", 0.0, held_out),
     ):
         row = {"model": model, "description": description, "bound_bits": best[bound], "message_bits": message_bits}
         rows.append(row | common | counts)

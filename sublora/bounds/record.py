@@ -265,6 +265,7 @@ def bound_record(
         "min_targets": premises.min_targets,
         "n_documents": premises.n_documents,
         "m_documents": len(scored.losses_D),
+        "test_documents": len(held_out.test_D),
         "sweep_size": premises.sweep_size,
         "delta": delta,
         "delta_sample": premises.delta_sample or 0.0,

@@ -17,7 +17,7 @@ from sublora.config.data import (
     MarkovCorpus,
     PackageCorpus,
 )
-from sublora.config.grid import Grid, RunSpec
+from sublora.config.grid import Grid, RunSpec, allocation_modes
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
 from sublora.config.model import Gating, Lora, Model, Subspace
 from sublora.config.reach import STAGES, Stage
@@ -58,6 +58,7 @@ __all__ = [
     "Subspace",
     "TrainedBase",
     "Training",
+    "allocation_modes",
     "data_settings",
     "digest",
     "load_settings",

@@ -5,7 +5,12 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from sublora.config.section import NonNegativeInt, PositiveInt, Section
-from sublora.subspace.allocations import parse_allocation
+from sublora.subspace.allocations import ALLOCATIONS, parse_allocation
+
+
+def allocation_modes() -> tuple[str, ...]:
+    """The kinds of allocation, in the order in which tables and figures show them."""
+    return tuple(kind.mode for kind in ALLOCATIONS)
 
 
 class RunSpec(Section):

@@ -25,9 +25,10 @@ from sublora.errors import UserError
 from sublora.losses import TOP_K
 from sublora.losses.documents import padded_widths, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows
+from sublora.models.weights import Base, random_weights, weights_sha256
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.runs.bound import read_losses
-from sublora.runs.build import build_run
+from sublora.runs.build import assemble_run
 from sublora.training import checkpoint
 from sublora.training.objective import Objective
 from sublora.training.optimizer import AdamW
@@ -194,9 +195,13 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     vocab_size = dataset.vocab_size if dataset else TOKENIZERS[settings.data.tokenizer].vocab_size
     with claim_device(settings.compute) as device:
         random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
-        spec = settings.grid.runs()[-1]
-        training = _training_rate(build_run(settings, spec, random_tokens, root, device, dtype=settings.compute.dtype))
-        run = build_run(settings, spec, random_tokens, root, device)
+        # Speed does not depend on the base, which need not be there yet.
+        weights = random_weights(settings.model, vocab_size, seed=0)
+        base, spec = Base(weights, weights_sha256(weights)), settings.grid.runs()[-1]
+        training = _training_rate(
+            assemble_run(settings, spec, random_tokens, base, device, dtype=settings.compute.dtype)
+        )
+        run = assemble_run(settings, spec, random_tokens, base, device)
         context = settings.model.context_length
         rng = np.random.Generator(np.random.Philox(0))
         size = (max(1, settings.compute.scoring_batch_tokens // context), context - 1)
@@ -291,6 +296,9 @@ def print_plan(
         table.add_row(
             f"hours, {gpus} at once", "", "" if hours is None else f"{hours:.3g}", "without time in the queue"
         )
+    if isinstance(settings.base, config.TrainedBase):
+        tokens = settings.base.steps * settings.base.tokens_per_step
+        table.add_row("base, once", "", "not measured", f"{tokens:,} tokens, every weight trained")
     data = "open" if plan.data_bytes is None else _megabytes(plan.data_bytes)
     prepared = "files of data/" if plan.data_bytes is not None else "known after: sublora prepare"
     table.add_row("prepared data", "", data, f"{prepared}{settings.data.name}" if plan.data_bytes else prepared)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sublora import config
-from sublora.names import BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME
+from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME
 
 STAGES = ("untrained", "training", "trained", "encoded", "bounded")
 
@@ -23,10 +23,20 @@ def run_stage(folder: Path) -> str:
     return "training" if any((folder / "state").glob("*.pt")) else "untrained"
 
 
+def base_stage(folder: Path) -> str:
+    """How far the base has come: missing, training or made."""
+    if (folder / BASE_JSON_NAME).exists():
+        return "made"
+    return "training" if any((folder / "state").glob("*.pt")) else "missing"
+
+
 def print_status(config_path: Path) -> None:
     """Print a table of all runs of a settings file, and a line that counts them."""
     settings = config.load_settings(config_path)
-    runs_folder = config.root_of(config_path) / "results" / "runs"
+    root = config.root_of(config_path)
+    runs_folder = root / "results" / "runs"
+    if settings.base.kind != "random":
+        print(f"base ({settings.base.kind}): {base_stage(root / BASE_FOLDER)}")
     table = Table("run", "stage", "bound (bits/token)", "message (bits)")
     counts = dict.fromkeys(STAGES, 0)
     for run in settings.grid.runs():

@@ -59,9 +59,9 @@ class Allocation(abc.ABC):
     """The kind of allocation, as runs.csv names it."""
 
     @property
-    @abc.abstractmethod
     def name(self) -> str:
         """As it stands in settings and in the names of folders."""
+        return self.mode
 
     @property
     def ratio(self) -> float | None:
@@ -69,9 +69,9 @@ class Allocation(abc.ABC):
         return None
 
     @classmethod
-    @abc.abstractmethod
     def parse(cls, text: str) -> Self | None:
         """The allocation of this kind with that name, None if the name is another kind's."""
+        return cls() if text == cls.mode else None
 
     @abc.abstractmethod
     def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
@@ -87,14 +87,6 @@ class Uniform(Allocation):
     """One projection onto all parameters: the baseline that makes no split."""
 
     mode: ClassVar[str] = "uniform"
-
-    @property
-    def name(self) -> str:
-        return self.mode
-
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
-        return cls() if text == cls.mode else None
 
     def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
         return (Part("all", slice(0, space.size), slice(0, budget)),)
@@ -147,14 +139,6 @@ class Learned(Allocation):
     """A gate for every group: gamma = sigmoid(theta), 0 = all its coordinates to A, 1 = all to B."""
 
     mode: ClassVar[str] = "learned"
-
-    @property
-    def name(self) -> str:
-        return self.mode
-
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
-        return cls() if text == cls.mode else None
 
     def gates(self, groups: tuple[str, ...], budget: int, sharing: str) -> tuple[Gate, ...]:
         if sharing == "shared":

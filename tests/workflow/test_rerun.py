@@ -13,7 +13,7 @@ EVERY_RUN = {"train": SMALL_GRID_RUNS} | EVERY_SCORE
 YARDSTICKS = {"yardsticks": 1}
 PACKAGES = {"kind": "docstrings", "packages": ["numpy"]}
 OPTIMIZATION = {
-    **{"steps": 10, "tokens_per_step": 1024, "micro_batch_sequences": 16, "eval_interval_steps": 5},
+    **{"steps": 10, "tokens_per_step": 1024, "micro_batch_sequences": 1, "eval_interval_steps": 5},
     **{"learning_rate": 0.01, "final_learning_rate": 0.001, "warmup_fraction": 0.1, "betas": [0.9, 0.95]},
     **{"epsilon": 1.0e-8, "weight_decay": 0.1, "gradient_clip": 1.0, "eval_sequences": 4},
     **{"log_interval_steps": 1, "save_interval_steps": 5},

@@ -80,13 +80,20 @@ class Claim:
         return TokenDataset.open_folder(folder, data)
 
     def base_weights(self, data: config.Data) -> Path:
-        """Where a base that is no random one lies: as named, beside the certificate, or in results/base/."""
+        """Where a base that is no random one lies: as named, else the verifier's own, else beside the certificate.
+
+        UserError if there is none.
+        """
+        if self.base is not None:
+            return self.base
         beside = self.certificate.parent / BASE_WEIGHTS_NAME
-        if self.base is not None or beside.exists():
-            return self.base or beside
-        if self.data is not None and self.root is None:
+        if self.data is None or self.root is not None:
+            own = self.data_root(data) / BASE_FOLDER / BASE_WEIGHTS_NAME
+            if own.exists() or not beside.exists():
+                return own
+        if not beside.exists():
             raise UserError(f"{beside}: no such file; name the base's weights with --base")
-        return self.data_root(data) / BASE_FOLDER / BASE_WEIGHTS_NAME
+        return beside
 
 
 @dataclasses.dataclass(frozen=True)
