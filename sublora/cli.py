@@ -137,6 +137,17 @@ def yardsticks(config: ConfigOption) -> None:
 
 
 @app.command()
+def duplicates(config: ConfigOption) -> None:
+    """Measure near duplicates, and what runs' bounds owe to them: data/{name}/near_duplicates.json."""
+    from sublora.config import load_settings, root_of
+    from sublora.runs.duplicates import print_near_duplicates, write_near_duplicates
+
+    path = write_near_duplicates(load_settings(config), root=root_of(config))
+    print_near_duplicates(path)
+    print(path)
+
+
+@app.command()
 def verify(
     run: Annotated[
         Path | None,

@@ -78,9 +78,9 @@ def score_documents(
     scores, places = [], []
     for rows_N, shape in batches:
         batch = window_tokens(tokens_S, offsets[:-1], windows[rows_N], eot_id=rule.eot_id, width=shape[1])
-        inputs_NT = np.full(shape, rule.eot_id)
-        inputs_NT[: len(rows_N)] = batch.inputs_NT
-        arrays = inputs_NT, np.flatnonzero(batch.scored_NT), batch.targets_NT[batch.scored_NT]
+        filled_NT = np.full(shape, rule.eot_id)
+        filled_NT[: len(rows_N)] = batch.inputs_NT
+        arrays = filled_NT, np.flatnonzero(batch.scored_NT), batch.targets_NT[batch.scored_NT]
         inputs_NT, positions_K, targets_K = (to_device(part, device) for part in arrays)
         hidden_KC = model.hidden(inputs_NT).flatten(0, 1)[positions_K]
         scores.append(model.target_scores(hidden_KC, targets_K))
