@@ -35,6 +35,8 @@ SMALL: dict[str, dict[str, Any]] = {
             "seed": 3,
         },
         "min_characters": 1,
+        "max_characters": None,
+        "min_tokens": 1,
         "val_documents": 40,
         "test_documents": 40,
         "workers": 1,
@@ -70,13 +72,16 @@ CERTIFICATE_HEADER = struct.Struct(">8sHI")
 
 
 def settings_values(repository: Path, changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The demo's settings of a version of the repository, with the small ones and the changes put in."""
+    """The demo's settings of a version of the repository, on a random base, with the small ones and the changes put in.
+
+    Keys that a version does not have are left out, so that older ones can be compared.
+    """
     values = yaml.safe_load((repository / "demo/config/config.yaml").read_text(encoding="utf-8"))
     if "base" in values:
         values["base"] = {"kind": "random"}
     for part in (SMALL, changes):
         for section, keys in part.items():
-            values[section] = values[section] | keys
+            values[section] |= {key: value for key, value in keys.items() if key in values[section]}
     return values
 
 

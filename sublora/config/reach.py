@@ -6,10 +6,7 @@ A key or a section is annotated with `Reaches`; a key without a mark of its own 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-if TYPE_CHECKING:
-    from sublora.config.settings import Settings
+from typing import Any, Literal, get_args
 
 Stage = Literal["data", "base", "train", "score", "yardsticks", "bound"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -24,10 +21,10 @@ class Reaches:
     """
 
     stages: tuple[Stage, ...]
-    when: Callable[["Settings"], bool] | None
-    """The settings under which the mark counts; None: all."""
+    when: Callable[[Any], bool] | None
+    """Of the whole `Settings`, which cannot be imported here: those under which the mark counts; None: all."""
 
-    def __init__(self, *stages: Stage, when: Callable[["Settings"], bool] | None = None) -> None:
+    def __init__(self, *stages: Stage, when: Callable[[Any], bool] | None = None) -> None:
         object.__setattr__(self, "stages", stages)
         object.__setattr__(self, "when", when)
 
@@ -47,6 +44,6 @@ class ReachesThrough:
         object.__setattr__(self, "stages", stages)
 
 
-def trains_for_the_message(settings: "Settings") -> bool:
+def trains_for_the_message(settings: Any) -> bool:
     """Whether the objective of training is the bound, with message and inequality in it."""
-    return settings.message.quantizer == "entropy"
+    return bool(settings.message.quantizer == "entropy")

@@ -62,7 +62,11 @@ class RatePhase(Section):
     rate_factor: PositiveFloat
     """Factor on the price of a bit in the objective; at 1 it is the slope of the bound."""
     smoothing: SmoothingName
-    """token(a) or document(k): in force until the phase starts and chooses one from scoring.smoothing."""
+    """token(a) or document(k): in force until the phase starts and chooses one from scoring.smoothing.
+
+    A random network is worse than guessing, and there the document mixture gives almost no gradient: on a random base
+    begin with token(a).
+    """
     val_documents: PositiveInt
     """Val documents, at most, by which the phase chooses."""
     choice_interval_steps: PositiveInt
