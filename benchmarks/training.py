@@ -108,7 +108,7 @@ def trainer_of(
 ) -> Trainer:
     """The product's training; its `_step`, for step numbers from 0 on, is all that is timed."""
     use_device(settings.compute, machine.device)
-    run = build_run(settings, spec, dataset, folder, machine.device)
+    run = build_run(settings, spec, dataset, folder, machine.device, dtype=settings.compute.dtype)
     training = settings.training
     progress = Progress(spec.name, steps=training.steps, tokens_per_step=training.tokens_per_step, quiet=True)
     return Trainer(run, out=folder, progress=progress)

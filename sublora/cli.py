@@ -137,6 +137,17 @@ def yardsticks(config: ConfigOption) -> None:
 
 
 @app.command()
+def duplicates(config: ConfigOption) -> None:
+    """Measure near duplicates, and what runs' bounds owe to them: data/{name}/near_duplicates.json."""
+    from sublora.config import load_settings, root_of
+    from sublora.runs.duplicates import print_near_duplicates, write_near_duplicates
+
+    path = write_near_duplicates(load_settings(config), root=root_of(config))
+    print_near_duplicates(path)
+    print(path)
+
+
+@app.command()
 def verify(
     run: Annotated[
         Path | None,
@@ -157,7 +168,6 @@ def verify(
         Path | None, typer.Option(help="The settings that you expect; a claim made with others is refused.")
     ] = None,
     device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Default: the certificate's.")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Default: the certificate's.")] = None,
     redraw: Annotated[
         int | None, typer.Option(metavar="N", help="Also score N training documents that you draw, with --nonce.")
     ] = None,
@@ -175,7 +185,7 @@ def verify(
         from sublora.runs.verify import verify_and_print
 
     claim = Claim.of(run, certificate=certificate, bounds=bounds, losses=losses, base=base, data=data, root=root)
-    options = Options(config_path=config, device=device, dtype=dtype, redraw=redraw, nonce=nonce)
+    options = Options(config_path=config, device=device, redraw=redraw, nonce=nonce)
     raise typer.Exit(verify_and_print(claim, options, json_path=json_path))
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -311,3 +312,30 @@ def test_what_is_wrong_is_named(tmp_path, spoil, complaint):
 def write_caption(inputs: dict, folder: Path, text: str) -> None:
     (folder / "pareto.rst").write_text(text)
     inputs["captions"] = [folder / "pareto.rst" if path.stem == "pareto" else path for path in inputs["captions"]]
+
+
+def test_near_duplicates_are_said_where_they_were_measured(made, tmp_path):
+    small = made["small"]
+    best = best_run(small.runs)
+    facts = {
+        "format": 1,
+        "data_hash": best["data_hash"],
+        "rule": {"shingle_bytes": 32},
+        "n_documents": 72354,
+        "n_clusters": 68124,
+        "n_mostly_new": 53723,
+        "test_mostly_shared": 0.2575,
+        "runs": {
+            best["name"]: {
+                "bound_value": 3.0572,
+                "bound_value_by_clusters": 3.0649,
+                "bound_value_by_mostly_new": 3.0989,
+            }
+        },
+    }
+    (tmp_path / "near_duplicates.json").write_text(json.dumps(facts))
+    write_report(tmp_path / "report.html", **small.inputs, near_duplicates_json=tmp_path / "near_duplicates.json")
+    text = words(parsed(tmp_path / "report.html"))
+    assert "26% of the test documents share over half of their 32-byte shingles" in text
+    assert "would be 3.065 instead of 3.057 bits per token" in text and "a sensitivity, not a certificate" in text
+    assert "Near duplicates" not in words(small.page)

@@ -15,7 +15,7 @@ from attacks import OTHER_RUN, RUN, Prover, honest_runs, lucky
 
 from sublora.errors import UserError
 from sublora.runs.bound import read_losses
-from sublora.runs.verification.checks import FLOAT32
+from sublora.runs.verification.checks import LOSS_TOLERANCE_BITS
 from sublora.runs.verification.files import Claim
 from sublora.runs.verify import verify_and_print
 
@@ -190,32 +190,27 @@ def test_held_out_losses_replaced(prover):
     prover.refused("largest difference in test_losses_bits", "largest difference in val_losses_bits")
 
 
-@pytest.mark.parametrize("shift", [0.3, 0.0019, 2e-4])
+@pytest.mark.parametrize("shift", [0.3, 0.0019, 2e-4, 3e-5])
 def test_losses_lowered(prover, shift):
     prover.edit_losses(lambda arrays: arrays["losses_bits"].__isub__(shift))
     prover.bound()
-    wrong = prover.verdict().wrong
-    assert wrong
-    # Losses of documents may differ more than their mean, which is the same for all runs of one precision.
-    if shift > FLOAT32.document_bits:
-        assert "largest difference in losses_bits" in wrong
+    assert "largest difference in losses_bits" in prover.verdict().wrong
 
 
 def test_losses_lowered_by_less_than_the_tolerance_gain_nothing(prover):
     before = prover.claim()["bound_value"]
-    prover.edit_losses(lambda arrays: arrays["losses_bits"].__isub__(0.9 * FLOAT32.mean_bits))
+    prover.edit_losses(lambda arrays: arrays["losses_bits"].__isub__(0.9 * LOSS_TOLERANCE_BITS))
     assert prover.bound()["bound_value"] < before
     verdict = prover.verdict()
     assert verdict.verified and verdict.bounds["bound_value"] == pytest.approx(before, abs=1e-9)
     assert f"bound_value {before:.4f}" in verdict.sentence()
 
 
-def test_precision_lowered_in_the_header_for_a_wider_tolerance(prover):
+def test_the_precision_of_training_in_the_header_widens_no_tolerance(prover):
     prover.set(compute={"dtype": "bfloat16"})
     prover.edit_losses(lambda arrays: arrays["losses_bits"].__isub__(0.049))
     prover.bound()
-    wrong = prover.verdict().wrong
-    assert "empirical_bpd, re-scored" in wrong and "bound_value, re-scored" in wrong
+    prover.refused("largest difference in losses_bits")
 
 
 def test_top_k_errors_lowered(prover):

@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 
 from sublora.bounds import inequalities
+from sublora.bounds.precision import SCORE_TOLERANCE_BITS, with_tolerance
 from sublora.bounds.record import (
     ENVIRONMENT_KEYS,
     ChargedMessage,
     HeldOutLosses,
     Premises,
     ScoredDocuments,
+    SettingsCharge,
     all_bounds,
     bound_record,
+    headline_bound,
     held_out_bound,
 )
-from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
+from sublora.bounds.smoothing import DocumentMixture, LossRange, TokenSmoothing
 
 ITEMS = {
     "codebook": 176,
@@ -81,19 +84,17 @@ def test_every_number_of_the_record():
     record = bound_record(**given)
     loss_range = TokenSmoothing(0.1).loss_range_bits(257, 17)
     losses = given["scored"].losses_D
-    expected = all_bounds(losses, loss_range, CODE_BITS, DRAWN)
+    pure = all_bounds(losses, loss_range, CODE_BITS, DRAWN)
+    expected = {name: with_tolerance(bound, loss_range) for name, bound in pure.items()}
     assert record["run"] == given["run"]
     arguments = loss_range._asdict() | SHARED
     split = arguments.pop("delta_sample")
-    assert (
-        record["bounds"]
-        == expected
-        == {
-            "hoeffding_subsampled": inequalities.hoeffding_subsampled(losses, **arguments),
-            "kl_inverse_subsampled": inequalities.kl_inverse_subsampled(losses, **arguments, delta_sample=split),
-            "betting_subsampled": inequalities.betting_subsampled(losses, **arguments, delta_sample=split),
-        }
-    )
+    assert record["bounds"] == expected
+    assert pure == {
+        "hoeffding_subsampled": inequalities.hoeffding_subsampled(losses, **arguments),
+        "kl_inverse_subsampled": inequalities.kl_inverse_subsampled(losses, **arguments, delta_sample=split),
+        "betting_subsampled": inequalities.betting_subsampled(losses, **arguments, delta_sample=split),
+    }
     assert record["bound_inequality"] == "betting_subsampled"
     assert record["bound_value"] == expected["betting_subsampled"]
     assert record["bound_hoeffding"] == expected["hoeffding_subsampled"]
@@ -122,7 +123,8 @@ def test_with_all_documents_scored_the_full_sample_inequalities_hold_at_the_whol
     arguments = loss_range._asdict() | {"code_bits": CODE_BITS - 1700, "n": 500, "delta": 0.05}
     names = ("hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form")
     losses = given["scored"].losses_D
-    assert record["bounds"] == {name: getattr(inequalities, name)(losses, **arguments) for name in names}
+    pure = {name: getattr(inequalities, name)(losses, **arguments) for name in names}
+    assert record["bounds"] == {name: with_tolerance(bound, loss_range) for name, bound in pure.items()}
     assert (record["bound_inequality"], record["bound_value"]) == ("betting", record["bounds"]["betting"])
     assert record["bound_hoeffding"] == record["bounds"]["hoeffding"]
     # Nothing was drawn, so the arm's bits pay for naming the best.
@@ -154,7 +156,8 @@ def test_the_held_out_bound_costs_no_message_and_a_share_of_delta_for_naming_the
     loss_range, test = TokenSmoothing(0.1).loss_range_bits(257, 17), given["held_out"].test_D
     for key, delta in (("bound_held_out", 0.05), ("bound_held_out_all_runs", 0.05 / 30)):
         expected = inequalities.betting(test, **loss_range._asdict(), code_bits=0.0, n=200, delta=delta)
-        assert record[key] == held_out_bound(test, loss_range, delta=delta) == expected
+        assert held_out_bound(test, loss_range, delta=delta) == expected
+        assert record[key] == expected + SCORE_TOLERANCE_BITS
     assert test.mean() < record["bound_held_out"] < record["bound_held_out_all_runs"]
     assert bound_record(**inputs(items=ITEMS | {"symbols": 5000}))["bound_held_out"] == record["bound_held_out"]
 
@@ -182,7 +185,7 @@ def test_the_bound_for_the_best_of_all_alternatives_shares_delta_sample_among_th
         delta_sample=share,
     )
     record = bound_record(**given)
-    assert record["bound_all_runs"] == pytest.approx(expected, abs=1e-12)
+    assert record["bound_all_runs"] == pytest.approx(expected + SCORE_TOLERANCE_BITS, abs=1e-12)
     assert record["bound_all_runs"] > record["bound_value"]
     untuned = bound_record(**inputs(items=ITEMS | {"extra": 0.0, "symbols": ITEMS["symbols"] + 2.5}))
     assert untuned["bound_value"] == record["bound_value"]
@@ -238,3 +241,32 @@ def test_what_does_not_fit_is_refused(changes, complaint):
 def test_an_empty_sweep_is_refused():
     with pytest.raises(ValueError, match="sweep_size"):
         dataclasses.replace(DRAWN, sweep_size=0)
+
+
+def test_every_bound_on_a_loss_allows_for_rounding_once():
+    """Of the same losses and C: exactly the constant more than the inequality, or the upper end of the range."""
+    given = inputs(settings=SettingsCharge("full", 20.0, None))
+    record, loss_range = bound_record(**given), TokenSmoothing(0.1).loss_range_bits(257, 17)
+    losses, alternatives = given["scored"].losses_D, DRAWN.for_all_alternatives(2.5)
+    strict = headline_bound(losses, loss_range, CODE_BITS + 20.0, DRAWN.for_all_alternatives(22.5))
+    assert record["bound_value"] - headline_bound(losses, loss_range, CODE_BITS, DRAWN) == pytest.approx(1e-5, rel=1e-8)
+    assert record["bound_all_runs"] == headline_bound(losses, loss_range, CODE_BITS, alternatives) + 1e-5
+    assert record["bound_strict"] == strict + 1e-5
+    assert record["score_tolerance_bits"] == SCORE_TOLERANCE_BITS == 1e-5
+    vacuous = bound_record(**inputs(items=ITEMS | {"symbols": 1e6}))
+    assert vacuous["bound_value"] == vacuous["bound_hoeffding"] == vacuous["upper_bits"]
+
+
+def test_the_allowance_for_rounding_ends_at_the_range():
+    loss_range = LossRange(0.5, 9.0)
+    assert with_tolerance(3.0, loss_range) == 3.0 + SCORE_TOLERANCE_BITS
+    assert with_tolerance(9.0 - SCORE_TOLERANCE_BITS / 2, loss_range) == with_tolerance(9.0, loss_range) == 9.0
+
+
+@pytest.mark.parametrize("premises", [DRAWN, ALL])
+def test_losses_of_another_machine_within_the_tolerance_stay_below_the_bound(premises):
+    """A bound on one machine's mean loss, raised, bounds that of a machine whose losses are off by the tolerance."""
+    losses, loss_range = inputs()["scored"].losses_D, TokenSmoothing(0.1).loss_range_bits(257, 17)
+    elsewhere = losses + SCORE_TOLERANCE_BITS
+    here = with_tolerance(headline_bound(losses, loss_range, 200.0, premises), loss_range)
+    assert headline_bound(elsewhere, loss_range, 200.0, premises) == pytest.approx(here, abs=SCORE_TOLERANCE_BITS)

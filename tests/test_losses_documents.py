@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from sublora.bounds.precision import SCORE_TOLERANCE_BITS
 from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 from sublora.losses import TOP_K
+from sublora.losses import documents as documents_module
 from sublora.losses.documents import ScoringRule, TargetScores, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows, windows_of_targets
 from sublora.models import head
@@ -16,7 +18,7 @@ from sublora.models.gpt import GPT
 from sublora.models.lora import Adapters
 from sublora.models.lora_gpt import AdaptedGPT
 from sublora.models.lora_space import lora_space
-from sublora.models.weights import random_weights
+from sublora.models.weights import random_weights, weight_shapes
 
 VOCABULARY, EOT, CONTEXT, STRIDE = 60, 59, 16, 10
 SMOOTHING = (TokenSmoothing(0.01), TokenSmoothing(0.5), DocumentMixture(1), DocumentMixture(8))
@@ -172,3 +174,48 @@ def test_nothing_crosses_documents(model):
 def test_impossible_stride_is_refused():
     with pytest.raises(ValueError, match="stride 17 must lie between 1 and the context length 16"):
         WindowRule(16, 17)
+
+
+def losses_bits(model: AdaptedGPT, documents: list[np.ndarray], batch_tokens: int = 128) -> np.ndarray:
+    """Losses of documents in fixed shapes, documents x smoothings."""
+    rule = ScoringRule(WindowRule(CONTEXT, STRIDE), EOT, batch_tokens, fixed_shapes=True)
+    return score_documents(model, documents, rule, torch.device("cpu")).losses_DA(SMOOTHING, VOCABULARY)
+
+
+def test_in_fixed_shapes_a_loss_does_not_depend_on_the_other_documents(model):
+    """Alone, in any company and order, and read at any number of tokens at once."""
+    documents = sample([1, 3, 7, 9, 15, 16, 17, 25, 40, 41, 70, 5, 5, 33])
+    reference = losses_bits(model, documents)
+    alone = np.concatenate([losses_bits(model, [document]) for document in documents])
+    assert np.abs(alone - reference).max() < SCORE_TOLERANCE_BITS / 10
+    for seed in range(5):
+        some = np.random.default_rng(seed).permutation(len(documents))[: 3 + 2 * seed]
+        together = losses_bits(model, [documents[i] for i in some], batch_tokens=32 << seed)
+        assert np.abs(together - reference[some]).max() < SCORE_TOLERANCE_BITS / 10
+
+
+def test_fixed_shapes_depend_on_nothing_but_the_rule_and_a_window_s_length(model, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(documents_module, "NARROWEST", 4)
+    hidden = AdaptedGPT.hidden
+    monkeypatch.setattr(AdaptedGPT, "hidden", lambda self, x: shapes.append(tuple(x.shape)) or hidden(self, x))
+    losses_bits(model, sample([1, 2, 6, 15, 16, 30]))
+    losses_bits(model, sample([30] * 20))
+    losses_bits(model, sample([2] * 50))
+    assert set(shapes) == {(32, 4), (16, 8), (8, 16)}
+
+
+def test_rounding_in_float32_is_far_below_the_tolerance(model, tiny_settings):
+    """Against the same network in float64, and against every batch that is not of a fixed shape."""
+    documents = sample([1, 9, 16, 30, 70, 200])
+    base = GPT(tiny_settings.model, VOCABULARY, dtype=torch.float64)
+    base.load({name: model.gpt.weight(name).numpy() for name in weight_shapes(tiny_settings.model, VOCABULARY)})
+    space = lora_space(tiny_settings.model, tiny_settings.lora, VOCABULARY)
+    theta = 0.3 * torch.randn(space.size, generator=torch.Generator().manual_seed(0))
+    adapters = Adapters(space, theta, scale=4.0, dtype=torch.float64)
+    exact = losses_bits(AdaptedGPT(base, adapters), documents)
+    found = losses_bits(model, documents)
+    assert 0 < np.abs(found - exact).max() < SCORE_TOLERANCE_BITS / 5
+    for batch_tokens in (1, 64, 4096):
+        free = scored(model, documents, batch_tokens).losses_DA(SMOOTHING, VOCABULARY)
+        assert np.abs(found - free).max() < SCORE_TOLERANCE_BITS / 10

@@ -63,7 +63,8 @@ def test_the_lock_is_closed_under_dependencies() -> None:
 
 
 def test_every_import_of_the_package_is_declared() -> None:
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    texts = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["duplicates"]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
     distributions = importlib.metadata.packages_distributions()
     for path in sorted((REPOSITORY / "sublora").rglob("*.py")):
         for module in imported_modules(path):

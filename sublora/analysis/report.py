@@ -17,6 +17,7 @@ from docutils.utils import SystemMessage
 from markupsafe import Markup
 
 from sublora.analysis.arms import arms_of
+from sublora.analysis.near_duplicates import near_duplicates_sentence
 from sublora.analysis.report_hypotheses import hypothesis_sections
 from sublora.analysis.report_yardsticks import yardstick_section
 from sublora.analysis.runs_table import BASE_PREFIX, INDEPENDENCE, NESTED, VERSION_PREFIX, read_runs_csv
@@ -58,12 +59,15 @@ def write_report(
     hypotheses_csv: Path | str,
     figures: Sequence[Path | str],
     captions: Sequence[Path | str],
+    near_duplicates_json: Path | str | None = None,
 ) -> None:
     """Write the page. Equal files give equal bytes: it holds no date, and of paths only names.
 
     figures: PNG files {kind}.png or {kind}_d{budget}.png; they stand in the order of `captions`.
     captions: {kind}.rst of every kind of figure, of each of TABLES, and of "workflow", the introduction; each but the
     last starts with its title in bold. What follows the title is shown once for all budgets.
+
+    near_duplicates_json: where it was measured, the report says what near duplicates mean for the best run.
 
     UserError if a file is missing or damaged, the yardsticks are of another dataset, or a figure has no caption.
     """
@@ -79,11 +83,15 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    best = best_run(runs)
     page = environment.get_template("report.html.jinja").render(
         introduction=_html(texts[INTRODUCTION], INTRODUCTION),
         captions={name: _caption(texts[name], name) for name in TABLES},
         yardsticks=yardstick_section(runs, load_yardsticks(yardsticks_json, runs)),
-        best=best_run(runs),
+        best=best,
+        near_duplicates=None
+        if near_duplicates_json is None
+        else near_duplicates_sentence(near_duplicates_json, best["name"], best["data_hash"]),
         base=_base(runs),
         grid=_grid(runs),
         configurations=_configurations(runs),

@@ -19,6 +19,7 @@ from sublora.bounds.inequalities import (
     kl_inverse,
     kl_inverse_subsampled,
 )
+from sublora.bounds.precision import SCORE_TOLERANCE_BITS, with_tolerance
 from sublora.bounds.smoothing import LossRange, Smoothing
 
 RECORD_FORMAT = 2
@@ -228,7 +229,7 @@ def strict_bound(
     loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
     alternatives = premises.for_all_alternatives(extra_bits)
     bound = headline_bound(losses_D, loss_range, message.code_bits + settings.bits, alternatives)
-    return facts | {"bound_strict": bound}
+    return facts | {"bound_strict": with_tolerance(bound, loss_range)}
 
 
 def bounds_by_source(
@@ -246,8 +247,10 @@ def bounds_by_source(
     own = dataclasses.replace(premises, n_units=scored.n_sources, delta_sample=scored.delta_sample)
     alternatives = own.for_all_alternatives(message.items["extra"])
     return {
-        "bound": headline_bound(scored.losses_M, loss_range, message.code_bits, own),
-        "bound_all_runs": headline_bound(scored.losses_M, loss_range, message.code_bits, alternatives),
+        "bound": with_tolerance(headline_bound(scored.losses_M, loss_range, message.code_bits, own), loss_range),
+        "bound_all_runs": with_tolerance(
+            headline_bound(scored.losses_M, loss_range, message.code_bits, alternatives), loss_range
+        ),
         "loss": _mean("losses of drawn sources", scored.losses_M),
         "n": scored.n_sources,
         "m": len(scored.losses_M),
@@ -265,7 +268,7 @@ def bound_record(
     settings: SettingsCharge = NOTHING_CHARGED,
     by_source: ScoredSources | None = None,
 ) -> dict[str, Any]:
-    """The content of bounds.json.
+    """The content of bounds.json. Every bound on a loss has the allowance for rounding in it (`with_tolerance`).
 
     run: the keys RUN_KEYS; environment: the keys ENVIRONMENT_KEYS; both are copied. settings: what they cost, for
     `bound_strict`. ValueError as in `sublora.bounds.inequalities`, and for other keys.
@@ -274,20 +277,26 @@ def bound_record(
     _check_keys("environment", environment, ENVIRONMENT_KEYS)
     loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
     code_bits = message.code_bits
-    bounds = all_bounds(scored.losses_D, loss_range, code_bits, premises)
+    pure_bounds = all_bounds(scored.losses_D, loss_range, code_bits, premises)
+    bounds = {name: with_tolerance(bound, loss_range) for name, bound in pure_bounds.items()}
     alternatives = premises.for_all_alternatives(message.items["extra"])
+    all_runs = headline_bound(scored.losses_D, loss_range, code_bits, alternatives)
     test_D, delta = held_out.test_D, premises.delta
+    of_test, of_test_all_runs = (
+        held_out_bound(test_D, loss_range, delta=share) for share in (delta, delta / premises.sweep_size)
+    )
     record = {
         "format": RECORD_FORMAT,
         "run": {key: run[key] for key in RUN_KEYS},
         "bound_value": bounds[premises.headline],
         "bound_inequality": premises.headline,
         "bound_hoeffding": bounds[premises.hoeffding],
-        "bound_all_runs": headline_bound(scored.losses_D, loss_range, code_bits, alternatives),
+        "bound_all_runs": with_tolerance(all_runs, loss_range),
         **strict_bound(scored.losses_D, message, premises, settings),
-        "bound_held_out": held_out_bound(test_D, loss_range, delta=delta),
-        "bound_held_out_all_runs": held_out_bound(test_D, loss_range, delta=delta / premises.sweep_size),
+        "bound_held_out": with_tolerance(of_test, loss_range),
+        "bound_held_out_all_runs": with_tolerance(of_test_all_runs, loss_range),
         "bounds": bounds,
+        "score_tolerance_bits": SCORE_TOLERANCE_BITS,
         "by_source": bounds_by_source(by_source, message, premises),
         "empirical_bpd": _mean("losses of scored documents", scored.losses_D),
         "kl_divergence": code_bits * LN2,

@@ -78,8 +78,8 @@ class Compute(Section):
 
     device: Annotated[Literal["cuda", "cpu"], Reaches("base", "train", "yardsticks")]
     """Where networks are trained and scored."""
-    dtype: Annotated[Literal["float32", "bfloat16"], Reaches("base", "train", "yardsticks")]
-    """Type of the frozen weights and activations; w and its projection stay in float32."""
+    dtype: Annotated[Literal["float32", "bfloat16"], Reaches("base", "train")]
+    """Type of frozen weights and activations in trainings; w and its projection, and all of scoring, are float32."""
     compile: Annotated[bool, Reaches("base", "train", "yardsticks")]
     """Whether layers and head run through torch.compile; needs a C compiler on the machine that trains and scores."""
     deterministic: Annotated[bool, Reaches("base", "train", "yardsticks")]

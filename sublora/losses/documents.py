@@ -25,6 +25,8 @@ class ScoringRule:
     eot_id: int
     batch_tokens: int
     """Positions that go through the network at once; a window longer than that goes alone."""
+    fixed_shapes: bool = False
+    """Whether a document's scores must not depend on the documents scored with it: see `_fixed_batches`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +74,13 @@ def score_documents(
     end = np.array([rule.eot_id])
     tokens_S = np.concatenate([part for document in documents for part in (document, end)]).astype(np.int64)
     windows = sliding_windows(counts_D, rule.windows)
+    batches = (_fixed_batches if rule.fixed_shapes else _batches)(windows.length, rule)
     scores, places = [], []
-    for rows_N in _batches(windows.length, rule.batch_tokens):
-        batch = window_tokens(tokens_S, offsets[:-1], windows[rows_N], eot_id=rule.eot_id)
-        arrays = batch.inputs_NT, np.flatnonzero(batch.scored_NT), batch.targets_NT[batch.scored_NT]
+    for rows_N, shape in batches:
+        batch = window_tokens(tokens_S, offsets[:-1], windows[rows_N], eot_id=rule.eot_id, width=shape[1])
+        filled_NT = np.full(shape, rule.eot_id)
+        filled_NT[: len(rows_N)] = batch.inputs_NT
+        arrays = filled_NT, np.flatnonzero(batch.scored_NT), batch.targets_NT[batch.scored_NT]
         inputs_NT, positions_K, targets_K = (to_device(part, device) for part in arrays)
         hidden_KC = model.hidden(inputs_NT).flatten(0, 1)[positions_K]
         scores.append(model.target_scores(hidden_KC, targets_K))
@@ -98,12 +103,43 @@ def blocks_of_documents(lengths_D: np.ndarray, block_tokens: int = BLOCK_TOKENS)
     return [slice(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(lengths_D)], strict=True)]
 
 
-def _batches(length_N: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Indices of windows that go through the model together: of like length, at most `batch_tokens` positions."""
+Batch = tuple[np.ndarray, tuple[int, int]]
+"""Indices of windows that go through the model together, and the shape (N, T) of what it reads."""
+
+
+def _batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
+    """Windows of like length, at most `batch_tokens` positions."""
     order = np.argsort(length_N, kind="stable")
     lengths = length_N[order].tolist()
     start = 0
     for stop in range(1, len(lengths) + 1):
-        if stop == len(lengths) or lengths[stop] * (stop + 1 - start) > batch_tokens:
-            yield order[start:stop]
+        if stop == len(lengths) or lengths[stop] * (stop + 1 - start) > rule.batch_tokens:
+            yield order[start:stop], (stop - start, lengths[stop - 1])
             start = stop
+
+
+def _fixed_batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
+    """Windows padded to a shape (N, T) that follows from the window's own length and the rule alone.
+
+    T is `padded_widths`, N = batch_tokens / T; rows without a window are filled with end-of-text. A matrix product or
+    an attention kernel of another shape may sum in another order; of one shape, what it makes of a row does not depend
+    on the other rows.
+    """
+    width_N = padded_widths(length_N, rule.windows.context_length)
+    for width in np.unique(width_N).tolist():
+        members, rows = np.flatnonzero(width_N == width), max(1, rule.batch_tokens // width)
+        for start in range(0, len(members), rows):
+            yield members[start : start + rows], (rows, width)
+
+
+NARROWEST = 16
+"""Positions up to which windows are not told apart by their lengths in fixed shapes."""
+
+
+def padded_widths(length_N: np.ndarray, context_length: int) -> np.ndarray:
+    """Positions that windows take in fixed shapes: the context or the smallest of its halves that holds the window."""
+    widths = [context_length]
+    while widths[-1] > NARROWEST:
+        widths.append(-(-widths[-1] // 2))
+    widths_W = np.array(widths[::-1])
+    return widths_W[np.searchsorted(widths_W, length_N)]

@@ -21,6 +21,8 @@ ROWS_AT_LEAST = {"cpu": 512, "cuda": 1024}
 
 What follows the product then goes over the chunk in pieces of LOGITS_AT_ONCE.
 """
+SCORED_ROWS = {"cpu": 512, "cuda": 2048}
+"""Positions in each product of `head_target_scores`, always: a product of another shape may sum in another order."""
 VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 WIDTH_MULTIPLE = {"cpu": 1, "cuda": 8}
 
@@ -65,15 +67,20 @@ def head_target_scores(
     """(log p in nats, rank) of each target, float32 and int32 (K).
 
     The rank is the number of other tokens with at least the target's logit: ties count against the model, so that a
-    constant predictor is not always right.
+    constant predictor is not always right. All matrix products have one shape, whatever K is.
     """
-    sides = _joined(hidden_KC, down_KR), _joined(weight_VC, up_VR, pad_rows=True)
+    positions, rows = len(targets_K), SCORED_ROWS[hidden_KC.device.type]
+    filling = -positions % rows
+    inputs_KJ = F.pad(_joined(hidden_KC, down_KR), (0, 0, 0, filling))
+    matrix_PJ, targets_K = _joined(weight_VC, up_VR, pad_rows=True), F.pad(targets_K, (0, filling))
     function = compiled(_target_scores, use_compiler)
     parts = []
-    for part in _chunks(len(targets_K), sides[1]):
-        logits_KP, targets_of_part_K = sides[0][part] @ sides[1].T, targets_K[part]
+    for start in range(0, len(targets_K), rows):
+        part = slice(start, start + rows)
+        logits_KP, targets_of_part_K = inputs_KJ[part] @ matrix_PJ.T, targets_K[part]
         parts += [function(logits_KP[p], targets_of_part_K[p], weight_VC.shape[0]) for p in _pieces(logits_KP)]
-    return torch.cat([log_p for log_p, _ in parts]), torch.cat([rank for _, rank in parts])
+    log_p_K, rank_K = (torch.cat(values)[:positions] for values in zip(*parts, strict=True))
+    return log_p_K, rank_K
 
 
 class _HeadCrossEntropy(torch.autograd.Function):

@@ -19,20 +19,40 @@ from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.training.run import Run
 
+CERTIFIED_DTYPE = "float32"
+"""Of everything that is reported, whatever `compute.dtype` says.
+
+The predictor of a certificate is the network with the float32 weights that the hash of its base names, computed in
+float32: neither rounded weights nor a device's reduced products are part of its definition.
+"""
+
 
 def build_run(
-    settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, root: Path, device: torch.device
+    settings: config.Settings,
+    spec: config.RunSpec,
+    dataset: TokenDataset,
+    root: Path,
+    device: torch.device,
+    *,
+    dtype: str = CERTIFIED_DTYPE,
 ) -> Run:
     """Everything of a run at its start (w = 0, gates 1/2); the same function for every arm of a seed.
 
-    `root`: the folder that holds data/ and results/base/. UserError if the budget does not fit the network, or the
-    base cannot be read.
+    `root`: the folder that holds data/ and results/base/; dtype: what the network computes in, a training's
+    `compute.dtype`. UserError if the budget does not fit the network, or the base cannot be read.
     """
-    return assemble_run(settings, spec, dataset, load_base(settings, spec.seed, dataset.vocab_size, root), device)
+    base = load_base(settings, spec.seed, dataset.vocab_size, root)
+    return assemble_run(settings, spec, dataset, base, device, dtype=dtype)
 
 
 def assemble_run(
-    settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, base: Base, device: torch.device
+    settings: config.Settings,
+    spec: config.RunSpec,
+    dataset: TokenDataset,
+    base: Base,
+    device: torch.device,
+    *,
+    dtype: str = CERTIFIED_DTYPE,
 ) -> Run:
     """A run at its start on a base that is at hand. UserError if the budget does not fit the network."""
     vocab_size = dataset.vocab_size
@@ -50,8 +70,7 @@ def assemble_run(
         subspace = Subspace(shape, origin_D, stream).to(device)
     except ValueError as error:
         raise UserError(str(error)) from None
-    compute = settings.compute
-    gpt = GPT(settings.model, vocab_size, dtype=DTYPES[compute.dtype], use_compiler=compute.compile)
+    gpt = GPT(settings.model, vocab_size, dtype=DTYPES[dtype], use_compiler=settings.compute.compile)
     gpt.load(base.weights)
     network = LoraGPT(
         gpt=gpt.to(device),

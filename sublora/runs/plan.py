@@ -23,7 +23,7 @@ from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device, gpu_name
 from sublora.errors import UserError
 from sublora.losses import TOP_K
-from sublora.losses.documents import score_documents
+from sublora.losses.documents import padded_widths, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows
 from sublora.models.weights import Base, random_weights, weights_sha256
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
@@ -115,14 +115,14 @@ def scored_count(settings: config.Settings, dataset: TokenDataset | None) -> int
 
 
 def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
-    """Tokens that go through the network to encode and score one run: val three times, the train documents, test.
+    """Positions, padding included, that go through the network to encode and score a run: val three times, train, test.
 
     Drawn units are drawn later; their number of tokens is the expectation over the training units.
     """
     rule = WindowRule(settings.model.context_length, settings.scoring.sliding_window)
 
     def through_the_network(lengths: np.ndarray) -> float:
-        return float(sliding_windows(lengths + 1, rule).length.sum())
+        return float(padded_widths(sliding_windows(lengths + 1, rule).length, rule.context_length).sum())
 
     train = dataset.document_lengths("train")
     sample = train[:: max(1, len(train) // SAMPLED_DOCUMENTS)]
@@ -200,9 +200,11 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
         random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
         # Speed does not depend on the base, which need not be there yet.
         weights = random_weights(settings.model, vocab_size, seed=0)
-        base = Base(weights, weights_sha256(weights))
-        run = assemble_run(settings, settings.grid.runs()[-1], random_tokens, base, device)
-        training = _training_rate(run)
+        base, spec = Base(weights, weights_sha256(weights)), settings.grid.runs()[-1]
+        training = _training_rate(
+            assemble_run(settings, spec, random_tokens, base, device, dtype=settings.compute.dtype)
+        )
+        run = assemble_run(settings, spec, random_tokens, base, device)
         context = settings.model.context_length
         rng = np.random.Generator(np.random.Philox(0))
         size = (max(1, settings.compute.scoring_batch_tokens // context), context - 1)

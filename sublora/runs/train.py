@@ -48,7 +48,7 @@ def train_run(
             if devices is None:
                 return
             use_device(settings.compute, device := devices[peers.rank])
-            run = build_run(settings, spec, dataset, root, device)
+            run = build_run(settings, spec, dataset, root, device, dtype=settings.compute.dtype)
             Trainer(run, out=out, progress=progress, peers=peers, before_step=before_step).train()
 
         if not peers.is_first:

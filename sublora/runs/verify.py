@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sublora import config
+from sublora.bounds.precision import with_tolerance
 from sublora.bounds.record import headline_bound
 from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
@@ -26,7 +27,7 @@ from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.encode import val_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.score import score_message, score_training_units
-from sublora.runs.verification.checks import BFLOAT16, FLOAT32, Check, Tolerance, loss_checks, record_checks
+from sublora.runs.verification.checks import Check, loss_checks, record_checks
 from sublora.runs.verification.data import data_checks
 from sublora.runs.verification.files import Claim, Options, read_claim
 from sublora.runs.verification.premises import (
@@ -182,10 +183,8 @@ def _read_base(message: Message, claim: Claim, vocab_size: int) -> Base:
 
 
 def _overridden(compute: config.Compute, options: Options) -> config.Compute:
-    """Where and in which precision this verification computes; never with more threads than there are cores."""
+    """Where this verification computes; never with more threads than there are cores."""
     changes: dict[str, Any] = {"threads": min(compute.threads, os.cpu_count() or 1)}
-    if options.dtype is not None:
-        changes["dtype"] = options.dtype
     if options.device is not None and options.device != compute.device:
         changes |= {"device": options.device, "compile": False}
     elif compute.device == "cuda" and not torch.cuda.is_available():
@@ -195,9 +194,7 @@ def _overridden(compute: config.Compute, options: Options) -> config.Compute:
 
 def _rescored(verdict: Verdict, run: Run, material: Material) -> Verdict:
     """The verdict after scoring: losses, every number of bounds.json, and the verifier's own bounds."""
-    compute, message = run.settings.compute, material.message
-    reduced = "bfloat16" in (compute.dtype, message.settings.compute.dtype)
-    tolerance = BFLOAT16 if reduced else FLOAT32
+    message = material.message
     own: dict[str, Any] = score_message(run, message)
     before = _val_losses_before_quantization(run, material)
     if before is None:
@@ -205,12 +202,11 @@ def _rescored(verdict: Verdict, run: Run, material: Material) -> Verdict:
         verdict = dataclasses.replace(verdict, trusted=(*verdict.trusted, text))
     else:
         own["val_losses_unquantized_bits"] = before
-    verdict = verdict.with_checks(*loss_checks(material.stored, own, tolerance))
-    verdict = _with_record(verdict, material, own, tolerance)
+    verdict = verdict.with_checks(*loss_checks(material.stored, own))
+    verdict = _with_record(verdict, material, own)
     if material.options.redraw is not None:
         verdict = verdict.with_bounds({"bound_redraw": _bound_of_own_draw(run, material)})
-    where = f"{compute.device}, {compute.dtype}"
-    return dataclasses.replace(verdict, scored_on=where if not reduced else f"{where} (tolerances of bfloat16)")
+    return dataclasses.replace(verdict, scored_on=run.settings.compute.device)
 
 
 def _val_losses_before_quantization(run: Run, material: Material) -> np.ndarray | None:
@@ -224,7 +220,7 @@ def _val_losses_before_quantization(run: Run, material: Material) -> np.ndarray 
     return val_losses(run, w, split)[:, material.message.contents.smoothing_index]
 
 
-def _with_record(verdict: Verdict, material: Material, own: dict[str, Any], tolerance: Tolerance) -> Verdict:
+def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> Verdict:
     """bounds.json against the record of the stored losses and against that of the verifier's own."""
     stored, message = material.stored, material.message
     environment = {name: None if keys is None else dict.fromkeys(keys) for name, keys in ENVIRONMENT_SHAPE.items()}
@@ -245,7 +241,7 @@ def _with_record(verdict: Verdict, material: Material, own: dict[str, Any], tole
         from_file = run_record(message, stored, environment) | hashes
     except (ValueError, TypeError) as error:
         return verdict.with_checks(Check("losses.npz gives a bound", "a number", str(error)))
-    verdict = verdict.with_checks(*record_checks(material.claimed, (from_file, fresh), tolerance, on_trust))
+    verdict = verdict.with_checks(*record_checks(material.claimed, (from_file, fresh), on_trust))
     return verdict.with_checks(*_published_numbers(material))
 
 
@@ -272,4 +268,4 @@ def _bound_of_own_draw(run: Run, material: Material) -> float:
     drawn = score_training_units(run, message, stream.integers(0, premises.n_units, size=options.redraw))
     code_bits, _ = charged_bits(message.payload.items, message.settings)
     loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
-    return headline_bound(drawn.losses_U, loss_range, code_bits, premises)
+    return with_tolerance(headline_bound(drawn.losses_U, loss_range, code_bits, premises), loss_range)

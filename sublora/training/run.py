@@ -35,7 +35,9 @@ class Run:
 
     @property
     def scoring_rule(self) -> ScoringRule:
-        return ScoringRule(self.windows, self.dataset.eot_id, self.settings.compute.scoring_batch_tokens)
+        """How documents behind a reported number are scored: their losses depend on no other document."""
+        batch_tokens = self.settings.compute.scoring_batch_tokens
+        return ScoringRule(self.windows, self.dataset.eot_id, batch_tokens, fixed_shapes=True)
 
     @property
     def loss(self) -> BoundedLoss:
@@ -53,7 +55,9 @@ class Run:
         count = min(self.settings.rate_phase.val_documents, len(self.dataset.document_lengths("val")))
         documents_D, units = self.dataset.leading_units("val", count)
         documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
-        return BoundEstimator(documents, units, self.scoring_rule, self.loss, self.device)
+        # An estimate is reported nowhere, and its batches need no filling.
+        rule = dataclasses.replace(self.scoring_rule, fixed_shapes=False)
+        return BoundEstimator(documents, units, rule, self.loss, self.device)
 
     def model_at(self, w_d: Tensor, mask_width: float = 0.0) -> LanguageModel:
         """The model of any w (d) and of the present gates, at a mask width (0: the hard split)."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.bounds.inequalities import betting, betting_subsampled
+from sublora.bounds.precision import with_tolerance
 from sublora.bounds.selection import Sampling
 from sublora.bounds.smoothing import LossRange, Smoothing
 from sublora.coding.bits import Bits, bits_to_bytes
@@ -107,7 +108,7 @@ class Scored:
 
 
 def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str, float], seconds: float) -> Row:
-    """The row of a model with this message.
+    """The row of a model with this message; its bound allows for rounding like the networks' (`with_tolerance`).
 
     Args:
         code_bits: C item by item, in bits; empty for a model that was fixed without the n documents.
@@ -120,7 +121,8 @@ def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str,
     expected = n if premises.m is None else premises.m
     if scored.losses_D.shape != (expected,):
         raise ValueError(f"losses of shape {scored.losses_D.shape}, expected those of {expected} documents")
-    lower, upper = premises.range_of(scored.smoothing)
+    loss_range = premises.range_of(scored.smoothing)
+    lower, upper = loss_range
     total = float(sum(code_bits.values()))
     if delta_sample is None:
         bound = betting(scored.losses_D, lower=lower, upper=upper, code_bits=total, n=n, delta=delta)
@@ -129,7 +131,7 @@ def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str,
             scored.losses_D, lower=lower, upper=upper, code_bits=total, n=n, delta=delta, delta_sample=delta_sample
         )
     return Row(
-        bound_bits=bound,
+        bound_bits=with_tolerance(bound, loss_range),
         inequality=betting.__name__ if delta_sample is None else betting_subsampled.__name__,
         smoothing=scored.smoothing.name,
         loss_range_bits=[lower, upper],

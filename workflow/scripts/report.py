@@ -11,4 +11,5 @@ with user_errors_to(snakemake.log[0]):
         hypotheses_csv=snakemake.input.hypotheses,
         figures=snakemake.input.figures,
         captions=snakemake.input.captions,
+        near_duplicates_json=snakemake.input.get("near_duplicates"),
     )

@@ -6,32 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from sublora.bounds.precision import SCORE_TOLERANCE_BITS
 from sublora.bounds.record import ENVIRONMENT_KEYS
 
 RECORD_TOLERANCE = 1e-9
 """Relative, for a number of bounds.json against the same formulas and the same losses on another machine."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Tolerance:
-    """How far a claimed number may lie from the verifier's own; never used for the bound that the verdict names."""
-
-    document_bits: float
-    """Loss of one document, bits per token."""
-    mean_bits: float
-    """Mean loss of the scored, val or test documents: rounding errors of documents are not all on one side."""
-    bound_bits: float
-    """A bound: bets are picked from grids, so a bound may jump where two of them are as good."""
-    topk_document: float
-    """Top-k error of one document: near ties may fall the other way."""
-    topk_mean: float
-    """Mean top-k error, and its bounds."""
-
-
-FLOAT32 = Tolerance(2e-4, 5e-5, 1e-3, 5e-2, 1e-3)
-"""Both scored in float32, where the batch that a document was in changes its loss by some 1e-6."""
-BFLOAT16 = Tolerance(1e-1, 1e-2, 2e-2, 2e-1, 2e-2)
-"""One of the two in bfloat16, which keeps 8 bits; against float32, documents differ by up to 0.05, means by 0.007."""
+# How far a claimed number may lie from the verifier's own; never used for the bound that the verdict names.
+LOSS_TOLERANCE_BITS = 2 * SCORE_TOLERANCE_BITS
+"""Loss of a document, and so a mean of losses: prover and verifier may each be off by the allowance for rounding."""
+BOUND_TOLERANCE_BITS = 1e-3
+"""Bets are picked from grids, so a bound on a draw may jump where two of them are as good."""
+TOPK_DOCUMENT_TOLERANCE = 5e-2
+"""Top-k error of one document: near ties may fall the other way."""
+TOPK_MEAN_TOLERANCE = 1e-3
+"""Mean top-k error, and its bounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +61,6 @@ KeyPath = tuple[str, ...]
 def record_checks(
     claimed: Mapping[str, Any],
     records: tuple[Mapping[str, Any], Mapping[str, Any]],
-    tolerance: Tolerance,
     on_trust: frozenset[str],
 ) -> list[Check]:
     """bounds.json key by key.
@@ -90,23 +79,23 @@ def record_checks(
             continue
         exact = RECORD_TOLERANCE * max(1.0, abs(wanted)) if isinstance(wanted, float) else None
         checks.append(Check(name, value, wanted, exact))
-        limit = None if path[0] in on_trust else _limit(path, tolerance)
+        limit = None if path[0] in on_trust else _limit(path)
         if limit is not None:
             checks.append(Check(f"{name}, re-scored", value, fresh.get(path, MISSING), limit))
     return checks
 
 
-def _limit(path: KeyPath, tolerance: Tolerance) -> float | None:
+def _limit(path: KeyPath) -> float | None:
     """How far a number of the record that hangs on losses may be off; None for one that does not."""
     key = path[0]
     if key == "by_source":
         return {"loss": tolerance.mean_bits, "n": None, "m": None}.get(path[-1], tolerance.bound_bits)
     if key in ("topk_errors", "topk_bounds"):
-        return tolerance.topk_mean
+        return TOPK_MEAN_TOLERANCE
     if key in ("empirical_bpd", "val_loss_bits", "val_loss_unquantized_bits", "test_loss_bits"):
-        return tolerance.mean_bits
+        return LOSS_TOLERANCE_BITS
     is_bound = key.startswith("bound") and key not in ("bound_inequality", "bound_strict_absent")
-    return tolerance.bound_bits if is_bound else None
+    return BOUND_TOLERANCE_BITS if is_bound else None
 
 
 def _leaves(record: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
@@ -123,7 +112,7 @@ def environment_facts(claimed: Mapping[str, Any]) -> dict[str, Any]:
     return {".".join(path): value for path, value in _leaves(claimed) if path[0] in ENVIRONMENT_KEYS}
 
 
-def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray], tolerance: Tolerance) -> list[Check]:
+def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray]) -> list[Check]:
     """The arrays of losses.npz against the verifier's: names, shapes, documents, and the largest difference of each.
 
     ln P is compared per target, in bits. `own` lacks the val losses before quantization where there is no checkpoint.
@@ -145,7 +134,7 @@ def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray], tolera
             checks.append(Check(f"type and shape of {name}", found, wanted))
             continue
         difference = np.abs(given - computed) / (scale if name == "log_p_nats" else 1.0)
-        limit = tolerance.topk_document if name == "topk_errors" else tolerance.document_bits
+        limit = TOPK_DOCUMENT_TOLERANCE if name == "topk_errors" else LOSS_TOLERANCE_BITS
         largest = float(np.max(difference, initial=0.0)) if np.isfinite(given).all() else float("inf")
         checks.append(Check(f"largest difference in {name}", 0.0, largest, limit))
     return checks

@@ -103,7 +103,6 @@ class Options:
     config_path: Path | None = None
     """The settings that the verifier expects."""
     device: Literal["cpu", "cuda"] | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
     redraw: int | None = None
     """Number of training documents to score that the verifier draws."""
     nonce: str | None = None

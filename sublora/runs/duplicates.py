@@ -1,0 +1,122 @@
+"""data/{dataset}/near_duplicates.json: how alike the documents are, and how the bounds of runs hang on it.
+
+A sensitivity, no certificate. Clusters depend on the sample, so the theorem that bounds the mean over independent
+documents has nothing to say of them; what is asked is how much a bound owes to the number n of documents.
+
+Does not import torch.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sublora import config
+from sublora.bounds.precision import with_tolerance
+from sublora.bounds.record import headline_bound
+from sublora.data.base import open_target
+from sublora.data.dataset import TokenDataset, dataset_folder
+from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares
+from sublora.errors import UserError
+from sublora.files import write_json
+from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
+from sublora.runs.bound import read_losses
+from sublora.runs.message import Message, charged_bits, read_message
+
+NEAR_DUPLICATES_FILE = "near_duplicates.json"
+NEAR_DUPLICATES_FORMAT = 1
+"""Version of the layout; a reader refuses every other one."""
+MOSTLY_SHARED = 0.5
+"""A document shares most of its text if it shares more than this part of its shingles."""
+
+
+def write_near_duplicates(settings: config.Settings, *, root: Path, rule: ClusterRule | None = None) -> Path:
+    """Measure the prepared documents, and the bounds of all runs that are scored; returns the file.
+
+    UserError if the data cannot be read, datasketch is missing, or a run is of other data.
+    """
+    dataset, started = open_target(settings, root), time.monotonic()
+    facts = measure_documents(dataset, rule or ClusterRule())
+    runs = {}
+    for spec in settings.grid.runs():
+        folder = root / "results" / "runs" / spec.name
+        if (folder / LOSSES_NAME).exists():
+            runs[spec.name] = sensitivity(folder, dataset.data_hash, (facts["n_clusters"], facts["n_mostly_new"]))
+    path = dataset_folder(root, settings.data) / NEAR_DUPLICATES_FILE
+    contents = {"format": NEAR_DUPLICATES_FORMAT, "data_hash": dataset.data_hash, **facts}
+    write_json(path, contents | {"seconds": time.monotonic() - started, "runs": runs})
+    return path
+
+
+def measure_documents(dataset: TokenDataset, rule: ClusterRule) -> dict[str, Any]:
+    """Facts of the documents alone, as they stand in the file.
+
+    n_clusters: clusters of the train documents; where not all were clustered, the same share of all n, which is too
+    many, since more documents hold more near duplicates of each. n_mostly_new: n times the share of test documents
+    that do not share most of their text with train, as many as of any n documents are expected to be like that.
+    """
+    shares_D, clusters, n = shared_shares(dataset), cluster(dataset, rule), dataset.n_documents
+    mostly_shared = float(np.mean(shares_D > MOSTLY_SHARED))
+    return {
+        "rule": {"shingle_bytes": SHINGLE_BYTES, "mostly_shared": MOSTLY_SHARED} | dataclasses.asdict(rule),
+        "n_documents": n,
+        "test_documents": len(shares_D),
+        "test_mostly_shared": mostly_shared,
+        "test_mean_shared": float(shares_D.mean()),
+        "clustered_documents": clusters.documents,
+        "clusters": clusters.count,
+        "largest_cluster": clusters.largest,
+        "n_clusters": max(1, round(n * clusters.count / clusters.documents)),
+        "n_mostly_new": max(1, round(n * (1.0 - mostly_shared))),
+    }
+
+
+def sensitivity(folder: Path, data_hash: str, counts: tuple[int, int]) -> dict[str, float]:
+    """A run's headline bound, and the two it would have with n_clusters and with n_mostly_new documents."""
+    message = read_message(folder / CERTIFICATE_NAME)
+    if message.header["data_hash"] != data_hash:
+        raise UserError(
+            f"{folder / CERTIFICATE_NAME}: of data {message.header['data_hash'][:12]}..., the prepared data are "
+            f"{data_hash[:12]}...; train and score again, or bring back that data"
+        )
+    losses_D = read_losses(folder / LOSSES_NAME)["losses_bits"]
+    names = ("bound_value", "bound_value_by_clusters", "bound_value_by_mostly_new")
+    sizes = (message.loss.premises.n_documents, *counts)
+    return {name: bound_with(message, losses_D, n) for name, n in zip(names, sizes, strict=True)}
+
+
+def bound_with(message: Message, losses_D: np.ndarray, n_documents: int) -> float:
+    """The run's headline bound, bits per token, as if its losses came from this many documents.
+
+    Where all documents are scored, evenly spaced ones stand for so many of them: their order is random.
+    """
+    premises = dataclasses.replace(message.loss.premises, n_documents=n_documents)
+    if premises.delta_sample is None:
+        losses_D = losses_D[np.linspace(0, len(losses_D) - 1, n_documents).round().astype(np.int64)]
+    code_bits, _ = charged_bits(message.payload.items, message.settings)
+    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
+    return with_tolerance(headline_bound(losses_D, loss_range, code_bits, premises), loss_range)
+
+
+def print_near_duplicates(path: Path) -> None:
+    """The file in words, and a row per run."""
+    facts, console = json.loads(path.read_text(encoding="utf-8")), Console()
+    clustered = facts["clustered_documents"]
+    of_all = "all" if clustered == facts["n_documents"] else "the first"
+    console.print(
+        f"{facts['test_mostly_shared']:.1%} of {facts['test_documents']:,} test documents share over half of their "
+        f"{SHINGLE_BYTES}-byte shingles with train documents (on average {facts['test_mean_shared']:.1%} of them)\n"
+        f"{facts['clusters']:,} clusters of {of_all} {clustered:,} train documents, the largest of "
+        f"{facts['largest_cluster']:,}"
+    )
+    if facts["runs"]:
+        table = Table("run", "bound", f"n = {facts['n_clusters']:,} clusters", f"n = {facts['n_mostly_new']:,}")
+        for name, bounds in facts["runs"].items():
+            table.add_row(name, *(f"{bound:.3f}" for bound in bounds.values()))
+        console.print(table)
+        console.print("Bounds if near duplicates were not counted: a sensitivity, no certificate.")
