@@ -84,9 +84,15 @@ def sensitivity(folder: Path, data_hash: str, counts: tuple[int, int]) -> dict[s
             f"{folder / CERTIFICATE_NAME}: of data {message.header['data_hash'][:12]}..., the prepared data are "
             f"{data_hash[:12]}...; train and score again, or bring back that data"
         )
+    premises = message.loss.premises
+    if premises.unit != "document":
+        raise UserError(
+            f"{folder / CERTIFICATE_NAME}: its bound counts units of kind {premises.unit}, near duplicates are counted "
+            "among documents; set data.unit to document"
+        )
     losses_D = read_losses(folder / LOSSES_NAME)["losses_bits"]
     names = ("bound_value", "bound_value_by_clusters", "bound_value_by_mostly_new")
-    sizes = (message.loss.premises.n_documents, *counts)
+    sizes = (premises.n_units, *counts)
     return {name: bound_with(message, losses_D, n) for name, n in zip(names, sizes, strict=True)}
 
 
@@ -95,7 +101,7 @@ def bound_with(message: Message, losses_D: np.ndarray, n_documents: int) -> floa
 
     Where all documents are scored, evenly spaced ones stand for so many of them: their order is random.
     """
-    premises = dataclasses.replace(message.loss.premises, n_documents=n_documents)
+    premises = dataclasses.replace(message.loss.premises, n_units=n_documents)
     if premises.delta_sample is None:
         losses_D = losses_D[np.linspace(0, len(losses_D) - 1, n_documents).round().astype(np.int64)]
     code_bits, _ = charged_bits(message.payload.items, message.settings)

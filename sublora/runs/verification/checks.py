@@ -89,7 +89,7 @@ def _limit(path: KeyPath) -> float | None:
     """How far a number of the record that hangs on losses may be off; None for one that does not."""
     key = path[0]
     if key == "by_source":
-        return {"loss": tolerance.mean_bits, "n": None, "m": None}.get(path[-1], tolerance.bound_bits)
+        return {"loss": LOSS_TOLERANCE_BITS, "n": None, "m": None}.get(path[-1], BOUND_TOLERANCE_BITS)
     if key in ("topk_errors", "topk_bounds"):
         return TOPK_MEAN_TOLERANCE
     if key in ("empirical_bpd", "val_loss_bits", "val_loss_unquantized_bits", "test_loss_bits"):
