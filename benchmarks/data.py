@@ -78,13 +78,13 @@ def _rates(machine: Machine) -> dict[str, Any]:
     """What a worker does with texts (tokens, keys, records) against tiktoken's encode_ordinary_batch on one thread."""
     import tiktoken
 
+    data = settings_with({}).data
     texts = list(documents(RATE_TOKENS))
     batches = list(batch_texts((text, None) for text in texts))
     encoding = tiktoken.get_encoding("gpt2")
 
     def product() -> int:
-        settings = {"tokenizer": "gpt2", "min_characters": 1, "min_tokens": 1, "shuffle_seed": 1}
-        made = [tokenize_batch(batch, **settings) for batch in batches]
+        made = [tokenize_batch(batch, data) for batch in batches]
         return sum((len(record) - 24) // 2 for batch in made for record in batch.records)
 
     def reference() -> int:
