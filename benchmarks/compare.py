@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "val_documents": 40,
         "test_documents": 40,
         "workers": 1,
+        "near_duplicates": False,
     },
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 32, "init_std": 0.05},
     "lora": {"rank": 2, "alpha": 8.0},

@@ -46,6 +46,7 @@ TINY = {
         "val_documents": 30,
         "test_documents": 30,
         "workers": 1,
+        "near_duplicates": False,
     },
 }
 

@@ -23,6 +23,7 @@ def folder_data(**changes: Any) -> config.Data:
         "test_documents": 3,
         "shuffle_seed": 7,
         "workers": 1,
+        "near_duplicates": False,
     }
     return config.Data(**(values | changes))
 

@@ -129,6 +129,7 @@ def test_settings_that_make_no_sense_are_refused(corpus, data, message):
         "test_documents": 1,
         "shuffle_seed": 0,
         "workers": 1,
+        "near_duplicates": False,
     }
     with pytest.raises(ValidationError, match=message):
         config.Data(corpus=markov_corpus(**corpus), **(values | data))

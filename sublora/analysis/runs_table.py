@@ -45,6 +45,8 @@ METRICS = (
     "test_loss_bits",
 )
 """Numbers of the record that keep their name. Losses and bounds in bits per token, kl_divergence in nats."""
+STRICT = ("bound_strict", "settings_bits")
+"""Numbers of the record that are there where the settings fit a reference configuration."""
 NESTED = {
     "bounds": "bound_by_",
     "by_source": "by_source_",
@@ -205,6 +207,8 @@ def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     row["seed"] = _number(run, "seed", name, "run.")
     row |= {key: _text(record, key, name) for key in ("bound_inequality", "smoothing", "unit")}
     row |= {key: _number(record, key, name) for key in METRICS}
+    if record.get("bound_strict") is not None:
+        row |= {key: _number(record, key, name) for key in STRICT}
     for key, prefix in NESTED.items():
         table = _mapping(record, key, name)
         columns = {prefix + str(item): _number(table, item, name, f"{key}.") for item in table}

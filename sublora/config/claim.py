@@ -23,7 +23,7 @@ WITHOUT_EFFECT = {
     "compute": None,
     "gating": {"learning_rate", "mask_width_start", "mask_width_end", "soft_fraction", "trace_interval_steps"},
     "lora": {"dropout"},
-    "data": {"workers"},
+    "data": {"workers", "near_duplicates"},
     "base": {"log_interval_steps", "save_interval_steps"},
 }
 """Sections (None: whole) and keys by which messages were found or machines chosen: a bound holds whatever they are."""

@@ -160,6 +160,9 @@ class Data(Section):
     """Key of the hash of a text, or of a source's name, which decides whether it goes to train, val or test."""
     workers: Annotated[PositiveInt, Reaches()]
     """Processes that tokenize; does not change the result."""
+    near_duplicates: Annotated[bool, Reaches()]
+    """Whether the report says how many near duplicates there are and what the bounds owe to them; `sublora duplicates`
+    measures it in any case."""
 
     @property
     def knows_sources(self) -> bool:

@@ -180,6 +180,17 @@ def test_an_edited_caption_rewrites_only_the_page(finished: Toy) -> None:
     assert finished.plan() == {"html_report": 1}
 
 
+def test_the_page_waits_for_near_duplicates_where_the_settings_ask_for_them(finished: Toy) -> None:
+    """Once they are measured the page keeps them up to date, whatever the settings say."""
+    finished.write_settings(grid=SMALL_GRID, data={"near_duplicates": True})
+    assert finished.plan() == {"near_duplicates": 1, "html_report": 1}
+    assert finished.snakemake().exit_code == 0
+    finished.write_settings(grid=SMALL_GRID)
+    assert finished.plan() == {}
+    finished.write("data/docstrings/near_duplicates.json", "other")
+    assert finished.plan() == {"html_report": 1}
+
+
 def test_another_name_of_the_settings_file_is_no_change(finished: Toy) -> None:
     (finished.root / "config/mine.yaml").write_text((finished.root / "config/config.yaml").read_text())
     assert finished.plan("--configfile", "config/mine.yaml") == {}

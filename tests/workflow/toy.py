@@ -61,6 +61,9 @@ case $stage in
     folder=data/$(key data name)
     test -f "$folder/train.bin" && test "$(key base kind)" = random || test -f results/base/base.json
     write yardsticks.json ;;
+  duplicates)
+    folder=data/$(key data name)
+    write near_duplicates.json ;;
   train)
     test -f "data/$(key data name)/train.bin"
     test "$(key base kind)" = random || test -f results/base/base.json
@@ -146,7 +149,8 @@ class Toy:
         """The demo's settings on a random base, networks not trained for the code, some keys of sections changed."""
         values = yaml.safe_load((self.root / "demo/config/config.yaml").read_text()) | {"base": {"kind": "random"}}
         values["message"]["quantizer"] = "plain"
-        values["data"] |= {"name": "docstrings", "corpus": {"kind": "docstrings", "packages": ["stdlib"]}}
+        corpus = {"kind": "docstrings", "packages": ["stdlib"]}
+        values["data"] |= {"name": "docstrings", "corpus": corpus, "near_duplicates": False}
         for section, keys in sections.items():
             values[section] = values[section] | keys
         self.write(path, yaml.safe_dump(values))

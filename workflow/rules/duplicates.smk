@@ -1,4 +1,4 @@
-"""Near duplicates among the documents, and what the runs' bounds owe to them. On request; needs datasketch."""
+"""Near duplicates among the documents, and what the runs' bounds owe to them. In the report where data.near_duplicates says so."""
 
 NEAR_DUPLICATES = f"{DATA}/near_duplicates.json"
 

@@ -24,8 +24,12 @@ localrules:
 
 rule html_report:
     input:
-        # Only where it was measured; from then on it is kept up to date.
-        **({"near_duplicates": NEAR_DUPLICATES} if os.path.exists(NEAR_DUPLICATES) else {}),
+        # Where it was measured on request it is kept up to date.
+        **(
+            {"near_duplicates": NEAR_DUPLICATES}
+            if SETTINGS.data.near_duplicates or os.path.exists(NEAR_DUPLICATES)
+            else {}
+        ),
         runs="results/runs.csv",
         yardsticks=f"{DATA}/yardsticks.json",
         hypotheses="results/tables/hypotheses.csv",
