@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever sees half of one, and hashing them in bounded memory."""
+"""Writing files so that no reader ever sees half of one, reading JSON, and hashing files in bounded memory."""
 
 import contextlib
 import hashlib
@@ -6,6 +6,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from sublora.errors import UserError
 
 
 @contextlib.contextmanager
@@ -35,6 +38,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Indented JSON; NaN and infinity are refused (ValueError)."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, *, missing: str, mend: str) -> Any:
+    """What the file holds. UserError if it is not there, ending in `missing`, or is no JSON, ending in `mend`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{missing}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
 
 
 def sha256_of_file(path: Path, block_bytes: int = 1 << 20) -> str:

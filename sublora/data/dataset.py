@@ -15,7 +15,7 @@ from sublora import config
 from sublora.data.tokenizers import TOKEN_TYPE, TOKENIZERS
 from sublora.data.units import Units
 from sublora.errors import UserError
-from sublora.files import sha256_of_file
+from sublora.files import read_json, sha256_of_file
 
 SPLITS = ("train", "val", "test")
 META_FILE = "meta.json"
@@ -311,15 +311,11 @@ def _files_of(meta: dict[str, Any]) -> tuple[str, ...]:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
-    try:
-        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, the dataset is not prepared; {PREPARE_AGAIN}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path}: not valid JSON; {PREPARE_AGAIN}") from None
-    missing = [key for key in META_KEYS if key not in meta] if isinstance(meta, dict) else list(META_KEYS)
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}; {PREPARE_AGAIN}")
+    missing = f", the dataset is not prepared; {PREPARE_AGAIN}"
+    meta: dict[str, Any] = read_json(path, missing=missing, mend=PREPARE_AGAIN)
+    lacking = [key for key in META_KEYS if key not in meta] if isinstance(meta, dict) else list(META_KEYS)
+    if lacking:
+        raise UserError(f"{path}: lacks {', '.join(lacking)}; {PREPARE_AGAIN}")
     return meta
 
 

@@ -6,7 +6,6 @@ format of Hugging Face.
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from sublora import config
 from sublora.errors import UserError
-from sublora.files import atomic_path
+from sublora.files import atomic_path, read_json
 from sublora.streams import generator
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -113,7 +112,7 @@ def pretrained_weights(folder: Path, model: config.Model, vocab_size: int) -> di
     A context shorter than the pretrained one keeps the first positions. UserError if the folder is no such model, or
     the model's sizes are not those of the settings.
     """
-    description = _read_json(folder / "config.json")
+    description = _read_object(folder / "config.json")
     _check_description(description, folder / "config.json", model, vocab_size)
     tensors: dict[str, NDArray[Any]] = {}
     for name in _tensor_files(folder):
@@ -135,7 +134,7 @@ def _tensor_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return ["model.safetensors"]
-    files = _read_json(index).get("weight_map")
+    files = _read_object(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise UserError(f"{index}: weight_map is missing, expected the file of each tensor by name; {ANOTHER_PATH}")
     return sorted(set(files.values()))
@@ -167,13 +166,9 @@ def _check_description(description: dict[str, Any], path: Path, model: config.Mo
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; base.path must be a folder with config.json and safetensors") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {ANOTHER_PATH}") from None
+def _read_object(path: Path) -> dict[str, Any]:
+    missing = "; base.path must be a folder with config.json and safetensors"
+    value = read_json(path, missing=missing, mend=ANOTHER_PATH)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object; {ANOTHER_PATH}")
     return value

@@ -1,6 +1,5 @@
 """The base of all runs as files: trained once, or imported from a pretrained model, and read again by its hash."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from sublora.data.dataset import TokenDataset
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device
 from sublora.errors import UserError
-from sublora.files import write_json
+from sublora.files import read_json, write_json
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.weights import (
     PRETRAINED_FILES,
@@ -81,12 +80,8 @@ def base_sha256(settings: config.Settings, root: Path) -> str | None:
 def read_base_facts(folder: Path) -> dict[str, Any]:
     """base.json. UserError if it is missing, damaged or of another version."""
     path = folder / BASE_JSON_NAME
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make the base first (sublora base --config FILE)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); make the base again (sublora base)") from None
+    missing = "; make the base first (sublora base --config FILE)"
+    facts = read_json(path, missing=missing, mend="make the base again (sublora base)")
     found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
     if found != BASE_FORMAT:
         raise UserError(f"{path}: base format {found}, expected {BASE_FORMAT}; make the base again (sublora base)")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora.errors import UserError
-from sublora.files import write_json
+from sublora.files import read_json, write_json
 
 YARDSTICKS_FILE = "yardsticks.json"
 YARDSTICKS_FORMAT = 1
@@ -33,12 +33,8 @@ def read_yardsticks(path: Path, data_hash: str) -> dict[str, Any]:
 
     Raises UserError if the file is missing, damaged, of another format, or about another dataset.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, expected the yardsticks of the dataset; run the workflow") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path}: not valid JSON, expected yardsticks; {_MEND}") from None
+    missing = ", expected the yardsticks of the dataset; run the workflow"
+    found = read_json(path, missing=missing, mend=f"expected yardsticks; {_MEND}")
     if not isinstance(found, dict) or "format" not in found:
         raise UserError(f"{path}: not a file of yardsticks, it has no 'format'; {_MEND}")
     if found["format"] != YARDSTICKS_FORMAT:
