@@ -20,7 +20,7 @@ from sublora.config.data import (
 )
 from sublora.config.grid import Grid, RunSpec, allocation_modes
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
-from sublora.config.model import Gating, Lora, Model, Subspace
+from sublora.config.model import BLOCK_TARGETS, HEAD_TARGET, AnyModel, Gating, HuggingFaceModel, Lora, Model, Subspace
 from sublora.config.reach import STAGES, Stage
 from sublora.config.section import Section
 from sublora.config.settings import Settings
@@ -28,7 +28,10 @@ from sublora.config.stages import data_settings, digest, stage_settings
 from sublora.config.training import Compute, Optimization, RatePhase, Training
 
 __all__ = [
+    "BLOCK_TARGETS",
+    "HEAD_TARGET",
     "STAGES",
+    "AnyModel",
     "Base",
     "Bound",
     "RatePhase",
@@ -41,6 +44,7 @@ __all__ = [
     "Gating",
     "Grid",
     "HuggingFaceCorpus",
+    "HuggingFaceModel",
     "Independence",
     "Lora",
     "MarkovCorpus",

@@ -8,11 +8,10 @@ import functools
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from sublora.config.base import PretrainedBase, RandomBase, TrainedBase
 from sublora.config.loading import parse_settings
 from sublora.config.section import Section
 from sublora.config.settings import Settings
@@ -58,7 +57,7 @@ def _all_keys() -> Iterator[str]:
         left_out = WITHOUT_EFFECT.get(name, set())
         if left_out is None:
             continue
-        kinds = (RandomBase, TrainedBase, PretrainedBase) if name == "base" else (field.annotation,)
+        kinds = get_args(field.annotation) or (field.annotation,)
         fields: set[str] = set()
         for kind in kinds:
             assert isinstance(kind, type) and issubclass(kind, Section)

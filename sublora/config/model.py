@@ -18,8 +18,10 @@ ProjectionName = Annotated[str, AfterValidator(_known_projection)]
 
 
 class Model(Section):
-    """The network that is adapted: GPT-2, whose weights come from base."""
+    """GPT-2, computed by this library's own fast network; its weights come from base."""
 
+    kind: Literal["gpt2"]
+    """GPT-2."""
     n_layer: PositiveInt
     """Transformer blocks."""
     n_head: PositiveInt
@@ -38,6 +40,24 @@ class Model(Section):
         return self
 
 
+class HuggingFaceModel(Section):
+    """Any causal language model that transformers loads; architecture and weights are those of a pretrained base."""
+
+    kind: Literal["huggingface"]
+    """A causal language model of transformers."""
+    n_layer: PositiveInt
+    """Layers, as config.json counts them: one gate each where the allocation is learned."""
+    context_length: PositiveInt
+    """Tokens of a window; at most what the model was made for."""
+
+
+AnyModel = Annotated[Model | HuggingFaceModel, Field(discriminator="kind")]
+
+BLOCK_TARGETS = ("query", "value", "mlp_in", "mlp_out")
+"""Linear maps of a block of GPT-2 that can have adapters: two projections of the attention, and the MLP's two maps."""
+HEAD_TARGET = "head"
+
+
 class Lora(Section):
     """Low-rank adapters on the frozen weights: W x + (alpha / rank) B A x."""
 
@@ -47,8 +67,10 @@ class Lora(Section):
     """Adapters are scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     """Dropout on the input of an adapter while it trains."""
-    targets: Annotated[tuple[Literal["query", "value", "head"], ...], Field(min_length=1)]
-    """Linear maps that have adapters: query and value projections of every block, and the LM head."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Linear maps that have adapters. GPT-2: query and value projections and the two maps of the MLP (mlp_in, mlp_out)
+    of every block, and the LM head. A model of transformers: names or shell-style patterns of its linear maps, for
+    example q_proj, and head."""
     init: Literal["zero_b", "both_random"]
     """zero_b: A random, B zero, so at first only B learns; both_random: both random, and their product is subtracted
     from the frozen weight. Either way training starts from the base model."""

@@ -5,11 +5,11 @@ from typing import Annotated
 from pydantic import model_validator
 
 from sublora.config import overlap
-from sublora.config.base import Base, TrainedBase
+from sublora.config.base import Base, PretrainedBase, TrainedBase
 from sublora.config.bound import Bound, Message, Scoring
 from sublora.config.data import Data
 from sublora.config.grid import Grid
-from sublora.config.model import Gating, Lora, Model, Subspace
+from sublora.config.model import BLOCK_TARGETS, HEAD_TARGET, AnyModel, Gating, HuggingFaceModel, Lora, Model, Subspace
 from sublora.config.reach import Reaches, ReachesThrough, trains_for_the_message
 from sublora.config.section import Section
 from sublora.config.training import Compute, RatePhase, Training
@@ -25,7 +25,7 @@ class Settings(Section):
     ]
     data: Annotated[Data, Reaches("data", "train")]
     base: Annotated[Base, Reaches("base")]
-    model: Annotated[Model, Reaches("base", "train", "yardsticks")]
+    model: Annotated[AnyModel, Reaches("base", "train", "yardsticks")]
     lora: Annotated[Lora, Reaches("train")]
     subspace: Annotated[Subspace, Reaches("train")]
     gating: Annotated[Gating, Reaches("train")]
@@ -38,7 +38,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
-        found = [*self._sizes_that_disagree(), *self._budgets_beyond_the_parameters()]
+        found = [*self._sizes_that_disagree(), *self._targets_that_are_none(), *self._budgets_beyond_the_parameters()]
         if isinstance(self.base, TrainedBase):
             found += [*self._batches_of_the_base(self.base), *overlap.complaints(self.base, self.data)]
         if found:
@@ -67,9 +67,19 @@ class Settings(Section):
                 found.append(f"scoring.{key} {wanted} exceeds data.{key} {have}")
         return found
 
+    def _targets_that_are_none(self) -> list[str]:
+        """Of a model of transformers they are looked up when it is loaded."""
+        if isinstance(self.model, HuggingFaceModel):
+            if not isinstance(self.base, PretrainedBase):
+                return [f"model.kind huggingface needs base.kind pretrained, found {self.base.kind}"]
+            return []
+        known = (*BLOCK_TARGETS, HEAD_TARGET)
+        unknown = [target for target in self.lora.targets if target not in known]
+        return [f"lora.targets: expected some of {', '.join(known)}, found {', '.join(unknown)}"] if unknown else []
+
     def _budgets_beyond_the_parameters(self) -> list[str]:
-        largest, parameters = max(self.grid.budgets), self.lora_parameters_without_head_rows()
-        if "head" not in self.lora.targets and largest > parameters:
+        parameters, largest = self.lora_parameters_without_head_rows(), max(self.grid.budgets)
+        if parameters is not None and HEAD_TARGET not in self.lora.targets and largest > parameters:
             return [f"grid.budgets holds {largest}, more than the {parameters} LoRA parameters"]
         return []
 
@@ -82,8 +92,15 @@ class Settings(Section):
             ]
         return []
 
-    def lora_parameters_without_head_rows(self) -> int:
-        """LoRA parameters, leaving out the head's B, whose size depends on the vocabulary of the data."""
+    def lora_parameters_without_head_rows(self) -> int | None:
+        """LoRA parameters, leaving out the head's B, whose size depends on the vocabulary of the data.
+
+        None for a model of transformers, whose sizes are in its own files.
+        """
+        if not isinstance(self.model, Model):
+            return None
         r, width = self.lora.rank, self.model.n_embd
-        attention = sum(target in self.lora.targets for target in ("query", "value"))
-        return 2 * r * width * attention * self.model.n_layer + r * width * ("head" in self.lora.targets)
+        # Inputs and outputs of a map, in widths of the residual stream.
+        widths = {"query": 2, "value": 2, "mlp_in": 5, "mlp_out": 5}
+        in_blocks = sum(widths[target] for target in BLOCK_TARGETS if target in self.lora.targets)
+        return r * width * (in_blocks * self.model.n_layer + (HEAD_TARGET in self.lora.targets))

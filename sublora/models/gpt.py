@@ -73,14 +73,14 @@ class GPT(nn.Module):
         block = compiled(_block, self.use_compiler)
         x_NTC = F.embedding(tokens_NT, self.weight("wte.weight")) + self.weight("wpe.weight")[:length]
         for layer in range(self.shape.n_layer):
-            pairs = _pair(adapters, str(layer), "query"), _pair(adapters, str(layer), "value")
-            x_NTC = block(x_NTC, self._block_weights(layer), *pairs, self.shape.n_head, dropout)
+            pairs = _block_pairs(adapters, str(layer))
+            x_NTC = block(x_NTC, self._block_weights(layer), pairs, self.shape.n_head, dropout)
         return _norm(x_NTC, (self.weight("ln_f.weight"), self.weight("ln_f.bias")))
 
     def logits(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
         """Logits (... x V) of hidden states (... x C), in the compute dtype."""
         logits = hidden @ self.weight("wte.weight").T
-        return logits if (pair := _pair(adapters, HEAD, "head")) is None else logits + _delta(hidden, pair, 0.0)
+        return logits if (pair := _pair(adapters, HEAD, HEAD)) is None else logits + _delta(hidden, pair, 0.0)
 
     def cross_entropy(
         self,
@@ -120,7 +120,7 @@ class GPT(nn.Module):
         self, hidden_KC: Tensor, adapters: Adapters | None, dropout: float
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """(scale A x, B) of the head's adapter."""
-        if (pair := _pair(adapters, HEAD, "head")) is None:
+        if (pair := _pair(adapters, HEAD, HEAD)) is None:
             return None, None
         return down_projection(hidden_KC, pair, dropout), pair[1]
 
@@ -136,16 +136,22 @@ def _pair(adapters: Adapters | None, group: str, target: str) -> Pair | None:
     return None if adapters is None else adapters.pair(group, target)
 
 
+def _block_pairs(adapters: Adapters | None, group: str) -> dict[str, Pair]:
+    """The adapters of a layer by their targets."""
+    pairs = {target: _pair(adapters, group, target) for target in config.BLOCK_TARGETS}
+    return {target: pair for target, pair in pairs.items() if pair is not None}
+
+
 def _block(
     x_NTC: Tensor,
     weights: dict[str, tuple[Tensor, Tensor]],
-    query_pair: Pair | None,
-    value_pair: Pair | None,
+    pairs: dict[str, Pair],
     n_head: int,
     dropout: float,
 ) -> Tensor:
     """One layer: attention, then the MLP, each added to its input."""
     n, t, c = x_NTC.shape
+    query_pair, value_pair = pairs.get("query"), pairs.get("value")
     normed = _norm(x_NTC, weights["ln_1"])
     weight, bias = weights["attn.c_attn"]
     if _merging_pays(query_pair, value_pair, dropout):
@@ -159,8 +165,14 @@ def _block(
     query, key, value = (part.view(n, t, n_head, -1).transpose(1, 2) for part in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     x_NTC = x_NTC + F.linear(mixed.transpose(1, 2).reshape(n, t, c), *weights["attn.c_proj"])
-    hidden = gelu_tanh(F.linear(_norm(x_NTC, weights["ln_2"]), *weights["mlp.c_fc"]))
-    return x_NTC + F.linear(hidden, *weights["mlp.c_proj"])
+    hidden = gelu_tanh(_adapted(_norm(x_NTC, weights["ln_2"]), weights["mlp.c_fc"], pairs.get("mlp_in"), dropout))
+    return x_NTC + _adapted(hidden, weights["mlp.c_proj"], pairs.get("mlp_out"), dropout)
+
+
+def _adapted(x: Tensor, weight_and_bias: tuple[Tensor, Tensor], pair: Pair | None, dropout: float) -> Tensor:
+    """A linear map, and what its adapter adds."""
+    output = F.linear(x, *weight_and_bias)
+    return output if pair is None else output + _delta(x, pair, dropout)
 
 
 def _merging_pays(query_pair: Pair | None, value_pair: Pair | None, dropout: float) -> bool:

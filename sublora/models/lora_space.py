@@ -3,20 +3,24 @@
 from sublora import config
 from sublora.subspace.parameters import ParameterSpace
 
-HEAD = "head"
-"""Group of the LM head; layers are '0', '1', ..."""
+HEAD = config.HEAD_TARGET
+"""Group of the LM head, and the target in it; layers are '0', '1', ..."""
 
 
 def lora_targets(model: config.Model, lora: config.Lora) -> list[tuple[str, str]]:
     """(group, target) of every adapted matrix: layer by layer, then the head."""
-    attention = [target for target in ("query", "value") if target in lora.targets]
-    targets = [(str(layer), target) for layer in range(model.n_layer) for target in attention]
-    return targets + ([(HEAD, "head")] if "head" in lora.targets else [])
+    in_blocks = [target for target in config.BLOCK_TARGETS if target in lora.targets]
+    targets = [(str(layer), target) for layer in range(model.n_layer) for target in in_blocks]
+    return targets + ([(HEAD, HEAD)] if HEAD in lora.targets else [])
 
 
-def lora_groups(model: config.Model, lora: config.Lora) -> tuple[str, ...]:
-    """The groups that share a gate, in order; those without a target are left out."""
-    return tuple(dict.fromkeys(group for group, _ in lora_targets(model, lora)))
+def lora_groups(model: config.AnyModel, lora: config.Lora) -> tuple[str, ...]:
+    """The groups that share a gate, in order: layers, then the head; those without a target are left out.
+
+    Does not need the network: every layer of a model of transformers must have some of its targets.
+    """
+    layers = tuple(map(str, range(model.n_layer))) if set(lora.targets) != {HEAD} else ()
+    return layers + ((HEAD,) if HEAD in lora.targets else ())
 
 
 def lora_space(model: config.Model, lora: config.Lora, vocab_size: int) -> ParameterSpace:
@@ -24,10 +28,16 @@ def lora_space(model: config.Model, lora: config.Lora, vocab_size: int) -> Param
     described = []
     for role in ("A", "B"):
         for group, target in lora_targets(model, lora):
-            outputs = vocab_size if group == HEAD else model.n_embd
-            shape = (lora.rank, model.n_embd) if role == "A" else (outputs, lora.rank)
+            inputs, outputs = _sizes(model.n_embd, target, vocab_size)
+            shape = (lora.rank, inputs) if role == "A" else (outputs, lora.rank)
             described.append((lora_name(group, target, role), shape, group, role))
     return ParameterSpace.of(described)
+
+
+def _sizes(width: int, target: str, vocab_size: int) -> tuple[int, int]:
+    """(inputs, outputs) of an adapted matrix of GPT-2."""
+    outputs = {"mlp_in": 4 * width, HEAD: vocab_size}.get(target, width)
+    return (4 * width if target == "mlp_out" else width), outputs
 
 
 def lora_name(group: str, target: str, role: str) -> str:

@@ -12,18 +12,10 @@ from sublora.device import claim_device
 from sublora.errors import UserError
 from sublora.files import read_json, write_json
 from sublora.models.gpt import DTYPES, GPT
-from sublora.models.weights import (
-    PRETRAINED_FILES,
-    Base,
-    Weights,
-    load_weights,
-    pretrained_weights,
-    random_weights,
-    save_weights,
-    weights_sha256,
-)
+from sublora.models.weights import PRETRAINED_FILES, Base, weights_sha256
 from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
 from sublora.runs.locking import sole_trainer
+from sublora.runs.networks import gpt2, import_base, random_base, read_base, write_base
 from sublora.training.base import BaseTrainer
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep
@@ -53,8 +45,7 @@ def load_base(settings: config.Settings, seed: int, vocab_size: int, root: Path)
     UserError if the file is missing, damaged, of another network, or not the one that base.json describes.
     """
     if settings.base.kind == "random":
-        weights: Weights = random_weights(settings.model, vocab_size, seed)
-        return Base(weights, weights_sha256(weights))
+        return random_base(settings, vocab_size, seed)
     folder = root / BASE_FOLDER
     facts = read_base_facts(folder)
     if facts["digest"] != base_digest(settings, root):
@@ -62,14 +53,13 @@ def load_base(settings: config.Settings, seed: int, vocab_size: int, root: Path)
             f"{folder / BASE_JSON_NAME}: made with other settings or data than the present base and model sections; "
             "make the base again (sublora base)"
         )
-    weights = load_weights(folder / BASE_WEIGHTS_NAME, settings.model, vocab_size)
-    found = weights_sha256(weights)
-    if found != facts["sha256"]:
+    base = read_base(folder / BASE_WEIGHTS_NAME, settings, vocab_size)
+    if base.sha256 != facts["sha256"]:
         raise UserError(
-            f"{folder / BASE_WEIGHTS_NAME}: tensors hash to {found[:12]}..., {BASE_JSON_NAME} says "
+            f"{folder / BASE_WEIGHTS_NAME}: tensors hash to {base.sha256[:12]}..., {BASE_JSON_NAME} says "
             f"{facts['sha256'][:12]}...; make the base again (sublora base)"
         )
-    return Base(weights, found)
+    return base
 
 
 def base_sha256(settings: config.Settings, root: Path) -> str | None:
@@ -118,7 +108,7 @@ def _train_base(
             return out / BASE_JSON_NAME
         with claim_device(compute) as device:
             dtype = DTYPES[compute.dtype]
-            gpt = GPT(settings.model, dataset.vocab_size, dtype=dtype, use_compiler=compute.compile).to(device)
+            gpt = GPT(gpt2(settings), dataset.vocab_size, dtype=dtype, use_compiler=compute.compile).to(device)
             trainer = BaseTrainer(
                 base, gpt, dataset, digest=digest, out=out, progress=progress, before_step=before_step
             )
@@ -130,7 +120,7 @@ def _train_base(
             "documents": dataset.n_documents,
             "val_loss_bits": trainer.history.metrics[-1][4],
         }
-        _write_base(out, weights, settings, digest, facts)
+        _write_base(out, Base(weights, weights_sha256(weights)), settings, digest, facts)
         if (out / "state").exists():
             shutil.rmtree(out / "state")
     return out / BASE_JSON_NAME
@@ -140,8 +130,8 @@ def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, r
     folder = root / base.path
     if not folder.is_dir():
         folder = _downloaded(base)
-    weights = pretrained_weights(folder, settings.model, TOKENIZERS[settings.data.tokenizer].vocab_size)
-    _write_base(out, weights, settings, base_digest(settings, root), {})
+    imported = import_base(folder, settings, TOKENIZERS[settings.data.tokenizer].vocab_size)
+    _write_base(out, imported, settings, base_digest(settings, root), {})
     return out / BASE_JSON_NAME
 
 
@@ -161,19 +151,19 @@ def _downloaded(base: config.PretrainedBase) -> Path:
         ) from None
 
 
-def _write_base(out: Path, weights: Weights, settings: config.Settings, digest: str, facts: dict[str, Any]) -> None:
+def _write_base(out: Path, base: Base, settings: config.Settings, digest: str, facts: dict[str, Any]) -> None:
     """base.safetensors, then base.json: where the second stands, the first is whole."""
     out.mkdir(parents=True, exist_ok=True)
     (out / BASE_JSON_NAME).unlink(missing_ok=True)
-    save_weights(out / BASE_WEIGHTS_NAME, weights)
+    write_base(out / BASE_WEIGHTS_NAME, base)
     write_json(
         out / BASE_JSON_NAME,
         {
             "format": BASE_FORMAT,
             "kind": settings.base.kind,
-            "sha256": weights_sha256(weights),
+            "sha256": base.sha256,
             "digest": digest,
-            "parameters": sum(value.size for value in weights.values()),
+            "parameters": sum(value.size for value in base.weights.values()),
             "settings": config.stage_settings(settings, "base"),
             **facts,
         },

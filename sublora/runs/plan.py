@@ -25,10 +25,10 @@ from sublora.errors import UserError
 from sublora.losses import TOP_K
 from sublora.losses.documents import padded_widths, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows
-from sublora.models.weights import Base, random_weights, weights_sha256
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.runs.bound import read_losses
 from sublora.runs.build import assemble_run
+from sublora.runs.networks import random_base
 from sublora.training import checkpoint
 from sublora.training.objective import Objective
 from sublora.training.optimizer import AdamW
@@ -199,8 +199,7 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     with claim_device(settings.compute) as device:
         random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
         # Speed does not depend on the base, which need not be there yet.
-        weights = random_weights(settings.model, vocab_size, seed=0)
-        base, spec = Base(weights, weights_sha256(weights)), settings.grid.runs()[-1]
+        base, spec = random_base(settings, vocab_size, seed=0), settings.grid.runs()[-1]
         training = _training_rate(
             assemble_run(settings, spec, random_tokens, base, device, dtype=settings.compute.dtype)
         )

@@ -19,13 +19,14 @@ from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.errors import UserError, printable
 from sublora.files import sha256_of_file, write_json
-from sublora.models.weights import Base, load_weights, random_weights, weights_sha256
+from sublora.models.weights import Base
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME
 from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, read_losses, run_record
 from sublora.runs.build import assemble_run
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.encode import val_losses
 from sublora.runs.message import Message, charged_bits, read_message
+from sublora.runs.networks import random_base, read_base
 from sublora.runs.score import score_message, score_training_units
 from sublora.runs.verification.checks import Check, loss_checks, record_checks
 from sublora.runs.verification.data import data_checks
@@ -176,10 +177,8 @@ def _read_base(message: Message, claim: Claim, vocab_size: int) -> Base:
     """The base drawn from the run's seed, or read from its file; UserError if that is missing or another network's."""
     settings = message.settings
     if settings.base.kind == "random":
-        weights = random_weights(settings.model, vocab_size, message.spec.seed)
-    else:
-        weights = load_weights(claim.base_weights(settings.data), settings.model, vocab_size)
-    return Base(weights, weights_sha256(weights))
+        return random_base(settings, vocab_size, message.spec.seed)
+    return read_base(claim.base_weights(settings.data), settings, vocab_size)
 
 
 def _overridden(compute: config.Compute, options: Options) -> config.Compute:

@@ -1,0 +1,89 @@
+"""Which network the settings describe: its base from and to a file, and the base with what is trained in place."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sublora import config
+from sublora.models.gpt import DTYPES, GPT
+from sublora.models.lora import initial_theta
+from sublora.models.lora_gpt import LoraGPT
+from sublora.models.lora_space import lora_space
+from sublora.models.protocol import Network
+from sublora.models.weights import (
+    Base,
+    load_weights,
+    pretrained_weights,
+    random_weights,
+    save_weights,
+    weights_sha256,
+)
+
+CERTIFIED_DTYPE = "float32"
+"""Of everything that is reported, whatever `compute.dtype` says.
+
+The predictor of a certificate is the network with the float32 weights that the hash of its base names, computed in
+float32: neither rounded weights nor a device's reduced products are part of its definition.
+"""
+
+
+def random_base(settings: config.Settings, vocab_size: int, seed: int) -> Base:
+    """The base that is drawn from a seed."""
+    weights = random_weights(gpt2(settings), vocab_size, seed)
+    return Base(weights, weights_sha256(weights))
+
+
+def read_base(path: Path, settings: config.Settings, vocab_size: int) -> Base:
+    """A base from the file that `write_base` wrote. UserError if it is missing, damaged, or of another network."""
+    weights = load_weights(path, gpt2(settings), vocab_size)
+    return Base(weights, weights_sha256(weights))
+
+
+def write_base(path: Path, base: Base) -> None:
+    """base.safetensors; the file appears whole."""
+    save_weights(path, base.weights)
+
+
+def import_base(folder: Path, settings: config.Settings, vocab_size: int) -> Base:
+    """A pretrained base from a folder in the format of Hugging Face. UserError if the settings do not fit it."""
+    weights = pretrained_weights(folder, gpt2(settings), vocab_size)
+    return Base(weights, weights_sha256(weights))
+
+
+def make_network(
+    settings: config.Settings,
+    base: Base,
+    *,
+    vocab_size: int,
+    seed: int,
+    device: torch.device,
+    dtype: str = CERTIFIED_DTYPE,
+) -> tuple[Network, NDArray[np.float32]]:
+    """(the base with what is trained in place, theta at the start), on the device; seed: of the LoRA matrices.
+
+    dtype: what the network computes in, a training's `compute.dtype`.
+    """
+    model, lora = gpt2(settings), settings.lora
+    space = lora_space(model, lora, vocab_size)
+    start_D = initial_theta(space, seed, lora.init)
+    gpt = GPT(model, vocab_size, dtype=DTYPES[dtype], use_compiler=settings.compute.compile)
+    gpt.load(base.weights)
+    network = LoraGPT(
+        gpt=gpt.to(device),
+        space=space,
+        base_sha256=base.sha256,
+        scale=lora.alpha / lora.rank,
+        dropout=lora.dropout,
+        # With random B the initial product has to be taken away.
+        origin_D=torch.from_numpy(start_D).to(device) if lora.init == "both_random" else None,
+    )
+    return network, start_D
+
+
+def gpt2(settings: config.Settings) -> config.Model:
+    """The sizes of a GPT-2. TypeError for another kind of network."""
+    if not isinstance(settings.model, config.Model):
+        raise TypeError(f"model.kind {settings.model.kind} has no sizes of its own")
+    return settings.model
