@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from sublora.config.data import Corpus, DatasetName
-from sublora.config.reach import Reaches
+from sublora.config.reach import Reaches, tokenizes_as_the_base
 from sublora.config.section import NonNegativeInt, PositiveInt, Section
 from sublora.config.training import Optimization
 
@@ -60,14 +60,18 @@ class Independence(Section):
     """How it was checked that none of them was in the base's training data."""
 
 
+TOKENIZES = Reaches("data", when=tokenizes_as_the_base)
+
+
 class PretrainedBase(Section):
     """Weights that others trained."""
 
     kind: Annotated[Literal["pretrained"], Reaches("base", "train", "yardsticks")]
     """Weights from a folder or from the Hugging Face hub."""
-    path: Annotated[str, Field(min_length=1), Reaches("base", "train")]
-    """A folder with config.json and safetensors (relative to the folder above config/, or absolute), or a hub id."""
-    revision: Annotated[str | None, Reaches("base", "train")]
+    path: Annotated[str, Field(min_length=1), Reaches("base", "train"), TOKENIZES]
+    """A folder (relative to the folder above config/, or absolute) with config.json and safetensors or with a .gguf
+    file, or a hub id."""
+    revision: Annotated[str | None, Reaches("base", "train"), TOKENIZES]
     """Branch, tag or commit on the hub; null for a folder."""
     independence: Annotated[Independence, Reaches("score", "bound")]
     """The assumption under which the bound holds."""

@@ -66,6 +66,23 @@ class FunctionCorpus(PackageCorpus):
     """Source text of Python functions."""
 
 
+class JsonDocumentationCorpus(Section):
+    """Documentation strings in the JSON files of a wheel, HTML tags taken out; each text once."""
+
+    kind: Literal["json_documentation"]
+    """Documentation in JSON files of a wheel."""
+    wheel: Annotated[str, Field(min_length=1)]
+    """The .whl file, or another zip archive; relative to the folder above config/, or absolute."""
+    without: str | None
+    """An earlier wheel, whose texts are left out; null: none."""
+    pattern: Annotated[str, Field(min_length=1)]
+    """Shell-style pattern of the files' names in the archive; .gz files are unpacked."""
+    key: Annotated[str, Field(min_length=1)]
+    """Key of the text, wherever it stands in a file."""
+    source_depth: PositiveInt
+    """So many parts of a file's path in the archive name the source of its texts."""
+
+
 class MarkovCorpus(Section):
     """Independent documents of a Markov chain whose entropy rate is known: a source to test bounds against.
 
@@ -96,7 +113,8 @@ class MarkovCorpus(Section):
 
 
 Corpus = Annotated[
-    HuggingFaceCorpus | FolderCorpus | DocstringCorpus | FunctionCorpus | MarkovCorpus, Field(discriminator="kind")
+    HuggingFaceCorpus | FolderCorpus | DocstringCorpus | FunctionCorpus | JsonDocumentationCorpus | MarkovCorpus,
+    Field(discriminator="kind"),
 ]
 
 
@@ -140,10 +158,11 @@ class Data(Section):
     unit: Annotated[Unit, Reaches("data", "train", "score", "yardsticks", "bound")]
     """What is drawn independently from the population, and what n counts. document: each document. source: the group
     that a document belongs to, fixed before the sample: the source file of docstrings and functions, the .txt file, the
-    value of corpus.unit_field. A unit's loss is the mean over its documents, and no unit is split between train, val
-    and test."""
-    tokenizer: Annotated[Literal["gpt2", "bytes"], Reaches("data", "base", "train")]
-    """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token."""
+    value of corpus.unit_field, the leading parts of a path in a wheel. A unit's loss is the mean over its documents,
+    and no unit is split between train, val and test."""
+    tokenizer: Annotated[Literal["gpt2", "bytes", "base"], Reaches("data", "base", "train")]
+    """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token; base: that of the
+    pretrained base, byte-level byte-pair encoding."""
     min_characters: Annotated[int, Field(ge=1)]
     """Shorter documents are left out."""
     max_characters: PositiveInt | None
@@ -167,7 +186,7 @@ class Data(Section):
     @property
     def knows_sources(self) -> bool:
         """Whether the dataset says which documents are of one source."""
-        return self.unit == "source" or isinstance(self.corpus, PackageCorpus)
+        return self.unit == "source" or isinstance(self.corpus, PackageCorpus | JsonDocumentationCorpus)
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> "Data":

@@ -47,3 +47,8 @@ class ReachesThrough:
 def trains_for_the_message(settings: Any) -> bool:
     """Whether the objective of training is the bound, with message and inequality in it."""
     return bool(settings.message.quantizer == "entropy")
+
+
+def tokenizes_as_the_base(settings: Any) -> bool:
+    """Whether the data are made with the tokenizer of the pretrained base."""
+    return bool(settings.data.tokenizer == "base")

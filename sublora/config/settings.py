@@ -38,7 +38,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
-        found = [*self._sizes_that_disagree(), *self._targets_that_are_none(), *self._budgets_beyond_the_parameters()]
+        found = [*self._sizes_that_disagree(), *self._what_only_some_bases_have()]
+        found += [*self._targets_that_are_none(), *self._budgets_beyond_the_parameters()]
         if isinstance(self.base, TrainedBase):
             found += [*self._batches_of_the_base(self.base), *overlap.complaints(self.base, self.data)]
         if found:
@@ -59,12 +60,20 @@ class Settings(Section):
         if self.scoring.sources is not None and not (self.data.unit == "document" and self.data.knows_sources):
             found.append(
                 f"scoring.sources {self.scoring.sources} needs data.unit: document and a corpus of source files "
-                "(docstrings or functions); set it to null"
+                "(docstrings, functions or json_documentation); set it to null"
             )
         for key in ("val_documents", "test_documents"):
             have, wanted = getattr(self.data, key), getattr(self.scoring, key)
             if wanted > have:
                 found.append(f"scoring.{key} {wanted} exceeds data.{key} {have}")
+        return found
+
+    def _what_only_some_bases_have(self) -> list[str]:
+        found = []
+        if self.data.tokenizer == "base" and not isinstance(self.base, PretrainedBase):
+            found.append(f"data.tokenizer base needs base.kind pretrained, found {self.base.kind}")
+        if isinstance(self.model, HuggingFaceModel) and self.training.keep_initialization:
+            found.append("training.keep_initialization writes the files of a GPT-2; set it to false")
         return found
 
     def _targets_that_are_none(self) -> list[str]:

@@ -16,6 +16,7 @@ READERS: dict[type[config.Section], str] = {
     config.FolderCorpus: "sublora.data.folder:FolderReader",
     config.DocstringCorpus: "sublora.data.docstrings:DocstringReader",
     config.FunctionCorpus: "sublora.data.functions:FunctionReader",
+    config.JsonDocumentationCorpus: "sublora.data.json_documentation:JsonDocumentationReader",
     config.MarkovCorpus: "sublora.data.markov:MarkovReader",
 }
 """Module and class of the reader of each kind, by name: a module is imported where its kind is read."""

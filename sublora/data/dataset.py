@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sublora import config
-from sublora.data.tokenizers import TOKEN_TYPE, TOKENIZERS
+from sublora.data.tokenizers import TOKENIZER_FILE, TOKENIZERS, Tokenizer, TokenizerFacts, token_type
 from sublora.data.units import Units
 from sublora.errors import UserError
 from sublora.files import read_json, sha256_of_file
@@ -163,6 +163,11 @@ class TokenDataset:
         names = FILES if self.unit == "document" else (*FILES, *UNIT_FILES)
         return config.digest(facts | {"files": {name: self.meta["files"][name]["sha256"] for name in names}})
 
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the tokens; UserError if its vocabulary cannot be had."""
+        path = self.folder / TOKENIZER_FILE if TOKENIZER_FILE in self.files else None
+        return TokenizerFacts(self.tokenizer, self.vocab_size, self.eot_id, path).load()
+
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the dataset's files but for meta.json."""
@@ -226,13 +231,13 @@ class TokenDataset:
         )
 
     def tokens(self, split: str) -> np.memmap:
-        """All tokens of a split, TOKEN_TYPE (tokens,), documents ended by `eot_id`; read-only."""
+        """All tokens of a split, of `token_type`, (tokens,), documents ended by `eot_id`; read-only."""
         if self._known(split) not in self._maps:  # a map holds a file descriptor: one a split
-            self._maps[split] = np.memmap(self.folder / f"{split}.bin", dtype=TOKEN_TYPE, mode="r")
+            self._maps[split] = np.memmap(self.folder / f"{split}.bin", dtype=token_type(self.vocab_size), mode="r")
         return self._maps[split]
 
     def document(self, split: str, i: int) -> np.ndarray:
-        """Tokens of document i without its end-of-text token, TOKEN_TYPE (length,), a copy.
+        """Tokens of document i without its end-of-text token, of `token_type`, (length,), a copy.
 
         IndexError beyond the last document.
         """
@@ -276,8 +281,9 @@ class TokenDataset:
     def _blocks(self, split: str) -> Iterator[np.ndarray]:
         """The split's tokens in pieces, read without a memory map so that no page stays resident."""
         with open(self.folder / f"{self._known(split)}.bin", "rb") as handle:
-            while block := handle.read(BLOCK_TOKENS * TOKEN_TYPE.itemsize):
-                yield np.frombuffer(block, dtype=TOKEN_TYPE)
+            dtype = token_type(self.vocab_size)
+            while block := handle.read(BLOCK_TOKENS * dtype.itemsize):
+                yield np.frombuffer(block, dtype=dtype)
 
     def _ends(self, split: str) -> np.ndarray:
         """Positions of the split's end-of-text tokens, int64 (documents,)."""
@@ -306,7 +312,7 @@ def partitions(starts: np.ndarray, documents: int) -> bool:
 
 def _files_of(meta: dict[str, Any]) -> tuple[str, ...]:
     units = UNIT_FILES if meta["settings"]["unit"] == "source" else ()
-    return (*FILES, *units, *(name for name in (SOURCE_IDS_FILE,) if name in meta["files"]))
+    return (*FILES, *units, *(name for name in (SOURCE_IDS_FILE, TOKENIZER_FILE) if name in meta["files"]))
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -327,9 +333,9 @@ def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> No
             f"{path}: the dataset was made with tokenizer '{meta['tokenizer']}', data.tokenizer is "
             f"'{data.tokenizer}'; change the setting or {PREPARE_AGAIN}"
         )
-    tokenizer = TOKENIZERS[data.tokenizer]
     for key in ("vocab_size", "eot_id"):
-        expected = getattr(tokenizer, key)
+        # Those of a base are what its tokenizer had when the data were prepared.
+        expected = getattr(TOKENIZERS[data.tokenizer], key) if data.tokenizer in TOKENIZERS else meta[key]
         if meta[key] != expected:
             raise UserError(
                 f"{path}: {key} {meta[key]} does not fit tokenizer '{data.tokenizer}', which has {expected}; "
@@ -356,7 +362,7 @@ def _check_sizes(folder: Path, meta: dict[str, Any]) -> None:
             raise UserError(f"{path}: found {found} bytes, expected {expected}; {PREPARE_AGAIN}")
     for split, name in zip(SPLITS, TOKEN_FILES, strict=True):
         tokens = meta["splits"][split]["tokens"]
-        if tokens * TOKEN_TYPE.itemsize != meta["files"][name]["bytes"]:
+        if tokens * token_type(meta["vocab_size"]).itemsize != meta["files"][name]["bytes"]:
             raise UserError(
                 f"{folder / META_FILE}: {tokens} tokens of {split} do not fit the {meta['files'][name]['bytes']} "
                 f"bytes of {name}; {PREPARE_AGAIN}"

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.data.dataset import TokenDataset
-from sublora.data.tokenizers import load_tokenizer
 from sublora.errors import UserError
 from sublora.streams import generator
 
@@ -84,7 +83,7 @@ def _mixed(hash_S: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def document_shingles(dataset: TokenDataset, split: str, documents: int | None = None) -> Iterator[Shingles]:
     """Of the first documents of a split, all by default, one at a time."""
-    tokenizer = load_tokenizer(dataset.tokenizer)
+    tokenizer = dataset.load_tokenizer()
     count = len(dataset.document_lengths(split))
     for i in range(count if documents is None else min(count, documents)):
         yield shingles(tokenizer.decode(dataset.document(split, i)).encode())

@@ -59,9 +59,17 @@ from sublora.data.spill import (
     record_of_key,
 )
 from sublora.data.text_keys import KEY_BYTES, TEXT_KEYS_FILE, TextKeys, write_text_keys
-from sublora.data.tokenizers import TOKEN_TYPE, TOKENIZERS, load_tokenizer
+from sublora.data.tokenizers import (
+    OF_THE_BASE,
+    TOKENIZER_FILE,
+    TokenizerFacts,
+    import_tokenizer,
+    token_type,
+    tokenizer_facts,
+)
 from sublora.errors import UserError
 from sublora.files import atomic_path, sha256_of_file, write_json
+from sublora.pretrained import pretrained_folder
 from sublora.versions import NUMERICS_VERSIONS
 
 QUEUED_BATCHES_PER_WORKER = 4
@@ -93,7 +101,7 @@ class TokenizedBatch:
         self.unparsable_files += other.unparsable_files
 
 
-def tokenize_batch(batch: Batch, data: config.Data) -> TokenizedBatch:
+def tokenize_batch(batch: Batch, data: config.Data, tokenizer: TokenizerFacts) -> TokenizedBatch:
     """Read a batch and make a record of each document that is neither too short nor too long."""
     texts = batch.read()
     made = TokenizedBatch(units=len(batch), documents=len(texts.documents), unparsable_files=texts.unparsable_files)
@@ -107,7 +115,7 @@ def tokenize_batch(batch: Batch, data: config.Data) -> TokenizedBatch:
         made.too_short += len(text) < data.min_characters
         made.too_long += len(text) > longest
         made.left_out_keys.append(document_key(text.encode(), seed))
-    encoded = load_tokenizer(data.tokenizer).encode_batch(fitting)
+    encoded = tokenizer.load().encode_batch(fitting)
     for text, source, tokens in zip(fitting, sources, encoded, strict=True):
         if len(tokens) >= data.min_tokens:
             made.records.append(make_record(text.encode(), tokens, seed, source))
@@ -140,22 +148,25 @@ def _valid_unicode(text: str) -> str:
     return text
 
 
-def prepare_dataset(data: config.Data, root: Path, *, exclude: TextKeys | None = None) -> Path:
+def prepare_dataset(
+    data: config.Data, root: Path, *, exclude: TextKeys | None = None, pretrained: Path | None = None
+) -> Path:
     """Build the dataset that settings describe, without the texts of `exclude`, and return its folder,
     {root}/data/{name}.
 
     Always builds anew. Files appear whole or not at all, meta.json last; while it is missing, the dataset does
     not open. Temporary files in that folder take about as much space as the result, twice that with units.
+    `pretrained`: the folder of the model whose tokenizer makes the tokens, with data.tokenizer: base.
 
     Raises UserError for a corpus that cannot be read or holds too few documents, for a tokenizer without its
     vocabulary, and if another process is writing the same folder.
     """
     if exclude is not None and exclude.shuffle_seed != data.shuffle_seed:
         raise ValueError(f"keys of seed {exclude.shuffle_seed} say nothing of keys of seed {data.shuffle_seed}")
-    reader, folder = _open_corpus(data, root)
+    tokenizer, reader, folder = _open_corpus(data, root, pretrained)
     with _work_folder(folder) as work, Spill(work / "records", exclude) as spill, _progress() as progress:
-        counts = _tokenize_corpus(reader, data, progress, spill)
-        write_dataset(folder, data, spill, counts, reader.provenance(), progress)
+        counts = _tokenize_corpus(reader, data, tokenizer, progress, spill)
+        write_dataset(folder, data, tokenizer, spill, counts, reader.provenance(), progress)
     return folder
 
 
@@ -169,18 +180,19 @@ def prepare_base_dataset(settings: config.Settings, root: Path) -> Path:
     """
     data = base_data(settings)
     try:
-        reader, folder = _open_corpus(data, root)
+        tokenizer, reader, folder = _open_corpus(data, root)
         with (
             _work_folder(folder) as work,
             Spill(work / "records") as spill,
             Spill(work / "texts") as texts,
             _progress() as progress,
         ):
-            counts = _tokenize_corpus(reader, data, progress, spill, texts)
+            counts = _tokenize_corpus(reader, data, tokenizer, progress, spill, texts)
             # Renamed after meta.json: keys that are not those of meta.json are refused when they are opened.
             with atomic_path(folder / TEXT_KEYS_FILE) as temporary:
                 keys = write_text_keys(temporary, texts.sorted_keys())
-                write_dataset(folder, data, spill, counts, reader.provenance() | {"text_keys": keys}, progress)
+                provenance = reader.provenance() | {"text_keys": keys}
+                write_dataset(folder, data, tokenizer, spill, counts, provenance, progress)
     except UserError as error:
         raise UserError(f"dataset of the base (its keys are base.corpus and so on, not data.corpus): {error}") from None
     return folder
@@ -194,20 +206,26 @@ def prepare_all(settings: config.Settings, root: Path) -> Path:
     Raises what `prepare_dataset` raises.
     """
     if not isinstance(settings.base, config.TrainedBase):
-        return prepare_dataset(settings.data, root)
+        pretrained = None
+        if isinstance(settings.base, config.PretrainedBase) and settings.data.tokenizer == OF_THE_BASE:
+            pretrained = pretrained_folder(settings.base, root)
+        return prepare_dataset(settings.data, root, pretrained=pretrained)
     prepare_base_dataset(settings, root)
     return prepare_dataset(settings.data, root, exclude=open_text_keys(settings, root))
 
 
-def _open_corpus(data: config.Data, root: Path) -> tuple[Reader, Path]:
-    """The corpus's reader and the dataset's folder."""
-    load_tokenizer(data.tokenizer)  # before a corpus is downloaded that could not be tokenized
-    return open_reader(data.corpus, root), dataset_folder(root, data)
+def _open_corpus(data: config.Data, root: Path, pretrained: Path | None = None) -> tuple[TokenizerFacts, Reader, Path]:
+    """The tokenizer, the corpus's reader and the dataset's folder."""
+    folder = dataset_folder(root, data)
+    tokenizer = tokenizer_facts(data.tokenizer) if pretrained is None else import_tokenizer(pretrained, folder)
+    tokenizer.load()  # before a corpus is downloaded that could not be tokenized
+    return tokenizer, open_reader(data.corpus, root), folder
 
 
 def write_dataset(
     folder: Path,
     data: config.Data,
+    tokenizer: TokenizerFacts,
     spill: Spill,
     counts: TokenizedBatch,
     provenance: dict[str, object],
@@ -218,14 +236,17 @@ def write_dataset(
     `counts` and `provenance`, facts about the text, only go into meta.json. UserError if the distinct documents are
     not enough for val and test and one to train on.
     """
-    splits = _write_splits(folder, data, spill, progress)
+    splits = _write_splits(folder, data, tokenizer, spill, progress)
     files = {f"{split}.bin": facts.file_facts for split, facts in splits.items()}
     files |= _write_arrays(folder, _index(splits, data))
-    write_json(folder / META_FILE, _meta(data, provenance, counts, spill, splits, files))
+    if tokenizer.path is not None:
+        files[TOKENIZER_FILE] = _facts_of_file(tokenizer.path)
+    write_json(folder / META_FILE, _meta(data, tokenizer, provenance, counts, spill, splits, files))
 
 
 def _meta(
     data: config.Data,
+    tokenizer: TokenizerFacts,
     provenance: dict[str, object],
     counts: TokenizedBatch,
     spill: Spill,
@@ -233,7 +254,6 @@ def _meta(
     files: dict[str, dict[str, object]],
 ) -> dict[str, object]:
     """What meta.json holds; the same bytes for the same text and settings."""
-    tokenizer = TOKENIZERS[data.tokenizer]
     kept = sum(len(facts.lengths) for facts in splits.values())
     return {
         "tokenizer": tokenizer.name,
@@ -258,12 +278,17 @@ def _meta(
 
 
 def _tokenize_corpus(
-    reader: Reader, data: config.Data, progress: Progress, spill: Spill, texts: Spill | None = None
+    reader: Reader,
+    data: config.Data,
+    tokenizer: TokenizerFacts,
+    progress: Progress,
+    spill: Spill,
+    texts: Spill | None = None,
 ) -> TokenizedBatch:
     """Fill `spill` with all documents of a fitting length, and `texts` with a record without tokens of every
     document; counts of what was read. UserError if no document fits.
     """
-    work = functools.partial(tokenize_batch, data=data)
+    work = functools.partial(tokenize_batch, data=data, tokenizer=tokenizer)
     counts = TokenizedBatch()
     task = progress.add_task(f"tokenizing ({reader.unit})", total=reader.total)
     for tokenized in map_in_processes(work, reader.batches(), data.workers):
@@ -328,11 +353,11 @@ class WrittenSplit:
 
 
 class SplitWriter:
-    """A .bin file while it is written: documents as TOKEN_TYPE, each followed by the end-of-text token."""
+    """A .bin file while it is written: documents as tokens of `token_type`, each followed by the end-of-text token."""
 
-    def __init__(self, path: Path, eot_id: int) -> None:
+    def __init__(self, path: Path, tokenizer: TokenizerFacts) -> None:
         self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
-        self._end_of_text = np.array(eot_id, dtype=TOKEN_TYPE).tobytes()
+        self._end_of_text = np.array(tokenizer.eot_id, dtype=token_type(tokenizer.vocab_size)).tobytes()
         self._sha256 = hashlib.sha256()
         self._bytes = 0
         self.written = WrittenSplit()
@@ -355,21 +380,23 @@ class SplitWriter:
         self._file.write(data)
         self._sha256.update(data)
         self._bytes += len(data)
-        self.written.lengths.append(len(tokens) // TOKEN_TYPE.itemsize)
+        self.written.lengths.append(len(tokens) // len(self._end_of_text))
 
     def finish(self) -> WrittenSplit:
         self.written.file_facts |= {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
         return self.written
 
 
-def _write_splits(folder: Path, data: config.Data, spill: Spill, progress: Progress) -> dict[str, WrittenSplit]:
+def _write_splits(
+    folder: Path, data: config.Data, tokenizer: TokenizerFacts, spill: Spill, progress: Progress
+) -> dict[str, WrittenSplit]:
     """Write train.bin, val.bin and test.bin, each unit into the first of val and test that lacks documents."""
     task = progress.add_task("writing (documents)", total=spill.added)
     with contextlib.ExitStack() as stack:
         writers = {}
         for split in SPLITS:
             path = stack.enter_context(atomic_path(folder / f"{split}.bin"))
-            writers[split] = stack.enter_context(SplitWriter(path, TOKENIZERS[data.tokenizer].eot_id))
+            writers[split] = stack.enter_context(SplitWriter(path, tokenizer))
         wanted = {"val": data.val_documents, "test": data.test_documents}
         grouped = data.unit == "source"
         documents = documents_in_order(spill, have_sources=data.knows_sources, grouped=grouped)
@@ -422,8 +449,12 @@ def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, dict
     for name, values in arrays.items():
         with atomic_path(folder / name) as temporary, open(temporary, "wb") as handle:
             np.save(handle, values)
-        facts[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)}
+        facts[name] = _facts_of_file(folder / name)
     return facts
+
+
+def _facts_of_file(path: Path) -> dict[str, object]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 @contextlib.contextmanager

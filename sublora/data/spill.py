@@ -5,7 +5,8 @@ order of the documents that depends on nothing but their text and the seed, equa
 no table of all documents is ever held in memory. Sources have such keys too, digests of their names.
 
 A record is a key (of the same number of bytes in the whole spill), the number of bytes of the body (8 bytes, little
-endian), and the body: a document's tokens (TOKEN_TYPE), before them the key of its source where documents are grouped.
+endian), and the body: a document's tokens (2 or 4 bytes each, as its vocabulary needs), before them the key of its
+source where documents are grouped.
 """
 
 import hashlib
@@ -16,7 +17,6 @@ from types import TracebackType
 import numpy as np
 
 from sublora.data.text_keys import KEY_BYTES, TextKeys
-from sublora.data.tokenizers import TOKEN_TYPE
 from sublora.streams import stream_key
 
 COUNT_BYTES = 8
@@ -42,9 +42,9 @@ def _key(data: bytes, seed: int, purpose: str) -> bytes:
 
 
 def make_record(text: bytes, tokens: np.ndarray, seed: int, source: str | None = None) -> bytes:
-    """Record of a document; with the name of its source, of a document that belongs to a group."""
+    """Record of a document, its tokens of `token_type`; with the name of its source where it belongs to a group."""
     group = b"" if source is None else source_key(source, seed)
-    return record_of(document_key(text, seed), group + tokens.astype(TOKEN_TYPE, copy=False).tobytes())
+    return record_of(document_key(text, seed), group + tokens.tobytes())
 
 
 def record_of(key: bytes, body: bytes) -> bytes:

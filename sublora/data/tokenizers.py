@@ -1,33 +1,49 @@
-"""From text to tokens and back: GPT-2's byte-pair encoding and plain bytes.
+"""From text to tokens and back: GPT-2's byte-pair encoding, plain bytes, and the tokenizer of a pretrained model.
 
 The end-of-text token stands for the end of a document and for nothing else: text never encodes to it, even
 where the text holds the token's name.
 """
 
+import dataclasses
 import functools
 import textwrap
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
 from sublora.errors import UserError
+from sublora.files import read_json, write_bytes
 
-TOKEN_TYPE = np.dtype("<u2")
-"""Of tokens in memory and on disk: vocabularies have at most 65,536 tokens."""
+if TYPE_CHECKING:
+    import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
+OF_THE_BASE = "base"
+"""Name, among settings, of the tokenizer of a pretrained base."""
+TOKENIZER_FILE = "tokenizer.json"
+"""That tokenizer, in the dataset's folder; the format of the library `tokenizers`."""
+PROBE = "Zażółć\n\tgęślą  jaźń 漢字, f(x)==1; "
+"""What a tokenizer must give back as it was."""
+
+
+def token_type(vocab_size: int) -> np.dtype:
+    """Of tokens in memory and on disk: 2 bytes where all ids fit into them, else 4."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 class Tokenizer(Protocol):
     """A reversible map from text to tokens."""
 
-    name: ClassVar[str]
-    vocab_size: ClassVar[int]
-    """Tokens, the end-of-text token included."""
-    eot_id: ClassVar[int]
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, the end-of-text token included."""
+
+    @property
+    def eot_id(self) -> int: ...
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Tokens (TOKEN_TYPE) of each text, without end-of-text; UnicodeEncodeError for lone surrogates."""
+        """Tokens (of `token_type`) of each text, without end-of-text; UnicodeEncodeError for lone surrogates."""
 
     def decode(self, tokens: np.ndarray) -> str:
         """Text of tokens of shape (n,); bytes that are no UTF-8 become U+FFFD, end-of-text its name."""
@@ -56,7 +72,7 @@ class Gpt2Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         # No special token is allowed and none is refused: a special token's name is ordinary text.
         encode = self._encoding.encode_to_numpy
-        return [encode(text, disallowed_special=()).astype(TOKEN_TYPE) for text in texts]
+        return [encode(text, disallowed_special=()).astype(token_type(self.vocab_size)) for text in texts]
 
     def decode(self, tokens: np.ndarray) -> str:
         return self._encoding.decode(np.asarray(tokens).tolist(), errors="replace")
@@ -70,7 +86,9 @@ class ByteTokenizer:
     eot_id: ClassVar[int] = 256
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(TOKEN_TYPE) for text in texts]
+        return [
+            np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(token_type(self.vocab_size)) for text in texts
+        ]
 
     def decode(self, tokens: np.ndarray) -> str:
         values = np.asarray(tokens)
@@ -86,7 +104,109 @@ TOKENIZERS: dict[str, type[Gpt2Tokenizer] | type[ByteTokenizer]] = {
 }
 
 
-@functools.cache
+class FileTokenizer:
+    """The tokenizer of a tokenizer.json, by `tokenizers`."""
+
+    def __init__(self, path: Path, vocab_size: int, eot_id: int) -> None:
+        """`vocab_size`: the tokens that the network predicts. UserError if the file cannot be read."""
+        self.vocab_size, self.eot_id = vocab_size, eot_id
+        self._tokenizer = _read_tokenizer(path)
+        self._tokenizer.encode_special_tokens = True
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        for text in texts:
+            text.encode()  # lone surrogates
+        # As ordinary text, names of special tokens included.
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [np.array(each.ids, dtype=token_type(self.vocab_size)) for each in encoded]
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return str(self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFacts:
+    """What is known of a tokenizer without loading it."""
+
+    name: str
+    """As `data.tokenizer` has it."""
+    vocab_size: int
+    eot_id: int
+    path: Path | None = None
+    """The file of the tokenizer of a base."""
+
+    def load(self) -> Tokenizer:
+        """The tokenizer, loaded once a process; UserError if its vocabulary cannot be had."""
+        return _loaded(self)
+
+
+def tokenizer_facts(name: str, pretrained: Path | None = None) -> TokenizerFacts:
+    """Facts of a tokenizer by its name; that of a base is looked up in the folder of the pretrained model.
+
+    UserError if the folder holds none that this library can use.
+    """
+    if name in TOKENIZERS:
+        kind = TOKENIZERS[name]
+        return TokenizerFacts(name, kind.vocab_size, kind.eot_id)
+    if pretrained is None:
+        raise ValueError("the tokenizer of a base needs the folder of the base")
+    return _of_pretrained(pretrained)[0]
+
+
+def import_tokenizer(pretrained: Path, folder: Path) -> TokenizerFacts:
+    """Copy the tokenizer of a pretrained model to `folder`/tokenizer.json; UserError as in `tokenizer_facts`."""
+    facts, tokenizer = _of_pretrained(pretrained)
+    path = folder / TOKENIZER_FILE
+    write_bytes(path, tokenizer.to_str().encode())
+    return dataclasses.replace(facts, path=path)
+
+
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of that name, loaded once a process; UserError if its vocabulary cannot be had."""
-    return TOKENIZERS[name]()
+    """A tokenizer that needs no base, by its name; UserError if its vocabulary cannot be had."""
+    return tokenizer_facts(name).load()
+
+
+@functools.cache
+def _loaded(facts: TokenizerFacts) -> Tokenizer:
+    if facts.path is not None:
+        return FileTokenizer(facts.path, facts.vocab_size, facts.eot_id)
+    return TOKENIZERS[facts.name]()
+
+
+def _read_tokenizer(path: Path) -> "tokenizers.Tokenizer":
+    import tokenizers
+
+    mend = "prepare the data again (sublora prepare --config FILE)"
+    read_json(path, missing=f"; {mend}", mend=mend)  # the library's own errors have no type
+    return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _of_pretrained(folder: Path) -> "tuple[TokenizerFacts, tokenizers.Tokenizer]":
+    """UserError if there is no tokenizer, it changes text, or it has no token for the end of a text."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("data.tokenizer base needs the package transformers; pip install 'sublora[hf]'") from None
+    found = sorted(path.name for path in folder.glob("*.gguf"))
+    gguf = {"gguf_file": found[0]} if found and not (folder / "config.json").exists() else {}
+    try:
+        wrapped = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **gguf)
+        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **gguf).get_text_config()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: transformers cannot read a tokenizer ({reason}); give another base.path") from None
+    tokenizer = getattr(wrapped, "backend_tokenizer", None)
+    if tokenizer is None:
+        raise UserError(f"{folder}: its tokenizer is none of the library `tokenizers`; give another base.path")
+    eot_id = tokenizer.token_to_id(END_OF_TEXT)
+    eot_id = wrapped.eos_token_id if eot_id is None else eot_id
+    if eot_id is None:
+        raise UserError(f"{folder}: its tokenizer has no {END_OF_TEXT} and no end-of-sequence token")
+    ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
+    if tokenizer.decode(ids, skip_special_tokens=False) != PROBE:
+        raise UserError(
+            f"{folder}: its tokenizer does not give text back as it was (byte-level ones do); give another base.path"
+        )
+    if max(tokenizer.get_vocab().values()) >= settings.vocab_size:
+        raise UserError(f"{folder}: its tokenizer has tokens beyond the {settings.vocab_size} that the model predicts")
+    return TokenizerFacts(OF_THE_BASE, settings.vocab_size, eot_id), tokenizer

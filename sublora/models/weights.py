@@ -38,7 +38,6 @@ GPT2_FORM = {
 
 All but the first are also transformers' defaults, which a config.json may leave out.
 """
-PRETRAINED_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 
 MAKE_AGAIN = "make the base again (sublora base)"
 ANOTHER_PATH = "download the model again, or give another base.path"
@@ -50,6 +49,10 @@ class Base:
 
     weights: Weights
     sha256: str
+
+    @property
+    def parameters(self) -> int:
+        return sum(value.size for value in self.weights.values())
 
 
 def weight_shapes(model: config.Model, vocab_size: int) -> dict[str, tuple[int, ...]]:

@@ -7,15 +7,15 @@ from typing import Any
 from sublora import config
 from sublora.data.base import base_data
 from sublora.data.dataset import TokenDataset
-from sublora.data.tokenizers import TOKENIZERS
 from sublora.device import claim_device
 from sublora.errors import UserError
 from sublora.files import read_json, write_json
 from sublora.models.gpt import DTYPES, GPT
-from sublora.models.weights import PRETRAINED_FILES, Base, weights_sha256
+from sublora.models.weights import Base, weights_sha256
 from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
+from sublora.pretrained import pretrained_folder
 from sublora.runs.locking import sole_trainer
-from sublora.runs.networks import gpt2, import_base, random_base, read_base, write_base
+from sublora.runs.networks import AnyBase, gpt2, import_base, random_base, read_base, write_base
 from sublora.training.base import BaseTrainer
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep
@@ -39,7 +39,7 @@ def make_base(
     return _train_base(settings, base, root, out, before_step)
 
 
-def load_base(settings: config.Settings, seed: int, vocab_size: int, root: Path) -> Base:
+def load_base(settings: config.Settings, seed: int, vocab_size: int, root: Path) -> AnyBase:
     """The base of a run: drawn from its seed, or read from results/base below `root`.
 
     UserError if the file is missing, damaged, of another network, or not the one that base.json describes.
@@ -127,31 +127,12 @@ def _train_base(
 
 
 def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, root: Path, out: Path) -> Path:
-    folder = root / base.path
-    if not folder.is_dir():
-        folder = _downloaded(base)
-    imported = import_base(folder, settings, TOKENIZERS[settings.data.tokenizer].vocab_size)
+    imported = import_base(pretrained_folder(base, root), settings)
     _write_base(out, imported, settings, base_digest(settings, root), {})
     return out / BASE_JSON_NAME
 
 
-def _downloaded(base: config.PretrainedBase) -> Path:
-    """The model's files in the cache of the Hugging Face hub; UserError if they cannot be had."""
-    from huggingface_hub import errors, snapshot_download
-
-    # Of whichever HTTP library the hub uses; a file that neither the hub nor the cache has is an OSError.
-    http_error = errors.HTTPError  # type: ignore[attr-defined]
-    try:
-        return Path(snapshot_download(base.path, revision=base.revision, allow_patterns=list(PRETRAINED_FILES)))
-    except (http_error, errors.HFValidationError, OSError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(
-            f"base.path '{base.path}': no such folder, and not to be had from the Hugging Face hub ({reason}); give a "
-            "folder with config.json and safetensors, or run `sublora base` where the internet can be reached"
-        ) from None
-
-
-def _write_base(out: Path, base: Base, settings: config.Settings, digest: str, facts: dict[str, Any]) -> None:
+def _write_base(out: Path, base: AnyBase, settings: config.Settings, digest: str, facts: dict[str, Any]) -> None:
     """base.safetensors, then base.json: where the second stands, the first is whole."""
     out.mkdir(parents=True, exist_ok=True)
     (out / BASE_JSON_NAME).unlink(missing_ok=True)
@@ -163,7 +144,7 @@ def _write_base(out: Path, base: Base, settings: config.Settings, digest: str, f
             "kind": settings.base.kind,
             "sha256": base.sha256,
             "digest": digest,
-            "parameters": sum(value.size for value in base.weights.values()),
+            "parameters": base.parameters,
             "settings": config.stage_settings(settings, "base"),
             **facts,
         },

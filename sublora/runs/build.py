@@ -8,9 +8,8 @@ import torch
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
-from sublora.models.weights import Base
 from sublora.runs.base import load_base
-from sublora.runs.networks import CERTIFIED_DTYPE, make_network
+from sublora.runs.networks import CERTIFIED_DTYPE, AnyBase, make_network
 from sublora.streams import generator
 from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.subspace import Subspace, SubspaceShape
@@ -39,7 +38,7 @@ def assemble_run(
     settings: config.Settings,
     spec: config.RunSpec,
     dataset: TokenDataset,
-    base: Base,
+    base: AnyBase,
     device: torch.device,
     *,
     dtype: str = CERTIFIED_DTYPE,

@@ -34,12 +34,12 @@ def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[
     targets, a ratio's digits) has one. Units are named where they are not the documents. `facts`: the certificate's
     whole header.
     """
-    model, lora, scoring = settings.model, settings.lora, settings.scoring
+    lora, scoring = settings.lora, settings.scoring
     quantizer, unit = settings.message.quantizer, settings.data.unit
     return {
         "run": {"budget": spec.budget, "mode": spec.mode, "ratio": spec.ratio, "seed": spec.seed},
         "base": {"kind": settings.base.kind, "sha256": facts["base_sha256"]},
-        "model": {key: getattr(model, key) for key in ("n_layer", "n_head", "n_embd", "context_length")},
+        "model": _model_facts(settings.model),
         "lora": {
             "rank": lora.rank,
             "alpha": lora.alpha,
@@ -64,6 +64,13 @@ def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[
         },
         "numerics": {"score": facts["numerics_versions"]["score"]},
     }
+
+
+def _model_facts(model: config.AnyModel) -> dict[str, Any]:
+    """Of a model of transformers the hash of the base names the rest."""
+    if isinstance(model, config.Model):
+        return {key: getattr(model, key) for key in ("n_layer", "n_head", "n_embd", "context_length")}
+    return {"kind": model.kind, "n_layer": model.n_layer, "context_length": model.context_length}
 
 
 def lora_init_sha256(subspace: "Subspace") -> str:

@@ -1,12 +1,16 @@
 """Which network the settings describe: its base from and to a file, and the base with what is trained in place."""
 
+import types
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sublora import config
+from sublora.data.tokenizers import tokenizer_facts
+from sublora.errors import UserError
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.lora import initial_theta
 from sublora.models.lora_gpt import LoraGPT
@@ -20,6 +24,11 @@ from sublora.models.weights import (
     save_weights,
     weights_sha256,
 )
+
+if TYPE_CHECKING:
+    from sublora.models.huggingface import HuggingFaceBase
+
+AnyBase = Union[Base, "HuggingFaceBase"]
 
 CERTIFIED_DTYPE = "float32"
 """Of everything that is reported, whatever `compute.dtype` says.
@@ -35,26 +44,33 @@ def random_base(settings: config.Settings, vocab_size: int, seed: int) -> Base:
     return Base(weights, weights_sha256(weights))
 
 
-def read_base(path: Path, settings: config.Settings, vocab_size: int) -> Base:
+def read_base(path: Path, settings: config.Settings, vocab_size: int) -> AnyBase:
     """A base from the file that `write_base` wrote. UserError if it is missing, damaged, or of another network."""
+    if isinstance(settings.model, config.HuggingFaceModel):
+        return huggingface().load_base(path)
     weights = load_weights(path, gpt2(settings), vocab_size)
     return Base(weights, weights_sha256(weights))
 
 
-def write_base(path: Path, base: Base) -> None:
+def write_base(path: Path, base: AnyBase) -> None:
     """base.safetensors; the file appears whole."""
-    save_weights(path, base.weights)
+    if isinstance(base, Base):
+        save_weights(path, base.weights)
+    else:
+        huggingface().save_base(path, base)
 
 
-def import_base(folder: Path, settings: config.Settings, vocab_size: int) -> Base:
+def import_base(folder: Path, settings: config.Settings) -> AnyBase:
     """A pretrained base from a folder in the format of Hugging Face. UserError if the settings do not fit it."""
-    weights = pretrained_weights(folder, gpt2(settings), vocab_size)
+    if isinstance(settings.model, config.HuggingFaceModel):
+        return huggingface().read_pretrained(folder)
+    weights = pretrained_weights(folder, gpt2(settings), tokenizer_facts(settings.data.tokenizer, folder).vocab_size)
     return Base(weights, weights_sha256(weights))
 
 
 def make_network(
     settings: config.Settings,
-    base: Base,
+    base: AnyBase,
     *,
     vocab_size: int,
     seed: int,
@@ -65,6 +81,8 @@ def make_network(
 
     dtype: what the network computes in, a training's `compute.dtype`.
     """
+    if not isinstance(base, Base):
+        return _adapted_huggingface(settings, base, vocab_size, seed, device, DTYPES[dtype])
     model, lora = gpt2(settings), settings.lora
     space = lora_space(model, lora, vocab_size)
     start_D = initial_theta(space, seed, lora.init)
@@ -80,6 +98,37 @@ def make_network(
         origin_D=torch.from_numpy(start_D).to(device) if lora.init == "both_random" else None,
     )
     return network, start_D
+
+
+def _adapted_huggingface(
+    settings: config.Settings,
+    base: "HuggingFaceBase",
+    vocab_size: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Network, NDArray[np.float32]]:
+    model, lora = settings.model, settings.lora
+    if not isinstance(model, config.HuggingFaceModel):
+        raise TypeError(f"model.kind {model.kind} does not describe a model of transformers")
+    use_compiler = settings.compute.compile
+    network = huggingface().HuggingFaceNetwork(base, model, lora, device=device, dtype=dtype, use_compiler=use_compiler)
+    if network.vocab_size != vocab_size:
+        raise UserError(
+            f"the pretrained model predicts {network.vocab_size} tokens, data/{settings.data.name} was made with a "
+            f"vocabulary of {vocab_size}; set data.tokenizer: base and prepare the data again"
+        )
+    start_D = initial_theta(network.space, seed, lora.init)
+    if lora.init == "both_random":
+        network.origin_D = torch.from_numpy(start_D).to(device)
+    return network, start_D
+
+
+def huggingface() -> "types.ModuleType":
+    """The module for models of transformers, imported where one is used."""
+    import sublora.models.huggingface
+
+    return sublora.models.huggingface
 
 
 def gpt2(settings: config.Settings) -> config.Model:

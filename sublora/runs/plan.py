@@ -26,6 +26,7 @@ from sublora.losses import TOP_K
 from sublora.losses.documents import padded_widths, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
+from sublora.runs.base import load_base
 from sublora.runs.bound import read_losses
 from sublora.runs.build import assemble_run
 from sublora.runs.networks import random_base
@@ -195,11 +196,15 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
     Training: whole steps (micro-batches, projection, AdamW) of at most four micro-batches. Scoring: full windows.
     """
     dataset = _dataset_if_prepared(settings, root)
-    vocab_size = dataset.vocab_size if dataset else TOKENIZERS[settings.data.tokenizer].vocab_size
+    vocab_size = dataset.vocab_size if dataset else _vocab_size(settings)
     with claim_device(settings.compute) as device:
         random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
         # Speed does not depend on the base, which need not be there yet.
-        base, spec = random_base(settings, vocab_size, seed=0), settings.grid.runs()[-1]
+        spec = settings.grid.runs()[-1]
+        if isinstance(settings.model, config.HuggingFaceModel):
+            base = load_base(settings, spec.seed, vocab_size, root)
+        else:
+            base = random_base(settings, vocab_size, seed=0)
         training = _training_rate(
             assemble_run(settings, spec, random_tokens, base, device, dtype=settings.compute.dtype)
         )
@@ -218,6 +223,15 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
         scoring = _rate(score_once, device)
         where = gpu_name(device) or f"{settings.compute.threads} CPU thread{'s' * (settings.compute.threads > 1)}"
     return Throughput(training, scoring, f"measured for {2 * MEASURE_SECONDS:.0f} s on this machine ({where})")
+
+
+def _vocab_size(settings: config.Settings) -> int:
+    if settings.data.tokenizer not in TOKENIZERS:
+        raise UserError(
+            f"data/{settings.data.name} is not prepared, and only then the vocabulary of a pretrained model is known "
+            "here; run sublora prepare and sublora base, or give --tokens-per-second"
+        )
+    return TOKENIZERS[settings.data.tokenizer].vocab_size
 
 
 def _training_rate(run: Run) -> float:

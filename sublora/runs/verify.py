@@ -19,14 +19,13 @@ from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device
 from sublora.errors import UserError, printable
 from sublora.files import sha256_of_file, write_json
-from sublora.models.weights import Base
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME
 from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, read_losses, run_record
 from sublora.runs.build import assemble_run
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.encode import val_losses
 from sublora.runs.message import Message, charged_bits, read_message
-from sublora.runs.networks import random_base, read_base
+from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.score import score_message, score_training_units
 from sublora.runs.verification.checks import Check, loss_checks, record_checks
 from sublora.runs.verification.data import data_checks
@@ -173,7 +172,7 @@ def _identity_checks(material: Material) -> list[Check]:
     return checks
 
 
-def _read_base(message: Message, claim: Claim, vocab_size: int) -> Base:
+def _read_base(message: Message, claim: Claim, vocab_size: int) -> AnyBase:
     """The base drawn from the run's seed, or read from its file; UserError if that is missing or another network's."""
     settings = message.settings
     if settings.base.kind == "random":

@@ -1,0 +1,329 @@
+"""Any causal language model of transformers as the frozen base, its LoRA matrices a vector theta.
+
+The backbone runs as transformers has it, with adapters hooked onto its linear maps. The head is computed by this
+library, a chunk of positions at a time, so the logits of all positions are never held. That is right for models whose
+logits are the last hidden states times one matrix, which is checked when a model is read, like its causality.
+
+Shape legend: N sequences, T positions, K scored positions, C width, V vocabulary, D LoRA parameters.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sublora import config
+from sublora.errors import UserError
+from sublora.files import atomic_path
+from sublora.models.head import head_cross_entropy, head_target_scores
+from sublora.models.linear_maps import Attachment, LinearMap, linear_map_space, linear_maps, sizes
+from sublora.models.lora import Adapters, Pair, down_projection
+from sublora.models.lora_space import HEAD, lora_groups
+from sublora.models.protocol import LanguageModel
+from sublora.versions import BASE_FORMAT
+
+NOT_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map")
+"""Keys of config.json that say nothing of what the model computes."""
+ANOTHER_PATH = "give another base.path"
+MAKE_AGAIN = "make the base again (sublora base)"
+PROBE_TOKENS = 8
+HEAD_TOLERANCE = 1e-3
+"""Largest difference, relative to the largest logit, between the model's own logits and hidden states times W."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HuggingFaceBase:
+    """A pretrained causal language model: what it computes, and its tensors in the type of their file."""
+
+    architecture: dict[str, Any]
+    """config.json without NOT_ARCHITECTURE."""
+    tensors: Mapping[str, Tensor]
+    """By their names in the state dict; one name for tensors that are tied."""
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest, in hexadecimal, of the architecture and of names, types, shapes and values of the tensors."""
+        digest = hashlib.sha256(config.digest(self.architecture).encode())
+        for name in sorted(self.tensors):
+            value = self.tensors[name].detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def parameters(self) -> int:
+        return sum(value.numel() for value in self.tensors.values())
+
+
+def read_pretrained(folder: Path) -> HuggingFaceBase:
+    """A model of a local folder: config.json and safetensors, or one .gguf file, whose weights are dequantized.
+
+    UserError if the folder is no such model, or its logits are not the last hidden states times one matrix.
+    """
+    transformers = _transformers()
+    found = sorted(path.name for path in folder.glob("*.gguf"))
+    if not (folder / "config.json").exists() and len(found) != 1:
+        raise UserError(
+            f"{folder}: expected config.json and safetensors, or one .gguf file, found "
+            f"{', '.join(found) or 'neither'}; {ANOTHER_PATH}"
+        )
+    gguf = {} if (folder / "config.json").exists() else {"gguf_file": found[0]}
+    options: dict[str, Any] = {} if gguf else {"use_safetensors": True}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype="auto", **gguf, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder}: transformers cannot read a causal language model ({reason}); {ANOTHER_PATH}"
+        ) from None
+    architecture = json.loads(json.dumps(model.config.to_diff_dict(), sort_keys=True))
+    architecture = {key: value for key, value in architecture.items() if key not in NOT_ARCHITECTURE}
+    base = HuggingFaceBase(architecture, _without_ties(model))
+    _check_form(build_module(base, torch.float32), folder)
+    return base
+
+
+def save_base(path: Path, base: HuggingFaceBase) -> None:
+    """Write a base as one safetensors file with the architecture in its metadata; the file appears whole."""
+    from safetensors.torch import save_file
+
+    metadata = {"format": str(BASE_FORMAT), "architecture": json.dumps(base.architecture, sort_keys=True)}
+    with atomic_path(path) as temporary:
+        save_file({name: value.contiguous() for name, value in base.tensors.items()}, temporary, metadata=metadata)
+
+
+def load_base(path: Path) -> HuggingFaceBase:
+    """Read what `save_base` wrote. UserError if it is missing, damaged, or no such file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("architecture")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        architecture = json.loads(text or "null")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {MAKE_AGAIN}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); {MAKE_AGAIN}") from None
+    if not isinstance(architecture, dict) or "model_type" not in architecture:
+        raise UserError(f"{path}: has no architecture in its metadata, it is the base of another kind; {MAKE_AGAIN}")
+    return HuggingFaceBase(architecture, tensors)
+
+
+def build_module(base: HuggingFaceBase, dtype: torch.dtype) -> nn.Module:
+    """The model with its weights in this type, frozen. UserError if architecture and tensors do not fit."""
+    transformers = _transformers()
+    facts = dict(base.architecture)
+    try:
+        settings = transformers.AutoConfig.for_model(facts.pop("model_type"), **facts)
+        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+        module = kind.from_pretrained(None, config=settings, state_dict=dict(base.tensors), dtype=dtype)
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"base: transformers cannot build {base.architecture.get('model_type')} ({reason})") from None
+    loaded = module.state_dict()
+    missing = sorted(name for name in base.tensors if name not in loaded)
+    if missing:
+        raise UserError(f"base: the model has no tensor {missing[0]}; {MAKE_AGAIN}")
+    return cast(nn.Module, module.requires_grad_(False).eval())
+
+
+def _transformers() -> Any:
+    """The library, quiet. UserError without it."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            "a model of the Hugging Face format needs the package transformers; pip install 'sublora[hf]'"
+        ) from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _without_ties(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with the first name of every tensor that has several."""
+    by_place: dict[tuple[int, tuple[int, ...]], str] = {}
+    tensors = {}
+    for name, value in model.state_dict().items():
+        if by_place.setdefault((value.data_ptr(), tuple(value.shape)), name) == name or not value.numel():
+            tensors[name] = value
+    return tensors
+
+
+@torch.no_grad()
+def _check_form(module: nn.Module, folder: Path) -> None:
+    """UserError if logits are not hidden states times W, or a position sees what comes after it."""
+    head = _head(module)
+    vocab_size = module.get_parameter("weight").shape[0] if head is None else head.get_parameter("weight").shape[0]
+    tokens_NT = torch.arange(2 * PROBE_TOKENS).view(2, PROBE_TOKENS) % vocab_size
+    tokens_NT[1, :-1] = tokens_NT[0, :-1]  # the two differ in their last token alone
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(f"{folder}: its head is not one matrix without a bias; {ANOTHER_PATH}")
+    hidden = _backbone(module)(input_ids=tokens_NT, use_cache=False).last_hidden_state
+    logits = module(input_ids=tokens_NT, use_cache=False).logits
+    scale = float(logits.abs().max())
+    if float((logits - hidden @ head.get_parameter("weight").T).abs().max()) > HEAD_TOLERANCE * scale:
+        raise UserError(f"{folder}: its logits are not its last hidden states times one matrix; {ANOTHER_PATH}")
+    if float((logits[0, :-1] - logits[1, :-1]).abs().max()) > HEAD_TOLERANCE * scale:
+        raise UserError(f"{folder}: a position's logits depend on tokens after it; {ANOTHER_PATH}")
+
+
+def _head(module: nn.Module) -> nn.Module | None:
+    return cast(Any, module).get_output_embeddings()
+
+
+def _backbone(module: nn.Module) -> nn.Module:
+    return cast(Any, module).base_model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdaptedHuggingFace:
+    """A model with adapters in place; a `LanguageModel`."""
+
+    network: "HuggingFaceNetwork"
+    adapters: Adapters
+
+    @property
+    def vocab_size(self) -> int:
+        return self.network.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self.network.context_length
+
+    @functools.cached_property
+    def _pairs(self) -> dict[str, Pair]:
+        found = {each.name: self.adapters.pair(each.group, each.target) for each in self.network.maps}
+        return {name: pair for name, pair in found.items() if pair is not None}
+
+    def hidden(self, tokens_NT: Tensor, *, training: bool = False) -> Tensor:
+        if tokens_NT.shape[1] > self.context_length:
+            raise ValueError(f"{tokens_NT.shape[1]} positions exceed the context of {self.context_length}")
+        self.network.attachment.use(self._pairs, dropout=self._dropout(training))
+        output = self.network.backbone(input_ids=tokens_NT, use_cache=False)
+        return cast(Tensor, output.last_hidden_state)
+
+    def cross_entropy(
+        self,
+        hidden_KC: Tensor,
+        targets_K: Tensor,
+        *,
+        position_weights_K: Tensor | None = None,
+        smoothing: float = 0.0,
+        training: bool = False,
+    ) -> Tensor:
+        down_KR, up_VR = self._head_factors(hidden_KC, self._dropout(training))
+        return head_cross_entropy(
+            hidden_KC,
+            self.network.head_VC,
+            down_KR,
+            up_VR,
+            targets_K,
+            position_weights_K=position_weights_K,
+            smoothing=smoothing,
+            use_compiler=self.network.use_compiler,
+        )
+
+    def target_scores(self, hidden_KC: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor]:
+        down_KR, up_VR = self._head_factors(hidden_KC, 0.0)
+        network = self.network
+        return head_target_scores(
+            hidden_KC, network.head_VC, down_KR, up_VR, targets_K, use_compiler=network.use_compiler
+        )
+
+    def _head_factors(self, hidden_KC: Tensor, dropout: float) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """(scale A x, B) of the head's adapter."""
+        if (pair := self.adapters.pair(HEAD, HEAD)) is None:
+            return None, None
+        return down_projection(hidden_KC, pair, dropout), pair[1]
+
+    def _dropout(self, training: bool) -> float:
+        return self.network.dropout if training else 0.0
+
+
+class HuggingFaceNetwork:
+    """A frozen model of transformers for every theta of its adapters; a `Network`."""
+
+    def __init__(
+        self,
+        base: HuggingFaceBase,
+        model: config.HuggingFaceModel,
+        lora: config.Lora,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        use_compiler: bool = False,
+    ) -> None:
+        """UserError if the settings do not fit the model: its layers, its context, the names of its linear maps."""
+        _check_sizes(base.architecture, model)
+        module = build_module(base, dtype).to(device)
+        self.base_sha256, self.context_length, self.use_compiler = base.sha256, model.context_length, use_compiler
+        self.scale, self.dropout, self._dtype = lora.alpha / lora.rank, lora.dropout, dtype
+        self.origin_D: Tensor | None = None
+        """Set to the initial theta where its product must be subtracted, because B starts from random values."""
+        self.head_VC = cast(nn.Module, _head(module)).get_parameter("weight").detach()
+        self.maps = _adapted_maps(module, model, lora)
+        self.attachment = Attachment(module, [each for each in self.maps if each.group != HEAD])
+        backbone = _backbone(module)
+        self.backbone = torch.compile(backbone) if use_compiler else backbone
+        self.space = linear_map_space(self.maps, lora.rank)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.head_VC)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_VC.device
+
+    def at(self, theta_D: Tensor) -> LanguageModel:
+        adapters = Adapters(self.space, theta_D, scale=self.scale, dtype=self._dtype, origin_D=self.origin_D)
+        return AdaptedHuggingFace(self, adapters)
+
+
+def _adapted_maps(module: nn.Module, model: config.HuggingFaceModel, lora: config.Lora) -> tuple[LinearMap, ...]:
+    """The maps that `lora.targets` name, layer by layer, then the head. UserError if a layer has none of them."""
+    patterns = [target for target in lora.targets if target != HEAD]
+    backbone = _backbone(module)
+    prefix = next(name for name, found in module.named_modules() if found is backbone)
+    try:
+        # Within the backbone: there a pattern never fits the head.
+        found = linear_maps(backbone, patterns) if patterns else ()
+    except ValueError as error:
+        raise UserError(f"lora.targets: {error}") from None
+    maps = [dataclasses.replace(each, name=f"{prefix}.{each.name}") for each in found]
+    if HEAD in lora.targets:
+        head = cast(nn.Module, _head(module))
+        maps.append(LinearMap(HEAD, *sizes(head), group=HEAD, target=HEAD))
+    groups, expected = tuple(dict.fromkeys(each.group for each in maps)), lora_groups(model, lora)
+    if groups != expected:
+        lacking = [group for group in expected if group not in groups] or [g for g in groups if g not in expected]
+        raise UserError(
+            f"lora.targets {', '.join(lora.targets)}: expected linear maps in every one of {model.n_layer} layers and "
+            f"nowhere else, layer {lacking[0]} differs; name other targets"
+        )
+    return tuple(maps)
+
+
+def _check_sizes(architecture: Mapping[str, Any], model: config.HuggingFaceModel) -> None:
+    """UserError if layers or context of the settings are not the model's."""
+    facts = dict(architecture)
+    full = _transformers().AutoConfig.for_model(facts.pop("model_type"), **facts)
+    layers = getattr(full, "num_hidden_layers", None)
+    if layers != model.n_layer:
+        raise UserError(f"model.n_layer is {model.n_layer}, the pretrained model has {layers} layers; mend the setting")
+    longest = getattr(full, "max_position_embeddings", None)
+    if isinstance(longest, int) and longest < model.context_length:
+        raise UserError(
+            f"model.context_length is {model.context_length}, the pretrained model was made for at most {longest} "
+            "positions; lower it"
+        )
