@@ -66,6 +66,8 @@ def read_pretrained(folder: Path) -> HuggingFaceBase:
 
     UserError if the folder is no such model, or its logits are not the last hidden states times one matrix.
     """
+    from safetensors import SafetensorError
+
     transformers = _transformers()
     found = sorted(path.name for path in folder.glob("*.gguf"))
     if not (folder / "config.json").exists() and len(found) != 1:
@@ -79,7 +81,7 @@ def read_pretrained(folder: Path) -> HuggingFaceBase:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype="auto", **gguf, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{folder}: transformers cannot read a causal language model ({reason}); {ANOTHER_PATH}"
