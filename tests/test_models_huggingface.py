@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: root / kind for kind in KINDS}
 
 
-def network(folder: Path, settings: config.Lora, **sizes: int) -> HuggingFaceNetwork:
-    device = torch.device("cpu")
+def network(
+    folder: Path,
+    settings: config.Lora,
+    *,
+    dtype: torch.dtype = torch.float32,
+    use_compiler: bool = False,
+    **sizes: int,
+) -> HuggingFaceNetwork:
     return HuggingFaceNetwork(
-        read_pretrained(folder), model_settings(**sizes), settings, device=device, dtype=torch.float32
+        read_pretrained(folder),
+        model_settings(**sizes),
+        settings,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        use_compiler=use_compiler,
     )
 
 
@@ -243,3 +255,31 @@ def test_a_cross_entropy_is_the_mean_of_the_scores(folders: dict[str, Path]) -> 
         loss_nats = float(model.cross_entropy(hidden_KC, targets_K))
         assert loss_nats == pytest.approx(-float(model.target_scores(hidden_KC, targets_K)[0].mean()), rel=1e-5)
     assert math.isfinite(loss_nats)
+
+
+def loss_and_gradient(net: HuggingFaceNetwork, seed: int) -> tuple[float, torch.Tensor]:
+    tokens_NT = torch.randint(VOCABULARY, (2, 13), generator=torch.Generator().manual_seed(1))
+    theta_D = random_theta(net, seed).requires_grad_()
+    model = net.at(theta_D)
+    hidden_KC = model.hidden(tokens_NT[:, :-1], training=True).flatten(0, 1)
+    loss = model.cross_entropy(hidden_KC, tokens_NT[:, 1:].flatten(), training=True)
+    loss.backward()
+    assert theta_D.grad is not None
+    return float(loss), theta_D.grad
+
+
+def test_bfloat16_differs_by_its_rounding(folders: dict[str, Path]) -> None:
+    exact, rounded = (network(folders["Llama"], lora("Llama"), dtype=d) for d in (torch.float32, torch.bfloat16))
+    (loss, gradient_D), (loss_16, gradient_16_D) = loss_and_gradient(exact, 1), loss_and_gradient(rounded, 1)
+    assert 0.0 < abs(loss - loss_16) < 2e-2 * loss
+    assert float((gradient_16_D - gradient_D).norm()) < 5e-2 * float(gradient_D.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SUBLORA_TEST_COMPILE" not in os.environ, reason="a minute; SUBLORA_TEST_COMPILE=1 asks for it")
+def test_the_compiled_backbone_is_the_same_for_every_theta(folders: dict[str, Path]) -> None:
+    plain, compiled = (network(folders["Llama"], lora("Llama"), use_compiler=c) for c in (False, True))
+    for seed in (1, 2):
+        (loss, gradient_D), (other, other_D) = loss_and_gradient(plain, seed), loss_and_gradient(compiled, seed)
+        assert other == pytest.approx(loss, rel=1e-5)
+        torch.testing.assert_close(other_D, gradient_D, rtol=1e-4, atol=1e-6)
