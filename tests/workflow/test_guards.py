@@ -33,14 +33,22 @@ def test_wrong_settings_stop_in_one_line(toy: Toy, section: str, keys: dict[str,
     assert_stops(toy, (), rf"^config/config\.yaml: .*{complaint}")
 
 
-def test_single_settings_on_the_command_line_are_refused(toy: Toy) -> None:
-    assert_stops(toy, ("--config", "training=7"), "^--config training: jobs read the settings file")
-
-
-def test_settings_files_are_not_merged(toy: Toy) -> None:
+def test_a_part_of_the_settings_is_no_settings_file(toy: Toy) -> None:
     toy.write("config/part.yaml", "training:\n  steps: 7\n")
     assert_stops(toy, ("--configfile", "config/part.yaml"), r"^config/part\.yaml: key 'grid' is missing")
-    assert_stops(toy, ("--configfile", "config/config.yaml", "config/part.yaml"), "^--configfile: expected one")
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("training=7", r"--config training: training: expected keys with values, found 7"),
+        ("training={learning_rat: 0.1}", r"--config training: .*did you mean 'training\.learning_rate'"),
+        ("training={steps: many}", r"training\.steps: .*found 'many'"),
+        ("trainin={steps: 7}", r"unknown key 'trainin'; did you mean 'training'"),
+    ],
+)
+def test_wrong_settings_on_the_command_line_stop_in_one_line(toy: Toy, override: str, complaint: str) -> None:
+    assert_stops(toy, ("--config", override), rf"^config/config\.yaml with .*{complaint}")
 
 
 def test_a_settings_file_of_another_folder_is_refused(toy: Toy) -> None:

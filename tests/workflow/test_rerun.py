@@ -65,11 +65,11 @@ def test_a_finished_workflow_has_nothing_to_do(finished: Toy) -> None:
 def test_jobs_call_the_command_line(finished: Toy) -> None:
     folder = "results/runs/d40_fixed-0.2_seed1"
     for command in (
-        "sublora prepare --config config/config.yaml",
-        "sublora yardsticks --config config/config.yaml",
-        f"sublora train --config config/config.yaml --budget 40 --allocation fixed-0.2 --seed 1 --out {folder}",
-        f"sublora score {folder} --config config/config.yaml",
-        f"sublora bound {folder} --config config/config.yaml",
+        "sublora prepare --config results/settings.yaml",
+        "sublora yardsticks --config results/settings.yaml",
+        f"sublora train --config results/settings.yaml --budget 40 --allocation fixed-0.2 --seed 1 --out {folder}",
+        f"sublora score {folder} --config results/settings.yaml",
+        f"sublora bound {folder} --config results/settings.yaml",
     ):
         assert finished.calls.count(command) == 1
 
@@ -196,13 +196,6 @@ def test_another_name_of_the_settings_file_is_no_change(finished: Toy) -> None:
     assert finished.plan("--configfile", "config/mine.yaml") == {}
 
 
-def test_jobs_read_the_settings_file_in_force(finished: Toy) -> None:
-    finished.write_settings("config/mine.yaml", grid=SMALL_GRID | {"seeds": [1, 2]})
-    target = "results/runs/d40_uniform_seed2/best_ckpt.pt"
-    assert finished.snakemake("--configfile", "config/mine.yaml", "--", target).exit_code == 0
-    assert finished.calls[-1].startswith("sublora train --config config/mine.yaml --budget 40")
-
-
 def test_preparing_the_same_data_again_retrains_nothing(finished: Toy) -> None:
     again = ("--forcerun", "prepare", "--until", "prepare")
     assert finished.snakemake(*again).exit_code == 0
@@ -264,7 +257,7 @@ def test_a_base_is_made_once_before_any_training(finished_on_a_base) -> None:
     assert commands.count("base") == commands.count("prepare") == 1
     made = commands.index("base")
     assert made < commands.index("train") and made < commands.index("yardsticks")
-    assert "sublora base --config config/config.yaml --out results/base" in toy.calls
+    assert "sublora base --config results/settings.yaml --out results/base" in toy.calls
     if base is TRAINED:
         assert commands.index("prepare") < made
         assert (toy.root / "data/apart/meta.json").exists()

@@ -42,31 +42,32 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+home=$(dirname "$(dirname "${settings:-config/config.yaml}")") # of data/ and results/, as for the real command
 write() { for name in "$@"; do echo "toy $name" > "$folder/$name"; done; }
 key() { awk -v section="$1:" -v key="$2:" '/^[a-z]/ { at = $1 } at == section && $1 == key { print $2 }' "$settings"; }
 case $stage in
   prepare)
     for name in $(key base name) $(key data name); do
-      folder=data/$name
+      folder=$home/data/$name
       mkdir -p $folder
       write train.bin val.bin test.bin eot_indices.npy doc_lengths.npy source_ids.npy
       echo "${DATA_CONTENT:-first}" > $folder/meta.json
     done ;;
   base)
-    if [ "$(key base kind)" = trained ]; then test -f "data/$(key base name)/train.bin"; fi
+    if [ "$(key base kind)" = trained ]; then test -f "$home/data/$(key base name)/train.bin"; fi
     mkdir -p "$folder"
     write base.safetensors
     echo "${BASE_CONTENT:-first}" > "$folder/base.json" ;;
   yardsticks)
-    folder=data/$(key data name)
-    test -f "$folder/train.bin" && test "$(key base kind)" = random || test -f results/base/base.json
+    folder=$home/data/$(key data name)
+    test -f "$folder/train.bin" && test "$(key base kind)" = random || test -f "$home/results/base/base.json"
     write yardsticks.json ;;
   duplicates)
-    folder=data/$(key data name)
+    folder=$home/data/$(key data name)
     write near_duplicates.json ;;
   train)
-    test -f "data/$(key data name)/train.bin"
-    test "$(key base kind)" = random || test -f results/base/base.json
+    test -f "$home/data/$(key data name)/train.bin"
+    test "$(key base kind)" = random || test -f "$home/results/base/base.json"
     if [ "$(basename "$folder")" = "${FAIL:-}" ]; then
       mkdir -p "$folder/state"
       echo "step 7" > "$folder/state/state.pt"

@@ -1,5 +1,6 @@
 """The settings in force, the grid, and what rules share."""
 
+import functools
 import os
 import shutil
 import sys
@@ -8,7 +9,14 @@ from pathlib import Path
 from snakemake.logging import logger
 from snakemake.utils import validate
 
-from sublora.config import load_settings, root_of, stage_settings
+from sublora.config import (
+    load_settings,
+    parse_settings,
+    root_of,
+    stage_settings,
+    with_typed_overrides,
+    write_resolved,
+)
 from sublora.errors import UserError
 from sublora.hardware import gpu_is_present
 from sublora.versions import NUMERICS_VERSIONS
@@ -20,29 +28,44 @@ def stop(message):
     raise SystemExit(1)
 
 
-def settings_in_force():
-    """The settings file and its settings. Stops if they are wrong, or not those that jobs would see."""
-    if workflow.config_settings.config:
-        keys = ", ".join(workflow.config_settings.config)
-        stop(
-            f"--config {keys}: jobs read the settings file and would not see this; "
-            "change a copy of config/config.yaml in config/ and give it with --configfile"
-        )
-    if len(workflow.configfiles) != 1:
-        stop("--configfile: expected one settings file, which must be whole; they are not merged")
-    path = Path(os.path.relpath(workflow.configfiles[0]))
-    if root_of(path) != Path.cwd():
-        stop(
-            f"{path}: its data/ and results/ lie in {root_of(path)}, the folder above that of the file, but Snakemake "
-            f"works in {Path.cwd()}; add --directory {root_of(path)}, or put the file into config/ here"
-        )
-    try:
-        return path, load_settings(path)
-    except UserError as error:
-        stop(str(error))
+def settings_source():
+    """What the settings come from, in words; stops if a settings file was given that belongs to another folder."""
+    if is_module():
+        return "the config of the module"
+    paths = [Path(os.path.relpath(path)) for path in workflow.configfiles]
+    for path in paths:
+        if root_of(path) != Path.cwd():
+            stop(
+                f"{path}: its data/ and results/ lie in {root_of(path)}, the folder above that of the file, but "
+                f"Snakemake works in {Path.cwd()}; add --directory {root_of(path)}, or put the file into config/ here"
+            )
+    return " with ".join([*map(str, paths), *(f"--config {key}" for key in workflow.config_settings.config)])
 
 
-SETTINGS_FILE, SETTINGS = settings_in_force()
+def is_module():
+    return not workflow.modifier.is_main_snakefile()
+
+
+def resolved_settings():
+    """(settings, what they come from). Jobs take those that the main process resolved, whatever was edited since."""
+    if not workflow.is_main_process and os.path.exists(SETTINGS_FILE):
+        return load_settings(SETTINGS_FILE), SETTINGS_FILE
+    source = settings_source()
+    if not is_module() and len(workflow.configfiles) == 1 and not workflow.config_settings.config:
+        return load_settings(Path(os.path.relpath(workflow.configfiles[0]))), source
+    config.update(with_typed_overrides(config, workflow.config_settings.config))
+    return parse_settings(config, source), source
+
+
+if workflow.modifier.path_modifier.modifies_prefixes:
+    stop("module: replace_prefix would part data/ and results/ from each other; use prefix, which moves both")
+
+# As a module with a prefix the workflow has its data/, results/ and logs/ below that folder.
+SETTINGS_FILE = str(workflow.modifier.modify_path("results/settings.yaml"))
+try:
+    SETTINGS, SETTINGS_SOURCE = resolved_settings()
+except UserError as error:
+    stop(str(error))
 validate(config, "../schemas/config.schema.json")
 
 GRID = {
@@ -101,13 +124,32 @@ def settings_of(stage):
     return lines
 
 
+@functools.cache
+def write_settings_once():
+    write_resolved(SETTINGS, SETTINGS_FILE)
+
+
 def settings_file(wildcards, input):
-    """The settings file's name; a function of `input`, since a new name alone must not rerun a job."""
+    """The file of the settings in force, which the main process writes when the first job is planned in earnest.
+
+    (Before any job starts Snakemake formats its command, here or on its way to a scheduler; that happens in a module
+    as well, where `onstart` does not.) A function of `input`, so that the name of the file is nothing that could rerun
+    a job, and the file is no input: jobs rerun for the settings that reach them, never for its date.
+    """
+    runs_jobs = workflow.executor_plugin is not None and not workflow.dryrun and not workflow.touch
+    if workflow.is_main_process and runs_jobs:
+        write_settings_once()
     return SETTINGS_FILE
 
 
 def run_folder(wildcards, output):
     return Path(output[0]).parent
+
+
+def caption_file(name):
+    """A caption, beside this workflow also where another one uses it as a module; a copy of it if that is far away."""
+    path = workflow.current_basedir.join(f"../report/{name}.rst").get_path_or_uri(secret_free=True)
+    return local(os.path.relpath(path) if os.path.exists(path) else workflow.source_path(f"../report/{name}.rst"))
 
 
 def require_gpu():
@@ -120,7 +162,7 @@ def require_gpu():
     pending = {job.rule.name for job in workflow.dag.needrun_jobs()}
     if pending & {"base", "train", "score", "yardsticks", "verify_run"} and not gpu_is_present():
         stop(
-            f"{SETTINGS_FILE}: compute.device is cuda and this machine has no usable GPU; nothing was run. "
+            f"{SETTINGS_SOURCE}: compute.device is cuda and this machine has no usable GPU; nothing was run. "
             "Run on a cluster (snakemake --profile profiles/slurm), or the demo (make demo)"
         )
 

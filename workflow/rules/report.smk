@@ -27,14 +27,14 @@ rule html_report:
         # Where it was measured on request it is kept up to date.
         **(
             {"near_duplicates": NEAR_DUPLICATES}
-            if SETTINGS.data.near_duplicates or os.path.exists(NEAR_DUPLICATES)
+            if SETTINGS.data.near_duplicates or os.path.exists(workflow.modifier.modify_path(NEAR_DUPLICATES))
             else {}
         ),
         runs="results/runs.csv",
         yardsticks=f"{DATA}/yardsticks.json",
         hypotheses="results/tables/hypotheses.csv",
         figures=FIGURES,
-        captions=expand(f"{os.path.relpath(workflow.basedir)}/report/{{name}}.rst", name=CAPTIONS),
+        captions=[caption_file(name) for name in CAPTIONS],
     output:
         html=report(
             "results/report.html",

@@ -1,0 +1,59 @@
+"""The settings that a workflow has resolved, in a file that its jobs read.
+
+A workflow gets its settings from files, from the command line and, as a module, from another workflow. Jobs see none
+of that: they read one file, written before the first of them starts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sublora.config.settings import Settings
+from sublora.files import write_bytes
+
+HEADER = (
+    "# The settings in force, written by the workflow for its jobs. Change the workflow's own config, not this file.\n"
+)
+
+
+def settings_text(settings: Settings) -> str:
+    """A whole settings file: equal settings give equal text, and `load_settings` reads them back."""
+    values = settings.model_dump(mode="json")
+    return HEADER + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def write_resolved(settings: Settings, path: Path | str) -> None:
+    """Make the file hold these settings. One that does already is left as it is, its date included."""
+    path, data = Path(path), settings_text(settings).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def with_typed_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with what came from the command line read as YAML.
+
+    Snakemake has merged `overrides` into `values`, but parses `--config 'training={steps: 7}'` to text: the 7 of it is
+    the string "7". Text that other sources put in its place stays text.
+    """
+    return {key: _typed(value, overrides[key]) if key in overrides else value for key, value in values.items()}
+
+
+def _typed(value: Any, override: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(override, Mapping):
+        return with_typed_overrides(value, override)
+    return _parsed(value) if value == override else value
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _parsed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_parsed(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+    return value

@@ -1,0 +1,55 @@
+"""The settings file that a workflow writes for its jobs."""
+
+import pytest
+from conftest import PRETRAINED, REPOSITORY, TRAINED, demo_values, merged
+
+from sublora import config
+
+SHIPPED = ["config/config.yaml", "demo/config/config.yaml", "demo/config/random_base.yaml"]
+
+
+@pytest.mark.parametrize("path", SHIPPED)
+def test_settings_come_back_as_they_were(tmp_path, path):
+    settings = config.load_settings(REPOSITORY / path)
+    config.write_resolved(settings, tmp_path / "settings.yaml")
+    assert config.load_settings(tmp_path / "settings.yaml") == settings
+
+
+@pytest.mark.parametrize("base", [TRAINED, PRETRAINED | {"path": "a folder/größe: 1 # no comment"}])
+def test_bases_and_odd_text_come_back(tmp_path, base):
+    settings = config.parse_settings(
+        merged(demo_values() | {"base": base}, {"bound": {"delta": 1e-7, "delta_sample": 1e-300}}), "x"
+    )
+    config.write_resolved(settings, tmp_path / "settings.yaml")
+    assert config.load_settings(tmp_path / "settings.yaml") == settings
+
+
+def test_a_file_that_holds_the_settings_is_not_written_again(tmp_path):
+    settings = config.parse_settings(demo_values(), "x")
+    path = tmp_path / "results/settings.yaml"
+    config.write_resolved(settings, path)
+    first = path.stat()
+    config.write_resolved(config.parse_settings(demo_values(), "y"), path)
+    assert path.stat().st_ino == first.st_ino and path.stat().st_mtime_ns == first.st_mtime_ns
+    config.write_resolved(config.parse_settings(merged(demo_values(), {"lora": {"rank": 3}}), "x"), path)
+    assert path.stat().st_ino != first.st_ino, "replaced by a rename, not written into"
+    assert [item.name for item in path.parent.iterdir()] == ["settings.yaml"]
+
+
+def test_text_from_the_command_line_is_read_as_yaml():
+    """As Snakemake merges it: numbers inside a mapping are text there. Text of the file itself stays text."""
+    file = {"grid": {"seeds": [1], "budgets": [5]}, "data": {"name": "7"}, "bound": {"delta": 0.05}}
+    overrides = {"grid": {"seeds": ["2", "3"]}, "bound": {"delta": "1.0e-3"}, "model": "null", "lora": {"init": "{"}}
+    snakemake_merged = {
+        "grid": {"seeds": ["2", "3"], "budgets": [5]},
+        "data": {"name": "7"},
+        "bound": {"delta": "1.0e-3"},
+        "model": "null",
+        "lora": {"init": "{"},
+    }
+    assert config.with_typed_overrides(snakemake_merged, overrides) == file | {
+        "grid": {"seeds": [2, 3], "budgets": [5]},
+        "bound": {"delta": 1e-3},
+        "model": None,
+        "lora": {"init": "{"},
+    }
