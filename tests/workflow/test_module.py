@@ -84,6 +84,12 @@ def test_names_and_a_folder_of_its_own(toy: Toy) -> None:
     assert outcome.jobs["sublora_train"] == 6
     assert "sublora score inner/results/runs/d40_learned_seed8 --config inner/results/settings.yaml" in parent.calls
     assert not (parent.root / "results").exists()
+    # Rules that run beside Snakemake do so under another name, too: here is no SLURM.
+    (parent.root / "inner" / FIGURE).unlink()
+    without_waiting = ("--latency-wait", "0", "--slurm-init-seconds-before-status-checks", "1")
+    outcome = parent.snakemake("--profile", "profiles/slurm", *without_waiting, "inner/" + FIGURE)
+    assert outcome.exit_code == 0, outcome.text
+    assert outcome.jobs == {"sublora_pareto": 1}
 
 
 def test_real_jobs_follow_the_parent_to_their_bounds(parent: Toy) -> None:

@@ -2,12 +2,6 @@
 
 if HAS_BASE:
 
-    # A pretrained model may have to be downloaded, which only the machine that Snakemake runs on can do.
-    if not TRAINS_BASE:
-
-        localrules:
-            base,
-
     rule base:
         input:
             data=expand(f"{BASE_DATA}/{{file}}", file="meta.json" if TRAINS_BASE else []),
@@ -26,5 +20,7 @@ if HAS_BASE:
         threads: SETTINGS.base.threads if TRAINS_BASE else 1
         resources:
             gpu=1,
+        # A pretrained model may have to be downloaded, which only the machine that Snakemake runs on can do.
+        localrule: not TRAINS_BASE
         shell:
             "sublora base --config {params.settings_file} --out {params.folder} > {log} 2>&1"

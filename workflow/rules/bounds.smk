@@ -1,10 +1,6 @@
 """From a trained network to its bound: encode and score (on a GPU), then the inequalities (seconds on a CPU)."""
 
 
-localrules:
-    bounds,
-
-
 rule bounds:
     input:
         expand(
@@ -12,6 +8,7 @@ rule bounds:
             **GRID,
             file=["certificate.bin", "losses.npz", "bounds.json", "bounds_metrics.pt"],
         ),
+    localrule: True
 
 
 rule score:

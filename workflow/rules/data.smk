@@ -4,14 +4,10 @@ BASE_DATASET_FILES = ["meta.json", "train.bin", "val.bin", "test.bin", "eot_indi
 BASE_DATA = f"data/{SETTINGS.base.name}" if TRAINS_BASE else None
 
 
-localrules:
-    data,
-    prepare,
-
-
 rule data:
     input:
         f"{DATA}/meta.json",
+    localrule: True
 
 
 # The base's documents first: a text that is among them is dropped from the others.
@@ -31,5 +27,6 @@ rule prepare:
         *settings_of("data"),
         settings_file=settings_file,
     threads: SETTINGS.data.workers
+    localrule: True
     shell:
         "sublora prepare --config {params.settings_file} > {log} 2>&1"

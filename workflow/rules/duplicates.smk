@@ -3,10 +3,6 @@
 NEAR_DUPLICATES = f"{DATA}/near_duplicates.json"
 
 
-localrules:
-    near_duplicates,
-
-
 rule near_duplicates:
     input:
         meta=f"{DATA}/meta.json",
@@ -21,5 +17,6 @@ rule near_duplicates:
         f"logs/near_duplicates/{SETTINGS.data.name}.benchmark.tsv"
     params:
         settings_file=settings_file,
+    localrule: True
     shell:
         "sublora duplicates --config {params.settings_file} > {log} 2>&1"

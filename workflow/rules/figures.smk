@@ -15,35 +15,17 @@ if HAS_GATES:
 TABLES = expand("results/tables/{name}", name=["yardsticks.csv", "summary.csv", "summary.tex", "hypotheses.csv"])
 
 
-localrules:
-    figures,
-    tables,
-    runs_of_budget,
-    runs,
-    pareto,
-    compression,
-    allocation_grid,
-    bound_decomposition,
-    bound_by_inequality,
-    bound_against_budget,
-    loss_curves,
-    gating_heatmap,
-    gating_trend,
-    gating_traces,
-    yardsticks_table,
-    summary,
-    hypotheses,
-
-
 rule figures:
     input:
         FIGURES,
         [path.replace(".png", ".pdf") for path in FIGURES],
+    localrule: True
 
 
 rule tables:
     input:
         TABLES,
+    localrule: True
 
 
 # One table per budget, so that the figures of one budget wait for its runs alone.
@@ -58,6 +40,7 @@ rule runs_of_budget:
         "logs/runs_of_budget/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/runs.py"
 
@@ -73,6 +56,7 @@ rule runs:
         "logs/runs.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/runs.py"
 
@@ -95,6 +79,7 @@ rule pareto:
         "logs/pareto/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/pareto.py"
 
@@ -116,6 +101,7 @@ rule compression:
         "logs/compression/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/compression.py"
 
@@ -137,6 +123,7 @@ rule allocation_grid:
         "logs/allocation_grid.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/allocation_grid.py"
 
@@ -159,6 +146,7 @@ rule bound_decomposition:
         "logs/bound_decomposition/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/bound_decomposition.py"
 
@@ -180,6 +168,7 @@ rule bound_by_inequality:
         "logs/bound_by_inequality/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/bound_by_inequality.py"
 
@@ -202,6 +191,7 @@ rule bound_against_budget:
         "logs/bound_against_budget.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/bound_against_budget.py"
 
@@ -224,6 +214,7 @@ rule loss_curves:
         "logs/loss_curves/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/loss_curves.py"
 
@@ -245,6 +236,7 @@ rule gating_heatmap:
         "logs/gating_heatmap/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/gating_heatmap.py"
 
@@ -266,6 +258,7 @@ rule gating_trend:
         "logs/gating_trend.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/gating_trend.py"
 
@@ -288,6 +281,7 @@ rule gating_traces:
         "logs/gating_traces/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/gating_traces.py"
 
@@ -309,6 +303,7 @@ rule yardsticks_table:
         "logs/yardsticks_table.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/yardsticks_table.py"
 
@@ -330,6 +325,7 @@ rule summary:
         "logs/summary.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/summary.py"
 
@@ -350,5 +346,6 @@ rule hypotheses:
         "logs/hypotheses.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/hypotheses.py"

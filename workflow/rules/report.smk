@@ -18,10 +18,6 @@ CAPTIONS = [
 ]
 
 
-localrules:
-    html_report,
-
-
 rule html_report:
     input:
         # Where it was measured on request it is kept up to date.
@@ -48,5 +44,6 @@ rule html_report:
         "logs/html_report.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
     script:
         "../scripts/report.py"

@@ -1,10 +1,6 @@
 """One training for each point of the grid."""
 
 
-localrules:
-    trainings,
-
-
 rule trainings:
     input:
         expand(
@@ -12,6 +8,7 @@ rule trainings:
             **GRID,
             file=["best_ckpt.pt", "metrics.csv", "gating_trace.csv"],
         ),
+    localrule: True
 
 
 # meta.json holds the hashes of the data. It alone decides whether new data are other data, so that preparing the
