@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -122,3 +124,26 @@ def test_a_wrong_config_of_the_parent_stops_in_one_line(parent: Toy) -> None:
     assert outcome.message == [
         "the config of the module: unknown key 'training.learning_rat'; did you mean 'training.learning_rate'?"
     ]
+
+
+def test_a_tag_of_a_repository_is_a_module_as_well(toy: Toy) -> None:
+    """As snakedeploy writes it with github(...): nothing of the workflow lies beside the parent.
+
+    To the bounds: gitfile(...), which needs no internet, cannot run a `script:` in Snakemake 9.27.
+    """
+    parent = parent_of(toy)
+    home = parent.root / "elsewhere/sublora"
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"],
+        ["tag", "v1"],
+    ):
+        subprocess.run(["git", *command], cwd=home, check=True)
+    text = (parent.root / "workflow/Snakefile").read_text()
+    source = f'gitfile("{home}", path="workflow/Snakefile", tag="v1")'
+    parent.write("workflow/Snakefile", text.replace('"../elsewhere/sublora/workflow/Snakefile"', source))
+    shutil.rmtree(home / "workflow")
+    outcome = parent.snakemake("bounds")
+    assert outcome.exit_code == 0, outcome.text
+    assert parent.plan("bounds") == {}
