@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sublora import __version__
+from sublora.config.readme import readme_text
 from sublora.config.schema import schema_text
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -113,6 +114,15 @@ def test_the_citation_names_the_works_it_builds_on() -> None:
 def test_the_committed_schema_is_the_one_of_the_settings() -> None:
     committed = (REPOSITORY / "workflow/schemas/config.schema.json").read_text()
     assert committed == schema_text(), "run `make schema`"
+
+
+def test_the_committed_page_of_the_settings_is_the_one_of_their_docstrings() -> None:
+    assert (REPOSITORY / "config/README.md").read_text() == readme_text(), "run `make schema`"
+
+
+def test_the_page_of_the_settings_has_every_key_of_the_schema() -> None:
+    keys = set(re.findall(r"^\| `(\w+)` \|", readme_text(), re.MULTILINE))
+    assert keys == {key for section in json.loads(schema_text())["$defs"].values() for key in section["properties"]}
 
 
 def test_every_key_says_what_it_is() -> None:

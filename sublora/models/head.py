@@ -1,7 +1,7 @@
 """The adapted LM head: losses, gradients and ranks without the logits of all positions in memory.
 
-The head and its adapter are one matrix product, [hidden | down] [W | up]'. On a GPU its sides are padded with zeros to
-sizes that tensor cores take at full speed; padded columns count as -infinity, so no probability sits on them.
+The head and its adapter are one matrix product, `[hidden | down] [W | up]'`. On a GPU its sides are padded with zeros
+to sizes that tensor cores take at full speed; padded columns count as -infinity, so no probability sits on them.
 
 Shape legend: K positions, C width, R rank, V vocabulary, P vocabulary padded, J = C + R padded.
 """

@@ -1,0 +1,172 @@
+"""config/README.md, written from the settings themselves: what each key means, takes and reruns.
+
+`python -m sublora.config.readme > config/README.md` (or `make schema`); a test compares the two.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from sublora.config.reach import STAGES, Reaches, ReachesThrough
+from sublora.config.section import Section
+from sublora.config.settings import Settings
+
+INTRODUCTION = """\
+# Configuration
+
+Generated from the settings' docstrings by `make schema`; do not edit.
+
+`config.yaml` in this folder is the full reproduction. A settings file is whole: every key below must be given, unknown
+keys are refused, and numbers are not converted from text. Its folder is called `config`, and `data/`, `results/` and
+`logs/` lie in the folder above. To vary it, copy it to `NAME/config/config.yaml` and run `snakemake --directory NAME`,
+or change single keys with `--config 'training={steps: 200}'`. The workflow writes the settings in force to
+`results/settings.yaml`, which its jobs read.
+
+The workflow calls the command line of the Python package `sublora`, which has to be installed in the same environment
+as Snakemake: `make setup` in a clone, or `pip install "sublora[workflow] @ git+<URL of the repository>@<tag>"`.
+
+*Reruns* names the stages whose results hang on a key; what follows them is rerun as well. Stages are, in their order,
+{stages}. A key without an entry changes speed or output on the screen, never a number.
+"""
+LIMITS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+NAMES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+
+
+def readme_text() -> str:
+    """The page as Markdown."""
+    page = _Page()
+    for name, field in Settings.model_fields.items():
+        kinds = _sections(field.annotation)
+        page.add(f"## {name}")
+        if len(kinds) > 1:
+            page.add("One of these kinds:")
+        page.add_kinds(kinds, name, _marks(field))
+        derived = [mark for mark in field.metadata if isinstance(mark, ReachesThrough)]
+        if derived:
+            numbers = (f"`{mark.name}` reruns {', '.join(mark.stages)}" for mark in derived)
+            page.add(f"Beside the runs that it adds, the section counts through numbers: {'; '.join(numbers)}.")
+    for condition, sign in page.conditions.items():
+        page.add(f"{sign} Only where {condition.removeprefix('Whether ')}")
+    introduction = INTRODUCTION.replace("{stages}", ", ".join(STAGES))
+    return "\n\n".join([introduction.rstrip(), *page.paragraphs]) + "\n"
+
+
+class _Page:
+    """Paragraphs so far, and what later ones refer to."""
+
+    def __init__(self) -> None:
+        self.paragraphs: list[str] = []
+        self.conditions: dict[str, str] = {}
+        """What a condition says, to the sign that stands for it."""
+        self.shown: dict[tuple[type[Section], ...], str] = {}
+        """Kinds that have their tables already, to the key they are under."""
+
+    def add(self, paragraph: str) -> None:
+        self.paragraphs.append(paragraph)
+
+    def add_kinds(self, kinds: tuple[type[Section], ...], path: str, inherited: Sequence[Reaches]) -> None:
+        """A table of each section's own keys, followed by the sections inside it."""
+        self.shown[kinds] = path
+        for section in kinds:
+            if len(kinds) > 1:
+                self.add(f"### {path}, kind: {_kind(section)}")
+            elif "." in path:
+                self.add(f"### {path}")
+            self.add(_documented(section))
+            rows = ["| key | takes | reruns | meaning |", "|---|---|---|---|"]
+            schema, inner = section.model_json_schema(), []
+            for key, field in section.model_fields.items():
+                marks, below = _marks(field) or inherited, _sections(field.annotation)
+                if not below:
+                    takes, stages = _takes(schema["properties"][key], schema), _stages(marks, self.conditions)
+                elif below in self.shown:
+                    takes, stages = f"keys, as under {self.shown[below]}", _stages(marks, self.conditions)
+                else:
+                    takes, stages = "keys, see below", ""
+                    inner.append((below, f"{path}.{key}", marks))
+                rows.append("| " + " | ".join(map(_cell, (f"`{key}`", takes, stages, field.description or ""))) + " |")
+            self.add("\n".join(rows))
+            for found in inner:
+                self.add_kinds(*found)
+
+
+def _sections(annotation: Any) -> tuple[type[Section], ...]:
+    """The sections that a key may hold: none, one, or the kinds of a union."""
+    if inspect.isclass(annotation) and issubclass(annotation, Section):
+        return (annotation,)
+    if inspect.isclass(annotation):
+        return ()
+    return tuple(section for part in get_args(annotation) for section in _sections(part))
+
+
+def _kind(section: type[Section]) -> str:
+    """Value of `kind`, for one alternative of a union; else the section's name."""
+    field = section.model_fields.get("kind")
+    return f"`{get_args(field.annotation)[0]}`" if field else section.__name__
+
+
+def _documented(section: type[Section]) -> str:
+    return " ".join(_escaped(inspect.getdoc(section) or "").split())
+
+
+def _marks(field: FieldInfo) -> list[Reaches]:
+    return [mark for mark in field.metadata if isinstance(mark, Reaches)]
+
+
+def _stages(marks: Sequence[Reaches], conditions: dict[str, str]) -> str:
+    """Stages in their order; one that is reached under a condition has a sign, explained below the tables."""
+    reached: dict[str, str] = {}
+    for mark in marks:
+        for stage in mark.stages:
+            if mark.when is None:
+                reached[stage] = ""
+            else:
+                reached.setdefault(stage, _sign(mark.when, conditions))
+    return ", ".join(stage + reached[stage] for stage in STAGES if stage in reached)
+
+
+def _sign(when: Callable[[Any], bool], conditions: dict[str, str]) -> str:
+    text = inspect.getdoc(when) or when.__name__
+    return conditions.setdefault(text, "\\*" * (len(conditions) + 1))
+
+
+def _takes(node: dict[str, Any], schema: dict[str, Any]) -> str:
+    """The values of a key in words, from its JSON schema."""
+    if "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    if "const" in node:
+        return f"`{node['const']}`"
+    if "enum" in node:
+        return _or([f"`{value}`" for value in node["enum"]])
+    if "anyOf" in node:
+        return _or([_takes(part, schema) for part in node["anyOf"]])
+    if node.get("type") == "array":
+        if "prefixItems" in node:
+            return f"a list of {len(node['prefixItems'])}: {_takes(node['prefixItems'][0], schema)}"
+        return f"a list: {_takes(node['items'], schema)}"
+    limits = [f"{words} {node[key]:g}" for key, words in LIMITS.items() if key in node]
+    return " ".join([NAMES[node["type"]], " and ".join(limits)]).strip()
+
+
+def _or(values: Sequence[str]) -> str:
+    return " or ".join([", ".join(values[:-1]), values[-1]]) if len(values) > 1 else values[0]
+
+
+def _cell(text: str) -> str:
+    return " ".join(_escaped(text).replace("|", "\\|").split())
+
+
+def _escaped(text: str) -> str:
+    """Markdown would take <ratio> for a tag of HTML."""
+    return text.replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    print(readme_text(), end="")
