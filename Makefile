@@ -6,10 +6,15 @@ INSTALLED := $(VENV)/installed
 # Raised on purpose only: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
 
-.PHONY: help setup demo demo-random-base fetch-smollm2 smollm2 test test-slurm lint format bench compare schema lock clean
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
+DOCKER ?= docker
+APPTAINER ?= apptainer
+
+.PHONY: help setup demo demo-random-base fetch-smollm2 smollm2 test test-slurm lint format docs image bench compare \
+  schema lock clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: $(INSTALLED) ## create the environment from requirements.lock
 
@@ -61,6 +66,15 @@ format: $(INSTALLED) ## bring code and workflow into their form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt workflow
+
+docs: $(INSTALLED) ## build the documentation site into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+image: ## build the container image sublora:<version> (DOCKER=podman does as well)
+	$(DOCKER) build --tag sublora:$(VERSION) .
+
+sublora.sif: apptainer.def requirements.lock pyproject.toml $(wildcard sublora/*.py sublora/*/*.py) ## build the image for clusters
+	$(APPTAINER) build --force $@ $<
 
 bench: $(INSTALLED) ## measure speed against plain references; writes benchmarks/results/
 	$(BIN)/python tests/fetch_gpt2_vocabulary.py

@@ -95,10 +95,73 @@ def test_the_conda_environment_installs_the_lock_and_the_package() -> None:
     assert re.search(r"^PYTHON \?= python3\.11$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_versions_agree() -> None:
+def test_the_version_is_defined_once_and_the_installed_one_follows() -> None:
+    assert importlib.metadata.version("sublora") == __version__
+    assert PROJECT["dynamic"] == ["version"] and "version" not in PROJECT
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
-    assert PROJECT["version"] == citation["version"] == __version__
+    assert "version" not in citation
     assert PROJECT["license"] == citation["license"]
+
+
+def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
+    """Newest first, each released version with its date, and a section for what is not released."""
+    headings = re.findall(r"^## (.*)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    released = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - \d{4}-\d{2}-\d{2}", heading) for heading in headings[1:]]
+    assert all(released)
+    versions = [tuple(map(int, found.groups())) for found in released]
+    assert versions == sorted(versions, reverse=True)
+    kinds = re.findall(r"^### (.*)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Numbers"}
+
+
+def make_targets(text: str) -> set[str]:
+    return set(re.findall(r"^[^#\n]*?\bmake ([a-z-]+)", text, re.MULTILINE))
+
+
+def test_github_runs_the_steps_of_the_local_checks() -> None:
+    """The same make targets, so that neither can pass what the other refuses."""
+    local = make_targets((REPOSITORY / ".ci/run").read_text())
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/checks.yml").read_text())["jobs"]
+    remote: set[str] = set()
+    for job in jobs.values():
+        targets = job.get("strategy", {}).get("matrix", {}).get("target", [])
+        for step in job["steps"]:
+            for target in targets or [""]:
+                remote |= make_targets(step.get("run", "").replace("${{ matrix.target }}", target))
+    assert remote <= local <= {*re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)}
+    # The random base and cleaning up belong to the local run alone.
+    assert local - remote == {"clean", "demo-random-base"}
+
+
+def test_the_hooks_before_a_commit_are_the_tools_of_make_lint() -> None:
+    hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)[1]
+    for hook in hooks:
+        tool = hook["entry"].removeprefix(".venv/bin/").removesuffix(" --force-exclude")
+        assert f"$(BIN)/{tool}" in lint
+
+
+def test_both_container_images_hold_what_the_package_is_built_from() -> None:
+    docker = (REPOSITORY / "Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", docker, re.MULTILINE) for name in line.split()}
+    apptainer = (REPOSITORY / "apptainer.def").read_text()
+    files = re.search(r"^%files\n((?: +.*\n)+)", apptainer, re.MULTILINE)[1]
+    assert copied == {line.split()[0] for line in files.splitlines()}
+    allowed = set(re.findall(r"^!(.*)$", (REPOSITORY / ".dockerignore").read_text(), re.MULTILINE))
+    assert copied == allowed
+    for name in copied:
+        assert (REPOSITORY / name).exists(), name
+    assert re.search(r"^FROM (.*)$", docker, re.MULTILINE)[1] == re.search(r"^From: (.*)$", apptainer, re.MULTILINE)[1]
+
+
+def test_the_catalog_file_names_a_deployment_that_there_is() -> None:
+    usage = yaml.safe_load((REPOSITORY / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage["software-stack-deployment"] == {"conda": False, "apptainer": True, "apptainer+conda": False}
+    assert "container:" in (REPOSITORY / "workflow/Snakefile").read_text()
+    assert usage["report"] is True and "report:" in (REPOSITORY / "workflow/Snakefile").read_text()
+    named = re.search(r"\S+/config\.yaml", usage["mandatory-flags"]["desc"])[0]
+    assert (REPOSITORY / named).is_file() and (REPOSITORY / "config/README.md").is_file()
 
 
 def test_the_citation_names_the_works_it_builds_on() -> None:

@@ -1,0 +1,71 @@
+"""Pages of the site that are made from something else: a hook of mkdocs, named in mkdocs.yml.
+
+README, CHANGELOG, CONTRIBUTING and config/README.md stay where readers of the repository look for them; the reference
+follows the command line's own help and the docstrings.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES_OF_FILES = {
+    "index.md": "README.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "reference/settings.md": "config/README.md",
+}
+"""Page to the file that it shows."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that have no file in docs/."""
+    pages = {page: _rebased(page, source) for page, source in PAGES_OF_FILES.items()}
+    pages["reference/command_line.md"] = _command_line()
+    for package in sorted(path.parent.name for path in ROOT.glob("sublora/*/__init__.py")):
+        pages[f"reference/{package}.md"] = f"# sublora.{package}\n\n::: sublora.{package}\n"
+    for page, content in pages.items():
+        files.append(File.generated(config, page, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links to files of the repository that are no page, as their names: a site has no such files."""
+    return re.sub(
+        r"\[([^\]]*)\]\((?:\.\./)+(?:demo|config|benchmarks|profiles|sublora|tests|workflow)/[^)]*\)", r"\1", markdown
+    )
+
+
+def _rebased(page: str, source: str) -> str:
+    """The text of a file, its relative links as they are from the page."""
+
+    def link(found: re.Match[str]) -> str:
+        target, anchor = found["target"], found["anchor"] or ""
+        path = (ROOT / source).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
+        shown = {source: page for page, source in PAGES_OF_FILES.items()}
+        name = shown.get(path) or path.removeprefix("docs/")
+        return f"]({'../' * page.count('/')}{name}{anchor})"
+
+    text = (ROOT / source).read_text(encoding="utf-8")
+    return re.sub(r"\]\((?!https?:)(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)", link, text)
+
+
+def _command_line() -> str:
+    """What `sublora --help` and the --help of every command say."""
+    command = [
+        sys.executable,
+        "-m",
+        "typer",
+        "sublora.cli",
+        "utils",
+        "docs",
+        "--name",
+        "sublora",
+        "--title",
+        "Commands",
+    ]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
