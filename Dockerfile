@@ -2,7 +2,8 @@
 # docker run --gpus all --volume "$PWD":/work sublora:<version> snakemake --cores 8
 FROM python:3.11-slim
 
-# torch.compile calls a C compiler where it runs.
+# torch.compile calls a C compiler where it runs. Debian keeps no older version that could be named.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
