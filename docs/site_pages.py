@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES_OF_FILES = {
@@ -20,6 +21,9 @@ PAGES_OF_FILES = {
     "reference/settings.md": "config/README.md",
 }
 """Page to the file that it shows."""
+SHOWN = {source: page for page, source in PAGES_OF_FILES.items()}
+OUTSIDE = "(?:README|CHANGELOG|CONTRIBUTING|(?:demo|config|benchmarks|profiles|sublora|tests|workflow)/)"
+"""How paths begin that lie beside docs/."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -33,11 +37,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Links to files of the repository that are no page, as their names: a site has no such files."""
-    return re.sub(
-        r"\[([^\]]*)\]\((?:\.\./)+(?:demo|config|benchmarks|profiles|sublora|tests|workflow)/[^)]*\)", r"\1", markdown
-    )
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Links that leave docs/: to the page that shows such a file, else the mere words, as the site has no such file."""
+
+    def link(found: re.Match[str]) -> str:
+        shown = SHOWN.get(found["target"])
+        return f"[{found['words']}]({'../' * page.file.src_uri.count('/')}{shown})" if shown else found["words"]
+
+    return re.sub(r"\[(?P<words>[^\]]*)\]\((?:\.\./)+(?P<target>" + OUTSIDE + r"[^)#]*)(?:#[^)]*)?\)", link, markdown)
 
 
 def _rebased(page: str, source: str) -> str:
@@ -46,8 +53,7 @@ def _rebased(page: str, source: str) -> str:
     def link(found: re.Match[str]) -> str:
         target, anchor = found["target"], found["anchor"] or ""
         path = (ROOT / source).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
-        shown = {source: page for page, source in PAGES_OF_FILES.items()}
-        name = shown.get(path) or path.removeprefix("docs/")
+        name = SHOWN.get(path) or path.removeprefix("docs/")
         return f"]({'../' * page.count('/')}{name}{anchor})"
 
     text = (ROOT / source).read_text(encoding="utf-8")

@@ -147,3 +147,16 @@ def test_a_tag_of_a_repository_is_a_module_as_well(toy: Toy) -> None:
     outcome = parent.snakemake("bounds")
     assert outcome.exit_code == 0, outcome.text
     assert parent.plan("bounds") == {}
+
+
+def test_the_parent_may_stop_where_there_is_no_gpu(parent: Toy) -> None:
+    """`onstart` and `onerror` of a module run where its parent calls them."""
+    text = (parent.root / "workflow/Snakefile").read_text()
+    hooks = "\nonstart:\n    sublora.onstart()\n\nonerror:\n    sublora.onerror()\n"
+    parent.write("workflow/Snakefile", text + hooks)
+    assert parent.snakemake("bounds", FAIL="d40_uniform_seed7").text.count("step 8: the loss is not finite") == 1
+    parent.write_settings(grid=SMALL_GRID, compute={"device": "cuda"})
+    parent.add_command("nvidia-smi", "#!/bin/sh\nexit 9\n")
+    outcome = parent.snakemake("bounds")
+    assert outcome.exit_code == 1
+    assert "the config of the module: compute.device is cuda and this machine has no usable GPU" in outcome.text
