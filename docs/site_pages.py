@@ -26,11 +26,30 @@ OUTSIDE = "(?:README|CHANGELOG|CONTRIBUTING|(?:demo|config|benchmarks|profiles|s
 """How paths begin that lie beside docs/."""
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The navigation: what lies in docs/, by folder, around the pages that are made here."""
+    docs = Path(config.docs_dir)
+
+    def pages_in(folder: str) -> list[str]:
+        return sorted(path.relative_to(docs).as_posix() for path in docs.glob(f"{folder}/*.md"))
+
+    packages = [f"reference/{package}.md" for package in _packages()]
+    config.nav = [
+        "index.md",
+        {"Guide": pages_in("guide")},
+        {"In depth": pages_in(".")},
+        {"Studies": pages_in("studies")},
+        {"Reference": ["reference/settings.md", "reference/command_line.md", *packages]},
+        {"Project": ["changelog.md", "contributing.md"]},
+    ]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that have no file in docs/."""
     pages = {page: _rebased(page, source) for page, source in PAGES_OF_FILES.items()}
     pages["reference/command_line.md"] = _command_line()
-    for package in sorted(path.parent.name for path in ROOT.glob("sublora/*/__init__.py")):
+    for package in _packages():
         pages[f"reference/{package}.md"] = f"# sublora.{package}\n\n::: sublora.{package}\n"
     for page, content in pages.items():
         files.append(File.generated(config, page, content=content))
@@ -45,6 +64,10 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         return f"[{found['words']}]({'../' * page.file.src_uri.count('/')}{shown})" if shown else found["words"]
 
     return re.sub(r"\[(?P<words>[^\]]*)\]\((?:\.\./)+(?P<target>" + OUTSIDE + r"[^)#]*)(?:#[^)]*)?\)", link, markdown)
+
+
+def _packages() -> list[str]:
+    return sorted(path.parent.name for path in ROOT.glob("sublora/*/__init__.py"))
 
 
 def _rebased(page: str, source: str) -> str:
