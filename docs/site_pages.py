@@ -95,6 +95,6 @@ def _command_line() -> str:
         "--name",
         "sublora",
         "--title",
-        "Commands",
+        "Command line",
     ]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
