@@ -23,7 +23,9 @@ app = typer.Typer(
 ConfigOption = Annotated[Path, typer.Option("--config", help="Settings file, for example demo/config/config.yaml.")]
 OptionalConfig = Annotated[
     Path | None,
-    typer.Option("--config", help="Settings file; must fit the training. Default: the checkpoint's own settings."),
+    typer.Option(
+        "--config", help="Settings file; must agree with the training. Default: the checkpoint's own settings."
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained run.", show_default=False)]
 RootOption = Annotated[
@@ -55,7 +57,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def prepare(config: ConfigOption) -> None:
-    """Download or read the corpus, tokenize it, and write data/{name}/; for a base that is trained its own as well."""
+    """Read or download the corpus, tokenize it, and write data/{name}/; likewise the corpus of a base to be trained."""
     from sublora.config import load_settings, root_of
     from sublora.data.base import open_target
     from sublora.data.prepare import prepare_all
@@ -68,7 +70,7 @@ def prepare(config: ConfigOption) -> None:
 
 @app.command()
 def base(config: ConfigOption, out: Annotated[Path | None, typer.Option(help="Default: results/base.")] = None) -> None:
-    """Make the base that all runs adapt: train it, going on where it was stopped, or import a pretrained model."""
+    """Make the base that all runs adapt: train it, resuming if interrupted, or import a pretrained model."""
     from sublora.config import load_settings, root_of
 
     settings = load_settings(config)
@@ -86,7 +88,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of base weights, LoRA init and batch order.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, metrics and resume state.")],
 ) -> None:
-    """Train one model; goes on from the last saved state if it was stopped."""
+    """Train one model; resumes from the last saved state if interrupted."""
     from sublora.config import load_settings, parse_run, root_of
 
     settings = load_settings(config)
@@ -138,7 +140,7 @@ def yardsticks(config: ConfigOption) -> None:
 
 @app.command()
 def duplicates(config: ConfigOption) -> None:
-    """Measure near duplicates, and what runs' bounds owe to them: data/{name}/near_duplicates.json."""
+    """Measure near duplicates, and how much the bounds owe to them: data/{name}/near_duplicates.json."""
     from sublora.config import load_settings, root_of
     from sublora.runs.duplicates import print_near_duplicates, write_near_duplicates
 
@@ -151,34 +153,35 @@ def duplicates(config: ConfigOption) -> None:
 def verify(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Folder of a run, or its files one by one.", show_default=False),
+        typer.Argument(metavar="[DIR]", help="Folder of a run; or give its files one by one.", show_default=False),
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="Default: DIR/certificate.bin.")] = None,
     bounds: Annotated[Path | None, typer.Option(help="Default: bounds.json in DIR or beside the certificate.")] = None,
     losses: Annotated[Path | None, typer.Option(help="Default: losses.npz in DIR or beside the certificate.")] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="base.safetensors. Default: in results/base/ beside data/, else beside the certificate."),
+        typer.Option(
+            help="base.safetensors. Default: in results/base/ beside data/, otherwise beside the certificate."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Your own prepared data. Default: data/{name} below --root.")
     ] = None,
     root: RootOption = None,
     config: Annotated[
-        Path | None, typer.Option(help="The settings that you expect; a claim made with others is refused.")
+        Path | None, typer.Option(help="The settings you expect; a claim made with other settings is refused.")
     ] = None,
     device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Default: the certificate's.")] = None,
     redraw: Annotated[
-        int | None, typer.Option(metavar="N", help="Also score N training documents that you draw, with --nonce.")
+        int | None,
+        typer.Option(metavar="N", help="Also score N training documents of your own draw, which --nonce seeds."),
     ] = None,
-    nonce: Annotated[
-        str | None, typer.Option(help="Any text that you chose after you received the certificate.")
-    ] = None,
+    nonce: Annotated[str | None, typer.Option(help="Any text chosen after you received the certificate.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the verdict as JSON.")] = None,
 ) -> None:
     """Recompute a claimed bound from its certificate and your data.
 
-    Exit status 0: verified; 1: refused; 2: cannot be checked, because a file is missing or damaged.
+    Exit status 0: verified; 1: refused; 2: cannot be checked because a file is missing or damaged.
     """
     with _imports():
         from sublora.runs.verification.files import Claim, Options
@@ -196,9 +199,11 @@ def certify(
         typer.Argument(metavar="FILE", help="One loss per example: .csv, .npz, .npy or .parquet.", show_default=False),
     ],
     code_bits: Annotated[
-        float, typer.Option(help="C: every bit a decoder needs beyond what was fixed without the n examples.")
+        float, typer.Option(help="C: every bit that a decoder needs beyond what was fixed without the n examples.")
     ],
-    n: Annotated[int, typer.Option("--n", help="Independent examples the message was chosen with; never tokens.")],
+    n: Annotated[
+        int, typer.Option("--n", help="Number of independent examples that the message was chosen with; never tokens.")
+    ],
     lower: Annotated[float, typer.Option(help="Smallest loss that any example can have.")],
     upper: Annotated[float, typer.Option(help="Largest loss that any example can have.")],
     delta: Annotated[float, typer.Option(help="Probability with which the bound may fail.")] = 0.05,
@@ -206,14 +211,14 @@ def certify(
         bool,
         typer.Option(
             "--subsample/--full-sample",
-            help="A draw with replacement was scored, made after the message was frozen; or all n were.",
+            help="Losses of a draw with replacement, made after the message was frozen; or of all n examples.",
         ),
     ] = False,
     delta_sample: Annotated[
-        float | None, typer.Option(help="Part of delta for the draw. Default: nine tenths.", show_default=False)
+        float | None, typer.Option(help="Part of delta spent on the draw. Default: nine tenths.", show_default=False)
     ] = None,
     alternatives: Annotated[
-        int, typer.Option(help="Models or smoothings among which the losses of the draw helped to choose.")
+        int, typer.Option(help="Number of models or smoothings that the losses of the draw helped to choose from.")
     ] = 1,
     column: Annotated[
         str | None,
@@ -222,15 +227,15 @@ def certify(
     counts: Annotated[
         str | None,
         typer.Option(
-            help="Column or key of how often each loss was drawn, if a draw is given as distinct examples; beside an "
-            ".npy file another .npy file."
+            help="Column or key of how often each loss was drawn, if only distinct examples are given; beside an "
+            ".npy file, another .npy file."
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write everything to this file.")] = None,
 ) -> None:
     """Bound any compressed model from its losses and its size in bits: every inequality, and which one to quote.
 
-    Losses may be in any unit and from any program. An example is what was drawn independently: a document, no token.
+    Losses may be in any unit and from any program. An example is what was drawn independently: a document, not a token.
     """
     from sublora.runs.certify import certify_file
 
@@ -252,7 +257,7 @@ def certify(
 
 @app.command()
 def status(config: ConfigOption = Path("config/config.yaml")) -> None:
-    """Show how far each run of the grid has come."""
+    """Show the progress of every run of the grid."""
     from sublora.runs.status import print_status
 
     print_status(config)
@@ -262,17 +267,17 @@ def status(config: ConfigOption = Path("config/config.yaml")) -> None:
 def plan(
     config: ConfigOption,
     run: Annotated[
-        Path | None, typer.Option(help="A finished run of the same network, whose speed is taken.", metavar="DIR")
+        Path | None, typer.Option(help="A finished run of the same network, to take the speed from.", metavar="DIR")
     ] = None,
     tokens_per_second: Annotated[
-        float | None, typer.Option(min=1e-9, help="Training tokens a second of one GPU, instead of a measurement.")
+        float | None, typer.Option(min=1e-9, help="Training tokens per second on one GPU, instead of a measurement.")
     ] = None,
     scoring_tokens_per_second: Annotated[
-        float | None, typer.Option(min=1e-9, help="The same of scoring; only beside --tokens-per-second.")
+        float | None, typer.Option(min=1e-9, help="The same for scoring; only together with --tokens-per-second.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Also print the hours on so many GPUs at once.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Also print the hours on this many GPUs at once.")] = None,
 ) -> None:
-    """Print what the whole grid costs in GPU hours and disk; without a given speed, measure it here for seconds."""
+    """Print what the whole grid costs in GPU hours and disk space; measures speed for a few seconds unless given."""
     with _imports():
         from sublora.runs.plan import print_plan
 

@@ -27,7 +27,7 @@ class RandomBase(Section):
 
 
 class TrainedBase(Optimization):
-    """All weights trained once, for all runs, on a corpus of its own that shares no source with data.corpus.
+    """All weights trained once, for all runs, on a corpus of their own that shares no source with data.corpus.
 
     It uses data.tokenizer and data.shuffle_seed, and model for its shape. Texts that occur in both corpora are dropped
     from the documents of `data`.
@@ -42,7 +42,7 @@ class TrainedBase(Optimization):
     min_characters: Annotated[PositiveInt, Reaches("base", "data")]
     """Shorter documents are left out."""
     val_documents: Annotated[PositiveInt, Reaches("base", "data")]
-    """Documents by which the best step is chosen."""
+    """Documents on which the best step is chosen."""
     seed: NonNegativeInt
     """Seed of the initial weights and of the batches."""
     threads: PositiveInt
@@ -50,21 +50,21 @@ class TrainedBase(Optimization):
 
 
 class Independence(Section):
-    """Why a pretrained base was fixed without the documents of `data`; stored in the certificate, not checked."""
+    """Why a pretrained base was fixed without the documents of `data`: stored in the certificate, not checked."""
 
     training_cutoff: Statement
-    """Until when the base's training data were collected."""
+    """When the collection of the base's training data ended."""
     document_dates: Statement
     """When the documents of `data` were written."""
     how_checked: Statement
-    """How it was checked that none of them was in the base's training data."""
+    """How it was checked that none of them is among the base's training data."""
 
 
 TOKENIZES = Reaches("data", when=tokenizes_as_the_base)
 
 
 class PretrainedBase(Section):
-    """Weights that others trained."""
+    """Weights trained elsewhere."""
 
     kind: Annotated[Literal["pretrained"], Reaches("base", "train", "yardsticks")]
     """Weights from a folder or from the Hugging Face hub."""

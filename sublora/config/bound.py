@@ -26,26 +26,28 @@ class Message(Section):
     """How a trained w becomes a message."""
 
     quantizer: Annotated[Literal["plain", "entropy"], Reaches("train", "score", "bound")]
-    """plain: uniform levels, 16-bit codebook, transmitted counts; entropy: a step and an adaptive code, trained for."""
+    """plain: uniform levels, 16-bit codebook, transmitted counts; entropy: one step and an adaptive code, which the end
+    of training optimizes for."""
     levels: Annotated[int, Field(ge=2, le=255)]
     """Levels of the plain quantizer."""
     extra_bits: NonNegativeFloat
-    """Bits owed for choices made by hand on this data (log2 of the number of alternatives tried)."""
+    """Bits owed for choices made by hand on these data: log2 of the number of alternatives tried."""
 
 
 class Scoring(Section):
     """Per-document losses of the decoded model."""
 
     documents: Annotated[DocumentsToScore, IS_SCORED, IN_THE_OBJECTIVE]
-    """m: training documents (with data.unit: source, units) drawn with replacement after the message is frozen. all:
-    each of the n once, with the full-sample inequality; needs no draw and no bound.delta_sample."""
+    """m, the number of training documents (units, with data.unit: source) drawn with replacement after the message is
+    frozen. all: each of the n once, with the full-sample inequality; needs no draw and no bound.delta_sample."""
     sources: Annotated[PositiveInt | None, Reaches("score", "bound")]
-    """Source files drawn with replacement for a second bound, of the mean over source files, beside the one over
-    documents; a training document of each is scored. Of a corpus of packages with data.unit: document; null: none."""
+    """Source files drawn with replacement for a second bound, on the mean over source files, beside the one over
+    documents; one training document of each is scored. Only for a corpus of packages with data.unit: document; null:
+    no second bound."""
     sliding_window: Annotated[PositiveInt, IS_SCORED, IN_THE_OBJECTIVE]
     """Tokens by which the window moves in documents longer than the context."""
     smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), IS_SCORED, IN_THE_OBJECTIVE]
-    """Candidates for the predictor that is bounded, one of which is chosen on val and named in the message.
+    """Candidates for the predictor that is bounded; one is chosen on val and named in the message.
 
     token(a): p_a = (1 - a) p + a / V for every token, 0 < a < 1; document(k): the mixture
     q(x) = (1 - 2^-k) prod_t p(x_t | x_<t) + 2^-k V^-T of network and guessing, 1 <= k <= 64.
@@ -69,7 +71,7 @@ class Bound(Section):
     delta: Probability
     """The bounds hold with probability 1 - delta."""
     delta_sample: Probability
-    """Part of delta spent on scoring m of the n documents; unused with scoring.documents: all."""
+    """Part of delta spent on scoring only m of the n documents; unused with scoring.documents: all."""
 
     @model_validator(mode="after")
     def _sample_below_total(self) -> "Bound":

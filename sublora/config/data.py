@@ -26,7 +26,7 @@ class HuggingFaceCorpus(Section):
 
 
 class FolderCorpus(Section):
-    """A folder of .txt files (a document each) and .jsonl files (a document a line)."""
+    """A folder of .txt files (one document each) and .jsonl files (one document per line)."""
 
     kind: Literal["folder"]
     """Text files."""
@@ -35,8 +35,8 @@ class FolderCorpus(Section):
     text_field: str
     """Key of the text in a .jsonl line."""
     unit_field: str | None
-    """Key of the text that names the source of a .jsonl line, for data.unit: source; a .txt file is a source itself.
-    null with data.unit: document, and for a folder of .txt files alone."""
+    """Key of the text that names the source of a .jsonl line, for data.unit: source; a .txt file is its own source.
+    null with data.unit: document, and for a folder that has only .txt files."""
 
 
 class PackageCorpus(Section):
@@ -59,7 +59,7 @@ class DocstringCorpus(PackageCorpus):
 class FunctionCorpus(PackageCorpus):
     """Functions and methods of the standard library and of installed packages, docstrings cut out.
 
-    Found as the files of a docstring corpus are. What a function contains is part of it.
+    Files are found as for a docstring corpus. A nested function is part of the function around it.
     """
 
     kind: Literal["functions"]
@@ -99,9 +99,9 @@ class MarkovCorpus(Section):
     documents: PositiveInt
     """Documents of the corpus, before it is split."""
     min_length: PositiveInt
-    """In symbols; lengths are uniform on min_length ... max_length."""
+    """Shortest document, in symbols; lengths are uniform on min_length ... max_length."""
     max_length: PositiveInt
-    """In symbols."""
+    """Longest document, in symbols."""
     seed: NonNegativeInt
     """Seed of the transition matrix and of the documents."""
 
@@ -171,17 +171,17 @@ class Data(Section):
     """Documents with fewer tokens, end-of-text not counted, are not in the population. The smallest number of scored
     targets is T_min = min_tokens + 1, which sets the range of the document mixture's loss."""
     val_documents: PositiveInt
-    """Documents for every choice made after looking at losses. With unit: source whole units are taken until they
-    hold at least this many documents; the same goes for every other number of val or test documents."""
+    """Documents used for every choice made after looking at losses. With unit: source, whole units are taken until
+    they hold at least this many documents; the same goes for every other number of val or test documents."""
     test_documents: PositiveInt
-    """Documents that are only ever reported."""
+    """Documents whose losses are only ever reported."""
     shuffle_seed: Annotated[NonNegativeInt, Reaches("data", "base", "train")]
-    """Key of the hash of a text, or of a source's name, which decides whether it goes to train, val or test."""
+    """Key of the hash of a text (or of a source's name) that decides whether it goes to train, val or test."""
     workers: Annotated[PositiveInt, Reaches()]
     """Processes that tokenize; does not change the result."""
     near_duplicates: Annotated[bool, Reaches()]
-    """Whether the report says how many near duplicates there are and what the bounds owe to them; `sublora duplicates`
-    measures it in any case."""
+    """Whether the report says how many near duplicates there are and how much the bounds owe to them; `sublora
+    duplicates` measures it in any case."""
 
     @property
     def knows_sources(self) -> bool:

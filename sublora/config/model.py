@@ -66,14 +66,14 @@ class Lora(Section):
     alpha: PositiveFloat
     """Adapters are scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
-    """Dropout on the input of an adapter while it trains."""
+    """Dropout on the input of an adapter during training."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     """Linear maps that have adapters. GPT-2: query and value projections and the two maps of the MLP (mlp_in, mlp_out)
     of every block, and the LM head. A model of transformers: names or shell-style patterns of its linear maps, for
     example q_proj, and head."""
     init: Literal["zero_b", "both_random"]
-    """zero_b: A random, B zero, so at first only B learns; both_random: both random, and their product is subtracted
-    from the frozen weight. Either way training starts from the base model."""
+    """zero_b: A random, B zero, so that only B learns at first; both_random: both random, and their product is
+    subtracted from the frozen weight. Either way training starts from the base model."""
 
 
 class Subspace(Section):
@@ -82,14 +82,14 @@ class Subspace(Section):
     projection: ProjectionName
     """How w is mapped to the parameters; kronecker_qr: Kronecker products of orthonormal factors."""
     projection_seed: NonNegativeInt
-    """Seed of the projection, together with the seed of the run."""
+    """Seed of the projection, combined with the seed of the run."""
 
 
 class Gating(Section):
     """The learned allocation: soft masks that narrow, then hard splits."""
 
     sharing: Literal["shared", "per_layer"]
-    """shared: every gate splits all of w; per_layer: its layer's (or the head's) own part of w, d / groups of it."""
+    """shared: every gate splits all of w; per_layer: each gate splits its layer's (or the head's) own part of w."""
     learning_rate: PositiveFloat
     """Peak learning rate of the gates."""
     mask_width_start: PositiveFloat

@@ -14,7 +14,7 @@ class Optimization(Section):
     steps: PositiveInt
     """Steps of the optimizer."""
     tokens_per_step: PositiveInt
-    """A multiple of model.context_length x micro_batch_sequences, and for runs also x compute.gpus_per_training."""
+    """A multiple of model.context_length x micro_batch_sequences (for runs, also x compute.gpus_per_training)."""
     micro_batch_sequences: PositiveInt
     """Sequences that go through the model at once; gradients accumulate over a step."""
     learning_rate: PositiveFloat
@@ -34,7 +34,7 @@ class Optimization(Section):
     eval_interval_steps: PositiveInt
     """Steps between evaluations on train and val; the best checkpoint is one of these."""
     eval_sequences: PositiveInt
-    """Sequences of train and of val for each periodic evaluation."""
+    """Sequences of train, and of val, in each periodic evaluation."""
     log_interval_steps: Annotated[PositiveInt, Reaches()]
     """Steps between updates of the progress line."""
     save_interval_steps: Annotated[PositiveInt, Reaches()]
@@ -54,23 +54,23 @@ class RatePhase(Section):
     fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Share of the steps, the last ones."""
     noise_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
-    """Share of the phase that stands uniform noise in for rounding and learns the step; then w is rounded."""
+    """Share of the phase in which uniform noise stands in for rounding and the step is learned; then w is rounded."""
     relative_step: PositiveFloat
     """First quantization step, in standard deviations of w."""
     step_learning_rate: PositiveFloat
-    """Of the step's logarithm; decays like the learning rate of w."""
+    """Learning rate of the step's logarithm; decays like that of w."""
     rate_factor: PositiveFloat
-    """Factor on the price of a bit in the objective; at 1 it is the slope of the bound."""
+    """Factor on the price of a bit in the objective; at 1 the price is the slope of the bound."""
     smoothing: SmoothingName
     """token(a) or document(k): in force until the phase starts and chooses one from scoring.smoothing.
 
-    A random network is worse than guessing, and there the document mixture gives almost no gradient: on a random base
-    begin with token(a).
+    A random network is worse than guessing, where the document mixture has almost no gradient: begin with token(a) on a
+    random base.
     """
     val_documents: PositiveInt
-    """Val documents, at most, by which the phase chooses."""
+    """Largest number of val documents by which the phase chooses."""
     choice_interval_steps: PositiveInt
-    """Steps between looks for the best checkpoint while w is rounded, beside the periodic evaluations."""
+    """Steps between extra evaluations for the best checkpoint while w is rounded."""
 
 
 class Compute(Section):
@@ -79,13 +79,13 @@ class Compute(Section):
     device: Annotated[Literal["cuda", "cpu"], Reaches("base", "train", "yardsticks")]
     """Where networks are trained and scored."""
     dtype: Annotated[Literal["float32", "bfloat16"], Reaches("base", "train")]
-    """Type of frozen weights and activations in trainings; w and its projection, and all of scoring, are float32."""
+    """Type of frozen weights and activations in training; w, its projection and all scoring are float32."""
     compile: Annotated[bool, Reaches("base", "train", "yardsticks")]
-    """Whether layers and head run through torch.compile; needs a C compiler on the machine that trains and scores."""
+    """Whether layers and head run through torch.compile; needs a C compiler on the machines that train and score."""
     deterministic: Annotated[bool, Reaches("base", "train", "yardsticks")]
-    """Whether GPUs run only algorithms whose results do not vary from run to run; a CPU always does."""
+    """Whether GPUs run only algorithms whose results do not vary between repetitions; a CPU always does."""
     gpus_per_training: PositiveInt
-    """GPUs of one training, a process each; SLURM jobs ask for as many. With device cpu: its number of processes."""
+    """GPUs per training, one process each; SLURM jobs request as many. With device cpu: the number of processes."""
     threads: Annotated[PositiveInt, Reaches("train", "yardsticks")]
     """CPU threads of a training or scoring process."""
     scoring_batch_tokens: Annotated[PositiveInt, Reaches()]
