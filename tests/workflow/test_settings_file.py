@@ -88,3 +88,23 @@ def test_several_settings_files_are_merged_in_their_order(toy: Toy) -> None:
     assert toy.snakemake("results/runs/d40_uniform_seed8/best_ckpt.pt", *files).exit_code == 0
     settings = load_settings(resolved(toy))
     assert (settings.training.steps, settings.grid.seeds) == (7, (8,))
+
+
+def test_a_submitted_job_takes_the_settings_of_the_process_that_submitted_it(finished: Toy) -> None:
+    """As an executor starts it on a node: the config may have been edited while the job waited in the queue."""
+    before = resolved(finished).read_bytes()
+    finished.write_settings(grid=SMALL_GRID | {"seeds": [3]})
+    job = (
+        "--mode",
+        "remote",
+        "--cores",
+        "1",
+        "--force",
+        "--nolock",
+        "--target-jobs",
+        "bound:budget=40,allocation=uniform,seed=1",
+    )
+    outcome = finished.snakemake(*job)
+    assert outcome.exit_code == 0, outcome.text
+    assert finished.calls[-1] == "sublora bound results/runs/d40_uniform_seed1 --config results/settings.yaml"
+    assert resolved(finished).read_bytes() == before
