@@ -35,6 +35,19 @@ def test_a_file_that_holds_the_settings_is_not_written_again(tmp_path):
     assert [item.name for item in path.parent.iterdir()] == ["settings.yaml"]
 
 
+def test_the_file_remembers_what_it_comes_from(tmp_path):
+    """A run's folder is one person's settings file's, by whatever file its job was given the settings."""
+    settings = config.parse_settings(demo_values(), "x")
+    source, path = tmp_path / 'config/my "own": settings.yaml', tmp_path / "results/settings.yaml"
+    source.parent.mkdir()
+    source.write_text("grid:\n")
+    config.write_resolved(settings, path, origin=source)
+    assert config.origin_of(path).resolve() == source and config.load_settings(path) == settings
+    assert config.origin_of(source) == source
+    config.write_resolved(settings, path)
+    assert config.origin_of(path) is None and config.load_settings(path) == settings
+
+
 def test_text_from_the_command_line_is_read_as_yaml():
     """As Snakemake merges it: numbers inside a mapping are text there. Text of the file itself stays text."""
     file = {"grid": {"seeds": [1], "budgets": [5]}, "data": {"name": "7"}, "bound": {"delta": 0.05}}

@@ -23,7 +23,7 @@ from sublora.config.grid import Grid, RunSpec, allocation_modes
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
 from sublora.config.model import BLOCK_TARGETS, HEAD_TARGET, AnyModel, Gating, HuggingFaceModel, Lora, Model, Subspace
 from sublora.config.reach import STAGES, Stage
-from sublora.config.resolved import settings_text, with_typed_overrides, write_resolved
+from sublora.config.resolved import origin_of, settings_text, with_typed_overrides, write_resolved
 from sublora.config.section import Section
 from sublora.config.settings import Settings
 from sublora.config.stages import data_settings, digest, stage_settings
@@ -71,6 +71,7 @@ __all__ = [
     "data_settings",
     "digest",
     "load_settings",
+    "origin_of",
     "parse_run",
     "parse_settings",
     "root_of",

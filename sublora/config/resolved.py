@@ -4,31 +4,54 @@ A workflow gets its settings from files, from the command line and, as a module,
 of that: they read one file, written before the first of them starts.
 """
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sublora.config.loading import root_of
 from sublora.config.settings import Settings
 from sublora.files import write_bytes
 
 HEADER = (
     "# The settings in force, written by the workflow for its jobs. Change the workflow's own config, not this file.\n"
 )
+ORIGIN = "# From: "
 
 
-def settings_text(settings: Settings) -> str:
+def settings_text(settings: Settings, origin: str | None = None) -> str:
     """A whole settings file: equal settings give equal text, and `load_settings` reads them back."""
     values = settings.model_dump(mode="json")
-    return HEADER + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    named = f"{ORIGIN}{json.dumps(origin)}\n" if origin else ""
+    return HEADER + named + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def write_resolved(settings: Settings, path: Path | str) -> None:
-    """Make the file hold these settings. One that does already is left as it is, its date included."""
-    path, data = Path(path), settings_text(settings).encode()
+def write_resolved(settings: Settings, path: Path | str, origin: Path | str | None = None) -> None:
+    """Make the file hold these settings. One that does already is left as it is, its date included.
+
+    origin: the settings file that they come from, if there is one; `origin_of` finds it again.
+    """
+    path = Path(path)
+    name = None if origin is None else os.path.relpath(Path(origin).resolve(), root_of(path))
+    data = settings_text(settings, name).encode()
     if not path.is_file() or path.read_bytes() != data:
         write_bytes(path, data)
+
+
+def origin_of(path: Path | str) -> Path | None:
+    """The settings file that a person edits: the file itself, or the origin of one that a workflow wrote.
+
+    None if a workflow wrote it from settings that are in no file.
+    """
+    path = Path(path)
+    with open(path, encoding="utf-8") as handle:
+        first, second = handle.readline(), handle.readline()
+    if first != HEADER:
+        return path
+    return root_of(path) / json.loads(second.removeprefix(ORIGIN)) if second.startswith(ORIGIN) else None
 
 
 def with_typed_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def settings_of(stage):
 
 @functools.cache
 def write_settings_once():
-    write_resolved(SETTINGS, SETTINGS_FILE)
+    write_resolved(SETTINGS, SETTINGS_FILE, origin=next(iter(workflow.configfiles), None))
 
 
 def settings_file(wildcards, input):
