@@ -47,11 +47,11 @@ def readme_text() -> str:
         page.add(f"## {name}")
         if len(kinds) > 1:
             page.add("One of these kinds:")
-        page.add_kinds(kinds, name, _marks(field))
         derived = [mark for mark in field.metadata if isinstance(mark, ReachesThrough)]
+        page.add_kinds(kinds, name, _marks(field), unmarked="see below" if derived else "")
         if derived:
             numbers = (f"`{mark.name}` reruns {', '.join(mark.stages)}" for mark in derived)
-            page.add(f"Beside the runs that it adds, the section counts through numbers: {'; '.join(numbers)}.")
+            page.add(f"Runs that are there depend on this section only through derived numbers: {'; '.join(numbers)}.")
     for condition, sign in page.conditions.items():
         page.add(f"{sign} Only where {condition.removeprefix('Whether ')}")
     introduction = INTRODUCTION.replace("{stages}", ", ".join(STAGES))
@@ -71,8 +71,13 @@ class _Page:
     def add(self, paragraph: str) -> None:
         self.paragraphs.append(paragraph)
 
-    def add_kinds(self, kinds: tuple[type[Section], ...], path: str, inherited: Sequence[Reaches]) -> None:
-        """A table of each section's own keys, followed by the sections inside it."""
+    def add_kinds(
+        self, kinds: tuple[type[Section], ...], path: str, inherited: Sequence[Reaches], unmarked: str = ""
+    ) -> None:
+        """A table of each section's own keys, followed by the sections inside it.
+
+        unmarked: what stands in the place of the stages where no mark says anything.
+        """
         self.shown[kinds] = path
         for section in kinds:
             if len(kinds) > 1:
@@ -86,6 +91,7 @@ class _Page:
                 marks, below = _marks(field) or inherited, _sections(field.annotation)
                 if not below:
                     takes, stages = _takes(schema["properties"][key], schema), _stages(marks, self.conditions)
+                    stages = stages or unmarked
                 elif below in self.shown:
                     takes, stages = f"keys, as under {self.shown[below]}", _stages(marks, self.conditions)
                 else:
