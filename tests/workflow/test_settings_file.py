@@ -68,7 +68,7 @@ def test_the_config_may_be_edited_while_jobs_run(toy: Toy) -> None:
     (toy.root / "bin/sublora").rename(toy.root / "bin/toy_sublora")
     toy.add_command("sublora", EDITING_SUBLORA)
     before = load_settings(toy.root / "config/config.yaml").model.n_layer
-    assert toy.snakemake().exit_code == 0
+    assert toy.snakemake("--", ONE_TRAINING).exit_code == 0
     assert toy.settings["model"]["n_layer"] == 17 != before
     assert load_settings(resolved(toy)).model.n_layer == before
 
