@@ -11,6 +11,7 @@ import typer
 
 from sublora import __version__
 from sublora.errors import UserError, printable
+from sublora.files import os_error_line
 
 app = typer.Typer(
     name="sublora",
@@ -286,12 +287,17 @@ def plan(
 
 
 def main() -> None:
-    """Entry point: a UserError is one line on stderr and exit status 2."""
+    """Entry point: a UserError, or an error of the operating system, is one line on stderr and exit status 2."""
     try:
         app()
     except UserError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        sys.exit(2)
+        line = str(error)
+    except OSError as error:
+        line = os_error_line(error)
+    else:
+        return
+    print(f"error: {printable(line)}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ from sublora.data.tokenizers import (
     tokenizer_facts,
 )
 from sublora.errors import UserError
-from sublora.files import atomic_path, sha256_of_file, write_json
+from sublora.files import atomic_path, remove_stale_temporaries, sha256_of_file, write_json, writing
 from sublora.pretrained import pretrained_folder
 from sublora.versions import NUMERICS_VERSIONS
 
@@ -460,14 +460,18 @@ def _facts_of_file(path: Path) -> dict[str, object]:
 @contextlib.contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
     """An empty folder for temporary files, held by one process at a time and removed at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "w") as lock:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context(open(folder / LOCK_FILE, "w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another `sublora prepare` is writing here; wait for it or stop it") from None
         work = folder / WORK_FOLDER
-        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+        # Of a process that was killed:
+        shutil.rmtree(work, ignore_errors=True)
+        remove_stale_temporaries(folder)
         work.mkdir()
         try:
             yield work

@@ -25,7 +25,7 @@ from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, sh
 from sublora.errors import UserError
 from sublora.files import write_json
 from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
-from sublora.runs.bound import read_losses
+from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 
 NEAR_DUPLICATES_FILE = "near_duplicates.json"

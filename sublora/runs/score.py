@@ -16,12 +16,13 @@ import numpy as np
 from sublora.bounds.smoothing import Smoothing
 from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device, gpu_name, peak_memory_mib
-from sublora.files import atomic_path
+from sublora.files import sha256_of_file
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
+from sublora.runs.losses_file import write_losses
 from sublora.runs.message import Message, read_message
 from sublora.streams import generator
 from sublora.training.run import Run
@@ -173,6 +174,7 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         message = read_message(path / CERTIFICATE_NAME)
         arrays = score_message(run, message)
         facts: dict[str, Any] = {
+            "certificate_sha256": sha256_of_file(path / CERTIFICATE_NAME),
             "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},
             "peak_memory_mib": peak_memory_mib(device),
             "gpu": gpu_name(device),
@@ -180,7 +182,5 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
             "train": folder.checkpoint["provenance"],
         }
     arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_U
-    arrays["provenance"] = np.array(json.dumps(facts))
-    with atomic_path(path / LOSSES_NAME) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, allow_pickle=False, **arrays)
+    write_losses(path / LOSSES_NAME, arrays, facts)
     return path / LOSSES_NAME
