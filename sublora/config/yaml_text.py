@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 LARGEST_NODES = 100_000
-"""Values in a file, those that aliases repeat counted as often as they stand there. A settings file has some hundred."""
+"""Values in a file, counted as often as aliases repeat them. A settings file has some hundred."""
 
 
 def read_yaml(text: str) -> Any:

@@ -120,9 +120,10 @@ def check_losses(losses: dict[str, Any], message: Message, path: Path) -> None:
     for name in names:
         values = losses[name]
         kind = "i" if name in ("indices", "target_counts", "source_documents") else "f"
-        wanted = shapes.get(name, values.shape)
-        if values.dtype.kind != kind or values.shape != wanted or (name not in shapes and values.ndim != 1):
-            expected = f"{'whole numbers' if kind == 'i' else 'floats'} of shape {wanted if name in shapes else '(n,)'}"
+        # Of what is not in `shapes` any number will do.
+        wanted = shapes.get(name, (values.size,))
+        if values.dtype.kind != kind or values.shape != wanted:
+            expected = f"{'whole numbers' if kind == 'i' else 'floats'} of shape {wanted}"
             raise UserError(f"{path}: {name} holds {values.dtype} of shape {values.shape}, expected {expected}; {mend}")
         if kind == "f" and not np.isfinite(values).all():
             raise UserError(f"{path}: {name} holds values that are not finite; {mend}")
