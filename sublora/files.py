@@ -6,6 +6,9 @@ import hashlib
 import json
 import os
 import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,13 @@ def read_json(path: Path, *, missing: str, mend: str) -> Any:
         raise UserError(f"{path}: no such file{missing}") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits, nested too deep
         raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
+
+
+UNREADABLE = (
+    *(ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, OverflowError, SyntaxError),
+    *(RecursionError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy raises for damaged archives and arrays; MemoryError where a header promises more than there is."""
 
 
 def sha256_of_file(path: Path, block_bytes: int = 1 << 20) -> str:

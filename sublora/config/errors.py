@@ -19,7 +19,7 @@ def describe(error: ValidationError, schema: dict[str, Any]) -> str:
         elif item["type"] == "missing":
             complaints.append(f"key '{key}' is missing")
         elif item["type"] in ("model_type", "model_attributes_type"):
-            complaints.append(f"{key}: expected keys with values, found {_shown(item['input'])}")
+            complaints.append(f"{key}{': ' if key else ''}expected keys with values, found {_shown(item['input'])}")
         elif item["type"] == "union_tag_not_found":
             complaints.append(f"key '{key}.kind' is missing; kinds: {_kinds(location, schema)}")
         elif item["type"] == "union_tag_invalid":

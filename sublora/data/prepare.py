@@ -43,12 +43,13 @@ from sublora.data.corpora import open_reader
 from sublora.data.dataset import (
     DOC_LENGTHS_FILE,
     EOT_INDICES_FILE,
-    META_FILE,
     SOURCE_IDS_FILE,
     SPLITS,
+    TokenDataset,
     dataset_folder,
     unit_starts_file,
 )
+from sublora.data.meta import META_FILE
 from sublora.data.readers import Batch, Reader, Texts
 from sublora.data.spill import (
     Spill,
@@ -242,6 +243,8 @@ def write_dataset(
     if tokenizer.path is not None:
         files[TOKENIZER_FILE] = _facts_of_file(tokenizer.path)
     write_json(folder / META_FILE, _meta(data, tokenizer, provenance, counts, spill, splits, files))
+    # What stands on the disk is what was meant; the stages that follow need not read it again to know.
+    TokenDataset.open_folder(folder, data).verified()
 
 
 def _meta(

@@ -106,6 +106,7 @@ def _train_base(
         if waited and (out / BASE_JSON_NAME).exists() and read_base_facts(out)["digest"] == digest:
             progress.say(f"{out / BASE_JSON_NAME}: written by the process that was waited for")
             return out / BASE_JSON_NAME
+        dataset.verified()
         with claim_device(compute) as device:
             dtype = DTYPES[compute.dtype]
             gpt = GPT(gpt2(settings), dataset.vocab_size, dtype=dtype, use_compiler=compute.compile).to(device)

@@ -40,7 +40,7 @@ def write_near_duplicates(settings: config.Settings, *, root: Path, rule: Cluste
 
     UserError if the data cannot be read, datasketch is missing, or a run is of other data.
     """
-    dataset, started = open_target(settings, root), time.monotonic()
+    dataset, started = open_target(settings, root).verified(), time.monotonic()
     facts = measure_documents(dataset, rule or ClusterRule())
     runs = {}
     for spec in settings.grid.runs():

@@ -1,9 +1,7 @@
 """losses.npz: what scoring a certificate gave, and which certificate that was. Does not import torch."""
 
 import json
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,7 @@ from pydantic import Field, ValidationError
 from sublora.config.errors import describe
 from sublora.config.section import Section
 from sublora.errors import UserError, printable
-from sublora.files import atomic_path
+from sublora.files import UNREADABLE, atomic_path
 from sublora.losses import TOP_K
 from sublora.runs.message import Message, Sha256
 
@@ -29,12 +27,6 @@ ARRAYS = (
     "test_losses_bits",
 )
 """Of every run; a draw of sources adds source_documents and source_losses_bits."""
-UNREADABLE = (
-    *(ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, OverflowError, SyntaxError),
-    *(RecursionError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error),
-)
-"""What numpy raises for damaged archives and arrays; MemoryError where a header promises more than there is."""
-
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 

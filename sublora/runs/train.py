@@ -60,6 +60,7 @@ def train_run(
                 progress.say(f"{finished}: written by the process that was waited for")
                 train_on(None)
                 return finished
+            dataset.verified()
             with claim_devices(settings.compute, peers.size) as devices:
                 train_on(devices)
             if (out / "state").exists():

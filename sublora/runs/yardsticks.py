@@ -27,7 +27,7 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
 
     UserError if the data or the base cannot be read.
     """
-    dataset = open_target(settings, root)
+    dataset = open_target(settings, root).verified()
     premises = yardstick_premises(settings, dataset)
     contents = compute_yardsticks(dataset, premises)
     with claim_device(settings.compute) as device:
