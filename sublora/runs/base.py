@@ -14,7 +14,7 @@ from sublora.models.gpt import DTYPES, GPT
 from sublora.models.weights import Base, weights_sha256
 from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
 from sublora.pretrained import pretrained_folder
-from sublora.runs.locking import sole_trainer
+from sublora.runs.locking import sole_writer
 from sublora.runs.networks import AnyBase, gpt2, import_base, random_base, read_base, write_base
 from sublora.training.base import BaseTrainer
 from sublora.training.progress import Progress
@@ -102,7 +102,7 @@ def _train_base(
     digest = base_digest(settings, root)
     progress = Progress(f"base {base.name}", steps=base.steps, tokens_per_step=base.tokens_per_step)
     compute = settings.compute.model_copy(update={"threads": base.threads})
-    with progress, sole_trainer(out, progress.say) as waited:
+    with progress, sole_writer(out, progress.say) as waited:
         if waited and (out / BASE_JSON_NAME).exists() and read_base_facts(out)["digest"] == digest:
             progress.say(f"{out / BASE_JSON_NAME}: written by the process that was waited for")
             return out / BASE_JSON_NAME

@@ -20,6 +20,7 @@ from sublora.losses.documents import score_documents
 from sublora.names import CERTIFICATE_NAME
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.folder import RunFolder
+from sublora.runs.locking import sole_writer
 from sublora.runs.message import charged_bits, payload_context
 from sublora.training.run import Run
 from sublora.versions import NUMERICS_VERSIONS
@@ -42,7 +43,7 @@ class Encoded:
 def encode_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
     """Encode the run in `path`; returns its certificate.bin."""
     folder = RunFolder.open(path, config_path, root)
-    with claim_device(folder.settings.compute) as device:
+    with sole_writer(path), claim_device(folder.settings.compute) as device:
         encode(folder, folder.load(device))
     return path / CERTIFICATE_NAME
 

@@ -22,6 +22,7 @@ from sublora.models.protocol import LanguageModel
 from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
+from sublora.runs.locking import sole_writer
 from sublora.runs.losses_file import write_losses
 from sublora.runs.message import Message, read_message
 from sublora.streams import generator
@@ -166,7 +167,7 @@ def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
 def score_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
     """Encode the run in `path`, decode the certificate again, score it, and write losses.npz; returns its path."""
     folder = RunFolder.open(path, config_path, root)
-    with claim_device(folder.settings.compute) as device:
+    with sole_writer(path), claim_device(folder.settings.compute) as device:
         run = folder.load(device)
         encoded = encode(folder, run)
         started = time.monotonic()
@@ -181,6 +182,6 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
             "train": folder.checkpoint["provenance"],
         }
-    arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_U
-    write_losses(path / LOSSES_NAME, arrays, facts)
+        arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_U
+        write_losses(path / LOSSES_NAME, arrays, facts)
     return path / LOSSES_NAME

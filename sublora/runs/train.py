@@ -13,7 +13,7 @@ from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
-from sublora.runs.locking import sole_trainer
+from sublora.runs.locking import sole_writer
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
@@ -54,18 +54,36 @@ def train_run(
         if not peers.is_first:
             train_on(None)
             return finished
-        with progress, sole_trainer(out, progress.say) as waited:
+        with progress, sole_writer(out, progress.say) as waited:
             digest = checkpoint.training_digest(settings, spec, dataset.data_hash, base_sha256(settings, root))
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: written by the process that was waited for")
                 train_on(None)
                 return finished
+            _check_finished(finished, digest, spec, waited)
             dataset.verified()
             with claim_devices(settings.compute, peers.size) as devices:
                 train_on(devices)
             if (out / "state").exists():
                 shutil.rmtree(out / "state")
     return finished
+
+
+def _check_finished(path: Path, digest: str, spec: config.RunSpec, waited: bool) -> None:
+    """UserError if the folder holds the result of another training, which this one would overwrite.
+
+    Of the same run with other settings only if there was nobody to wait for: a workflow that was killed and started
+    again with new settings takes the place of its predecessor's jobs.
+    """
+    if not path.exists():
+        return
+    loaded = checkpoint.load(path)
+    _, found = checkpoint.settings_of(loaded, path)
+    if loaded["digest"] != digest and not (waited and found == spec):
+        raise UserError(
+            f"{path}: the finished training of {found.name}, with another grid point, settings or data; give another "
+            "folder with --out, or delete this one's files"
+        )
 
 
 def _check_data_size(settings: config.Settings, dataset: TokenDataset) -> None:
