@@ -6,6 +6,10 @@ INSTALLED := $(VENV)/installed
 # Raised on purpose only: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
 
+ifneq ($(words $(CURDIR)),1)
+$(error $(CURDIR): this path has a space in it, which Snakemake cannot work with; move the checkout)
+endif
+
 .PHONY: help setup demo demo-random-base fetch-smollm2 smollm2 test test-slurm lint format bench compare schema lock clean
 
 help: ## list these targets

@@ -27,4 +27,4 @@ if HAS_BASE:
         resources:
             gpu=1,
         shell:
-            "sublora base --config {params.settings_file} --out {params.folder} > {log} 2>&1"
+            "sublora base --config {params.settings_file:q} --out {params.folder:q} > {log:q} 2>&1"

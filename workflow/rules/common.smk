@@ -20,6 +20,11 @@ def stop(message):
     raise SystemExit(1)
 
 
+# Snakemake takes no container image from such a path.
+if any(character.isspace() for character in str(workflow.basedir)):
+    stop(f"{workflow.basedir}: this path has a space in it, which Snakemake cannot work with; move the checkout")
+
+
 def settings_in_force():
     """The settings file and its settings. Stops if they are wrong, or not those that jobs would see."""
     if workflow.config_settings.config:

@@ -32,4 +32,4 @@ rule prepare:
         settings_file=settings_file,
     threads: SETTINGS.data.workers
     shell:
-        "sublora prepare --config {params.settings_file} > {log} 2>&1"
+        "sublora prepare --config {params.settings_file:q} > {log:q} 2>&1"

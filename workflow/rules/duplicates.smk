@@ -22,4 +22,4 @@ rule near_duplicates:
     params:
         settings_file=settings_file,
     shell:
-        "sublora duplicates --config {params.settings_file} > {log} 2>&1"
+        "sublora duplicates --config {params.settings_file:q} > {log:q} 2>&1"
