@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from workflow.toy import REPOSITORY, SMALL_GRID, Toy
 
 TARGET = "results/runs/d40_uniform_seed1/bounds.json"

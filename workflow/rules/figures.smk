@@ -224,6 +224,7 @@ rule loss_curves:
         "logs/loss_curves/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+        steps=SETTINGS.training.steps,
     script:
         "../scripts/loss_curves.py"
 
@@ -288,6 +289,7 @@ rule gating_traces:
         "logs/gating_traces/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+        steps=SETTINGS.training.steps,
     script:
         "../scripts/gating_traces.py"
 
