@@ -60,9 +60,10 @@ def prepare(config: ConfigOption) -> None:
     from sublora.config import load_settings, root_of
     from sublora.data.base import open_target
     from sublora.data.prepare import prepare_all
+    from sublora.runs.announce import announce
 
     settings, root = load_settings(config), root_of(config)
-    folder = prepare_all(settings, root)
+    folder = prepare_all(settings, root, started=lambda: announce(settings))
     print(open_target(settings, root).in_words())
     print(folder)
 
@@ -252,11 +253,14 @@ def certify(
 
 
 @app.command()
-def status(config: ConfigOption = Path("config/config.yaml")) -> None:
-    """Show how far each run of the grid has come."""
+def status(
+    config: ConfigOption = Path("config/config.yaml"),
+    watch: Annotated[bool, typer.Option("--watch", help="Show it until Ctrl-C, renewed every five seconds.")] = False,
+) -> None:
+    """Show how far each run of the grid has come: done, running, failed, damaged, waiting or missing."""
     from sublora.runs.status import print_status
 
-    print_status(config)
+    print_status(config, watch=watch)
 
 
 @app.command()

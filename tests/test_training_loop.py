@@ -17,6 +17,7 @@ from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
 from sublora.models.gpt import GPT
 from sublora.names import CHECKPOINT_NAME
+from sublora.presence import Presence
 from sublora.runs import train as train_stage
 from sublora.runs.locking import LOCK_NAME, sole_writer
 from sublora.training import checkpoint
@@ -252,10 +253,10 @@ def test_second_trainer_waits_for_the_first(tmp_path):
     said = []
     with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, lock], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with sole_writer(tmp_path, said.append) as waited:
+        with sole_writer(tmp_path, Presence(tmp_path, "training"), said.append) as waited:
             assert waited and other.wait(timeout=5) == 0
     assert said == [f"{tmp_path}: another process is at work here; waiting for it to end"]
-    with sole_writer(tmp_path, said.append) as waited:
+    with sole_writer(tmp_path, Presence(tmp_path, "training"), said.append) as waited:
         assert not waited
     assert len(said) == 1
 
@@ -265,7 +266,7 @@ def test_result_of_the_process_waited_for_is_taken(tiny_root, tmp_path, monkeypa
     train(tiny_root, tmp_path)
 
     @contextlib.contextmanager
-    def waited(out, say):
+    def waited(out, presence, say):
         (out / "state").mkdir(exist_ok=True)
         yield True
 

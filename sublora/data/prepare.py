@@ -150,7 +150,12 @@ def _valid_unicode(text: str) -> str:
 
 
 def prepare_dataset(
-    data: config.Data, root: Path, *, exclude: TextKeys | None = None, pretrained: Path | None = None
+    data: config.Data,
+    root: Path,
+    *,
+    exclude: TextKeys | None = None,
+    pretrained: Path | None = None,
+    started: Callable[[], None] | None = None,
 ) -> Path:
     """Build the dataset that settings describe, without the texts of `exclude`, and return its folder,
     {root}/data/{name}.
@@ -158,20 +163,21 @@ def prepare_dataset(
     Always builds anew. Files appear whole or not at all, meta.json last; while it is missing, the dataset does
     not open. Temporary files in that folder take about as much space as the result, twice that with units.
     `pretrained`: the folder of the model whose tokenizer makes the tokens, with data.tokenizer: base.
+    `started` is called once the corpus is open.
 
     Raises UserError for a corpus that cannot be read or holds too few documents, for a tokenizer without its
     vocabulary, and if another process is writing the same folder.
     """
     if exclude is not None and exclude.shuffle_seed != data.shuffle_seed:
         raise ValueError(f"keys of seed {exclude.shuffle_seed} say nothing of keys of seed {data.shuffle_seed}")
-    tokenizer, reader, folder = _open_corpus(data, root, pretrained)
+    tokenizer, reader, folder = _open_corpus(data, root, started, pretrained)
     with _work_folder(folder) as work, Spill(work / "records", exclude) as spill, _progress() as progress:
         counts = _tokenize_corpus(reader, data, tokenizer, progress, spill)
         write_dataset(folder, data, tokenizer, spill, counts, reader.provenance(), progress)
     return folder
 
 
-def prepare_base_dataset(settings: config.Settings, root: Path) -> Path:
+def prepare_base_dataset(settings: config.Settings, root: Path, *, started: Callable[[], None] | None = None) -> Path:
     """Build the dataset that the base is trained on; its folder.
 
     Beside the dataset's files, text_keys.bin holds the keys of all texts of the base's corpus, also of those that are
@@ -181,7 +187,7 @@ def prepare_base_dataset(settings: config.Settings, root: Path) -> Path:
     """
     data = base_data(settings)
     try:
-        tokenizer, reader, folder = _open_corpus(data, root)
+        tokenizer, reader, folder = _open_corpus(data, root, started)
         with (
             _work_folder(folder) as work,
             Spill(work / "records") as spill,
@@ -199,7 +205,7 @@ def prepare_base_dataset(settings: config.Settings, root: Path) -> Path:
     return folder
 
 
-def prepare_all(settings: config.Settings, root: Path) -> Path:
+def prepare_all(settings: config.Settings, root: Path, *, started: Callable[[], None] | None = None) -> Path:
     """Build all datasets that settings describe; the folder of the target, which the bounds are about.
 
     Where the base is trained, its dataset comes first, and no text of its corpus enters the target's.
@@ -210,17 +216,22 @@ def prepare_all(settings: config.Settings, root: Path) -> Path:
         pretrained = None
         if isinstance(settings.base, config.PretrainedBase) and settings.data.tokenizer == OF_THE_BASE:
             pretrained = pretrained_folder(settings.base, root)
-        return prepare_dataset(settings.data, root, pretrained=pretrained)
-    prepare_base_dataset(settings, root)
+        return prepare_dataset(settings.data, root, pretrained=pretrained, started=started)
+    prepare_base_dataset(settings, root, started=started)
     return prepare_dataset(settings.data, root, exclude=open_text_keys(settings, root))
 
 
-def _open_corpus(data: config.Data, root: Path, pretrained: Path | None = None) -> tuple[TokenizerFacts, Reader, Path]:
+def _open_corpus(
+    data: config.Data, root: Path, started: Callable[[], None] | None, pretrained: Path | None = None
+) -> tuple[TokenizerFacts, Reader, Path]:
     """The tokenizer, the corpus's reader and the dataset's folder."""
     folder = dataset_folder(root, data)
     tokenizer = tokenizer_facts(data.tokenizer) if pretrained is None else import_tokenizer(pretrained, folder)
     tokenizer.load()  # before a corpus is downloaded that could not be tokenized
-    return tokenizer, open_reader(data.corpus, root), folder
+    reader = open_reader(data.corpus, root)
+    if started is not None:
+        started()
+    return tokenizer, reader, folder
 
 
 def write_dataset(

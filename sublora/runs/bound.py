@@ -13,6 +13,8 @@ from sublora.errors import UserError
 from sublora.files import sha256_of_file, write_json
 from sublora.losses import TOP_K
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
+from sublora.presence import Presence
+from sublora.runs.announce import announce
 from sublora.runs.locking import sole_writer
 from sublora.runs.losses_file import check_losses, read_losses
 from sublora.runs.message import Message, charged_bits, read_message
@@ -51,6 +53,7 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
             f"{certificate_sha256[:12]}...; score the run again (sublora score {path})"
         )
     check_losses(losses, message, path / LOSSES_NAME)
+    announce(message.settings)
     environment = _environment(losses["provenance"], time.monotonic() - started)
     try:
         record = run_record(message, losses, environment)
@@ -58,7 +61,7 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
         raise UserError(f"{path / LOSSES_NAME}: {error}; score the run again (sublora score {path})") from None
     record["data_hash"] = message.header["data_hash"]
     record["certificate_sha256"] = certificate_sha256
-    with sole_writer(path):
+    with sole_writer(path, Presence(path, "bounding")):
         save_numbers(path / BOUNDS_PT_NAME, {"format": CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}})
         write_json(path / BOUNDS_NAME, record)
     return path / BOUNDS_NAME

@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sublora.files import remove_stale_temporaries, writing
+from sublora.presence import Presence
 
 LOCK_NAME = ".lock"
 """Stays in the folder for good: a lock file that is deleted locks out nobody who has it open already."""
@@ -18,10 +19,11 @@ def say_on_stderr(text: str) -> None:
 
 
 @contextlib.contextmanager
-def sole_writer(out: Path, say: Callable[[str], None] = say_on_stderr) -> Iterator[bool]:
+def sole_writer(out: Path, presence: Presence, say: Callable[[str], None] = say_on_stderr) -> Iterator[bool]:
     """Hold the lock of a folder; yields whether another process had to be waited for, which `say` is told.
 
     The lock belongs to the process, so a killed one leaves none behind; what it had half written is deleted.
+    `presence` shows in the folder who holds the lock.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -36,6 +38,7 @@ def sole_writer(out: Path, say: Callable[[str], None] = say_on_stderr) -> Iterat
     try:
         for folder in (out, out / "state"):
             remove_stale_temporaries(folder)
-        yield waited
+        with presence.shown():
+            yield waited
     finally:
         lock.release()

@@ -20,6 +20,8 @@ from sublora.files import sha256_of_file
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
+from sublora.presence import Presence
+from sublora.runs.announce import announce
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
 from sublora.runs.locking import sole_writer
@@ -167,7 +169,8 @@ def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
 def score_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
     """Encode the run in `path`, decode the certificate again, score it, and write losses.npz; returns its path."""
     folder = RunFolder.open(path, config_path, root)
-    with sole_writer(path), claim_device(folder.settings.compute) as device:
+    with sole_writer(path, Presence(path, "scoring")), claim_device(folder.settings.compute) as device:
+        announce(folder.settings, device)
         run = folder.load(device)
         encoded = encode(folder, run)
         started = time.monotonic()

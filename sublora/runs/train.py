@@ -11,6 +11,8 @@ from sublora.data.dataset import TokenDataset
 from sublora.device import claim_devices, use_device
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
+from sublora.presence import Presence
+from sublora.runs.announce import announce
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
 from sublora.runs.locking import sole_writer
@@ -40,7 +42,10 @@ def train_run(
     training, finished = settings.training, out / CHECKPOINT_NAME
     with joined(settings.compute) as peers:
         steps, tokens_per_step = training.steps, training.tokens_per_step
-        progress = Progress(spec.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first)
+        presence = Presence(out, "training")
+        progress = Progress(
+            spec.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first, presence=presence
+        )
 
         def train_on(devices: list[torch.device] | None) -> None:
             """What every process does; None: there is nothing to train."""
@@ -49,12 +54,14 @@ def train_run(
                 return
             use_device(settings.compute, device := devices[peers.rank])
             run = build_run(settings, spec, dataset, root, device, dtype=settings.compute.dtype)
+            if peers.is_first:
+                announce(settings, device)
             Trainer(run, out=out, progress=progress, peers=peers, before_step=before_step).train()
 
         if not peers.is_first:
             train_on(None)
             return finished
-        with progress, sole_writer(out, progress.say) as waited:
+        with progress, sole_writer(out, presence, progress.say) as waited:
             digest = checkpoint.training_digest(settings, spec, dataset.data_hash, base_sha256(settings, root))
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: written by the process that was waited for")

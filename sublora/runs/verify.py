@@ -20,6 +20,7 @@ from sublora.device import claim_device
 from sublora.errors import UserError, printable
 from sublora.files import sha256_of_file, write_json
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME
+from sublora.runs.announce import announce
 from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, run_record
 from sublora.runs.build import assemble_run
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
@@ -147,6 +148,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         return verdict
     compute = _overridden(settings.compute, material.options)
     with claim_device(compute) as device:
+        announce(settings, device)
         run = assemble_run(settings.model_copy(update={"compute": compute}), message.spec, dataset, base, device)
         verdict = verdict.with_checks(
             Check("LoRA initialization", header["lora_init_sha256"], lora_init_sha256(run.subspace)),
