@@ -10,7 +10,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): this path has a space in it, which Snakemake cannot work with; move the checkout)
 endif
 
-.PHONY: help setup demo demo-random-base fetch-smollm2 smollm2 test test-slurm lint format bench compare schema lock clean
+.PHONY: help setup demo demo-random-base fetch-smollm2 smollm2 test test-slurm lint format bench compare schema faults lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -78,6 +78,9 @@ schema: $(INSTALLED) ## write what is generated from settings: the JSON schema, 
 	cp config/config.yaml sublora/config/references/full.yaml
 	cp demo/config/config.yaml sublora/config/references/demo.yaml
 	cp demo/config/random_base.yaml sublora/config/references/random_base.yaml
+
+faults: $(INSTALLED) ## write docs/studies/faults.md: what each fault of the matrix says
+	$(BIN)/python tests/faults/table.py
 
 # Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.
 lock: ## resolve the dependencies of pyproject.toml anew and write requirements.lock

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -123,7 +124,7 @@ def read_json(path: Path, *, missing: str, mend: str) -> Any:
 
 UNREADABLE = (
     *(ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, OverflowError, SyntaxError),
-    *(RecursionError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error),
+    *(RecursionError, MemoryError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 """What numpy raises for damaged archives and arrays; MemoryError where a header promises more than there is."""
 

@@ -114,7 +114,7 @@ class TokenDataset:
             if values.shape != (documents,) or values.dtype != np.int64:
                 raise UserError(
                     f"{self.folder / name}: found {values.dtype} of shape {values.shape}, expected int64 of shape "
-                    f"({documents},), an entry a train document; {PREPARE_AGAIN}"
+                    f"({documents},), one entry per train document; {PREPARE_AGAIN}"
                 )
         if documents and int(self.eot_indices[-1]) != tokens - 1:
             raise UserError(
@@ -128,7 +128,7 @@ class TokenDataset:
         if sources is not None and (sources.shape != (documents,) or sources.dtype != np.int64):
             raise UserError(
                 f"{self.folder / SOURCE_IDS_FILE}: found {sources.dtype} of shape {sources.shape}, expected int64 of "
-                f"shape ({documents},), an entry per train document; {PREPARE_AGAIN}"
+                f"shape ({documents},), one entry per train document; {PREPARE_AGAIN}"
             )
 
     def _check_units(self, split: str, starts: np.ndarray) -> None:

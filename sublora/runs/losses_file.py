@@ -74,6 +74,8 @@ def read_losses(path: Path) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"{damaged} has another checksum")
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
+        if PROVENANCE not in arrays:
+            raise ValueError(f"it lacks {PROVENANCE}")
         facts = json.loads(str(arrays.pop(PROVENANCE)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
