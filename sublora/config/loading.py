@@ -1,5 +1,6 @@
 """Settings from files and from the command line; whatever is wrong with them becomes one line."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ def parse_settings(values: object, source: str) -> Settings:
     try:
         return Settings.model_validate(_with_tuples(values))
     except ValidationError as error:
-        raise UserError(f"{source}: {describe(error, Settings.model_json_schema())}") from None
+        raise UserError(f"{source}: {describe(error, _schema())}") from None
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return Settings.model_json_schema()
 
 
 def _with_tuples(value: Any) -> Any:

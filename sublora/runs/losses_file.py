@@ -1,5 +1,6 @@
 """losses.npz: what scoring a certificate gave, and which certificate that was. Does not import torch."""
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -68,17 +69,20 @@ def read_losses(path: Path) -> dict[str, Any]:
     """The arrays of losses.npz, float32 as float64, and its provenance; UserError for a missing or damaged file."""
     mend = f"score the run again (sublora score {path.parent})"
     try:
-        with zipfile.ZipFile(path) as archive:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
+    try:
+        # From memory: where a damaged archive points outside itself, a file would blame the operating system.
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} has another checksum")
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
         if PROVENANCE not in arrays:
             raise ValueError(f"it lacks {PROVENANCE}")
         facts = json.loads(str(arrays.pop(PROVENANCE)))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
     except UNREADABLE as error:
         reason = printable(error, 100) or type(error).__name__
         raise UserError(f"{path}: damaged ({reason}); {mend}") from None

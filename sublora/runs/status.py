@@ -33,6 +33,8 @@ FAILED = re.compile(r"(\w+: )?error: |\w*(Error|Exception)\b|Killed|Aborted")
 """How the last line of a log begins whose job failed: this package's, SLURM's, Python's, the shell's."""
 REFRESH_SECONDS = 5.0
 LOG_TAIL_BYTES = 8192
+WIDTH_IN_FILES = 160
+"""Characters of a line where the output is no terminal."""
 
 
 def run_stage(folder: Path) -> str:
@@ -68,6 +70,7 @@ class RunStatus:
     bound_bits: float | None = None
     message_bits: float | None = None
     note: str = ""
+    """Why it failed, or what is damaged."""
 
     def cells(self) -> tuple[Text, ...]:
         """As plain text: a log may hold markup."""
@@ -80,7 +83,6 @@ class RunStatus:
             "" if self.seconds_left is None else duration(self.seconds_left),
             "" if self.bound_bits is None else f"{self.bound_bits:.3f}",
             "" if self.message_bits is None else f"{self.message_bits:,.0f}",
-            self.note,
         )
         return tuple(Text(text, style=COLOURS[self.state] if i == 1 else "") for i, text in enumerate(texts))
 
@@ -106,7 +108,7 @@ def run_status(folder: Path, logs: Path) -> RunStatus:
     notes = {"training": "stopped, state saved", "trained": "trained, not scored", "encoded": "scored, not bounded"}
     if stage == "encoded" and not (folder / LOSSES_NAME).exists():
         notes["encoded"] = "encoded, not scored"
-    return RunStatus(folder.name, "waiting", note=notes[stage])
+    return RunStatus(folder.name, "waiting", doing=notes[stage])
 
 
 def _running(name: str, presence: dict[str, Any]) -> RunStatus:
@@ -114,11 +116,10 @@ def _running(name: str, presence: dict[str, Any]) -> RunStatus:
     return RunStatus(
         name,
         "running",
-        doing=printable(presence.get("stage"), 20),
+        doing=f"{printable(presence.get('stage'), 20)} on {printable(presence.get('host'), 30)}",
         step="" if step is None or steps is None else f"{step:.0f}/{steps:.0f}",
         loss_bits=_number(presence.get("loss_bits")),
         seconds_left=_number(presence.get("seconds_left")),
-        note=f"on {printable(presence.get('host'), 40)}",
     )
 
 
@@ -144,7 +145,7 @@ def _done(folder: Path) -> RunStatus:
         raise UserError(f"{path}: no bound_value and code_bits in it; {mend}")
     certificate = folder / CERTIFICATE_NAME
     if not certificate.exists():
-        return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1], note="no certificate.bin")
+        return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1], doing="no certificate.bin")
     if hashlib.sha256(certificate.read_bytes()).hexdigest() != record.get("certificate_sha256"):
         raise UserError(f"{path}: the bound of another certificate than {CERTIFICATE_NAME}; {mend}")
     return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1])
@@ -174,14 +175,15 @@ def status_of(settings: config.Settings, root: Path) -> list[RunStatus]:
 
 
 def status_table(settings: config.Settings, root: Path) -> Group:
-    """The table, a line that counts its states, and how far a base has come that is not random."""
-    headings = ("run", "state", "doing", "step", "loss (bits/token)", "left", "bound (bits/token)", "message (bits)")
-    table = Table(*headings, "note")
+    """The base where it is not random, the table, a line per run that failed or is damaged, and a line of counts."""
+    headings = ("run", "state", "", "step", "loss (bits/token)", "left", "bound (bits/token)", "message (bits)")
+    table = Table(*headings)
     rows = status_of(settings, root)
     for row in rows:
         table.add_row(*row.cells())
     counts = Counter(row.state for row in rows)
-    parts: list[Any] = [table, Text(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))]
+    notes = [Text(f"{row.name}: {row.note}") for row in rows if row.note]
+    parts: list[Any] = [table, *notes, Text(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))]
     if settings.base.kind != "random":
         folder = root / BASE_FOLDER
         presence = read_presence(folder)
@@ -198,6 +200,8 @@ def print_status(config_path: Path, *, watch: bool = False) -> None:
     settings, root = config.load_settings(config_path), config.root_of(config_path)
     console = Console()
     if not watch:
+        if not console.is_terminal:
+            console = Console(width=WIDTH_IN_FILES)
         console.print(status_table(settings, root))
         return
     first = status_table(settings, root)

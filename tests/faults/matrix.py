@@ -263,7 +263,10 @@ BOUNDING = [
     Fault("bound", "provenance without its keys", BOUND, losses(lambda a: a.update(provenance="{}"))),
     Fault("bound", "fewer losses than documents", BOUND, losses(lambda a: a.update(losses_bits=a["losses_bits"][:7]))),
     Fault(
-        "bound", "losses in a square", BOUND, losses(lambda a: a.update(val_losses_bits=a["val_losses_bits"].reshape(4, 5)))
+        "bound",
+        "losses in a square",
+        BOUND,
+        losses(lambda a: a.update(val_losses_bits=a["val_losses_bits"].reshape(4, 5))),
     ),
     Fault("bound", "losses of text", BOUND, losses(lambda a: a.update(losses_bits=np.array(["x"] * 50)))),
     Fault("bound", "a loss that is infinite", BOUND, losses(lambda a: a["losses_bits"].fill(np.inf))),

@@ -16,8 +16,8 @@ HEAD = """\
 Each row is a test (`tests/faults/`): the fault is made, the command is run, and it must end with exit status 2 and this
 one line, without a traceback and without changing a file. HASH stands for a sha256 or its beginning. Below `settings`
 the command is `sublora status`, which reads the settings as every command does. Beside the rows the tests flip and cut
-files at random places: checkpoint, resume state, certificate and losses are refused after any one flipped bit and after
-any cut, and settings changed at random are taken or refused in one line.
+files at random places: checkpoint, resume state and certificate are refused after any one flipped bit and any cut, the
+losses are read as they were or refused, and settings changed at random are taken or refused in one line.
 
 What to do about a message: [troubleshooting](../guide/troubleshooting.md). Written by `make faults`.
 """
