@@ -202,7 +202,7 @@ def print_status(config_path: Path, *, watch: bool = False) -> None:
     if not watch:
         if not console.is_terminal:
             console = Console(width=WIDTH_IN_FILES)
-        console.print(status_table(settings, root))
+        console.print(status_table(settings, root), soft_wrap=True)
         return
     first = status_table(settings, root)
     with contextlib.suppress(KeyboardInterrupt), Live(first, console=console, auto_refresh=False) as live:

@@ -106,7 +106,7 @@ def test_a_damaged_file_is_a_row_and_not_the_end_of_the_table(scene: Scene, name
     (scene.run / name).write_bytes(content)
     assert status(scene).state == "damaged" and name in status(scene).note
     code, out, errors = scene.call(*STATUS)
-    assert code == 0 and errors == "" and out.count("d40_") == 10 and "1 damaged, 19 missing" in out
+    assert code == 0 and errors == "" and out.count("│ d40_") == 10 and "1 damaged, 19 missing" in out
 
 
 def test_a_bound_of_another_certificate_is_damaged(scene: Scene) -> None:
