@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import lzma
 import os
 import re
 import struct
@@ -123,10 +124,11 @@ def read_json(path: Path, *, missing: str, mend: str) -> Any:
 
 
 UNREADABLE = (
-    *(ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, OverflowError, SyntaxError),
-    *(RecursionError, MemoryError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    *(ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SyntaxError, MemoryError),
+    *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-"""What numpy raises for damaged archives and arrays; MemoryError where a header promises more than there is."""
+"""What numpy and zipfile raise for damaged archives and arrays; MemoryError where a header promises more than there is,
+RuntimeError (of which too deep a recursion is one) where it says that a member is encrypted."""
 
 
 def sha256_of_file(path: Path, block_bytes: int = 1 << 20) -> str:

@@ -83,7 +83,7 @@ def read_losses(path: Path) -> dict[str, Any]:
         if PROVENANCE not in arrays:
             raise ValueError(f"it lacks {PROVENANCE}")
         facts = json.loads(str(arrays.pop(PROVENANCE)))
-    except UNREADABLE as error:
+    except (*UNREADABLE, OSError) as error:
         reason = printable(error, 100) or type(error).__name__
         raise UserError(f"{path}: damaged ({reason}); {mend}") from None
     try:
