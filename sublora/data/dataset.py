@@ -137,7 +137,7 @@ class TokenDataset:
         if starts.dtype != np.int64 or starts.shape != (counts["units"],):
             raise UserError(
                 f"{path}: found {starts.dtype} of shape {starts.shape}, expected int64 of shape ({counts['units']},), "
-                f"an entry per unit; {PREPARE_AGAIN}"
+                f"one entry per unit; {PREPARE_AGAIN}"
             )
         if not partitions(starts, counts["documents"]):
             raise UserError(
