@@ -10,8 +10,12 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
 DOCKER ?= docker
 APPTAINER ?= apptainer
 
+ifneq ($(words $(CURDIR)),1)
+$(error $(CURDIR): this path has a space in it, which Snakemake cannot work with; move the checkout)
+endif
+
 .PHONY: help setup demo demo-random-base fetch-smollm2 smollm2 test test-slurm lint format docs image bench compare \
-  schema lock clean
+  schema faults lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -89,6 +93,9 @@ schema: $(INSTALLED) ## write what is generated from settings: JSON schema, conf
 	cp config/config.yaml sublora/config/references/full.yaml
 	cp demo/config/config.yaml sublora/config/references/demo.yaml
 	cp demo/config/random_base.yaml sublora/config/references/random_base.yaml
+
+faults: $(INSTALLED) ## write docs/studies/faults.md: what each fault of the matrix says
+	$(BIN)/python tests/faults/table.py
 
 # Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.
 lock: ## resolve the dependencies of pyproject.toml anew and write requirements.lock

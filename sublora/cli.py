@@ -11,6 +11,7 @@ import typer
 
 from sublora import __version__
 from sublora.errors import UserError, printable
+from sublora.files import os_error_line
 
 app = typer.Typer(
     name="sublora",
@@ -61,9 +62,10 @@ def prepare(config: ConfigOption) -> None:
     from sublora.config import load_settings, root_of
     from sublora.data.base import open_target
     from sublora.data.prepare import prepare_all
+    from sublora.runs.announce import announce
 
     settings, root = load_settings(config), root_of(config)
-    folder = prepare_all(settings, root)
+    folder = prepare_all(settings, root, started=lambda: announce(settings))
     print(open_target(settings, root).in_words())
     print(folder)
 
@@ -256,11 +258,14 @@ def certify(
 
 
 @app.command()
-def status(config: ConfigOption = Path("config/config.yaml")) -> None:
-    """Show the progress of every run of the grid."""
+def status(
+    config: ConfigOption = Path("config/config.yaml"),
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every five seconds until Ctrl-C.")] = False,
+) -> None:
+    """Show the progress of every run of the grid: done, running, failed, damaged, waiting or missing."""
     from sublora.runs.status import print_status
 
-    print_status(config)
+    print_status(config, watch=watch)
 
 
 @app.command()
@@ -291,12 +296,17 @@ def plan(
 
 
 def main() -> None:
-    """Entry point: a UserError is one line on stderr and exit status 2."""
+    """Entry point: a UserError, or an error of the operating system, is one line on stderr and exit status 2."""
     try:
         app()
     except UserError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        sys.exit(2)
+        line = str(error)
+    except OSError as error:
+        line = os_error_line(error)
+    else:
+        return
+    print(f"error: {printable(line)}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,16 @@
 """Writing files so that no reader ever sees half of one, reading JSON, and hashing files in bounded memory."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import lzma
 import os
+import re
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,18 +23,84 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` if the block succeeds, else delete it.
 
     The data is flushed to disk before the rename, so that after a crash the old file or the new one
-    stands there, whole.
+    stands there, whole. UserError if the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write a file, or files in a folder, into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        # A full disk names no file; an error that names a file elsewhere is not about this one.
+        if error.filename is None:
+            here = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        else:
+            named = Path(str(error.filename))
+            here = named == path or named in path.parents or named.parent in (path, path.parent)
+        if here:
+            raise UserError(f"{path}: cannot be written ({os_reason(error)}); {_mend(error)}") from None
+        raise
+
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete what `atomic_path` left in a folder when its process was killed.
+
+    Only for who holds the lock of the folder: a temporary file of a living process looks the same.
+    """
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def os_reason(error: OSError) -> str:
+    """What the operating system says, without the file's name."""
+    return error.strerror or " ".join(str(error).split()) or type(error).__name__
+
+
+_MENDS = {
+    errno.ENOSPC: "free some space on that disk and start again",
+    errno.EFBIG: "raise the largest size of a file (ulimit -f)",
+    errno.EDQUOT: "free some of your quota on that disk and start again",
+    errno.EROFS: "that disk is read-only: work in another folder",
+    errno.EACCES: "give yourself the right to read and write there, or work in another folder",
+    errno.EPERM: "give yourself the right to read and write there, or work in another folder",
+    errno.ENOTDIR: "a file stands where a folder is expected: move it away",
+    errno.EEXIST: "a file stands where a folder is expected: move it away",
+    errno.EISDIR: "a folder stands where a file is expected: move it away",
+    errno.ENOENT: "mend the path",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.EMFILE: "raise the number of open files (ulimit -n)",
+    errno.EIO: "the disk cannot be read there: bring the file back from a copy, or make it again",
+    errno.ESTALE: "the file server lost the file: start again",
+}
+
+
+def _mend(error: OSError) -> str:
+    return _MENDS.get(error.errno or 0, "mend that and start again")
+
+
+def os_error_line(error: OSError) -> str:
+    """An operating system's error as a line for the user: the file, the reason, the mend."""
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    where = f"{' -> '.join(names)}: " if names else ""
+    return f"{where}{os_reason(error)}; {_mend(error)}"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -46,8 +119,16 @@ def read_json(path: Path, *, missing: str, mend: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{missing}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits, nested too deep
         raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
+
+
+UNREADABLE = (
+    *(ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SyntaxError, MemoryError),
+    *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
+"""What numpy and zipfile raise for damaged archives and arrays; MemoryError where a header promises more than there is,
+RuntimeError (of which too deep a recursion is one) where it says that a member is encrypted."""
 
 
 def sha256_of_file(path: Path, block_bytes: int = 1 << 20) -> str:

@@ -1,20 +1,50 @@
 """Writing a file that `torch.load` reads, without torch, whose import takes longer than computing a bound.
 
 The format is that of torch.save: a zip archive, nothing compressed, with the pickled object and a version number.
+`torch.load` does not look at the archive's own checksums, so a file is sealed: its last bytes, the archive's comment,
+are the sha256 of all before them. Other readers of zip archives and of torch's files pass over it.
 """
 
+import hashlib
 import io
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from sublora.errors import UserError
 from sublora.files import write_bytes
 
 PICKLE_PROTOCOL = 2
 """torch.save's own."""
 ARCHIVE_VERSION = b"3\n"
 ALWAYS_THE_SAME_DATE = (1980, 1, 1, 0, 0, 0)
+SEAL_PREFIX = b"sha256 "
+SEAL_BYTES = len(SEAL_PREFIX) + 2 * hashlib.sha256().digest_size
+NO_COMMENT = b"\0\0"
+"""How an archive without a comment ends: the length of its comment."""
+
+
+def sealed(archive: bytes | memoryview) -> bytes:
+    """A zip archive with the sha256 of its bytes as its comment. ValueError if it has a comment already."""
+    if bytes(archive[-len(NO_COMMENT) :]) != NO_COMMENT:
+        raise ValueError("the archive ends in a comment")
+    body = bytes(archive[: -len(NO_COMMENT)]) + SEAL_BYTES.to_bytes(2, "little")
+    return body + SEAL_PREFIX + hashlib.sha256(body).hexdigest().encode()
+
+
+def check_seal(path: Path, *, mend: str, block_bytes: int = 1 << 20) -> None:
+    """Read a sealed file through. UserError, ending in `mend`, if it has no seal or one that does not match."""
+    digest, left = hashlib.sha256(), path.stat().st_size - SEAL_BYTES
+    with open(path, "rb") as handle:
+        while left > 0 and (block := handle.read(min(left, block_bytes))):
+            digest.update(block)
+            left -= len(block)
+        seal = handle.read()
+    if left < 0 or not seal.startswith(SEAL_PREFIX):
+        raise UserError(f"{path}: no checksum at its end: cut short, or written by an older version; {mend}")
+    if seal != SEAL_PREFIX + digest.hexdigest().encode():
+        raise UserError(f"{path}: damaged: its contents do not have the checksum at its end; {mend}")
 
 
 def save_numbers(path: Path, numbers: Mapping[str, int | float]) -> None:
@@ -30,4 +60,4 @@ def save_numbers(path: Path, numbers: Mapping[str, int | float]) -> None:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in content.items():
             archive.writestr(zipfile.ZipInfo(f"archive/{name}", ALWAYS_THE_SAME_DATE), data)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, sealed(buffer.getvalue()))

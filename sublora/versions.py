@@ -10,7 +10,7 @@ NUMERICS_VERSIONS = {"data": 1, "base": 1, "train": 3, "score": 4, "yardsticks":
 CERTIFICATE_FORMAT = 2
 """Version of the layout of certificate.bin; a reader refuses every other one."""
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 """Version of the layout of best_ckpt.pt, the resume state and bounds_metrics.pt."""
 
 BASE_FORMAT = 1

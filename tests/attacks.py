@@ -17,8 +17,9 @@ from sublora.coding.payload import MessageContents, Payload, write_payload
 from sublora.data.dataset import TokenDataset
 from sublora.files import sha256_of_file
 from sublora.models.weights import Base, random_weights, weights_sha256
-from sublora.runs.bound import bound_run, read_losses
+from sublora.runs.bound import bound_run
 from sublora.runs.build import assemble_run
+from sublora.runs.losses_file import read_losses
 from sublora.runs.message import payload_context, read_message
 from sublora.runs.score import score_message, score_run
 from sublora.runs.train import train_run
@@ -75,6 +76,13 @@ class Prover:
         old = read_certificate(path)
         edit(old.header)
         write_certificate(path, old.header, payload or Payload(old.payload_bytes, old.payload_bits, {}))
+        self.edit_losses(self._of_this_certificate)
+
+    def _of_this_certificate(self, arrays: dict[str, np.ndarray]) -> None:
+        """Claim that the losses are those of the certificate as it is now."""
+        facts = json.loads(str(arrays["provenance"]))
+        facts["certificate_sha256"] = sha256_of_file(self.path / "certificate.bin")
+        arrays["provenance"] = np.array(json.dumps(facts))
 
     def set(self, **sections: dict[str, Any]) -> None:
         """Reseal with other settings."""

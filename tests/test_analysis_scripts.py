@@ -14,6 +14,8 @@ from sublora.analysis.scripting import user_errors_to
 from sublora.config import Grid
 from sublora.errors import UserError
 
+STEPS = 600
+"""Of the histories in analysis_data."""
 GRID = Grid(budgets=(1000, 2000), allocations=("fixed-0.5", "fixed-0.8", "learned"), seeds=(1, 2))
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
@@ -53,7 +55,8 @@ def inputs(tmp_path_factory) -> Files:
 
 
 def run(script: str, inputs: Files, outputs: Files, log: Path, budget: str = "1000") -> None:
-    job = SimpleNamespace(input=inputs, output=outputs, log=[str(log)], wildcards=SimpleNamespace(budget=budget))
+    wildcards, params = SimpleNamespace(budget=budget), SimpleNamespace(steps=STEPS)
+    job = SimpleNamespace(input=inputs, output=outputs, log=[str(log)], wildcards=wildcards, params=params)
     runpy.run_path(str(SCRIPTS / f"{script}.py"), init_globals={"snakemake": job})
 
 

@@ -49,6 +49,7 @@ from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify import verify_run
 from sublora.runs.yardsticks import frozen_base_row, yardstick_premises
+from sublora.training import checkpoint
 from sublora.training.resumable import Interrupted
 from sublora.training.run import Run
 from sublora.versions import BASE_FORMAT, CERTIFICATE_FORMAT, CHECKPOINT_FORMAT
@@ -236,7 +237,7 @@ def test_a_base_needs_its_own_data(tmp_path: Path) -> None:
 def of_the_format_before(path: Path) -> None:
     """Write a checkpoint or resume state again with the number of the format before."""
     value = torch.load(path, weights_only=True)
-    torch.save(value | {"format": CHECKPOINT_FORMAT - 1}, path)
+    checkpoint.save(path, value | {"format": CHECKPOINT_FORMAT - 1})
 
 
 def test_checkpoints_of_the_format_before_are_refused(root: Path) -> None:

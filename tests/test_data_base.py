@@ -236,7 +236,7 @@ def test_an_error_of_the_base_keeps_its_dataset_and_says_whose_it_is(root):
     with pytest.raises(UserError, match=r"dataset of the base \(its keys are base.corpus and so on, .*1 documents"):
         prepare_all(settings, root)
     assert bytes_of(folder, names) == before
-    assert {path.name for path in folder.iterdir()} == {*names, ".prepare.lock"}
+    assert {path.name for path in folder.iterdir()} == {*names, ".prepare.lock", ".hashes.json"}
     assert not (root / "data/sample").exists()
 
 

@@ -191,7 +191,7 @@ def test_nothing_is_left_behind(tmp_path):
     (folder / ".prepare").mkdir(parents=True)
     (folder / ".prepare" / "records").write_bytes(b"of a process that was killed")
     prepare_dataset(folder_data(), tmp_path)
-    assert {path.name for path in folder.iterdir()} == {*FILES, META_FILE, ".prepare.lock"}
+    assert {path.name for path in folder.iterdir()} == {*FILES, META_FILE, ".prepare.lock", ".hashes.json"}
 
 
 # Errors
@@ -203,7 +203,12 @@ def test_an_error_keeps_the_dataset_that_was_there(tmp_path):
     with pytest.raises(UserError):
         prepare_dataset(folder_data(val_documents=1000), tmp_path)
     assert all_bytes(tmp_path / "data" / "sample") == before
-    assert {path.name for path in (tmp_path / "data" / "sample").iterdir()} == {*FILES, META_FILE, ".prepare.lock"}
+    assert {path.name for path in (tmp_path / "data" / "sample").iterdir()} == {
+        *FILES,
+        META_FILE,
+        ".prepare.lock",
+        ".hashes.json",
+    }
 
 
 def test_an_interrupted_replacement_leaves_no_meta(tmp_path, monkeypatch):
@@ -214,7 +219,7 @@ def test_an_interrupted_replacement_leaves_no_meta(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(prepare, "_write_arrays", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"data/sample: cannot be written \(No space left on device\); free some space"):
         prepare_dataset(folder_data(shuffle_seed=8), tmp_path)
     with pytest.raises(UserError, match=r"meta.json: no such file, the dataset is not prepared; run: sublora prepare"):
         TokenDataset.open(tmp_path, folder_data(shuffle_seed=8))

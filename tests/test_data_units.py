@@ -191,7 +191,7 @@ def test_units_that_are_no_partition_are_refused(tmp_path, starts):
         TokenDataset.open(tmp_path, grouped_data())
     meta["splits"]["train"]["units"] = 7
     (folder / META_FILE).write_text(json.dumps(meta))
-    with pytest.raises(UserError, match=r"expected int64 of shape \(7,\), an entry per unit"):
+    with pytest.raises(UserError, match=r"expected int64 of shape \(7,\), one entry per unit"):
         TokenDataset.open(tmp_path, grouped_data())
 
 

@@ -135,7 +135,8 @@ def test_numbers_of_the_claim_edited(prover, key):
 
 def test_losses_of_fewer_sources_than_asked_for(prover):
     prover.edit_losses(lambda arrays: arrays.update(source_losses_bits=arrays["source_losses_bits"][:5]))
-    with pytest.raises(ValueError, match="scoring.sources is 25, but there are no losses of so many sources"):
+    expected = r"source_losses_bits holds float64 of shape \(5,\), expected floats of shape \(25,\)"
+    with pytest.raises(UserError, match=expected):
         prover.bound()
     assert not prover.verdict().verified
 

@@ -17,8 +17,9 @@ from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
 from sublora.models.gpt import GPT
 from sublora.names import CHECKPOINT_NAME
+from sublora.presence import Presence
 from sublora.runs import train as train_stage
-from sublora.runs.locking import LOCK_NAME, sole_trainer
+from sublora.runs.locking import LOCK_NAME, sole_writer
 from sublora.training import checkpoint
 from sublora.training.checkpoint import tensors_sha256
 from sublora.training.loop import Trainer
@@ -252,28 +253,31 @@ def test_second_trainer_waits_for_the_first(tmp_path):
     said = []
     with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, lock], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with sole_trainer(tmp_path, said.append) as waited:
+        with sole_writer(tmp_path, Presence(tmp_path, "training"), said.append) as waited:
             assert waited and other.wait(timeout=5) == 0
-    assert said == [f"{tmp_path}: another process is training here; waiting for it to end"]
-    with sole_trainer(tmp_path, said.append) as waited:
+    assert said == [f"{tmp_path}: another process is at work here; waiting for it to end"]
+    with sole_writer(tmp_path, Presence(tmp_path, "training"), said.append) as waited:
         assert not waited
     assert len(said) == 1
 
 
 def test_result_of_the_process_waited_for_is_taken(tiny_root, tmp_path, monkeypatch):
-    """After waiting, the very same training is not done twice; another one is."""
+    """After waiting, the very same training is not done twice; with other settings it is, another run is refused."""
     train(tiny_root, tmp_path)
 
     @contextlib.contextmanager
-    def waited(out, say):
+    def waited(out, presence, say):
         (out / "state").mkdir(exist_ok=True)
         yield True
 
-    monkeypatch.setattr(train_stage, "sole_trainer", waited)
+    monkeypatch.setattr(train_stage, "sole_writer", waited)
     steps = []
     train(tiny_root, tmp_path, before_step=steps.append)
     assert steps == []
-    train(tiny_root, tmp_path, seed=2, before_step=steps.append)
+    with pytest.raises(UserError, match="the finished training of d40_uniform_seed1, with another grid point"):
+        train(tiny_root, tmp_path, seed=2, before_step=steps.append)
+    assert steps == []
+    train(tiny_root, tmp_path, changes={"training": {"learning_rate": 0.002}}, before_step=steps.append)
     assert steps == list(range(20))
 
 

@@ -17,10 +17,18 @@ from docutils.utils import SystemMessage
 from markupsafe import Markup
 
 from sublora.analysis.arms import arms_of
+from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.near_duplicates import near_duplicates_sentence
 from sublora.analysis.report_hypotheses import hypothesis_sections
 from sublora.analysis.report_yardsticks import yardstick_section
-from sublora.analysis.runs_table import BASE_PREFIX, INDEPENDENCE, NESTED, VERSION_PREFIX, read_runs_csv
+from sublora.analysis.runs_table import (
+    BASE_PREFIX,
+    INDEPENDENCE,
+    NESTED,
+    VERSION_PREFIX,
+    check_last_line,
+    read_runs_csv,
+)
 from sublora.analysis.style import COLUMN_INCHES, PNG_DPI
 from sublora.analysis.summary import best_of_all, configurations, with_sizes
 from sublora.analysis.tables import COLUMNS
@@ -71,8 +79,8 @@ def write_report(
 
     UserError if a file is missing or damaged, the yardsticks are of another dataset, or a figure has no caption.
     """
-    runs = read_runs_csv(runs_csv)
-    hypotheses = _read_table(Path(hypotheses_csv))
+    runs = read_runs_csv(runs_csv, whole_sweep=True)
+    hypotheses = _read_hypotheses(Path(hypotheses_csv), runs)
     texts = {Path(caption).stem: _read(Path(caption)).decode() for caption in captions}
     if absent := [name for name in (INTRODUCTION, *TABLES) if name not in texts]:
         raise UserError(f"{absent[0]}.rst is not among the captions given; add it to the rule of the report")
@@ -321,12 +329,26 @@ def _download(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": hashlib.sha256(data).hexdigest(), "source": source}
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _read_hypotheses(path: Path, runs: pd.DataFrame) -> pd.DataFrame:
+    """hypotheses.csv; UserError if it is no table, or does not hold the tests that the runs allow."""
     _read(path)
     try:
-        return pd.read_csv(path, dtype={"budget": str})
+        check_last_line(path)
+        table = pd.read_csv(path, dtype={"budget": str})
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a table ({' '.join(str(error).split())}); make it again") from None
+    expected = hypothesis_table(runs)
+    keys = ["hypothesis", "comparison", "metric", "budget"]
+    if list(table.columns) != list(expected.columns) or _texts(table[keys]) != _texts(expected[keys]):
+        raise UserError(
+            f"{path}: {len(table)} tests that are not the {len(expected)} of these runs; delete it and make it again"
+        )
+    return table
+
+
+def _texts(table: pd.DataFrame) -> list[list[str]]:
+    texts: list[list[str]] = table.astype(object).fillna("").astype(str).to_numpy().tolist()
+    return texts
 
 
 def _read(path: Path) -> bytes:

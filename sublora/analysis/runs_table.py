@@ -108,10 +108,23 @@ def write_runs_csv(runs: pd.DataFrame, path: Path) -> None:
         runs.to_csv(temporary, index=False)
 
 
-def read_runs_csv(path: Path | str) -> pd.DataFrame:
-    """Read a table that `write_runs_csv` wrote. UserError if it is missing, damaged, or lacks a value."""
+def check_last_line(path: Path) -> None:
+    """UserError if a file of rows does not end with a line: it is cut short."""
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        handle.seek(max(0, size - 1))
+        if size and handle.read() != b"\n":
+            raise UserError(f"{path}: cut short, its last line does not end; make it again")
+
+
+def read_runs_csv(path: Path | str, *, whole_sweep: bool = False) -> pd.DataFrame:
+    """Read a table that `write_runs_csv` wrote. UserError if it is missing, damaged, or lacks a value.
+
+    whole_sweep: also if it does not hold every run of the sweep, as the table of one budget does not.
+    """
     path = Path(path)
     try:
+        check_last_line(path)
         runs = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such runs table; make it with `snakemake results/runs.csv`") from None
@@ -131,6 +144,8 @@ def read_runs_csv(path: Path | str) -> pd.DataFrame:
                     )
             runs[column] = values
     _check(runs, str(path))
+    if whole_sweep and len(runs) != (size := runs["sweep_size"].iloc[0]):
+        raise UserError(f"{path}: cut short: {len(runs)} runs of a sweep of {size}; delete it and make it again")
     return runs
 
 
@@ -185,7 +200,7 @@ def _load(path: Path) -> tuple[str, Mapping[str, Any]]:
         record = json.loads(record_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"run {name}: {record_path} does not exist; compute it with `sublora bound`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"run {name}: {record_path} is not valid JSON ({error}); run `sublora bound` again") from None
     if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__

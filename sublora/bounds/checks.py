@@ -1,6 +1,7 @@
 """What every inequality asks of its inputs, and how its result is rounded."""
 
 import math
+import numbers
 
 import numpy as np
 
@@ -44,7 +45,8 @@ def check_split(delta: float, delta_sample: float) -> None:
 
 
 def check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or value != int(value) or value < 1:
+    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and value % 1 == 0
+    if not whole or value < 1:
         raise ValueError(f"{name} must be a positive whole number, found {value}")
 
 

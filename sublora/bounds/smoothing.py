@@ -30,6 +30,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from sublora.bounds.checks import LN2, check_count, check_probability
 
+LARGEST_A = 0.999999
+"""Nearer to 1 the loss range shrinks to rounding errors."""
 LARGEST_K = 64
 """A prior of 2^-64 on guessing: smaller ones change no loss that matters."""
 
@@ -49,6 +51,8 @@ class TokenSmoothing:
 
     def __post_init__(self) -> None:
         check_probability("token(a): a", self.a)
+        if self.a > LARGEST_A:
+            raise ValueError(f"token(a): a is at most {LARGEST_A}, found {self.a}: beyond it there is only guessing")
 
     @property
     def name(self) -> str:
@@ -83,7 +87,7 @@ class DocumentMixture:
     k: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or self.k != int(self.k) or not 1 <= self.k <= LARGEST_K:
+        if isinstance(self.k, bool) or self.k not in range(1, LARGEST_K + 1):
             raise ValueError(f"document(k): k must be a whole number from 1 to {LARGEST_K}, found {self.k}")
 
     @property
@@ -152,7 +156,7 @@ def parse_smoothing(text: str) -> Smoothing:
     except ValueError:
         pass
     raise ValueError(
-        f"smoothing {text!r}: expected token(a) with 0 < a < 1, as in token(0.1), "
+        f"smoothing {text[:40]!r}: expected token(a) with 0 < a <= {LARGEST_A}, as in token(0.1), "
         f"or document(k) with a whole k from 1 to {LARGEST_K}, as in document(8)"
     )
 

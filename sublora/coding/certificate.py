@@ -70,7 +70,7 @@ def read_certificate(path: Path) -> Certificate:
     except FileNotFoundError:
         raise UserError(f"{path}: no such certificate; {MEND}") from None
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise UserError(f"{path}: not a certificate: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
+        raise UserError(f"{path}: not a certificate: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}; {MEND}")
     fields = _Fields(path, data, len(MAGIC))
     (version,) = struct.unpack(">H", fields.take(2, "format version"))
     if version != CERTIFICATE_FORMAT:

@@ -49,7 +49,7 @@ class Scoring(Section):
     smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), IS_SCORED, IN_THE_OBJECTIVE]
     """Candidates for the predictor that is bounded; one is chosen on val and named in the message.
 
-    token(a): p_a = (1 - a) p + a / V for every token, 0 < a < 1; document(k): the mixture
+    token(a): p_a = (1 - a) p + a / V for every token, 0 < a <= 0.999999; document(k): the mixture
     q(x) = (1 - 2^-k) prod_t p(x_t | x_<t) + 2^-k V^-T of network and guessing, 1 <= k <= 64.
     """
     val_documents: PositiveInt

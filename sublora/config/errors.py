@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sublora.errors import printable
+
 
 def describe(error: ValidationError, schema: dict[str, Any]) -> str:
     """All complaints in one line; unknown keys with the nearest one that the JSON schema of the settings knows."""
@@ -17,7 +19,7 @@ def describe(error: ValidationError, schema: dict[str, Any]) -> str:
         elif item["type"] == "missing":
             complaints.append(f"key '{key}' is missing")
         elif item["type"] in ("model_type", "model_attributes_type"):
-            complaints.append(f"{key}: expected keys with values, found {item['input']!r}")
+            complaints.append(f"{key}{': ' if key else ''}expected keys with values, found {_shown(item['input'])}")
         elif item["type"] == "union_tag_not_found":
             complaints.append(f"key '{key}.kind' is missing; kinds: {_kinds(location, schema)}")
         elif item["type"] == "union_tag_invalid":
@@ -26,9 +28,13 @@ def describe(error: ValidationError, schema: dict[str, Any]) -> str:
             text = item["msg"].removeprefix("Value error, ")
             text = text[:1].lower() + text[1:]
             prefix = f"{key}: " if key else ""
-            found = f", found {item['input']!r}" if item["type"] != "value_error" else ""
+            found = f", found {_shown(item['input'])}" if item["type"] != "value_error" else ""
             complaints.append(f"{prefix}{text}{found}{_yaml_number_hint(item)}")
     return "; ".join(complaints)
+
+
+def _shown(value: object) -> str:
+    return printable(repr(value), 80)
 
 
 def _yaml_number_hint(item: Any) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from sublora.config.section import NonNegativeInt, PositiveInt, Section
+from sublora.config.section import Budget, NonNegativeInt, Section
 from sublora.subspace.allocations import ALLOCATIONS, parse_allocation
 
 
@@ -16,7 +16,7 @@ def allocation_modes() -> tuple[str, ...]:
 class RunSpec(Section):
     """One training: a point of the grid."""
 
-    budget: PositiveInt
+    budget: Budget
     """d, the dimension of the subspace."""
     allocation: str
     """uniform, fixed-<share of B> or learned."""
@@ -47,7 +47,7 @@ class RunSpec(Section):
 class Grid(Section):
     """The sweep: every combination of budget, allocation and seed is one run."""
 
-    budgets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
     """Subspace dimensions d."""
     allocations: Annotated[tuple[str, ...], Field(min_length=1)]
     """Any of uniform, fixed-<share of B>, learned."""

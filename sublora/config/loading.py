@@ -1,14 +1,15 @@
 """Settings from files and from the command line; whatever is wrong with them becomes one line."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from sublora.config.errors import describe
 from sublora.config.grid import RunSpec
 from sublora.config.settings import Settings
+from sublora.config.yaml_text import read_yaml
 from sublora.errors import UserError
 
 
@@ -16,11 +17,11 @@ def load_settings(path: Path) -> Settings:
     """Read and check a settings file; UserError names the file, the key and the mend."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such settings file; give one with --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     return parse_settings(values, source=str(path))
 
 
@@ -39,7 +40,12 @@ def parse_settings(values: object, source: str) -> Settings:
     try:
         return Settings.model_validate(_with_tuples(values))
     except ValidationError as error:
-        raise UserError(f"{source}: {describe(error, Settings.model_json_schema())}") from None
+        raise UserError(f"{source}: {describe(error, _schema())}") from None
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return Settings.model_json_schema()
 
 
 def _with_tuples(value: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sublora.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sublora.config.section import LayerCount, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from sublora.subspace.projections import PROJECTIONS
 
 
@@ -22,7 +22,7 @@ class Model(Section):
 
     kind: Literal["gpt2"]
     """GPT-2."""
-    n_layer: PositiveInt
+    n_layer: LayerCount
     """Transformer blocks."""
     n_head: PositiveInt
     """Attention heads per block; divides n_embd."""
@@ -45,7 +45,7 @@ class HuggingFaceModel(Section):
 
     kind: Literal["huggingface"]
     """A causal language model of transformers."""
-    n_layer: PositiveInt
+    n_layer: LayerCount
     """Layers, as config.json counts them: one gate each where the allocation is learned."""
     context_length: PositiveInt
     """Tokens of a window; at most what the model was made for."""

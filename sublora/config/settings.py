@@ -40,6 +40,7 @@ class Settings(Section):
     def _consistent(self) -> "Settings":
         found = [*self._sizes_that_disagree(), *self._what_only_some_bases_have()]
         found += [*self._targets_that_are_none(), *self._budgets_beyond_the_parameters()]
+        found += self._phases_that_never_start()
         if isinstance(self.base, TrainedBase):
             found += [*self._batches_of_the_base(self.base), *overlap.complaints(self.base, self.data)]
         if found:
@@ -90,6 +91,15 @@ class Settings(Section):
         parameters, largest = self.lora_parameters_without_head_rows(), max(self.grid.budgets)
         if parameters is not None and HEAD_TARGET not in self.lora.targets and largest > parameters:
             return [f"grid.budgets holds {largest}, more than the {parameters} LoRA parameters"]
+        return []
+
+    def _phases_that_never_start(self) -> list[str]:
+        steps, phase = self.training.steps, self.rate_phase
+        if trains_for_the_message(self) and phase.first_rounded_step(steps) >= steps:
+            return [
+                f"rate_phase.fraction {phase.fraction} and rate_phase.noise_fraction {phase.noise_fraction} leave none "
+                f"of {steps} training.steps in which w is rounded; raise the first, lower the second or train longer"
+            ]
         return []
 
     def _batches_of_the_base(self, base: TrainedBase) -> list[str]:

@@ -55,9 +55,9 @@ class RatePhase(Section):
     """Share of the steps, the last ones."""
     noise_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
     """Share of the phase in which uniform noise stands in for rounding and the step is learned; then w is rounded."""
-    relative_step: PositiveFloat
+    relative_step: Annotated[float, Field(ge=1e-6, le=1e3)]
     """First quantization step, in standard deviations of w."""
-    step_learning_rate: PositiveFloat
+    step_learning_rate: Annotated[float, Field(gt=0.0, le=10.0)]
     """Learning rate of the step's logarithm; decays like that of w."""
     rate_factor: PositiveFloat
     """Factor on the price of a bit in the objective; at 1 the price is the slope of the bound."""
@@ -71,6 +71,14 @@ class RatePhase(Section):
     """Largest number of val documents by which the phase chooses."""
     choice_interval_steps: PositiveInt
     """Steps between extra evaluations for the best checkpoint while w is rounded."""
+
+    def first_step(self, steps: int) -> int:
+        """Where the phase begins in a training of so many steps."""
+        return round((1.0 - self.fraction) * steps)
+
+    def first_rounded_step(self, steps: int) -> int:
+        """Where rounding takes the place of noise."""
+        return self.first_step(steps) + round(self.noise_fraction * (steps - self.first_step(steps)))
 
 
 class Compute(Section):

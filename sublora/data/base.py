@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from sublora import config
 from sublora.config.errors import describe
-from sublora.data.dataset import META_FILE, PREPARE_AGAIN, TokenDataset
+from sublora.data.dataset import PREPARE_AGAIN, TokenDataset
+from sublora.data.meta import META_FILE
 from sublora.data.text_keys import TEXT_KEYS_FILE, TextKeys
 from sublora.errors import UserError
 

@@ -3,22 +3,23 @@
 Light to import and to open: no network library, no full read of the tokens.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from sublora import config
+from sublora.data.meta import META_FILE, read_meta
 from sublora.data.tokenizers import TOKENIZER_FILE, TOKENIZERS, Tokenizer, TokenizerFacts, token_type
 from sublora.data.units import Units
-from sublora.errors import UserError
-from sublora.files import read_json, sha256_of_file
+from sublora.errors import UserError, printable
+from sublora.files import UNREADABLE, read_json, sha256_of_file, write_json
 
 SPLITS = ("train", "val", "test")
-META_FILE = "meta.json"
 EOT_INDICES_FILE = "eot_indices.npy"
 DOC_LENGTHS_FILE = "doc_lengths.npy"
 SOURCE_IDS_FILE = "source_ids.npy"
@@ -26,7 +27,8 @@ SOURCE_IDS_FILE = "source_ids.npy"
 TOKEN_FILES = tuple(f"{split}.bin" for split in SPLITS)
 FILES = (*TOKEN_FILES, EOT_INDICES_FILE, DOC_LENGTHS_FILE)
 """Of every dataset."""
-META_KEYS = ("tokenizer", "vocab_size", "eot_id", "splits", "files", "documents", "excluded_texts", "settings")
+HASHES_FILE = ".hashes.json"
+"""Hashes found and when: mtime, size and inode of each file as it was."""
 
 BLOCK_TOKENS = 1 << 20
 """Tokens that are in memory at once when a whole split is read."""
@@ -76,15 +78,15 @@ class TokenDataset:
         self.min_tokens: int = meta["settings"]["min_tokens"]
         excluded = meta["excluded_texts"]
         self.excluded_texts: str | None = None if excluded is None else excluded["sha256"]
-        self.eot_indices: np.ndarray = np.load(folder / EOT_INDICES_FILE, mmap_mode="r")
-        self._train_lengths: np.ndarray = np.load(folder / DOC_LENGTHS_FILE, mmap_mode="r")
+        self.eot_indices: np.ndarray = _load_index(folder / EOT_INDICES_FILE)
+        self._train_lengths: np.ndarray = _load_index(folder / DOC_LENGTHS_FILE)
         self._end_of_text_positions: dict[str, np.ndarray] = {"train": self.eot_indices}
         self._maps: dict[str, np.memmap] = {}
         self._unit_starts: dict[str, np.ndarray] = {}
         if self.unit == "source":
             # As plain arrays: indexing a memory map makes another memory map each time.
             files = {split: folder / unit_starts_file(split) for split in SPLITS}
-            self._unit_starts = {split: np.asarray(np.load(path, mmap_mode="r")) for split, path in files.items()}
+            self._unit_starts = {split: np.asarray(_load_index(path)) for split, path in files.items()}
 
     @classmethod
     def open(cls, root: Path, data: config.Data) -> "TokenDataset":
@@ -112,7 +114,7 @@ class TokenDataset:
             if values.shape != (documents,) or values.dtype != np.int64:
                 raise UserError(
                     f"{self.folder / name}: found {values.dtype} of shape {values.shape}, expected int64 of shape "
-                    f"({documents},), an entry a train document; {PREPARE_AGAIN}"
+                    f"({documents},), one entry per train document; {PREPARE_AGAIN}"
                 )
         if documents and int(self.eot_indices[-1]) != tokens - 1:
             raise UserError(
@@ -126,7 +128,7 @@ class TokenDataset:
         if sources is not None and (sources.shape != (documents,) or sources.dtype != np.int64):
             raise UserError(
                 f"{self.folder / SOURCE_IDS_FILE}: found {sources.dtype} of shape {sources.shape}, expected int64 of "
-                f"shape ({documents},), an entry per train document; {PREPARE_AGAIN}"
+                f"shape ({documents},), one entry per train document; {PREPARE_AGAIN}"
             )
 
     def _check_units(self, split: str, starts: np.ndarray) -> None:
@@ -135,7 +137,7 @@ class TokenDataset:
         if starts.dtype != np.int64 or starts.shape != (counts["units"],):
             raise UserError(
                 f"{path}: found {starts.dtype} of shape {starts.shape}, expected int64 of shape ({counts['units']},), "
-                f"an entry per unit; {PREPARE_AGAIN}"
+                f"one entry per unit; {PREPARE_AGAIN}"
             )
         if not partitions(starts, counts["documents"]):
             raise UserError(
@@ -210,7 +212,7 @@ class TokenDataset:
 
         They are where each document is a unit of its own and the corpus has source files.
         """
-        return np.load(self.folder / SOURCE_IDS_FILE, mmap_mode="r") if SOURCE_IDS_FILE in self.files else None
+        return _load_index(self.folder / SOURCE_IDS_FILE) if SOURCE_IDS_FILE in self.files else None
 
     def in_words(self) -> str:
         """How many documents there are, and how many were left out for which reason."""
@@ -267,11 +269,38 @@ class TokenDataset:
     def verify_hashes(self) -> None:
         """Read all files; UserError if one differs from its sha256 in meta.json."""
         for name in self.files:
-            found, expected = sha256_of_file(self.folder / name), self.meta["files"][name]["sha256"]
-            if found != expected:
-                raise UserError(
-                    f"{self.folder / name}: sha256 {found}, expected {expected} as in {META_FILE}; {PREPARE_AGAIN}"
-                )
+            self._check_hash(name, sha256_of_file(self.folder / name))
+
+    def verified(self) -> Self:
+        """The dataset itself, once its files have the hashes of meta.json: what a stage that computes asks first.
+
+        A file is read only if it changed since it was last read: with the hash found, `.hashes.json` keeps its time of
+        change in nanoseconds, its size and its inode. Where that file cannot be written all are read each time.
+        UserError if a file differs.
+        """
+        known = _known_hashes(self.folder / HASHES_FILE)
+        found = {name: self._hash_of(name, known.get(name)) for name in self.files}
+        if found != known:
+            with contextlib.suppress(UserError):
+                write_json(self.folder / HASHES_FILE, found)
+        return self
+
+    def _hash_of(self, name: str, known: Any) -> list[Any]:
+        """[mtime_ns, bytes, inode, sha256] of a file, the last from what is known if the others still fit."""
+        before = (self.folder / name).stat()
+        identity = [before.st_mtime_ns, before.st_size, before.st_ino]
+        fits = isinstance(known, list) and known[:-1] == identity
+        sha256 = known[-1] if fits else sha256_of_file(self.folder / name)
+        self._check_hash(name, sha256)
+        return [*identity, sha256]
+
+    def _check_hash(self, name: str, found: Any) -> None:
+        expected = self.meta["files"][name]["sha256"]
+        if found != expected:
+            raise UserError(
+                f"{self.folder / name}: sha256 {found}, expected {expected} as in {META_FILE}: the file was damaged or "
+                f"replaced; {PREPARE_AGAIN}"
+            )
 
     def _known(self, split: str) -> str:
         if split not in SPLITS:
@@ -305,6 +334,15 @@ class TokenDataset:
         return self._end_of_text_positions[split]
 
 
+def _known_hashes(path: Path) -> dict[str, Any]:
+    """What `.hashes.json` holds, nothing if it is missing or damaged."""
+    try:
+        known = read_json(path, missing="", mend="")
+    except (UserError, OSError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
 def partitions(starts: np.ndarray, documents: int) -> bool:
     """Whether units that begin at these documents hold all of them, none in two units and no unit without one."""
     return bool(len(starts) and starts[0] == 0 and (np.diff(starts) > 0).all() and starts[-1] < documents)
@@ -315,13 +353,24 @@ def _files_of(meta: dict[str, Any]) -> tuple[str, ...]:
     return (*FILES, *units, *(name for name in (SOURCE_IDS_FILE, TOKENIZER_FILE) if name in meta["files"]))
 
 
+def _load_index(path: Path) -> np.ndarray:
+    """An array of the index, memory-mapped; UserError for a damaged file."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array.shape  # noqa: B018 - an archive of arrays has none
+    except UNREADABLE as error:
+        raise UserError(f"{path}: damaged ({printable(error, 100)}); {PREPARE_AGAIN}") from None
+    return array
+
+
 def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / META_FILE
     missing = f", the dataset is not prepared; {PREPARE_AGAIN}"
-    meta: dict[str, Any] = read_json(path, missing=missing, mend=PREPARE_AGAIN)
-    lacking = [key for key in META_KEYS if key not in meta] if isinstance(meta, dict) else list(META_KEYS)
+    meta = read_meta(folder, missing=missing, mend=PREPARE_AGAIN)
+    grouped = meta["settings"]["unit"] == "source"
+    lacking = [f"files.{name}" for name in (*FILES, *(UNIT_FILES if grouped else ())) if name not in meta["files"]]
+    lacking += [f"splits.{split}.units" for split in SPLITS if grouped and "units" not in meta["splits"][split]]
     if lacking:
-        raise UserError(f"{path}: lacks {', '.join(lacking)}; {PREPARE_AGAIN}")
+        raise UserError(f"{folder / META_FILE}: lacks {', '.join(lacking)}; {PREPARE_AGAIN}")
     return meta
 
 

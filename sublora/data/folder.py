@@ -66,8 +66,11 @@ class FolderReader:
     def _document_of_line(self, line: bytes, where: str) -> tuple[str, str | None]:
         try:
             value = json.loads(_decode(line, where))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not valid JSON ({error.msg}); expected an object a line") from None
+        except RecursionError:
+            raise UserError(f"{where}: nested too deep to be read; expected an object of text per line") from None
+        except ValueError as error:  # no JSON, or a number of too many digits
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{where}: not valid JSON ({reason}); expected one object per line") from None
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
         text = _text_in(value, self.settings.text_field, where, "text_field")

@@ -43,12 +43,13 @@ from sublora.data.corpora import open_reader
 from sublora.data.dataset import (
     DOC_LENGTHS_FILE,
     EOT_INDICES_FILE,
-    META_FILE,
     SOURCE_IDS_FILE,
     SPLITS,
+    TokenDataset,
     dataset_folder,
     unit_starts_file,
 )
+from sublora.data.meta import META_FILE
 from sublora.data.readers import Batch, Reader, Texts
 from sublora.data.spill import (
     Spill,
@@ -68,7 +69,7 @@ from sublora.data.tokenizers import (
     tokenizer_facts,
 )
 from sublora.errors import UserError
-from sublora.files import atomic_path, sha256_of_file, write_json
+from sublora.files import atomic_path, remove_stale_temporaries, sha256_of_file, write_json, writing
 from sublora.pretrained import pretrained_folder
 from sublora.versions import NUMERICS_VERSIONS
 
@@ -149,7 +150,12 @@ def _valid_unicode(text: str) -> str:
 
 
 def prepare_dataset(
-    data: config.Data, root: Path, *, exclude: TextKeys | None = None, pretrained: Path | None = None
+    data: config.Data,
+    root: Path,
+    *,
+    exclude: TextKeys | None = None,
+    pretrained: Path | None = None,
+    started: Callable[[], None] | None = None,
 ) -> Path:
     """Build the dataset that settings describe, without the texts of `exclude`, and return its folder,
     {root}/data/{name}.
@@ -157,20 +163,21 @@ def prepare_dataset(
     Always builds anew. Files appear whole or not at all, meta.json last; while it is missing, the dataset does
     not open. Temporary files in that folder take about as much space as the result, twice that with units.
     `pretrained`: the folder of the model whose tokenizer makes the tokens, with data.tokenizer: base.
+    `started` is called once the corpus is open.
 
     Raises UserError for a corpus that cannot be read or holds too few documents, for a tokenizer without its
     vocabulary, and if another process is writing the same folder.
     """
     if exclude is not None and exclude.shuffle_seed != data.shuffle_seed:
         raise ValueError(f"keys of seed {exclude.shuffle_seed} say nothing of keys of seed {data.shuffle_seed}")
-    tokenizer, reader, folder = _open_corpus(data, root, pretrained)
+    tokenizer, reader, folder = _open_corpus(data, root, started, pretrained)
     with _work_folder(folder) as work, Spill(work / "records", exclude) as spill, _progress() as progress:
         counts = _tokenize_corpus(reader, data, tokenizer, progress, spill)
         write_dataset(folder, data, tokenizer, spill, counts, reader.provenance(), progress)
     return folder
 
 
-def prepare_base_dataset(settings: config.Settings, root: Path) -> Path:
+def prepare_base_dataset(settings: config.Settings, root: Path, *, started: Callable[[], None] | None = None) -> Path:
     """Build the dataset that the base is trained on; its folder.
 
     Beside the dataset's files, text_keys.bin holds the keys of all texts of the base's corpus, also of those that are
@@ -180,7 +187,7 @@ def prepare_base_dataset(settings: config.Settings, root: Path) -> Path:
     """
     data = base_data(settings)
     try:
-        tokenizer, reader, folder = _open_corpus(data, root)
+        tokenizer, reader, folder = _open_corpus(data, root, started)
         with (
             _work_folder(folder) as work,
             Spill(work / "records") as spill,
@@ -198,7 +205,7 @@ def prepare_base_dataset(settings: config.Settings, root: Path) -> Path:
     return folder
 
 
-def prepare_all(settings: config.Settings, root: Path) -> Path:
+def prepare_all(settings: config.Settings, root: Path, *, started: Callable[[], None] | None = None) -> Path:
     """Build all datasets that settings describe; the folder of the target, which the bounds are about.
 
     Where the base is trained, its dataset comes first, and no text of its corpus enters the target's.
@@ -209,17 +216,22 @@ def prepare_all(settings: config.Settings, root: Path) -> Path:
         pretrained = None
         if isinstance(settings.base, config.PretrainedBase) and settings.data.tokenizer == OF_THE_BASE:
             pretrained = pretrained_folder(settings.base, root)
-        return prepare_dataset(settings.data, root, pretrained=pretrained)
-    prepare_base_dataset(settings, root)
+        return prepare_dataset(settings.data, root, pretrained=pretrained, started=started)
+    prepare_base_dataset(settings, root, started=started)
     return prepare_dataset(settings.data, root, exclude=open_text_keys(settings, root))
 
 
-def _open_corpus(data: config.Data, root: Path, pretrained: Path | None = None) -> tuple[TokenizerFacts, Reader, Path]:
+def _open_corpus(
+    data: config.Data, root: Path, started: Callable[[], None] | None, pretrained: Path | None = None
+) -> tuple[TokenizerFacts, Reader, Path]:
     """The tokenizer, the corpus's reader and the dataset's folder."""
     folder = dataset_folder(root, data)
     tokenizer = tokenizer_facts(data.tokenizer) if pretrained is None else import_tokenizer(pretrained, folder)
     tokenizer.load()  # before a corpus is downloaded that could not be tokenized
-    return tokenizer, open_reader(data.corpus, root), folder
+    reader = open_reader(data.corpus, root)
+    if started is not None:
+        started()
+    return tokenizer, reader, folder
 
 
 def write_dataset(
@@ -242,6 +254,8 @@ def write_dataset(
     if tokenizer.path is not None:
         files[TOKENIZER_FILE] = _facts_of_file(tokenizer.path)
     write_json(folder / META_FILE, _meta(data, tokenizer, provenance, counts, spill, splits, files))
+    # What stands on the disk is what was meant; the stages that follow need not read it again to know.
+    TokenDataset.open_folder(folder, data).verified()
 
 
 def _meta(
@@ -460,14 +474,18 @@ def _facts_of_file(path: Path) -> dict[str, object]:
 @contextlib.contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
     """An empty folder for temporary files, held by one process at a time and removed at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "w") as lock:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context(open(folder / LOCK_FILE, "w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another `sublora prepare` is writing here; wait for it or stop it") from None
         work = folder / WORK_FOLDER
-        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+        # Of a process that was killed:
+        shutil.rmtree(work, ignore_errors=True)
+        remove_stale_temporaries(folder)
         work.mkdir()
         try:
             yield work

@@ -13,8 +13,10 @@ from sublora.files import read_json, write_json
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.weights import Base, weights_sha256
 from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
+from sublora.presence import Presence
 from sublora.pretrained import pretrained_folder
-from sublora.runs.locking import sole_trainer
+from sublora.runs.announce import announce
+from sublora.runs.locking import sole_writer
 from sublora.runs.networks import AnyBase, gpt2, import_base, random_base, read_base, write_base
 from sublora.training.base import BaseTrainer
 from sublora.training.progress import Progress
@@ -100,13 +102,16 @@ def _train_base(
 ) -> Path:
     dataset = TokenDataset.open(root, base_data(settings))
     digest = base_digest(settings, root)
-    progress = Progress(f"base {base.name}", steps=base.steps, tokens_per_step=base.tokens_per_step)
+    presence = Presence(out, "training")
+    progress = Progress(f"base {base.name}", steps=base.steps, tokens_per_step=base.tokens_per_step, presence=presence)
     compute = settings.compute.model_copy(update={"threads": base.threads})
-    with progress, sole_trainer(out, progress.say) as waited:
+    with progress, sole_writer(out, presence, progress.say) as waited:
         if waited and (out / BASE_JSON_NAME).exists() and read_base_facts(out)["digest"] == digest:
             progress.say(f"{out / BASE_JSON_NAME}: written by the process that was waited for")
             return out / BASE_JSON_NAME
+        dataset.verified()
         with claim_device(compute) as device:
+            announce(settings, device)
             dtype = DTYPES[compute.dtype]
             gpt = GPT(gpt2(settings), dataset.vocab_size, dtype=dtype, use_compiler=compute.compile).to(device)
             trainer = BaseTrainer(
@@ -128,7 +133,9 @@ def _train_base(
 
 def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, root: Path, out: Path) -> Path:
     imported = import_base(pretrained_folder(base, root), settings)
-    _write_base(out, imported, settings, base_digest(settings, root), {})
+    announce(settings)
+    with sole_writer(out, Presence(out, "importing")):
+        _write_base(out, imported, settings, base_digest(settings, root), {})
     return out / BASE_JSON_NAME
 
 

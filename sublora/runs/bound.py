@@ -1,16 +1,11 @@
 """Turn a certificate and its losses into bounds. Needs no network, no data and no GPU, and does not import torch."""
 
-import json
 import platform
 import subprocess
 import time
-import zipfile
-import zlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sublora import __version__, config
 from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, ScoredSources, bound_record
@@ -18,6 +13,10 @@ from sublora.errors import UserError
 from sublora.files import sha256_of_file, write_json
 from sublora.losses import TOP_K
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
+from sublora.presence import Presence
+from sublora.runs.announce import announce
+from sublora.runs.locking import sole_writer
+from sublora.runs.losses_file import check_losses, read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.strict import settings_charge
 from sublora.torch_file import save_numbers
@@ -46,13 +45,25 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     message = read_message(path / CERTIFICATE_NAME)
     if config_path is not None:
         _check_settings_in_force(message, config_path)
-    losses = read_losses(path / LOSSES_NAME)
+    losses, certificate_sha256 = read_losses(path / LOSSES_NAME), sha256_of_file(path / CERTIFICATE_NAME)
+    scored = losses["provenance"]["certificate_sha256"]
+    if scored != certificate_sha256:
+        raise UserError(
+            f"{path / LOSSES_NAME}: losses of the certificate {scored[:12]}..., but {CERTIFICATE_NAME} is "
+            f"{certificate_sha256[:12]}...; score the run again (sublora score {path})"
+        )
+    check_losses(losses, message, path / LOSSES_NAME)
+    announce(message.settings)
     environment = _environment(losses["provenance"], time.monotonic() - started)
-    record = run_record(message, losses, environment)
+    try:
+        record = run_record(message, losses, environment)
+    except ValueError as error:
+        raise UserError(f"{path / LOSSES_NAME}: {error}; score the run again (sublora score {path})") from None
     record["data_hash"] = message.header["data_hash"]
-    record["certificate_sha256"] = sha256_of_file(path / CERTIFICATE_NAME)
-    save_numbers(path / BOUNDS_PT_NAME, {"format": CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}})
-    write_json(path / BOUNDS_NAME, record)
+    record["certificate_sha256"] = certificate_sha256
+    with sole_writer(path, Presence(path, "bounding")):
+        save_numbers(path / BOUNDS_PT_NAME, {"format": CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}})
+        write_json(path / BOUNDS_NAME, record)
     return path / BOUNDS_NAME
 
 
@@ -97,23 +108,6 @@ def base_facts(message: Message) -> dict[str, Any]:
     base = message.settings.base
     independence = base.independence.model_dump() if isinstance(base, config.PretrainedBase) else None
     return {"kind": base.kind, "sha256": message.header["base_sha256"], "independence": independence}
-
-
-def read_losses(path: Path) -> dict[str, Any]:
-    """The arrays of losses.npz as float64, and its provenance; UserError for a missing, damaged or old file."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-        provenance = json.loads(str(arrays.pop("provenance", "null")))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
-    except (OSError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged ({error}); score the run again (sublora score {path.parent})") from None
-    if not isinstance(provenance, dict) or not {"train", "seconds", "peak_memory_mib"} <= provenance.keys():
-        raise UserError(f"{path}: written by an older version; score the run again (sublora score {path.parent})")
-    return {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in arrays.items()} | {
-        "provenance": provenance
-    }
 
 
 def _check_settings_in_force(message: Message, config_path: Path) -> None:

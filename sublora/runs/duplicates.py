@@ -25,7 +25,8 @@ from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, sh
 from sublora.errors import UserError
 from sublora.files import write_json
 from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
-from sublora.runs.bound import read_losses
+from sublora.runs.announce import announce
+from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 
 NEAR_DUPLICATES_FILE = "near_duplicates.json"
@@ -40,7 +41,8 @@ def write_near_duplicates(settings: config.Settings, *, root: Path, rule: Cluste
 
     UserError if the data cannot be read, datasketch is missing, or a run is of other data.
     """
-    dataset, started = open_target(settings, root), time.monotonic()
+    dataset, started = open_target(settings, root).verified(), time.monotonic()
+    announce(settings)
     facts = measure_documents(dataset, rule or ClusterRule())
     runs = {}
     for spec in settings.grid.runs():

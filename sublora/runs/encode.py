@@ -18,8 +18,11 @@ from sublora.coding.rounding import round_for_rate
 from sublora.device import claim_device
 from sublora.losses.documents import score_documents
 from sublora.names import CERTIFICATE_NAME
+from sublora.presence import Presence
+from sublora.runs.announce import announce
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.folder import RunFolder
+from sublora.runs.locking import sole_writer
 from sublora.runs.message import charged_bits, payload_context
 from sublora.training.run import Run
 from sublora.versions import NUMERICS_VERSIONS
@@ -42,7 +45,8 @@ class Encoded:
 def encode_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
     """Encode the run in `path`; returns its certificate.bin."""
     folder = RunFolder.open(path, config_path, root)
-    with claim_device(folder.settings.compute) as device:
+    with sole_writer(path, Presence(path, "encoding")), claim_device(folder.settings.compute) as device:
+        announce(folder.settings, device)
         encode(folder, folder.load(device))
     return path / CERTIFICATE_NAME
 

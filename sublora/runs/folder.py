@@ -52,7 +52,7 @@ class RunFolder:
                 f"{self.path.name} was trained on {self.checkpoint['data_hash'][:12]}...; "
                 "train again or bring back that data"
             )
-        return dataset
+        return dataset.verified()
 
     def load(self, device: torch.device) -> Run:
         """The trained run, base weights checked against the checkpoint's hash."""

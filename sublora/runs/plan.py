@@ -27,8 +27,8 @@ from sublora.losses.documents import padded_widths, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows
 from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.runs.base import load_base
-from sublora.runs.bound import read_losses
 from sublora.runs.build import assemble_run
+from sublora.runs.losses_file import read_losses
 from sublora.runs.networks import random_base
 from sublora.training import checkpoint
 from sublora.training.objective import Objective

@@ -16,12 +16,16 @@ import numpy as np
 from sublora.bounds.smoothing import Smoothing
 from sublora.data.dataset import TokenDataset
 from sublora.device import claim_device, gpu_name, peak_memory_mib
-from sublora.files import atomic_path
+from sublora.files import sha256_of_file
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
+from sublora.presence import Presence
+from sublora.runs.announce import announce
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
+from sublora.runs.locking import sole_writer
+from sublora.runs.losses_file import write_losses
 from sublora.runs.message import Message, read_message
 from sublora.streams import generator
 from sublora.training.run import Run
@@ -165,7 +169,8 @@ def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
 def score_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
     """Encode the run in `path`, decode the certificate again, score it, and write losses.npz; returns its path."""
     folder = RunFolder.open(path, config_path, root)
-    with claim_device(folder.settings.compute) as device:
+    with sole_writer(path, Presence(path, "scoring")), claim_device(folder.settings.compute) as device:
+        announce(folder.settings, device)
         run = folder.load(device)
         encoded = encode(folder, run)
         started = time.monotonic()
@@ -173,14 +178,13 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         message = read_message(path / CERTIFICATE_NAME)
         arrays = score_message(run, message)
         facts: dict[str, Any] = {
+            "certificate_sha256": sha256_of_file(path / CERTIFICATE_NAME),
             "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},
             "peak_memory_mib": peak_memory_mib(device),
             "gpu": gpu_name(device),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
             "train": folder.checkpoint["provenance"],
         }
-    arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_U
-    arrays["provenance"] = np.array(json.dumps(facts))
-    with atomic_path(path / LOSSES_NAME) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, allow_pickle=False, **arrays)
+        arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_U
+        write_losses(path / LOSSES_NAME, arrays, facts)
     return path / LOSSES_NAME

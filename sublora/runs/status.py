@@ -1,15 +1,40 @@
-"""How far the grid has come, read from the files alone."""
+"""How far the grid has come, read from the files alone: results, who is at work, and the logs of what failed."""
 
-import json
+import contextlib
+import dataclasses
+import hashlib
+import math
+import re
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sublora import config
-from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME
+from sublora.coding.certificate import read_certificate
+from sublora.errors import UserError, printable
+from sublora.files import read_json
+from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
+from sublora.presence import read_presence
+from sublora.torch_file import check_seal
 
 STAGES = ("untrained", "training", "trained", "encoded", "bounded")
+STATES = ("done", "running", "failed", "damaged", "waiting", "missing")
+"""done: bounded; waiting: something is there, and nothing wrong; missing: nothing is there."""
+COLOURS = {"done": "green", "running": "cyan", "failed": "red", "damaged": "red", "waiting": "yellow", "missing": "dim"}
+RULES = {"untrained": "train", "training": "train", "trained": "score", "encoded": "bound"}
+"""The rule of the workflow that comes next, whose log says what went wrong."""
+FAILED = re.compile(r"(\w+: )?error: |\w*(Error|Exception)\b|Killed|Aborted")
+"""How the last line of a log begins whose job failed: this package's, SLURM's, Python's, the shell's."""
+REFRESH_SECONDS = 5.0
+LOG_TAIL_BYTES = 8192
+WIDTH_IN_FILES = 160
+"""Characters of a line where the output is no terminal."""
 
 
 def run_stage(folder: Path) -> str:
@@ -30,23 +55,157 @@ def base_stage(folder: Path) -> str:
     return "training" if any((folder / "state").glob("*.pt")) else "missing"
 
 
-def print_status(config_path: Path) -> None:
-    """Print a table of all runs of a settings file, and a line that counts them."""
-    settings = config.load_settings(config_path)
-    root = config.root_of(config_path)
-    runs_folder = root / "results" / "runs"
-    if settings.base.kind != "random":
-        print(f"base ({settings.base.kind}): {base_stage(root / BASE_FOLDER)}")
-    table = Table("run", "stage", "bound (bits/token)", "message (bits)")
-    counts = dict.fromkeys(STAGES, 0)
-    for run in settings.grid.runs():
-        folder = runs_folder / run.name
-        stage = run_stage(folder)
-        counts[stage] += 1
-        bound, size = "", ""
+@dataclasses.dataclass(frozen=True)
+class RunStatus:
+    """A row of the table."""
+
+    name: str
+    state: str
+    """One of STATES."""
+    doing: str = ""
+    step: str = ""
+    loss_bits: float | None = None
+    """Of the training, bits per token."""
+    seconds_left: float | None = None
+    bound_bits: float | None = None
+    message_bits: float | None = None
+    note: str = ""
+    """Why it failed, or what is damaged."""
+
+    def cells(self) -> tuple[Text, ...]:
+        """As plain text: a log may hold markup."""
+        texts = (
+            self.name,
+            self.state,
+            self.doing,
+            self.step,
+            "" if self.loss_bits is None else f"{self.loss_bits:.3f}",
+            "" if self.seconds_left is None else duration(self.seconds_left),
+            "" if self.bound_bits is None else f"{self.bound_bits:.3f}",
+            "" if self.message_bits is None else f"{self.message_bits:,.0f}",
+        )
+        return tuple(Text(text, style=COLOURS[self.state] if i == 1 else "") for i, text in enumerate(texts))
+
+
+def run_status(folder: Path, logs: Path) -> RunStatus:
+    """What a run's folder and its logs, `logs`/RULE/RUN.log, say. Nothing in either is an error here."""
+    presence = read_presence(folder)
+    if presence is not None and presence["alive"]:
+        return _running(folder.name, presence)
+    stage = run_stage(folder)
+    try:
+        _check_files(folder)
         if stage == "bounded":
-            record = json.loads((folder / BOUNDS_NAME).read_text(encoding="utf-8"))
-            bound, size = f"{record['bound_value']:.3f}", f"{record['code_bits']:,.0f}"
-        table.add_row(run.name, stage, bound, size)
-    Console().print(table)
-    print(", ".join(f"{count} {stage}" for stage, count in counts.items() if count))
+            return _done(folder)
+    except (UserError, OSError) as error:
+        return RunStatus(folder.name, "damaged", note=printable(error))
+    last = last_log_line(logs / RULES[stage] / f"{folder.name}.log")
+    if presence is not None or FAILED.match(last):
+        killed = f"{printable(presence.get('stage'))} was killed; " if presence is not None else ""
+        return RunStatus(folder.name, "failed", doing=RULES[stage], note=f"{killed}{last or 'no log'}")
+    if stage == "untrained":
+        return RunStatus(folder.name, "missing")
+    notes = {"training": "stopped, state saved", "trained": "trained, not scored", "encoded": "scored, not bounded"}
+    if stage == "encoded" and not (folder / LOSSES_NAME).exists():
+        notes["encoded"] = "encoded, not scored"
+    return RunStatus(folder.name, "waiting", doing=notes[stage])
+
+
+def _running(name: str, presence: dict[str, Any]) -> RunStatus:
+    step, steps = (_number(presence.get(key)) for key in ("step", "steps"))
+    return RunStatus(
+        name,
+        "running",
+        doing=f"{printable(presence.get('stage'), 20)} on {printable(presence.get('host'), 30)}",
+        step="" if step is None or steps is None else f"{step:.0f}/{steps:.0f}",
+        loss_bits=_number(presence.get("loss_bits")),
+        seconds_left=_number(presence.get("seconds_left")),
+    )
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _check_files(folder: Path) -> None:
+    """UserError if the checkpoint or the certificate is damaged."""
+    if (folder / CHECKPOINT_NAME).exists():
+        check_seal(folder / CHECKPOINT_NAME, mend="delete it and train again")
+    if (folder / CERTIFICATE_NAME).exists():
+        read_certificate(folder / CERTIFICATE_NAME)
+
+
+def _done(folder: Path) -> RunStatus:
+    """UserError if bounds.json is damaged, or not that of the certificate."""
+    path, mend = folder / BOUNDS_NAME, f"compute it again (sublora bound {folder})"
+    record = read_json(path, missing="", mend=mend)
+    values = [_number(record.get(key)) for key in ("bound_value", "code_bits")] if isinstance(record, dict) else []
+    if len(values) < 2 or None in values:
+        raise UserError(f"{path}: no bound_value and code_bits in it; {mend}")
+    certificate = folder / CERTIFICATE_NAME
+    if not certificate.exists():
+        return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1], doing="no certificate.bin")
+    if hashlib.sha256(certificate.read_bytes()).hexdigest() != record.get("certificate_sha256"):
+        raise UserError(f"{path}: the bound of another certificate than {CERTIFICATE_NAME}; {mend}")
+    return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1])
+
+
+def last_log_line(path: Path) -> str:
+    """The last line of a log that is not blank, without what acts on a terminal; empty if there is none."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            lines = handle.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return printable(next((line.strip() for line in reversed(lines) if line.strip()), ""), 300)
+
+
+def duration(seconds: float) -> str:
+    """Such as 42 s, 18 min or 4.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def status_of(settings: config.Settings, root: Path) -> list[RunStatus]:
+    """Every run of the grid."""
+    return [run_status(root / "results" / "runs" / run.name, root / "logs") for run in settings.grid.runs()]
+
+
+def status_table(settings: config.Settings, root: Path) -> Group:
+    """The base where it is not random, the table, a line per run that failed or is damaged, and a line of counts."""
+    headings = ("run", "state", "", "step", "loss (bits/token)", "left", "bound (bits/token)", "message (bits)")
+    table = Table(*headings)
+    rows = status_of(settings, root)
+    for row in rows:
+        table.add_row(*row.cells())
+    counts = Counter(row.state for row in rows)
+    notes = [Text(f"{row.name}: {row.note}") for row in rows if row.note]
+    parts: list[Any] = [table, *notes, Text(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))]
+    if settings.base.kind != "random":
+        folder = root / BASE_FOLDER
+        presence = read_presence(folder)
+        running = presence is not None and presence["alive"]
+        text = f"base ({settings.base.kind}): {base_stage(folder)}"
+        if presence is not None and running:
+            text += f", {_running('', presence).step or 'running'}"
+        parts.insert(0, Text(text))
+    return Group(*parts)
+
+
+def print_status(config_path: Path, *, watch: bool = False) -> None:
+    """Print the table of a settings file's runs once, or show it until the user interrupts."""
+    settings, root = config.load_settings(config_path), config.root_of(config_path)
+    console = Console()
+    if not watch:
+        if not console.is_terminal:
+            console = Console(width=WIDTH_IN_FILES)
+        console.print(status_table(settings, root), soft_wrap=True)
+        return
+    first = status_table(settings, root)
+    with contextlib.suppress(KeyboardInterrupt), Live(first, console=console, auto_refresh=False) as live:
+        while True:
+            live.update(status_table(settings, root), refresh=True)
+            time.sleep(REFRESH_SECONDS)

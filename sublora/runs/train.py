@@ -11,9 +11,11 @@ from sublora.data.dataset import TokenDataset
 from sublora.device import claim_devices, use_device
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
+from sublora.presence import Presence
+from sublora.runs.announce import announce
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
-from sublora.runs.locking import sole_trainer
+from sublora.runs.locking import sole_writer
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
@@ -40,7 +42,10 @@ def train_run(
     training, finished = settings.training, out / CHECKPOINT_NAME
     with joined(settings.compute) as peers:
         steps, tokens_per_step = training.steps, training.tokens_per_step
-        progress = Progress(spec.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first)
+        presence = Presence(out, "training")
+        progress = Progress(
+            spec.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first, presence=presence
+        )
 
         def train_on(devices: list[torch.device] | None) -> None:
             """What every process does; None: there is nothing to train."""
@@ -49,22 +54,43 @@ def train_run(
                 return
             use_device(settings.compute, device := devices[peers.rank])
             run = build_run(settings, spec, dataset, root, device, dtype=settings.compute.dtype)
+            if peers.is_first:
+                announce(settings, device)
             Trainer(run, out=out, progress=progress, peers=peers, before_step=before_step).train()
 
         if not peers.is_first:
             train_on(None)
             return finished
-        with progress, sole_trainer(out, progress.say) as waited:
+        with progress, sole_writer(out, presence, progress.say) as waited:
             digest = checkpoint.training_digest(settings, spec, dataset.data_hash, base_sha256(settings, root))
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: written by the process that was waited for")
                 train_on(None)
                 return finished
+            _check_finished(finished, digest, spec, waited)
+            dataset.verified()
             with claim_devices(settings.compute, peers.size) as devices:
                 train_on(devices)
             if (out / "state").exists():
                 shutil.rmtree(out / "state")
     return finished
+
+
+def _check_finished(path: Path, digest: str, spec: config.RunSpec, waited: bool) -> None:
+    """UserError if the folder holds the result of another training, which this one would overwrite.
+
+    Of the same run with other settings only if there was nobody to wait for: a workflow that was killed and started
+    again with new settings takes the place of its predecessor's jobs.
+    """
+    if not path.exists():
+        return
+    loaded = checkpoint.load(path)
+    _, found = checkpoint.settings_of(loaded, path)
+    if loaded["digest"] != digest and not (waited and found == spec):
+        raise UserError(
+            f"{path}: the finished training of {found.name}, with another grid point, settings or data; give another "
+            "folder with --out, or delete this one's files"
+        )
 
 
 def _check_data_size(settings: config.Settings, dataset: TokenDataset) -> None:

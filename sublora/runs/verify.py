@@ -20,10 +20,12 @@ from sublora.device import claim_device
 from sublora.errors import UserError, printable
 from sublora.files import sha256_of_file, write_json
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME
-from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, read_losses, run_record
+from sublora.runs.announce import announce
+from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, run_record
 from sublora.runs.build import assemble_run
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.encode import val_losses
+from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.score import score_message, score_training_units
@@ -146,6 +148,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         return verdict
     compute = _overridden(settings.compute, material.options)
     with claim_device(compute) as device:
+        announce(settings, device)
         run = assemble_run(settings.model_copy(update={"compute": compute}), message.spec, dataset, base, device)
         verdict = verdict.with_checks(
             Check("LoRA initialization", header["lora_init_sha256"], lora_init_sha256(run.subspace)),
@@ -165,6 +168,11 @@ def _identity_checks(material: Material) -> list[Check]:
     checks = [
         Check("the run is one of its own grid", True, message.spec in message.settings.grid.runs()),
         Check("certificate sha256", claimed.get("certificate_sha256"), sha256_of_file(claim.certificate)),
+        Check(
+            "certificate sha256 in losses.npz",
+            material.stored["provenance"]["certificate_sha256"],
+            sha256_of_file(claim.certificate),
+        ),
         Check("data hash in bounds.json", claimed.get("data_hash"), message.header["data_hash"]),
     ]
     if claim.named_run is not None:

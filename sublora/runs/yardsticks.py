@@ -12,6 +12,7 @@ from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.device import claim_device
 from sublora.losses.bounded import BoundedLoss
 from sublora.losses.documents import score_documents
+from sublora.runs.announce import announce
 from sublora.runs.build import build_run
 from sublora.runs.score import held_out_losses, record_units
 from sublora.training.run import Run
@@ -27,10 +28,11 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
 
     UserError if the data or the base cannot be read.
     """
-    dataset = open_target(settings, root)
+    dataset = open_target(settings, root).verified()
     premises = yardstick_premises(settings, dataset)
     contents = compute_yardsticks(dataset, premises)
     with claim_device(settings.compute) as device:
+        announce(settings, device)
         # A random base is one for each seed: the first stands for all.
         run = build_run(settings, settings.grid.runs()[0], dataset, root, device)
         contents["rows"][FROZEN_BASE] = frozen_base_row(run, premises)

@@ -11,6 +11,7 @@ Shape legend: G gates, S coordinates of a gate.
 import abc
 import dataclasses
 import math
+import re
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from sublora.subspace.parameters import ParameterSpace, span_length
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 INITIAL_GATE_LOGIT = 0.0
 """theta of a gate at the start: gamma = 1/2, an equal split."""
+_PLAIN_SHARE = re.compile(r"[0-9]*\.?[0-9]+(?:e-[0-9]+)?")
 SHARINGS = ("shared", "per_layer")
 """Whether each gate divides all of w, or its own part, d / gates of it."""
 
@@ -113,11 +115,8 @@ class Fixed(Allocation):
         if not text.startswith(f"{cls.mode}-"):
             return None
         share = text.removeprefix(f"{cls.mode}-")
-        try:
-            ratio = float(share)
-        except ValueError:
-            return None
-        return cls(share) if 0.0 < ratio < 1.0 else None
+        # Names become folders and patterns: of all that float() reads only plain digits are taken.
+        return cls(share) if _PLAIN_SHARE.fullmatch(share) and 0.0 < float(share) < 1.0 else None
 
     def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
         split = int(self.ratio * budget + 0.5)

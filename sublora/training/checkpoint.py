@@ -18,21 +18,23 @@ from sublora.device import gpu_name, peak_memory_mib
 from sublora.errors import UserError
 from sublora.files import atomic_path, write_bytes
 from sublora.models.lora_gpt import LoraGPT
+from sublora.torch_file import check_seal, sealed
 from sublora.training.history import History
 from sublora.training.run import Run
 from sublora.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
-    """torch.save through memory: the bytes do not depend on the file's name, and the file appears whole."""
+    """torch.save through memory: the bytes do not depend on the file's name, and the file appears whole and sealed."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, sealed(buffer.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load with weights_only=True; UserError for a missing or damaged file."""
+    """Load with weights_only=True; UserError for a missing or damaged file: not one bit may have changed."""
     try:
+        check_seal(path, mend="delete it and train again")
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(

@@ -23,6 +23,7 @@ from torch import Tensor
 from sublora.coding.bits import index_bits
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.device import to_device
+from sublora.errors import UserError
 from sublora.losses.estimate import Estimate
 from sublora.losses.samplers import DocumentSampler
 from sublora.models.protocol import LanguageModel
@@ -60,10 +61,8 @@ class RatePhase:
         training, self._settings = run.settings.training, run.settings.rate_phase
         self._run = run
         self._gate_bits = sum(index_bits(gate.size + 1) for gate in run.subspace.gates)
-        self.first_step = round((1.0 - self._settings.fraction) * training.steps)
-        self.first_rounded_step = self.first_step + round(
-            self._settings.noise_fraction * (training.steps - self.first_step)
-        )
+        self.first_step = self._settings.first_step(training.steps)
+        self.first_rounded_step = self._settings.first_rounded_step(training.steps)
         self.sampler = training_documents(run)
         self._estimator = run.estimator()
         self.log_step = torch.nn.Parameter(torch.zeros((), device=run.device))
@@ -74,7 +73,7 @@ class RatePhase:
     @property
     def step(self) -> float:
         """The quantization step; once frozen exactly one that a message can name."""
-        return self._frozen_step if self.state.frozen else math.exp(float(self.log_step.detach().double()))
+        return self._frozen_step if self.state.frozen else float(self.log_step.detach().double().exp())
 
     def is_due(self, step: int) -> bool:
         """Whether `prepare` has something to do before this step."""
@@ -82,7 +81,7 @@ class RatePhase:
         return (step >= self.first_step and not started) or (step >= self.first_rounded_step and not frozen)
 
     def is_finite(self) -> bool:
-        """Whether w and its step can be rounded at all."""
+        """Whether w and its step are numbers at all."""
         w_S = self._run.subspace.subspace_params
         return bool(torch.isfinite(w_S).all()) and math.isfinite(float(self.log_step.detach()))
 
@@ -90,17 +89,30 @@ class RatePhase:
         """What falls due before this step: the phase starts, or rounding takes the place of noise."""
         if step >= self.first_step and not self.state.started:
             w = self._run.subspace.subspace_params.detach()
-            # w may still be zero if the phase starts with the training.
-            spread = float(w.double().std()) or self._run.settings.training.learning_rate
+            # w may still be zero if the phase starts with the training, and a single number has no spread.
+            spread = float(w.double().std()) if len(w) > 1 else float(w.abs())
+            spread = spread or self._run.settings.training.learning_rate
             self.log_step.data.fill_(math.log(self._settings.relative_step * spread))
             self.state.started = True
             self._choose()
         if step >= self.first_rounded_step and not self.state.frozen:
             # From here on symbols and step are those of the message.
-            self._frozen_step = step_of(nearest_step_index(self.step))
+            self._frozen_step = self._nearest_step()
             self.log_step.data.fill_(math.log(self._frozen_step))
             self.state.frozen = True
             self._choose()
+
+    def _nearest_step(self) -> float:
+        try:
+            return step_of(nearest_step_index(self.step))
+        except ValueError as error:
+            raise self._outside_the_code(error) from None
+
+    def _outside_the_code(self, error: ValueError) -> UserError:
+        return UserError(
+            f"{self._run.spec.name}: no message can hold w as the rate phase left it ({error}); lower "
+            "rate_phase.step_learning_rate, bring rate_phase.relative_step nearer to 1, or lower training.learning_rate"
+        )
 
     def forward(self, step: int) -> tuple[Tensor, Price | None]:
         """(w for the forward pass, what its bits will add to the objective); no bits before the phase."""
@@ -118,7 +130,10 @@ class RatePhase:
     def rounded(self) -> Rounded:
         """The present w, quantized as the message would hold it."""
         w_S = self._run.subspace.subspace_params
-        weights = quantize_entropy(w_S.detach().cpu().double().numpy(), self.step)
+        try:
+            weights = quantize_entropy(w_S.detach().cpu().double().numpy(), self.step)
+        except ValueError as error:
+            raise self._outside_the_code(error) from None
         bits = float(ideal_message_bits(weights)) + self._gate_bits
         bits += index_bits(len(self._run.settings.scoring.smoothing))
         return Rounded(torch.from_numpy(weights.values()).to(w_S), weights, bits)
@@ -142,7 +157,8 @@ class RatePhase:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.log_step.data.copy_(state["log_step"])
         self.state = PhaseState(**{name: value for name, value in state.items() if name != "log_step"})
-        self._frozen_step = step_of(nearest_step_index(math.exp(float(state["log_step"].double()))))
+        if self.state.frozen:
+            self._frozen_step = step_of(nearest_step_index(math.exp(float(state["log_step"].double()))))
 
 
 def training_documents(run: Run) -> DocumentSampler:

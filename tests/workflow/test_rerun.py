@@ -90,6 +90,14 @@ def test_a_deleted_training_output_reruns_one_run_and_what_hangs_on_it(finished:
     assert plan["runs"] == plan["summary"] == plan["hypotheses"] == plan["allocation_grid"] == 1
 
 
+@pytest.mark.parametrize("name", ["results/runs.csv", "results/runs_d40.csv"])
+def test_a_deleted_table_between_results_is_made_again(finished: Toy, name: str) -> None:
+    (finished.root / name).unlink()
+    outcome = finished.snakemake()
+    assert outcome.exit_code == 0 and (finished.root / name).exists(), outcome.text
+    assert not outcome.jobs.keys() & {"train", "score", "bound"}
+
+
 @pytest.mark.parametrize(("name", "rerun"), [("losses.npz", {"score": 1, "bound": 1}), ("bounds.json", {"bound": 1})])
 def test_a_deleted_later_output_retrains_nothing(finished: Toy, name: str, rerun: dict[str, int]) -> None:
     (finished.root / "results/runs/d60_uniform_seed1" / name).unlink()

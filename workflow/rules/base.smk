@@ -23,4 +23,4 @@ if HAS_BASE:
         # A pretrained model may have to be downloaded, which only the machine that Snakemake runs on can do.
         localrule: not TRAINS_BASE
         shell:
-            "sublora base --config {params.settings_file} --out {params.folder} > {log} 2>&1"
+            "sublora base --config {params.settings_file:q} --out {params.folder:q} > {log:q} 2>&1"

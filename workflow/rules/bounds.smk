@@ -33,7 +33,7 @@ rule score:
     resources:
         gpu=1,
     shell:
-        "sublora score {params.folder} --config {params.settings_file} > {log} 2>&1"
+        "sublora score {params.folder:q} --config {params.settings_file:q} > {log:q} 2>&1"
 
 
 rule bound:
@@ -52,4 +52,4 @@ rule bound:
         settings_file=settings_file,
         folder=run_folder,
     shell:
-        "sublora bound {params.folder} --config {params.settings_file} > {log} 2>&1"
+        "sublora bound {params.folder:q} --config {params.settings_file:q} > {log:q} 2>&1"

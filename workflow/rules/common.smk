@@ -28,6 +28,13 @@ def stop(message):
     raise SystemExit(1)
 
 
+# Snakemake takes no container image from such a path.
+if any(character.isspace() for character in str(workflow.current_basedir)):
+    stop(
+        f"{workflow.current_basedir}: this path has a space in it, which Snakemake cannot work with; move the checkout"
+    )
+
+
 def settings_source():
     """What the settings come from, in words; stops if a settings file was given that belongs to another folder."""
     if is_module():

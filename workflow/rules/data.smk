@@ -29,4 +29,4 @@ rule prepare:
     threads: SETTINGS.data.workers
     localrule: True
     shell:
-        "sublora prepare --config {params.settings_file} > {log} 2>&1"
+        "sublora prepare --config {params.settings_file:q} > {log:q} 2>&1"

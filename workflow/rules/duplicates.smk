@@ -19,4 +19,4 @@ rule near_duplicates:
         settings_file=settings_file,
     localrule: True
     shell:
-        "sublora duplicates --config {params.settings_file} > {log} 2>&1"
+        "sublora duplicates --config {params.settings_file:q} > {log:q} 2>&1"

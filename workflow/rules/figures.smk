@@ -214,6 +214,7 @@ rule loss_curves:
         "logs/loss_curves/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+        steps=SETTINGS.training.steps,
     localrule: True
     script:
         "../scripts/loss_curves.py"
@@ -281,6 +282,7 @@ rule gating_traces:
         "logs/gating_traces/d{budget}.benchmark.tsv"
     params:
         numerics=NUMERICS_VERSIONS["figures"],
+        steps=SETTINGS.training.steps,
     localrule: True
     script:
         "../scripts/gating_traces.py"

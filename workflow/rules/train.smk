@@ -37,5 +37,5 @@ rule train:
     resources:
         gpu=GPUS_PER_TRAINING,
     shell:
-        "{params.launcher} train --config {params.settings_file} --budget {wildcards.budget} "
-        "--allocation {wildcards.allocation} --seed {wildcards.seed} --out {params.folder} > {log} 2>&1"
+        "{params.launcher} train --config {params.settings_file:q} --budget {wildcards.budget:q} "
+        "--allocation {wildcards.allocation:q} --seed {wildcards.seed:q} --out {params.folder:q} > {log:q} 2>&1"

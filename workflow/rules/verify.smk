@@ -30,4 +30,4 @@ rule verify_run:
     resources:
         gpu=1,
     shell:
-        "sublora verify {params.folder} --config {params.settings_file} > {log} 2>&1 && cp {log} {output}"
+        "sublora verify {params.folder:q} --config {params.settings_file:q} > {log:q} 2>&1 && cp {log:q} {output:q}"

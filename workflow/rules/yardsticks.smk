@@ -20,4 +20,4 @@ rule yardsticks:
     resources:
         gpu=1,
     shell:
-        "sublora yardsticks --config {params.settings_file} > {log} 2>&1"
+        "sublora yardsticks --config {params.settings_file:q} > {log:q} 2>&1"

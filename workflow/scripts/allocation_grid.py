@@ -6,5 +6,5 @@ from sublora.analysis.scripting import user_errors_to
 from sublora.analysis.style import save
 
 with user_errors_to(snakemake.log[0]):
-    figure = allocation_grid(read_runs_csv(snakemake.input.runs))
+    figure = allocation_grid(read_runs_csv(snakemake.input.runs, whole_sweep=True))
     save(figure, png=snakemake.output.png, pdf=snakemake.output.pdf)

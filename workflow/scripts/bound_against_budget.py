@@ -7,6 +7,6 @@ from sublora.analysis.style import save
 from sublora.analysis.yardsticks import load_yardsticks
 
 with user_errors_to(snakemake.log[0]):
-    runs = read_runs_csv(snakemake.input.runs)
+    runs = read_runs_csv(snakemake.input.runs, whole_sweep=True)
     figure = bound_against_budget(runs, load_yardsticks(snakemake.input.yardsticks, runs))
     save(figure, png=snakemake.output.png, pdf=snakemake.output.pdf)

@@ -6,4 +6,4 @@ from sublora.analysis.scripting import user_errors_to
 from sublora.analysis.tables import write_csv
 
 with user_errors_to(snakemake.log[0]):
-    write_csv(hypothesis_table(read_runs_csv(snakemake.input.runs)), snakemake.output[0])
+    write_csv(hypothesis_table(read_runs_csv(snakemake.input.runs, whole_sweep=True)), snakemake.output[0])

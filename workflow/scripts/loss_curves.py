@@ -8,5 +8,5 @@ from sublora.analysis.traces import read_metrics
 
 with user_errors_to(snakemake.log[0]):
     runs = read_runs_csv(snakemake.input.runs)
-    figure = loss_curves(runs, read_metrics(snakemake.input.metrics, runs))
+    figure = loss_curves(runs, read_metrics(snakemake.input.metrics, runs, steps=snakemake.params.steps))
     save(figure, png=snakemake.output.png, pdf=snakemake.output.pdf)

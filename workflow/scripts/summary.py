@@ -5,4 +5,5 @@ from sublora.analysis.scripting import user_errors_to
 from sublora.analysis.tables import write_summary
 
 with user_errors_to(snakemake.log[0]):
-    write_summary(read_runs_csv(snakemake.input.runs), csv=snakemake.output.csv, tex=snakemake.output.tex)
+    runs = read_runs_csv(snakemake.input.runs, whole_sweep=True)
+    write_summary(runs, csv=snakemake.output.csv, tex=snakemake.output.tex)

@@ -6,7 +6,8 @@ from typing import Any
 from sublora import config
 from sublora.config.claim import claim_settings
 from sublora.data.base import base_data, open_text_keys
-from sublora.data.dataset import META_FILE, TokenDataset, dataset_folder
+from sublora.data.dataset import TokenDataset, dataset_folder
+from sublora.data.meta import META_FILE
 from sublora.runs.message import Message
 from sublora.runs.verification.checks import Check, environment_facts
 from sublora.runs.verification.files import Claim, Options

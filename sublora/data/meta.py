@@ -1,0 +1,82 @@
+"""meta.json of a prepared dataset: what it must hold to be read."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sublora.config.data import Unit
+from sublora.config.errors import describe
+from sublora.errors import UserError
+from sublora.files import read_json
+
+META_FILE = "meta.json"
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Facts(BaseModel):
+    """Further keys are for people."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Split(_Facts):
+    documents: Count
+    tokens: Count
+    units: Count | None = None
+
+
+class _Splits(_Facts):
+    train: _Split
+    val: _Split
+    test: _Split
+
+
+class _File(_Facts):
+    bytes: Count
+    sha256: Sha256
+
+
+class _Excluded(_Facts):
+    sha256: Sha256
+
+
+class _TextKeys(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    texts: Count
+    sha256: Sha256
+
+
+class _Provenance(_Facts):
+    text_keys: _TextKeys | None = None
+
+
+class _Settings(_Facts):
+    unit: Unit
+    min_tokens: Count
+
+
+class _Meta(_Facts):
+    tokenizer: str
+    vocab_size: Annotated[int, Field(ge=1)]
+    eot_id: Count
+    splits: _Splits
+    files: dict[str, _File]
+    documents: dict[str, int]
+    excluded_texts: _Excluded | None
+    provenance: _Provenance
+    settings: _Settings
+
+
+def read_meta(folder: Path, *, missing: str, mend: str) -> dict[str, Any]:
+    """meta.json in a folder. UserError if it is missing or damaged, naming the key."""
+    path = folder / META_FILE
+    values: dict[str, Any] = read_json(path, missing=missing, mend=mend)
+    try:
+        _Meta.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error, _Meta.model_json_schema())}; {mend}") from None
+    return values

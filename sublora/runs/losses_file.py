@@ -1,0 +1,127 @@
+"""losses.npz: what scoring a certificate gave, and which certificate that was. Does not import torch."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from sublora.config.errors import describe
+from sublora.config.section import Section
+from sublora.errors import UserError, printable
+from sublora.files import UNREADABLE, atomic_path
+from sublora.losses import TOP_K
+from sublora.runs.message import Message, Sha256
+
+PROVENANCE = "provenance"
+ARRAYS = (
+    "indices",
+    "losses_bits",
+    "log_p_nats",
+    "target_counts",
+    "topk_errors",
+    "val_losses_bits",
+    "val_losses_unquantized_bits",
+    "test_losses_bits",
+)
+"""Of every run; a draw of sources adds source_documents and source_losses_bits."""
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class TrainingFacts(Section):
+    """Facts about the training, from its checkpoint."""
+
+    seconds: Seconds
+    peak_memory_mib: Seconds
+    gpu: str | None
+    python: str
+    torch: str
+    slurm_job_id: str | None
+
+
+class ScoringSeconds(Section):
+    encode: Seconds
+    score: Seconds
+
+
+class Provenance(Section):
+    """Where losses come from: the certificate they are the losses of, and machines."""
+
+    certificate_sha256: Sha256
+    seconds: ScoringSeconds
+    peak_memory_mib: Seconds
+    gpu: str | None
+    slurm_job_id: str | None
+    train: TrainingFacts
+
+
+def write_losses(path: Path, arrays: dict[str, np.ndarray], provenance: dict[str, Any]) -> None:
+    """Write losses.npz; `provenance` has the keys of `Provenance`."""
+    contents = arrays | {PROVENANCE: np.array(json.dumps(Provenance.model_validate(provenance).model_dump()))}
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez_compressed(handle, allow_pickle=False, **contents)
+
+
+def read_losses(path: Path) -> dict[str, Any]:
+    """The arrays of losses.npz, float32 as float64, and its provenance; UserError for a missing or damaged file."""
+    mend = f"score the run again (sublora score {path.parent})"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
+    try:
+        # From memory: where a damaged archive points outside itself, a file would blame the operating system.
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} has another checksum")
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
+        if PROVENANCE not in arrays:
+            raise ValueError(f"it lacks {PROVENANCE}")
+        facts = json.loads(str(arrays.pop(PROVENANCE)))
+    except (*UNREADABLE, OSError) as error:
+        reason = printable(error, 100) or type(error).__name__
+        raise UserError(f"{path}: damaged ({reason}); {mend}") from None
+    try:
+        provenance = Provenance.model_validate(facts).model_dump()
+    except ValidationError as error:
+        found = describe(error, Provenance.model_json_schema())
+        raise UserError(f"{path}: {PROVENANCE}: {found}; written by an older version? {mend}") from None
+    return {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in arrays.items()} | {
+        PROVENANCE: provenance
+    }
+
+
+def check_losses(losses: dict[str, Any], message: Message, path: Path) -> None:
+    """UserError unless the arrays are those that scoring the certificate writes: names, types and shapes."""
+    scoring, premises = message.settings.scoring, message.loss.premises
+    units = message.loss.m_units or premises.n_units
+    names = [*ARRAYS, *(("source_documents", "source_losses_bits") if scoring.sources is not None else ())]
+    found = sorted(losses.keys() - {PROVENANCE})
+    mend = f"score the run again (sublora score {path.parent})"
+    if found != sorted(names):
+        raise UserError(f"{path}: holds {', '.join(found)}; expected {', '.join(sorted(names))}; {mend}")
+    documents = np.shape(losses["target_counts"])
+    shapes: dict[str, tuple[int, ...]] = {
+        "indices": (units,),
+        "losses_bits": (units,),
+        "topk_errors": (units, len(TOP_K)),
+        "log_p_nats": documents,
+        "val_losses_unquantized_bits": np.shape(losses["val_losses_bits"]),
+    }
+    if scoring.sources is not None:
+        shapes |= dict.fromkeys(("source_documents", "source_losses_bits"), (scoring.sources,))
+    for name in names:
+        values = losses[name]
+        kind = "i" if name in ("indices", "target_counts", "source_documents") else "f"
+        # Of what is not in `shapes` any number will do.
+        wanted = shapes.get(name, (values.size,))
+        if values.dtype.kind != kind or values.shape != wanted:
+            expected = f"{'whole numbers' if kind == 'i' else 'floats'} of shape {wanted}"
+            raise UserError(f"{path}: {name} holds {values.dtype} of shape {values.shape}, expected {expected}; {mend}")
+        if kind == "f" and not np.isfinite(values).all():
+            raise UserError(f"{path}: {name} holds values that are not finite; {mend}")
