@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sublora.streams import generator
-from sublora.subspace.projections import PROJECTIONS, KroneckerQR, kronecker_sizes, register
+from sublora.subspace.permutation import ROUNDS, feistel_positions, feistel_side, permuted
+from sublora.subspace.projections import PROJECTIONS, Identity, KroneckerFeistel, KroneckerQR, kronecker_sizes, register
 
 TOTAL = 7000
 SIZES = [(5380, 1000), (5380, 2000), (512, 1000), (300, 300), (100, 1), (17, 16), (1, 5), (97, 96)]
@@ -72,3 +73,67 @@ def test_a_name_is_registered_once(monkeypatch):
         register("kronecker_qr")(KroneckerQR)
     monkeypatch.delitem(PROJECTIONS, "kronecker_qr")
     assert register("kronecker_qr")(KroneckerQR) is KroneckerQR is PROJECTIONS["kronecker_qr"]
+
+
+# The permutation that is not stored
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 100, 101, 4999])
+def test_feistel_positions_are_a_permutation_whatever_is_asked_at_once(count):
+    side = feistel_side(count)
+    assert (side - 1) ** 2 < count <= side**2
+    tables = torch.from_numpy(generator(1, "tables").integers(side, size=(ROUNDS, side)))
+    whole = feistel_positions(tables, count, slice(0, count))
+    assert torch.equal(whole.sort().values, torch.arange(count))
+    pieces = [feistel_positions(tables, count, slice(start, min(start + 7, count))) for start in range(0, count, 7)]
+    assert torch.equal(torch.cat(pieces), whole)
+
+
+def test_feistel_positions_scatter_like_a_random_permutation():
+    """Steps between the images of neighbours, and displacements, are spread as a random permutation's are."""
+    count, side = 10_000, 100
+    tables = torch.from_numpy(generator(2, "tables").integers(side, size=(ROUNDS, side)))
+    image = feistel_positions(tables, count, slice(0, count)).double().numpy()
+    for values in (np.diff(image), image - np.arange(count)):
+        # Of a random permutation of n: mean 0 for large n, standard deviation n / sqrt(6).
+        assert abs(values.mean()) < 0.03 * count
+        assert values.std() == pytest.approx(count / 6**0.5, rel=0.03)
+    assert abs(np.corrcoef(image[:-1], image[1:])[0, 1]) < 0.04
+    assert len(np.unique(np.diff(image))) > 0.6 * count
+
+
+def test_permuting_in_chunks_and_its_gradient(monkeypatch):
+    monkeypatch.setattr("sublora.subspace.permutation.CHUNK", 7)
+    tables = torch.from_numpy(generator(3, "tables").integers(10, size=(ROUNDS, 10)))
+    values = torch.randn(95, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(permuted(values, tables), values[feistel_positions(tables, 95, slice(0, 95))])
+    assert torch.autograd.gradcheck(lambda v: permuted(v, tables), values)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5380, 1000), (30, 100), (300, 300), (100, 1)])
+def test_the_streamed_projection_is_the_stored_one_with_another_permutation(rows, columns):
+    projection = KroneckerFeistel(rows, columns, total=TOTAL)
+    arrays = {key: torch.from_numpy(array) for key, array in projection.arrays(generator(1, "x")).items()}
+    arrays = {key: a.double() if a.is_floating_point() else a for key, a in arrays.items()}
+    positions = feistel_positions(arrays["tables"], projection.tall, slice(0, projection.tall))
+    order = torch.argsort(positions) if projection.wide else positions
+    streamed = matrix_of(lambda unit: projection.apply(arrays, unit), columns)
+    stored = KroneckerQR(rows, columns, total=TOTAL)
+    torch.testing.assert_close(streamed, matrix_of(lambda u: stored.apply({**arrays, "order": order}, u), columns))
+    assert sum(a.numel() for a in arrays.values()) < 10 * columns + 700 * projection.tall**0.5
+
+
+def test_a_permutation_of_many_million_entries_is_not_stored():
+    with pytest.raises(ValueError, match="kronecker_qr would store a permutation of 124439808 entries.*feistel"):
+        KroneckerQR(124_439_808, 1000, total=124_439_808).arrays(generator(1, "x"))
+
+
+def test_identity_is_the_identity_and_square():
+    """Its entries have the mean square 1 / total that every projection has."""
+    projection = Identity(12, 12, total=12)
+    matrix = matrix_of(lambda unit: projection.apply({}, unit), 12)
+    assert projection.arrays(generator(1, "x")) == {}
+    assert torch.equal(matrix, torch.eye(12, dtype=torch.float64))
+    assert float(matrix.square().mean()) == pytest.approx(1 / 12)
+    with pytest.raises(ValueError, match=r"maps 5 coordinates to 12 parameters.*grid.budgets: \[all\]"):
+        Identity(12, 5, total=12)

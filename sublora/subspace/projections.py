@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray]
 
+IDENTITY, STREAMED = "identity", "kronecker_feistel"
+"""Names of the projection that is none, and of the one for very large theta."""
+STORED_ENTRIES = 1 << 24
+"""Entries of theta up to which `kronecker_qr` stores its permutation, 8 bytes each."""
+
 
 class Projection(Protocol):
     """A fixed linear map P (rows x columns), rows entries of theta from columns coordinates of w.
@@ -82,22 +87,34 @@ class KroneckerQR:
 
     def arrays(self, stream: np.random.Generator) -> Arrays:
         """left, right (a x b), rest (tall - a^2 x narrow - b^2): orthonormal columns, float32; order: int64 (tall)."""
+        if self.tall > STORED_ENTRIES:
+            raise ValueError(
+                f"projection kronecker_qr would store a permutation of {self.tall} entries, at most {STORED_ENTRIES}; "
+                f"set subspace.projection to {STREAMED}, which stores none"
+            )
+        factors = self._factors(stream)
+        order = stream.permutation(self.tall)
+        return factors | {"order": np.argsort(order) if self.wide else order}
+
+    def _factors(self, stream: np.random.Generator) -> Arrays:
         left = _orthonormal((self.a, self.b), stream)
         right = _orthonormal((self.a, self.b), stream)
         rest = _orthonormal((self.tall - self.a**2, self.narrow - self.b**2), stream)
-        order = stream.permutation(self.tall)
-        return {"left": left, "right": right, "rest": rest, "order": np.argsort(order) if self.wide else order}
+        return {"left": left, "right": right, "rest": rest}
 
     def apply(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
         return self._transposed(arrays, w_S) if self.wide else self._direct(arrays, w_S)
 
     def _direct(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
         """Permutation of (Q1 kron Q2) w = vec(Q1 W Q2') and of R w_rest."""
+        return self._products(arrays, w_S)[arrays["order"]] * self.scale
+
+    def _products(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
         import torch
 
         parts = [(arrays["left"] @ w_S[: self.b**2].view(self.b, self.b) @ arrays["right"].T).flatten()]
         parts.append(arrays["rest"] @ w_S[self.b**2 :])
-        return torch.cat(parts)[arrays["order"]] * self.scale
+        return torch.cat(parts)
 
     def _transposed(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
         """The transpose of the tall projection of the swapped sizes: unpermute, then Q1' W Q2 and R'."""
@@ -107,6 +124,51 @@ class KroneckerQR:
         parts = [(arrays["left"].T @ w_S[: self.a**2].view(self.a, self.a) @ arrays["right"]).flatten()]
         parts.append(arrays["rest"].T @ w_S[self.a**2 :])
         return torch.cat(parts) * self.scale
+
+
+@register(STREAMED)
+class KroneckerFeistel(KroneckerQR):
+    """The products of `kronecker_qr` behind a permutation that is computed where it is used.
+
+    What is stored grows with the root of the larger side, so that theta may have a hundred million entries.
+    """
+
+    def arrays(self, stream: np.random.Generator) -> Arrays:
+        """left, right, rest as in `kronecker_qr`; tables: int64, the key of `permutation.feistel_positions`."""
+        from sublora.subspace.permutation import ROUNDS, feistel_side
+
+        factors = self._factors(stream)
+        side = feistel_side(self.tall)
+        return factors | {"tables": stream.integers(side, size=(ROUNDS, side))}
+
+    def _direct(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
+        from sublora.subspace.permutation import permuted
+
+        return permuted(self._products(arrays, w_S * self.scale), arrays["tables"])
+
+    def _transposed(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
+        from sublora.subspace.permutation import feistel_positions
+
+        order = feistel_positions(arrays["tables"], self.tall, slice(0, self.tall)).argsort()
+        return super()._transposed({**arrays, "order": order}, w_S)
+
+
+@register(IDENTITY)
+class Identity:
+    """w is theta minus its start: no subspace, one coordinate for each entry."""
+
+    def __init__(self, rows: int, columns: int, *, total: int) -> None:
+        if rows != columns:
+            raise ValueError(
+                f"projection identity maps {columns} coordinates to {rows} parameters, but it has one coordinate for "
+                "each parameter; set grid.budgets: [all]"
+            )
+
+    def arrays(self, stream: np.random.Generator) -> Arrays:
+        return {}
+
+    def apply(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
+        return w_S
 
 
 def _orthonormal(shape: tuple[int, int], stream: np.random.Generator) -> NDArray[np.float32]:
