@@ -85,16 +85,20 @@ def base(config: ConfigOption, out: Annotated[Path | None, typer.Option(help="De
 @app.command()
 def train(
     config: ConfigOption,
-    budget: Annotated[int, typer.Option(help="Dimension d of the subspace.")],
+    budget: Annotated[str, typer.Option(help="Dimension d of the subspace; all: every trained parameter.")],
     allocation: Annotated[str, typer.Option(help="uniform, fixed-<share of B> (for example fixed-0.2), or learned.")],
     seed: Annotated[int, typer.Option(help="Seed of base weights, LoRA init and batch order.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, metrics and resume state.")],
+    trained: Annotated[
+        str | None, typer.Option(help="What is trained: one of grid.trained. Default: what section subspace says.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Network: one of grid.sizes. Default: section model.")] = None,
 ) -> None:
     """Train one model; resumes from the last saved state if interrupted."""
     from sublora.config import load_settings, parse_run, root_of
 
     settings = load_settings(config)
-    run = parse_run(budget, allocation, seed)
+    run = parse_run(budget, allocation, seed, trained=trained, size=size)
     with _imports():
         from sublora.runs.train import train_run
 

@@ -65,7 +65,7 @@ def test_wrong_settings_stop_with_one_line(tmp_path, monkeypatch, capfd, changes
     ("changes", "expected"),
     [
         ({"budget": 0}, "budget: input should be greater than 0"),
-        ({"budget": 10**6}, "budget 1000000 exceeds the 802 LoRA parameters"),
+        ({"budget": 10**6}, "budget 1000000 exceeds the 802 trained parameters"),
         ({"allocation": "fixed-1.5"}, "allocation 'fixed-1.5' is none of"),
     ],
 )

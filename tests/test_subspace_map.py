@@ -206,7 +206,7 @@ def test_gates_round_to_integers_of_their_own_coordinates(tiny_settings, sharing
 @pytest.mark.parametrize(
     ("budget", "allocation", "sharing", "reason"),
     [
-        (100000, "uniform", "shared", "exceeds the 802 LoRA parameters"),
+        (100000, "uniform", "shared", "exceeds the 802 trained parameters"),
         (300, "fixed-0.2", "shared", "gives 240 coordinates to A, which has 160"),
         (4, "fixed-0.05", "shared", "gives 0 coordinates to B"),
         (2, "learned", "per_layer", "leaves some of 3 groups without a coordinate"),

@@ -28,6 +28,8 @@ OUTSIDE_PAYLOAD = ("arm", "extra")
 """Items of C that the frozen payload does not hold."""
 
 RUN_KEYS = ("name", "budget", "allocation", "mode", "ratio", "seed")
+COMPARED_KEYS = ("trained", "size", "model_parameters")
+"""Keys of a run beside RUN_KEYS where the grid compares what is trained, or networks."""
 ENVIRONMENT_KEYS = ("seconds", "peak_memory_mib", "versions", "gpu", "commit", "slurm_job_ids")
 
 RATES = LossRange(0.0, 1.0)
@@ -270,10 +272,11 @@ def bound_record(
 ) -> dict[str, Any]:
     """The content of bounds.json. Every bound on a loss has the allowance for rounding in it (`with_tolerance`).
 
-    run: the keys RUN_KEYS; environment: the keys ENVIRONMENT_KEYS; both are copied. settings: what they cost, for
-    `bound_strict`. ValueError as in `sublora.bounds.inequalities`, and for other keys.
+    run: the keys RUN_KEYS, and those of COMPARED_KEYS that it has; environment: the keys ENVIRONMENT_KEYS; both are
+    copied. settings: what they cost, for `bound_strict`. ValueError as in `sublora.bounds.inequalities`, and for other
+    keys.
     """
-    _check_keys("run", run, RUN_KEYS)
+    _check_keys("run", {key: run[key] for key in run if key not in COMPARED_KEYS}, RUN_KEYS)
     _check_keys("environment", environment, ENVIRONMENT_KEYS)
     loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
     code_bits = message.code_bits
@@ -287,7 +290,7 @@ def bound_record(
     )
     record = {
         "format": RECORD_FORMAT,
-        "run": {key: run[key] for key in RUN_KEYS},
+        "run": {key: run[key] for key in (*RUN_KEYS, *COMPARED_KEYS) if key in run},
         "bound_value": bounds[premises.headline],
         "bound_inequality": premises.headline,
         "bound_hoeffding": bounds[premises.hoeffding],

@@ -19,7 +19,7 @@ from sublora.config.data import (
     PackageCorpus,
     Unit,
 )
-from sublora.config.grid import Grid, RunSpec, allocation_modes
+from sublora.config.grid import ALL, Grid, RunSpec, allocation_modes
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
 from sublora.config.model import BLOCK_TARGETS, HEAD_TARGET, AnyModel, Gating, HuggingFaceModel, Lora, Model, Subspace
 from sublora.config.reach import STAGES, Stage
@@ -30,6 +30,7 @@ from sublora.config.stages import data_settings, digest, stage_settings
 from sublora.config.training import Compute, Optimization, RatePhase, Training
 
 __all__ = [
+    "ALL",
     "BLOCK_TARGETS",
     "HEAD_TARGET",
     "STAGES",

@@ -1,11 +1,16 @@
 """The sweep and its points."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sublora.config.section import Budget, NonNegativeInt, Section
-from sublora.subspace.allocations import ALLOCATIONS, parse_allocation
+from sublora.config.model import TrainedPart, is_whole, named_part
+from sublora.config.section import LARGEST_BUDGET, Budget, NonNegativeInt, Section
+from sublora.config.sizes import SizeName
+from sublora.subspace.allocations import ALLOCATIONS, Uniform, parse_allocation
+
+ALL: Literal["all"] = "all"
+"""The budget of a run without a subspace: d = D, a coordinate for each trained parameter."""
 
 
 def allocation_modes() -> tuple[str, ...]:
@@ -13,15 +18,31 @@ def allocation_modes() -> tuple[str, ...]:
     return tuple(kind.mode for kind in ALLOCATIONS)
 
 
+def _number_or_all(value: object) -> object:
+    """One complaint instead of one per alternative of the union."""
+    if value == ALL:
+        return value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_BUDGET:
+        raise ValueError(f"expected a whole number of at least 1 and at most {LARGEST_BUDGET}, or all, found {value!r}")
+    return value
+
+
+AnyBudget = Annotated[Budget | Literal["all"], BeforeValidator(_number_or_all)]
+
+
 class RunSpec(Section):
     """One training: a point of the grid."""
 
-    budget: Budget
-    """d, the dimension of the subspace."""
+    budget: AnyBudget
+    """d, the dimension of the subspace; all: of every trained parameter."""
     allocation: str
     """uniform, fixed-<share of B> or learned."""
     seed: NonNegativeInt
     """Seed of base weights, LoRA init and batch order."""
+    trained: TrainedPart | None = None
+    """What is trained, where the grid compares that; None: what section subspace says."""
+    size: SizeName | None = None
+    """Size of the network, where the grid compares sizes; None: that of section model."""
 
     @field_validator("allocation")
     @classmethod
@@ -31,7 +52,12 @@ class RunSpec(Section):
 
     @property
     def name(self) -> str:
-        return f"d{self.budget}_{self.allocation}_seed{self.seed}"
+        return self.prefix + f"d{self.budget}_{self.allocation}_seed{self.seed}"
+
+    @property
+    def prefix(self) -> str:
+        """What the name begins with where the grid has more than budgets, allocations and seeds."""
+        return "".join(f"{part}_" for part in (self.size, self.trained) if part is not None)
 
     @property
     def mode(self) -> str:
@@ -43,16 +69,34 @@ class RunSpec(Section):
         """Share of B for a fixed allocation, None otherwise."""
         return parse_allocation(self.allocation).ratio
 
+    def dimension(self, parameters: int | None) -> int:
+        """d, of D trained parameters. ValueError if it is all of them and their number is not given."""
+        if self.budget != ALL:
+            return self.budget
+        if parameters is None:
+            raise ValueError("budget all needs the number of trained parameters")
+        return parameters
+
 
 class Grid(Section):
-    """The sweep: every combination of budget, allocation and seed is one run."""
+    """The sweep: every combination is one run.
 
-    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
-    """Subspace dimensions d."""
+    Without a subspace there is one budget, all, and where there are no A and B one allocation, uniform; so in a grid
+    that compares what is trained such a run stands once for each seed (and size).
+    """
+
+    budgets: Annotated[tuple[AnyBudget, ...], Field(min_length=1)]
+    """Subspace dimensions d; [all] with subspace.projection: identity, where w is every trained parameter."""
     allocations: Annotated[tuple[str, ...], Field(min_length=1)]
     """Any of uniform, fixed-<share of B>, learned."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     """Seeds of base weights, LoRA init and batch order."""
+    trained: Annotated[tuple[TrainedPart, ...], Field(min_length=1)] | None = None
+    """Compares what is trained: any of <adapt>-<projection>, for example lora-kronecker_qr and weights-identity, which
+    take the place of subspace.adapt and subspace.projection. null: what section subspace says alone."""
+    sizes: Annotated[tuple[SizeName, ...], Field(min_length=1)] | None = None
+    """Compares networks: names of published sizes (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or <layers>x<heads>x<width>,
+    which take the place of those of section model. Needs base.kind random. null: section model alone."""
 
     @field_validator("allocations")
     @classmethod
@@ -63,17 +107,32 @@ class Grid(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> "Grid":
-        for name in ("budgets", "allocations", "seeds"):
-            values = getattr(self, name)
+        for name in ("budgets", "allocations", "seeds", "trained", "sizes"):
+            values = getattr(self, name) or ()
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} holds a value twice: {list(values)}")
         return self
 
+    @property
+    def compares_networks(self) -> bool:
+        """Whether runs differ in more than budget, allocation and seed."""
+        return self.trained is not None or self.sizes is not None
+
     def runs(self) -> tuple[RunSpec, ...]:
         """All runs, seeds fastest. Their number is what the arm's index costs in the message."""
         return tuple(
-            RunSpec(budget=budget, allocation=allocation, seed=seed)
-            for budget in self.budgets
-            for allocation in self.allocations
+            RunSpec(budget=budget, allocation=allocation, seed=seed, trained=trained, size=size)
+            for size in self.sizes or (None,)
+            for trained in self.trained or (None,)
+            for budget in self._budgets_of(trained)
+            for allocation in self._allocations_of(trained)
             for seed in self.seeds
         )
+
+    def _budgets_of(self, trained: str | None) -> tuple[AnyBudget, ...]:
+        return (ALL,) if trained is not None and is_whole(trained) else self.budgets
+
+    def _allocations_of(self, trained: str | None) -> tuple[str, ...]:
+        if trained is None or (named_part(trained)[0] == "lora" and not is_whole(trained)):
+            return self.allocations
+        return (Uniform.mode,)

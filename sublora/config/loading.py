@@ -25,10 +25,14 @@ def load_settings(path: Path) -> Settings:
     return parse_settings(values, source=str(path))
 
 
-def parse_run(budget: int, allocation: str, seed: int) -> RunSpec:
+def parse_run(
+    budget: int | str, allocation: str, seed: int, *, trained: str | None = None, size: str | None = None
+) -> RunSpec:
     """A grid point from the command line; UserError if it is none."""
+    number = int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
+    values = {"budget": number, "allocation": allocation, "seed": seed, "trained": trained, "size": size}
     try:
-        return RunSpec(budget=budget, allocation=allocation, seed=seed)
+        return RunSpec.model_validate(values)
     except ValidationError as error:
         raise UserError(describe(error, RunSpec.model_json_schema())) from None
 

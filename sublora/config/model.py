@@ -1,11 +1,12 @@
 """The network, its adapters, and the subspace they are trained in."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from sublora.config.section import LayerCount, NonNegativeInt, PositiveFloat, PositiveInt, Section
-from sublora.subspace.projections import PROJECTIONS
+from sublora.config.sizes import FREE, PUBLISHED, Size, parse_size
+from sublora.subspace.projections import IDENTITY, PROJECTIONS
 
 
 def _known_projection(name: str) -> str:
@@ -16,9 +17,39 @@ def _known_projection(name: str) -> str:
 
 ProjectionName = Annotated[str, AfterValidator(_known_projection)]
 
+Adapted = Literal["lora", "weights"]
+ADAPTED: tuple[Adapted, ...] = get_args(Adapted)
+
+
+def named_part(name: str) -> tuple[Adapted, str]:
+    """(adapt, projection) of a name <adapt>-<projection>. ValueError if it is none."""
+    head, _, projection = name.partition("-")
+    for adapt in ADAPTED:
+        if adapt == head and projection in PROJECTIONS:
+            return adapt, projection
+    raise ValueError(f"'{name}' is no <adapt>-<projection> of {', '.join(ADAPTED)} and {', '.join(PROJECTIONS)}")
+
+
+def is_whole(name: str) -> bool:
+    """Whether what is trained under that name is no subspace."""
+    return named_part(name)[1] == IDENTITY
+
+
+def _known_part(name: str) -> str:
+    named_part(name)
+    return name
+
+
+TrainedPart = Annotated[str, AfterValidator(_known_part)]
+"""What is trained, <adapt>-<projection>."""
+
 
 class Model(Section):
-    """GPT-2, computed by this library's own fast network; its weights come from base."""
+    """GPT-2, computed by this library's own fast network; its weights come from base.
+
+    A name in `size` (gpt2, gpt2-medium, gpt2-large, gpt2-xl, or 4x2x64: layers, heads, width) may stand in the place of
+    n_layer, n_head and n_embd.
+    """
 
     kind: Literal["gpt2"]
     """GPT-2."""
@@ -32,6 +63,32 @@ class Model(Section):
     """Tokens of a window, and positions that have an embedding."""
     init_std: PositiveFloat
     """Standard deviation of the frozen weights; 0.02 in GPT-2."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_by_name(cls, values: Any) -> Any:
+        """`size` in place of the three numbers that it stands for."""
+        if not isinstance(values, dict) or "size" not in values:
+            return values
+        shape = parse_size(str(values["size"]))._asdict()
+        if twice := sorted(shape.keys() & values.keys()):
+            raise ValueError(f"size '{values['size']}' already says {', '.join(twice)}; give one or the other")
+        return {key: value for key, value in values.items() if key != "size"} | shape
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """With `size`, which the validator takes apart before any field is looked at."""
+        schema: dict[str, Any] = handler.resolve_ref_schema(handler(core_schema))
+        shape = list(Size._fields)
+        schema["properties"]["size"] = {
+            "description": "In place of n_layer, n_head and n_embd: the name of a published size, or LxHxW.",
+            "pattern": f"^({'|'.join(PUBLISHED)}|{FREE.pattern})$",
+            "title": "Size",
+            "type": "string",
+        }
+        schema["required"] = [key for key in schema["required"] if key not in shape]
+        schema["oneOf"] = [{"required": shape}, {"required": ["size"]}]
+        return schema
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Model":
@@ -77,10 +134,15 @@ class Lora(Section):
 
 
 class Subspace(Section):
-    """The random projection from w to the LoRA parameters."""
+    """What is trained, and through which projection."""
 
+    adapt: Adapted
+    """Which parameters w stands for. lora: the matrices of section lora, beside frozen weights; weights: every weight
+    of the network, which starts from the base, and no adapters."""
     projection: ProjectionName
-    """How w is mapped to the parameters; kronecker_qr: Kronecker products of orthonormal factors."""
+    """How w is mapped to the parameters; kronecker_qr: Kronecker products of orthonormal factors; kronecker_feistel:
+    the same for many million parameters, with a permutation that is not stored; identity: no subspace, w is the
+    parameters' difference from their start, and grid.budgets is [all]."""
     projection_seed: NonNegativeInt
     """Seed of the projection, combined with the seed of the run."""
 

@@ -16,7 +16,8 @@ LARGEST_INT = 2**53 - 1
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST_INT)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 LayerCount = Annotated[int, Field(gt=0, le=10_000)]
-Budget = Annotated[int, Field(gt=0, le=10**9)]
+LARGEST_BUDGET = 10**9
+Budget = Annotated[int, Field(gt=0, le=LARGEST_BUDGET)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

@@ -4,15 +4,27 @@ from typing import Annotated
 
 from pydantic import model_validator
 
-from sublora.config import overlap
+from sublora.config import comparison, overlap
 from sublora.config.base import Base, PretrainedBase, TrainedBase
 from sublora.config.bound import Bound, Message, Scoring
 from sublora.config.data import Data
-from sublora.config.grid import Grid
-from sublora.config.model import BLOCK_TARGETS, HEAD_TARGET, AnyModel, Gating, HuggingFaceModel, Lora, Model, Subspace
+from sublora.config.grid import ALL, Grid, RunSpec
+from sublora.config.model import (
+    BLOCK_TARGETS,
+    HEAD_TARGET,
+    AnyModel,
+    Gating,
+    HuggingFaceModel,
+    Lora,
+    Model,
+    Subspace,
+    named_part,
+)
 from sublora.config.reach import Reaches, ReachesThrough, trains_for_the_message
 from sublora.config.section import Section
+from sublora.config.sizes import parse_size
 from sublora.config.training import Compute, RatePhase, Training
+from sublora.errors import UserError
 
 
 class Settings(Section):
@@ -41,6 +53,7 @@ class Settings(Section):
         found = [*self._sizes_that_disagree(), *self._what_only_some_bases_have()]
         found += [*self._targets_that_are_none(), *self._budgets_beyond_the_parameters()]
         found += self._phases_that_never_start()
+        found += comparison.complaints(self)
         if isinstance(self.base, TrainedBase):
             found += [*self._batches_of_the_base(self.base), *overlap.complaints(self.base, self.data)]
         if found:
@@ -88,7 +101,10 @@ class Settings(Section):
         return [f"lora.targets: expected some of {', '.join(known)}, found {', '.join(unknown)}"] if unknown else []
 
     def _budgets_beyond_the_parameters(self) -> list[str]:
-        parameters, largest = self.lora_parameters_without_head_rows(), max(self.grid.budgets)
+        if self.subspace.adapt != "lora" or self.grid.compares_networks:
+            return []
+        parameters = self.lora_parameters_without_head_rows()
+        largest = max((budget for budget in self.grid.budgets if budget != ALL), default=0)
         if parameters is not None and HEAD_TARGET not in self.lora.targets and largest > parameters:
             return [f"grid.budgets holds {largest}, more than the {parameters} LoRA parameters"]
         return []
@@ -101,6 +117,22 @@ class Settings(Section):
                 f"of {steps} training.steps in which w is rounded; raise the first, lower the second or train longer"
             ]
         return []
+    def for_run(self, spec: RunSpec) -> "Settings":
+        """The settings of one run: those of its network and of what it trains, where the grid compares such.
+
+        Everything that is done for a run goes by these. The same settings again if they are those of the run.
+        UserError if the run's size needs another base than there is.
+        """
+        changes: dict[str, Section] = {}
+        if spec.size is not None:
+            if self.base.kind != "random" or not isinstance(self.model, Model):
+                raise UserError(f"size {spec.size}: needs base.kind random and model.kind gpt2, found {self.base.kind}")
+            changes["model"] = self.model.model_copy(update=parse_size(spec.size)._asdict())
+        if spec.trained is not None:
+            adapt, projection = named_part(spec.trained)
+            changes["subspace"] = self.subspace.model_copy(update={"adapt": adapt, "projection": projection})
+            changes["training"] = self.training.with_rate_of(spec.trained)
+        return self.model_copy(update=changes) if changes else self
 
     def _batches_of_the_base(self, base: TrainedBase) -> list[str]:
         together = self.model.context_length * base.micro_batch_sequences

@@ -46,6 +46,16 @@ class Training(Optimization):
 
     keep_initialization: bool
     """Also write the initial weights in full (500 MB for GPT-2 small)."""
+    learning_rates: dict[str, PositiveFloat] | None = None
+    """Peak learning rate of some of grid.trained by name, in place of learning_rate; final_learning_rate keeps its
+    ratio to it. A subspace moves each parameter by less than w itself would."""
+
+    def with_rate_of(self, trained: str) -> "Training":
+        """With the learning rates of what is trained, for one run."""
+        peak = (self.learning_rates or {}).get(trained, self.learning_rate)
+        final = self.final_learning_rate * (peak / self.learning_rate)
+        changes = {"learning_rate": peak, "final_learning_rate": final, "learning_rates": None}
+        return self.model_copy(update=changes)
 
 
 class RatePhase(Section):

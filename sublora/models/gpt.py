@@ -3,6 +3,7 @@
 Shape legend: N sequences, T positions, C width, H heads, V vocabulary, R rank, K scored positions.
 """
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -63,6 +64,13 @@ class GPT(nn.Module):
         """Use these tensors, and no copies of them, from now on: gradients reach them."""
         for name, value in weights.items():
             setattr(self, _buffer_name(name), value)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> "GPT":
+        """The same network on these tensors; this one keeps its own."""
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        other.place(weights)
+        return other
 
     def hidden(self, tokens_NT: Tensor, adapters: Adapters | None = None, *, dropout: float = 0.0) -> Tensor:
         """Final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""

@@ -15,10 +15,11 @@ from sublora.subspace.parameters import ParameterSpace
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdaptedGPT:
-    """A GPT with adapters in place; a `LanguageModel`."""
+    """A GPT with its adapters in place; a `LanguageModel`."""
 
     gpt: GPT
-    adapters: Adapters
+    adapters: Adapters | None
+    """None where there are none, because the weights themselves are trained."""
     dropout: float = 0.0
     """On the input of every adapter, while training."""
 

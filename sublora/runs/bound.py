@@ -12,6 +12,7 @@ from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments
 from sublora.errors import UserError
 from sublora.files import sha256_of_file, write_json
 from sublora.losses import TOP_K
+from sublora.models.weights_space import model_parameters
 from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
 from sublora.presence import Presence
 from sublora.runs.announce import announce
@@ -70,9 +71,9 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
 def run_record(message: Message, losses: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     """What bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz."""
     _, items = charged_bits(message.payload.items, message.settings)
-    spec, gates = message.spec, message.gates
+    gates = message.gates
     record = bound_record(
-        run={"name": spec.name, **spec.model_dump(), "mode": spec.mode, "ratio": spec.ratio},
+        run=_run_facts(message),
         message=ChargedMessage(
             smoothing=message.smoothing,
             items=items,
@@ -91,6 +92,16 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
         by_source=_scored_sources(message, losses),
     )
     return record | {"base": base_facts(message)}
+
+
+def _run_facts(message: Message) -> dict[str, Any]:
+    """What the record says of the run; of the keys that compare networks those that the grid has."""
+    spec, model = message.spec, message.settings.model
+    facts = {key: value for key, value in spec.model_dump().items() if value is not None}
+    if spec.size is not None and isinstance(model, config.Model):
+        facts["model_parameters"] = model_parameters(model, message.header["vocab_size"])
+    budget = spec.dimension(message.header.get("parameters"))
+    return facts | {"name": spec.name, "budget": budget, "mode": spec.mode, "ratio": spec.ratio}
 
 
 def _scored_sources(message: Message, losses: dict[str, Any]) -> ScoredSources | None:
@@ -112,7 +123,7 @@ def base_facts(message: Message) -> dict[str, Any]:
 
 def _check_settings_in_force(message: Message, config_path: Path) -> None:
     """UserError if the run was scored with other settings than those of the file."""
-    given = config.load_settings(config_path)
+    given = config.load_settings(config_path).for_run(message.spec)
     wanted, found = (config.stage_settings(settings, "bound") for settings in (given, message.settings))
     for section, values in wanted.items():
         if values != found[section]:

@@ -30,6 +30,7 @@ def build_run(
     `root`: the folder that holds data/ and results/base/; dtype: what the network computes in, a training's
     `compute.dtype`. UserError if the budget does not fit the network, or the base cannot be read.
     """
+    settings = settings.for_run(spec)
     base = load_base(settings, spec.seed, dataset.vocab_size, root)
     return assemble_run(settings, spec, dataset, base, device, dtype=dtype)
 
@@ -44,13 +45,14 @@ def assemble_run(
     dtype: str = CERTIFIED_DTYPE,
 ) -> Run:
     """A run at its start on a base that is at hand. UserError if the budget does not fit the network."""
+    settings = settings.for_run(spec)
     network, start_D = make_network(
         settings, base, vocab_size=dataset.vocab_size, seed=spec.seed, device=device, dtype=dtype
     )
     shape = SubspaceShape(
         space=network.space,
         allocation=parse_allocation(spec.allocation),
-        budget=spec.budget,
+        budget=spec.dimension(network.space.size),
         projection=settings.subspace.projection,
         sharing=settings.gating.sharing,
     )

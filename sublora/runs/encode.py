@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublora import __version__
+from sublora import __version__, config
 from sublora.coding import plain
 from sublora.coding.certificate import write_certificate
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits
@@ -54,7 +54,7 @@ def encode_run(path: Path, *, config_path: Path | None = None, root: Path | None
 def encode(folder: RunFolder, run: Run) -> Encoded:
     """Quantize w, choose the smoothing on val documents, freeze the payload and write the certificate."""
     started = time.monotonic()
-    settings, context = run.settings, payload_context(run.settings, run.spec)
+    settings, context = run.settings, payload_context(run.settings, run.spec, run.subspace.shape.budget)
     split = tuple(int(k) for k in run.subspace.hard_split())
     unquantized = val_losses(run, run.subspace.subspace_params.detach().cpu().numpy(), split)
     weights = quantize(run, split, folder.checkpoint.get("quantization_step"))
@@ -100,8 +100,9 @@ def val_losses(run: Run, w: np.ndarray, split: tuple[int, ...]) -> np.ndarray:
 def certificate_header(run: Run) -> dict[str, Any]:
     """What a decoder needs beside the payload, all of it fixed before the data or naming the arm."""
     dataset = run.dataset
-    return {
-        "run": run.spec.model_dump(mode="json"),
+    of_all = {"parameters": run.network.space.size} if run.spec.budget == config.ALL else {}
+    return of_all | {
+        "run": run.spec.model_dump(mode="json", exclude_none=True),
         "settings": run.settings.model_dump(mode="json"),
         "vocab_size": dataset.vocab_size,
         "n_units": dataset.n_units,

@@ -37,7 +37,7 @@ class RunFolder:
         loaded = checkpoint.load(ckpt_path)
         settings, spec = checkpoint.settings_of(loaded, ckpt_path)
         if config_path is not None:
-            given = config.load_settings(config_path)
+            given = config.load_settings(config_path).for_run(spec)
             checkpoint.check_settings(settings, given, ckpt_path)
             settings, root = given, root or config.root_of(config_path)
         return cls(path, root or find_root(path, settings.data.name), loaded, settings, spec)

@@ -24,10 +24,13 @@ from sublora.runs.decoder import decoder_header, run_gates
 from sublora.subspace.allocations import Gate
 
 
-def payload_context(settings: config.Settings, spec: config.RunSpec) -> PayloadContext:
-    """What writer and reader of the message agree on: settings fixed before the data, and the arm."""
+def payload_context(settings: config.Settings, spec: config.RunSpec, parameters: int | None = None) -> PayloadContext:
+    """What writer and reader of the message agree on: settings fixed before the data, and the arm.
+
+    parameters: D, for a run with budget all.
+    """
     return PayloadContext(
-        budget=spec.budget,
+        budget=spec.dimension(parameters),
         quantizer=settings.message.quantizer,
         levels=settings.message.levels,
         gate_sizes=tuple(gate.size for gate in run_gates(settings, spec)),
@@ -64,6 +67,8 @@ class Header(config.Section):
     base_sha256: Sha256
     lora_init_sha256: Sha256
     projection_sha256: Sha256
+    parameters: Annotated[int, Field(ge=1)] | None = None
+    """D, in the header of a run with budget all and of no other."""
     numerics_versions: dict[str, int]
     environment: dict[str, str]
     """Versions that encoded; nothing depends on them."""
@@ -108,9 +113,11 @@ def read_message(path: Path) -> Message:
         header = Header.model_validate(certificate.header)
     except ValidationError as error:
         raise UserError(f"{path}: header: {describe(error, Header.model_json_schema())}; {MEND}") from None
-    settings = config.parse_settings(header.settings, source=str(path))
+    settings = config.parse_settings(header.settings, source=str(path)).for_run(header.run)
+    if (header.parameters is None) == (header.run.budget == config.ALL):
+        raise UserError(f"{path}: header: parameters is {header.parameters} with budget {header.run.budget}; {MEND}")
     try:
-        context = payload_context(settings, header.run)
+        context = payload_context(settings, header.run, header.parameters)
         contents, payload = read_payload(certificate.payload_bytes, context)
         written = write_payload(contents, context)
     except ValueError as error:

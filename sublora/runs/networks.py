@@ -24,6 +24,8 @@ from sublora.models.weights import (
     save_weights,
     weights_sha256,
 )
+from sublora.models.weights_gpt import WeightsGPT
+from sublora.models.weights_space import model_parameters, weights_space, weights_theta
 
 if TYPE_CHECKING:
     from sublora.models.huggingface import HuggingFaceBase
@@ -83,6 +85,8 @@ def make_network(
     """
     if not isinstance(base, Base):
         return _adapted_huggingface(settings, base, vocab_size, seed, device, DTYPES[dtype])
+    if settings.subspace.adapt == "weights":
+        return weights_network(settings, base, vocab_size=vocab_size, device=device, dtype=dtype)
     model, lora = gpt2(settings), settings.lora
     space = lora_space(model, lora, vocab_size)
     start_D = initial_theta(space, seed, lora.init)
@@ -129,6 +133,26 @@ def huggingface() -> "types.ModuleType":
     import sublora.models.huggingface
 
     return sublora.models.huggingface
+
+
+def weights_network(
+    settings: config.Settings, base: Base, *, vocab_size: int, device: torch.device, dtype: str
+) -> tuple[Network, NDArray[np.float32]]:
+    """(a GPT-2 whose weights are theta, those of the base), on the device."""
+    model = gpt2(settings)
+    space = weights_space(model, vocab_size)
+    gpt = GPT(model, vocab_size, dtype=DTYPES[dtype], use_compiler=settings.compute.compile)
+    network = WeightsGPT(gpt.to(device), space, base.sha256)
+    return network, weights_theta(base.weights, space)
+
+
+def trained_parameters(settings: config.Settings, vocab_size: int) -> int | None:
+    """D, the entries of theta; None of a network whose sizes are in its own files."""
+    if not isinstance(settings.model, config.Model):
+        return None
+    if settings.subspace.adapt == "weights":
+        return model_parameters(settings.model, vocab_size)
+    return lora_space(settings.model, settings.lora, vocab_size).size
 
 
 def gpt2(settings: config.Settings) -> config.Model:

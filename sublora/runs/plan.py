@@ -29,7 +29,8 @@ from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.runs.base import load_base
 from sublora.runs.build import assemble_run
 from sublora.runs.losses_file import read_losses
-from sublora.runs.networks import random_base
+from sublora.runs.message_cost import MessageCost, message_cost
+from sublora.runs.networks import random_base, trained_parameters
 from sublora.training import checkpoint
 from sublora.training.objective import Objective
 from sublora.training.optimizer import AdamW
@@ -147,9 +148,30 @@ def largest_run_bytes(settings: config.Settings, documents: int) -> int:
     traces = math.ceil(training.steps / settings.gating.trace_interval_steps)
     # A row of metrics.csv, and one of gating_trace.csv for each gate, in characters.
     history = evaluations * 120 + traces * 55 * (settings.model.n_layer + 1)
-    parameters = 4 * max(settings.grid.budgets)
+    parameters = 4 * max(dimensions(settings), default=0)
     settings_twice = 2 * len(json.dumps(settings.model_dump(mode="json")))
     return losses + history + 2 * parameters + settings_twice + 16384
+
+
+def dimensions(settings: config.Settings) -> list[int]:
+    """d of every kind of run, in the grid's order; those left out whose number of parameters is in a model's files."""
+    vocab_size = TOKENIZERS[settings.data.tokenizer].vocab_size
+    return [d for d, _ in _dimensions_with_settings(settings, vocab_size)]
+
+
+def message_costs(settings: config.Settings, dataset: TokenDataset) -> list[MessageCost]:
+    """What the message of each kind of run will cost."""
+    return [message_cost(own, d, dataset) for d, own in _dimensions_with_settings(settings, dataset.vocab_size)]
+
+
+def _dimensions_with_settings(settings: config.Settings, vocab_size: int) -> list[tuple[int, config.Settings]]:
+    found: dict[int, config.Settings] = {}
+    for spec in settings.grid.runs():
+        own = settings.for_run(spec)
+        parameters = trained_parameters(own, vocab_size)
+        if spec.budget != config.ALL or parameters is not None:
+            found.setdefault(spec.dimension(parameters), own)
+    return list(found.items())
 
 
 def disk_bytes(folder: Path) -> int:
@@ -204,7 +226,7 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
         if isinstance(settings.model, config.HuggingFaceModel):
             base = load_base(settings, spec.seed, vocab_size, root)
         else:
-            base = random_base(settings, vocab_size, seed=0)
+            base = random_base(settings.for_run(spec), vocab_size, seed=0)
         training = _training_rate(
             assemble_run(settings, spec, random_tokens, base, device, dtype=settings.compute.dtype)
         )
@@ -222,7 +244,8 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
 
         scoring = _rate(score_once, device)
         where = gpu_name(device) or f"{settings.compute.threads} CPU thread{'s' * (settings.compute.threads > 1)}"
-    return Throughput(training, scoring, f"measured for {2 * MEASURE_SECONDS:.0f} s on this machine ({where})")
+    of_run = f", run {spec.name}" if settings.grid.compares_networks else ""
+    return Throughput(training, scoring, f"measured for {2 * MEASURE_SECONDS:.0f} s on this machine ({where}{of_run})")
 
 
 def _vocab_size(settings: config.Settings) -> int:
@@ -329,8 +352,26 @@ def print_plan(
         text = f"measured on the {len(sizes)} finished runs"
         table.add_row("results, on disk", _megabytes(per_run), _megabytes(per_run * plan.runs), text)
     table.add_row("jobs", "3", f"{3 * plan.runs}", f"training ({plan.processes} GPU), scoring (1 GPU), bound (CPU)")
+    for row in _message_rows(settings, root):
+        table.add_row(*row)
     Console(width=140).print(table)
     print(f"throughput of one GPU or process: {throughput.source}")
+
+
+def _message_rows(settings: config.Settings, root: Path) -> list[tuple[str, str, str, str]]:
+    """What each message will cost, and what that leaves of the bound."""
+    dataset = _dataset_if_prepared(settings, root)
+    if dataset is None:
+        return [("message", "open", "", "known after: sublora prepare")]
+    return [
+        (
+            f"message, d = {cost.dimension:,}",
+            f"{cost.bits:,.0f} bits",
+            "",
+            f"about; with a loss of 0 the bound is {cost.lowest_bound_bits:.2f} (guessing {cost.guessing_bits:.2f})",
+        )
+        for cost in message_costs(settings, dataset)
+    ]
 
 
 def _scoring_cells(plan: Plan, throughput: Throughput) -> tuple[str, str, str]:

@@ -16,6 +16,8 @@ from sublora.runs.announce import announce
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
 from sublora.runs.locking import sole_writer
+from sublora.runs.message_cost import check_message, message_cost
+from sublora.runs.networks import trained_parameters
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
@@ -37,8 +39,13 @@ def train_run(
     is the very same training. Started by torchrun, the processes share the training and the first one writes.
     UserError for bad data, a bad budget, a missing GPU, or a wrong number of processes.
     """
+    settings = settings.for_run(spec)
     dataset = open_target(settings, root)
     _check_data_size(settings, dataset)
+    parameters = trained_parameters(settings, dataset.vocab_size)
+    cost = None if parameters is None else message_cost(settings, spec.dimension(parameters), dataset)
+    if cost is not None:
+        check_message(settings, cost)
     training, finished = settings.training, out / CHECKPOINT_NAME
     with joined(settings.compute) as peers:
         steps, tokens_per_step = training.steps, training.tokens_per_step
@@ -62,6 +69,8 @@ def train_run(
             train_on(None)
             return finished
         with progress, sole_writer(out, presence, progress.say) as waited:
+            if cost is not None and cost.is_absurd:
+                progress.say(str(cost))
             digest = checkpoint.training_digest(settings, spec, dataset.data_hash, base_sha256(settings, root))
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: written by the process that was waited for")

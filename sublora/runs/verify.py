@@ -120,7 +120,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
     left_out, trusted = texts_of_the_base(message, claim, dataset)
     checks = [
         *_identity_checks(material),
-        *settings_checks(settings, material.options.config_path),
+        *settings_checks(settings, message.spec, material.options.config_path),
         Check("data hash", header["data_hash"], dataset.data_hash),
         *left_out,
         Check("sources of the training documents", header["sources"], _sources_found(settings, dataset)),
@@ -153,6 +153,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         verdict = verdict.with_checks(
             Check("LoRA initialization", header["lora_init_sha256"], lora_init_sha256(run.subspace)),
             Check("projection", header["projection_sha256"], projection_sha256(run.subspace)),
+            *_parameters_checks(message, run),
         )
         return _rescored(verdict, run, material) if verdict.verified else verdict
 
@@ -178,6 +179,13 @@ def _identity_checks(material: Material) -> list[Check]:
     if claim.named_run is not None:
         checks.append(Check("run that the folder is named after", claim.named_run, message.spec.name))
     return checks
+
+
+def _parameters_checks(message: Message, run: Run) -> list[Check]:
+    """The length of a w that stands for all parameters, which the header says."""
+    if message.spec.budget != config.ALL:
+        return []
+    return [Check("number of trained parameters", message.header["parameters"], run.network.space.size)]
 
 
 def _read_base(message: Message, claim: Claim, vocab_size: int) -> AnyBase:

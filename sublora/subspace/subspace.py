@@ -56,7 +56,7 @@ class Subspace(nn.Module):
         space, budget = shape.space, shape.budget
         if budget > space.size:
             raise ValueError(
-                f"budget {budget} exceeds the {space.size} LoRA parameters; lower grid.budgets or raise lora.rank"
+                f"budget {budget} exceeds the {space.size} trained parameters; lower grid.budgets (or raise lora.rank)"
             )
         self.shape = shape
         self.gates = shape.allocation.gates(space.groups, budget, shape.sharing)

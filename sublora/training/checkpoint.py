@@ -55,7 +55,7 @@ def training_digest(settings: config.Settings, run: config.RunSpec, data_hash: s
     return config.digest(
         {
             "settings": config.stage_settings(settings, "train"),
-            "run": run.model_dump(mode="json"),
+            "run": run.model_dump(mode="json", exclude_none=True),
             "data": data_hash,
             "base": base_sha256,
             "numerics": NUMERICS_VERSIONS["train"],
@@ -110,7 +110,7 @@ def save_result(path: Path, run: Run, history: History, digest: str) -> None:
             "format": CHECKPOINT_FORMAT,
             **(history.best or {}),
             "settings": run.settings.model_dump(mode="json"),
-            "run": run.spec.model_dump(mode="json"),
+            "run": run.spec.model_dump(mode="json", exclude_none=True),
             "digest": digest,
             "base_sha256": run.network.base_sha256,
             "data_hash": run.dataset.data_hash,

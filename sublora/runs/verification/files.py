@@ -19,7 +19,7 @@ from sublora.names import (
 )
 from sublora.runs.folder import find_root
 
-NAME_OF_A_RUN = re.compile(r"d\d+_.+_seed\d+")
+NAME_OF_A_RUN = re.compile(r"(.+_)?d(\d+|all)_.+_seed\d+")
 
 
 @dataclasses.dataclass(frozen=True)

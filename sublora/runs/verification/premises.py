@@ -24,6 +24,8 @@ PREMISES = (
     "message.quantizer",
     "message.extra_bits",
     "base.kind",
+    "subspace.adapt",
+    "subspace.projection",
     "lora.alpha",
     "lora.rank",
     "lora.init",
@@ -52,11 +54,12 @@ def unchecked_facts(message: Message, claimed: dict[str, Any]) -> dict[str, Any]
     return environment_facts(claimed) | encoded | numerics
 
 
-def settings_checks(settings: config.Settings, expected_path: Path | None) -> list[Check]:
+def settings_checks(settings: config.Settings, spec: config.RunSpec, expected_path: Path | None) -> list[Check]:
     """The certificate's settings against those that the verifier expects, where the bound rests on them."""
     if expected_path is None:
         return []
-    found, expected = claim_settings(settings), claim_settings(config.load_settings(expected_path))
+    wanted = config.load_settings(expected_path).for_run(spec)
+    found, expected = claim_settings(settings), claim_settings(wanted)
     keys = sorted(found.keys() | expected.keys())
     differing = [key for key in keys if found.get(key) != expected.get(key)]
     checks = [Check(f"settings: {key}", str(found.get(key)), str(expected.get(key))) for key in differing]

@@ -1,0 +1,72 @@
+"""What a run's message will cost, said before anything is trained. Does not import torch."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from sublora import config
+from sublora.bounds.selection import estimated_bound
+from sublora.coding import plain
+from sublora.coding.magnitudes import MAX_COEFFICIENTS
+from sublora.data.dataset import TokenDataset
+from sublora.errors import UserError
+from sublora.losses.bounded import BoundedLoss
+
+GAUSSIAN_BITS = 0.5 * math.log2(2.0 * math.pi * math.e)
+"""Differential entropy of a Gaussian of standard deviation 1; in steps of s it takes about log2(1 / s) bits more."""
+ABSURD_SHARE = 0.5
+"""Of the loss of guessing: where even a perfect model's bound would lie above, a training says so."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MessageCost:
+    """A message of d coefficients, judged by what its length alone makes of the bound."""
+
+    dimension: int
+    """d."""
+    bits: float
+    """About what the payload will have, before training makes it shorter."""
+    lowest_bound_bits: float
+    """The bound, bits per token, of a model that predicts every token with certainty."""
+    guessing_bits: float
+
+    @property
+    def is_absurd(self) -> bool:
+        return self.lowest_bound_bits > ABSURD_SHARE * self.guessing_bits
+
+    def __str__(self) -> str:
+        return (
+            f"w has {self.dimension:,} coordinates, a message of about {self.bits:,.0f} bits unless training shortens "
+            f"it: even with a training loss of 0 the bound would be {self.lowest_bound_bits:.2f} bits per token "
+            f"(guessing: {self.guessing_bits:.2f})"
+        )
+
+
+def bits_per_coefficient(settings: config.Settings) -> float:
+    """Entropy of a quantized Gaussian coefficient at the first step of the entropy code; of plain levels at most."""
+    if settings.message.quantizer == plain.NAME:
+        return math.log2(settings.message.levels)
+    return max(GAUSSIAN_BITS - math.log2(settings.rate_phase.relative_step), 0.1)
+
+
+def message_cost(settings: config.Settings, dimension: int, dataset: TokenDataset) -> MessageCost:
+    """Of a run with d = `dimension` and these settings."""
+    loss = BoundedLoss.of(
+        settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
+    )
+    bits = dimension * bits_per_coefficient(settings)
+    perfect = [
+        estimated_bound(np.full(100, range_.lower), range_, code_bits=bits, sampling=loss.sampling)
+        for range_ in loss.ranges
+    ]
+    return MessageCost(dimension, bits, min(perfect), math.log2(dataset.vocab_size))
+
+
+def check_message(settings: config.Settings, cost: MessageCost) -> None:
+    """UserError if no message can hold so many coefficients."""
+    if settings.message.quantizer != plain.NAME and cost.dimension > MAX_COEFFICIENTS:
+        raise UserError(
+            f"{cost}, and the entropy code holds at most {MAX_COEFFICIENTS:,} coordinates; train a subspace "
+            "(subspace.projection kronecker_feistel)"
+        )
