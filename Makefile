@@ -14,8 +14,8 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): this path has a space in it, which Snakemake cannot work with; move the checkout)
 endif
 
-.PHONY: help setup demo demo-random-base fetch-smollm2 smollm2 test test-slurm lint format docs image bench compare \
-  schema faults lock clean
+.PHONY: help setup demo demo-random-base demo-four-ways fetch-smollm2 smollm2 test test-slurm lint format docs image bench \
+  compare schema faults lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,11 @@ demo-random-base: $(INSTALLED) ## the published setting, a random base, in demo/
 	mkdir -p demo/random_base/config
 	cp demo/config/random_base.yaml demo/random_base/config/config.yaml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory demo/random_base $(TARGETS)
+
+demo-four-ways: $(INSTALLED) ## adapters or all weights, in a subspace or whole, in demo/four_ways/
+	mkdir -p demo/four_ways/config
+	cp demo/config/four_ways.yaml demo/four_ways/config/config.yaml
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory demo/four_ways $(TARGETS)
 
 # Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives and not installed.
 fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service documentation into smollm2/
@@ -109,5 +114,5 @@ lock: ## resolve the dependencies of pyproject.toml anew and write requirements.
 	rm -rf $(VENV)-lock
 
 clean: ## remove what the demo wrote and caches; the environment and results/ stay
-	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base smollm2/data smollm2/results build .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base demo/four_ways smollm2/data smollm2/results build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +

@@ -43,7 +43,7 @@ def test_help_and_import_are_light():
     [
         ({"grid": {"budgts": [1]}}, "unknown key 'grid.budgts'; did you mean 'grid.budgets'?"),
         ({"grid": {"allocations": ["fixed-1.5"]}}, "allocation 'fixed-1.5' is none of uniform, learned, fixed-<ratio>"),
-        ({"grid": {"budgets": [0]}}, "grid.budgets.0: input should be greater than 0, found 0"),
+        ({"grid": {"budgets": [0]}}, "grid.budgets.0: expected a whole number of at least 1, or all, found 0"),
         ({"training": {"epsilon": "1e-6"}}, "write 1.0e-06"),
         ({"training": {"tokens_per_step": 100}}, "training.tokens_per_step 100 is not a multiple"),
         ({"data": {"tokenizer": "words"}}, "data.tokenizer: input should be 'gpt2' or 'bytes', found 'words'"),
@@ -64,7 +64,7 @@ def test_wrong_settings_stop_with_one_line(tmp_path, monkeypatch, capfd, changes
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"budget": 0}, "budget: input should be greater than 0"),
+        ({"budget": 0}, "budget: expected a whole number of at least 1, or all, found 0"),
         ({"budget": 10**6}, "budget 1000000 exceeds the 802 trained parameters"),
         ({"allocation": "fixed-1.5"}, "allocation 'fixed-1.5' is none of"),
     ],

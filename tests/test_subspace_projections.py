@@ -103,7 +103,7 @@ def test_feistel_positions_scatter_like_a_random_permutation():
 
 
 def test_permuting_in_chunks_and_its_gradient(monkeypatch):
-    monkeypatch.setattr("sublora.subspace.permutation.CHUNK", 7)
+    monkeypatch.setattr("sublora.subspace.permutation.CHUNK", {"cpu": 7})
     tables = torch.from_numpy(generator(3, "tables").integers(10, size=(ROUNDS, 10)))
     values = torch.randn(95, dtype=torch.float64, requires_grad=True)
     assert torch.equal(permuted(values, tables), values[feistel_positions(tables, 95, slice(0, 95))])

@@ -17,6 +17,10 @@ from sublora.files import atomic_path
 from sublora.names import BOUNDS_NAME
 
 IDENTITY = ("name", "budget", "allocation", "mode", "ratio", "seed")
+COMPARED = ("size", "trained")
+"""Columns beside IDENTITY where the grid compares networks, or what is trained."""
+MODEL_PARAMETERS = "model_parameters"
+"""Weights of the network, without adapters; there with `size`."""
 METRICS = (
     "bound_value",
     "bound_hoeffding",
@@ -75,7 +79,7 @@ SAME_IN_ALL_RUNS = (
     "delta_sample",
 )
 OPTIONAL_TEXT = ("gpu", "commit", "data_hash", "certificate_sha256")
-TEXT = ("name", "allocation", "mode", "bound_inequality", "smoothing", "unit", *OPTIONAL_TEXT)
+TEXT = ("name", "allocation", "mode", *COMPARED, "bound_inequality", "smoothing", "unit", *OPTIONAL_TEXT)
 VERSION_PREFIX = "version_"
 BASE_PREFIX = "base_"
 BASE_KINDS = ("random", "trained", "pretrained")
@@ -98,8 +102,14 @@ def collect_runs(paths: Iterable[Path | str]) -> pd.DataFrame:
     runs = pd.DataFrame(rows)
     _check(runs, "runs")
     arm_rank = runs["mode"].map(config.allocation_modes().index)
-    order = np.lexsort((runs["seed"], runs["ratio"].fillna(0.0), arm_rank, runs["budget"]))
+    order = np.lexsort((runs["seed"], runs["ratio"].fillna(0.0), arm_rank, runs["budget"], *_network_ranks(runs)))
     return pd.DataFrame([rows[index] for index in order])
+
+
+def _network_ranks(runs: pd.DataFrame) -> list[pd.Series]:
+    """What sorts before the budget: what is trained, within each size; nothing where the grid compares neither."""
+    ranks = [] if "trained" not in runs else [runs["trained"].map(config.part_rank)]
+    return ranks + ([runs[MODEL_PARAMETERS]] if MODEL_PARAMETERS in runs else [])
 
 
 def write_runs_csv(runs: pd.DataFrame, path: Path) -> None:
@@ -220,6 +230,8 @@ def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     row["mode"] = _text(run, "mode", name, "run.")
     row["ratio"] = math.nan if run.get("ratio", "absent") is None else _number(run, "ratio", name, "run.")
     row["seed"] = _number(run, "seed", name, "run.")
+    row |= {key: _text(run, key, name, "run.") for key in COMPARED if key in run}
+    row |= {key: _number(run, key, name, "run.") for key in (MODEL_PARAMETERS,) if key in run}
     row |= {key: _text(record, key, name) for key in ("bound_inequality", "smoothing", "unit")}
     row |= {key: _number(record, key, name) for key in METRICS}
     if record.get("bound_strict") is not None:
@@ -339,7 +351,17 @@ def _check_arms(runs: pd.DataFrame, source: str) -> None:
 
 
 def _check_grid(runs: pd.DataFrame, source: str) -> None:
-    """Means and paired differences are only fair if every combination of the grid is there, once."""
+    """Means and paired differences are only fair if every combination of the grid is there, once.
+
+    What is compared beside may have budgets and allocations of its own, but the seeds are the same for all.
+    """
+    compared = [key for key in COMPARED if key in runs]
+    if compared and runs[compared].drop_duplicates().shape[0] > 1:
+        for value, rows in runs.groupby(compared, sort=False):
+            if absent := set(runs["seed"]) - set(rows["seed"]):
+                raise UserError(f"{source}: {', '.join(value)} has no run of seed {min(absent)}; run it first")
+            _check_grid(rows, source)
+        return
     keys = ["budget", "allocation", "seed"]
     twice = runs.duplicated(keys)
     if twice.any():

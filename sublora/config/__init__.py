@@ -21,7 +21,17 @@ from sublora.config.data import (
 )
 from sublora.config.grid import ALL, Grid, RunSpec, allocation_modes
 from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
-from sublora.config.model import BLOCK_TARGETS, HEAD_TARGET, AnyModel, Gating, HuggingFaceModel, Lora, Model, Subspace
+from sublora.config.model import (
+    BLOCK_TARGETS,
+    HEAD_TARGET,
+    AnyModel,
+    Gating,
+    HuggingFaceModel,
+    Lora,
+    Model,
+    Subspace,
+    part_rank,
+)
 from sublora.config.reach import STAGES, Stage
 from sublora.config.resolved import origin_of, settings_text, with_typed_overrides, write_resolved
 from sublora.config.section import Section
@@ -74,6 +84,7 @@ __all__ = [
     "load_settings",
     "origin_of",
     "parse_run",
+    "part_rank",
     "parse_settings",
     "root_of",
     "settings_text",

@@ -27,7 +27,7 @@ WITHOUT_EFFECT = {
 }
 """Sections (None: whole) and keys by which messages were found or machines chosen: a bound holds whatever they are."""
 
-POPULATION = {"data.name", "data.corpus", "base.name", "base.corpus", "base.independence"}
+POPULATION = {"data.name", "data.corpus", "data.permute", "base.name", "base.corpus", "base.independence"}
 """What the claim is about: it picks neither a hypothesis nor a sample, and is not charged."""
 SECOND_BOUND = {"scoring.sources"}
 """Reaches the bound over source files alone, which `bound_strict` does not speak of."""

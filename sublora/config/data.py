@@ -177,6 +177,11 @@ class Data(Section):
     """Documents whose losses are only ever reported."""
     shuffle_seed: Annotated[NonNegativeInt, Reaches("data", "base", "train")]
     """Key of the hash of a text (or of a source's name) that decides whether it goes to train, val or test."""
+    permute: Literal["words", "tokens"] | None = None
+    """Control: puts what stands in a document into another order, by a permutation keyed with shuffle_seed and the
+    document's text. words: what white space separates, which stays where it is; tokens: tokens. A model of text must
+    lose by it, and with it the bound. Splits are those of the documents as they were. The corpus of a trained base
+    stays in order. null: documents as they are."""
     workers: Annotated[PositiveInt, Reaches()]
     """Processes that tokenize; does not change the result."""
     near_duplicates: Annotated[bool, Reaches()]

@@ -35,6 +35,12 @@ def is_whole(name: str) -> bool:
     return named_part(name)[1] == IDENTITY
 
 
+def part_rank(name: str) -> tuple[int, int]:
+    """Orders names of what is trained: adapters before weights, the whole after its subspaces."""
+    adapt, projection = named_part(name)
+    return ADAPTED.index(adapt), list(PROJECTIONS).index(projection)
+
+
 def _known_part(name: str) -> str:
     named_part(name)
     return name

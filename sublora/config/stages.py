@@ -43,10 +43,15 @@ def _marks(field: FieldInfo) -> list[Reaches]:
 def _keys_that_count(
     section: Section, inherited: Sequence[Reaches], counts: Callable[[Reaches], bool]
 ) -> dict[str, Any]:
-    """Keys of a section and of those inside it whose own marks, or else the inherited ones, count."""
+    """Keys of a section and of those inside it whose own marks, or else the inherited ones, count.
+
+    A key that may be left out counts for nothing while it is null: results from before there was such a key stay valid.
+    """
     values, plain = {}, section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         marks, value = _marks(field) or inherited, getattr(section, name)
+        if value is None and not field.is_required():
+            continue
         if isinstance(value, Section):
             kept = _keys_that_count(value, marks, counts)
             if kept:

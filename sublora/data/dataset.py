@@ -391,7 +391,8 @@ def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> No
                 f"{PREPARE_AGAIN}"
             )
     wanted = config.data_settings(data)
-    for key, value in wanted.items():
+    for key in {**wanted, **meta["settings"]}:
+        value = wanted.get(key)
         if meta["settings"].get(key) != value:
             raise UserError(
                 f"{path}: the dataset was made with data.{key} {json.dumps(meta['settings'].get(key))}, the settings "

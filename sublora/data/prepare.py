@@ -50,6 +50,7 @@ from sublora.data.dataset import (
     unit_starts_file,
 )
 from sublora.data.meta import META_FILE
+from sublora.data.permuted import permuted_tokens, permuted_words
 from sublora.data.readers import Batch, Reader, Texts
 from sublora.data.spill import (
     Spill,
@@ -116,7 +117,7 @@ def tokenize_batch(batch: Batch, data: config.Data, tokenizer: TokenizerFacts) -
         made.too_short += len(text) < data.min_characters
         made.too_long += len(text) > longest
         made.left_out_keys.append(document_key(text.encode(), seed))
-    encoded = tokenizer.load().encode_batch(fitting)
+    encoded = _encoded(fitting, data, tokenizer)
     for text, source, tokens in zip(fitting, sources, encoded, strict=True):
         if len(tokens) >= data.min_tokens:
             made.records.append(make_record(text.encode(), tokens, seed, source))
@@ -124,6 +125,17 @@ def tokenize_batch(batch: Batch, data: config.Data, tokenizer: TokenizerFacts) -
             made.too_few_tokens += 1
             made.left_out_keys.append(document_key(text.encode(), seed))
     return made
+
+
+def _encoded(texts: list[str], data: config.Data, tokenizer: TokenizerFacts) -> list[np.ndarray]:
+    """Tokens of each text, in the order that the settings ask for."""
+    seed, encode = data.shuffle_seed, tokenizer.load().encode_batch
+    if data.permute == "words":
+        return encode([permuted_words(text, seed) for text in texts])
+    encoded = encode(texts)
+    if data.permute == "tokens":
+        return [permuted_tokens(tokens, text, seed) for tokens, text in zip(encoded, texts, strict=True)]
+    return encoded
 
 
 def _sources_of(texts: Texts, data: config.Data) -> Sequence[str | None]:

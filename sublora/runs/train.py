@@ -16,7 +16,7 @@ from sublora.runs.announce import announce
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
 from sublora.runs.locking import sole_writer
-from sublora.runs.message_cost import check_message, message_cost
+from sublora.runs.message_cost import MessageCost, check_message, message_cost
 from sublora.runs.networks import trained_parameters
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
@@ -42,10 +42,7 @@ def train_run(
     settings = settings.for_run(spec)
     dataset = open_target(settings, root)
     _check_data_size(settings, dataset)
-    parameters = trained_parameters(settings, dataset.vocab_size)
-    cost = None if parameters is None else message_cost(settings, spec.dimension(parameters), dataset)
-    if cost is not None:
-        check_message(settings, cost)
+    cost = _message_cost(settings, spec, dataset)
     training, finished = settings.training, out / CHECKPOINT_NAME
     with joined(settings.compute) as peers:
         steps, tokens_per_step = training.steps, training.tokens_per_step
@@ -100,6 +97,16 @@ def _check_finished(path: Path, digest: str, spec: config.RunSpec, waited: bool)
             f"{path}: the finished training of {found.name}, with another grid point, settings or data; give another "
             "folder with --out, or delete this one's files"
         )
+
+
+def _message_cost(settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset) -> MessageCost | None:
+    """What the message will cost, None where that takes the model's own files; UserError if none can be written."""
+    parameters = trained_parameters(settings, dataset.vocab_size)
+    if parameters is None or spec.dimension(parameters) > parameters:
+        return None
+    cost = message_cost(settings, spec.dimension(parameters), dataset)
+    check_message(settings, cost)
+    return cost
 
 
 def _check_data_size(settings: config.Settings, dataset: TokenDataset) -> None:

@@ -3,11 +3,7 @@
 
 rule bounds:
     input:
-        expand(
-            "results/runs/d{budget}_{allocation}_seed{seed}/{file}",
-            **GRID,
-            file=["certificate.bin", "losses.npz", "bounds.json", "bounds_metrics.pt"],
-        ),
+        files_of_runs("certificate.bin", "losses.npz", "bounds.json", "bounds_metrics.pt"),
     localrule: True
 
 
@@ -17,14 +13,14 @@ rule score:
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
-        checkpoint="results/runs/d{budget}_{allocation}_seed{seed}/best_ckpt.pt",
+        checkpoint=f"results/runs/{RUN}/best_ckpt.pt",
     output:
-        certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",
-        losses="results/runs/d{budget}_{allocation}_seed{seed}/losses.npz",
+        certificate=f"results/runs/{RUN}/certificate.bin",
+        losses=f"results/runs/{RUN}/losses.npz",
     log:
-        "logs/score/d{budget}_{allocation}_seed{seed}.log",
+        f"logs/score/{RUN}.log",
     benchmark:
-        "logs/score/d{budget}_{allocation}_seed{seed}.benchmark.tsv"
+        f"logs/score/{RUN}.benchmark.tsv"
     params:
         *settings_of("score"),
         settings_file=settings_file,
@@ -38,15 +34,15 @@ rule score:
 
 rule bound:
     input:
-        certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",
-        losses="results/runs/d{budget}_{allocation}_seed{seed}/losses.npz",
+        certificate=f"results/runs/{RUN}/certificate.bin",
+        losses=f"results/runs/{RUN}/losses.npz",
     output:
-        json="results/runs/d{budget}_{allocation}_seed{seed}/bounds.json",
-        metrics="results/runs/d{budget}_{allocation}_seed{seed}/bounds_metrics.pt",
+        json=f"results/runs/{RUN}/bounds.json",
+        metrics=f"results/runs/{RUN}/bounds_metrics.pt",
     log:
-        "logs/bound/d{budget}_{allocation}_seed{seed}.log",
+        f"logs/bound/{RUN}.log",
     benchmark:
-        "logs/bound/d{budget}_{allocation}_seed{seed}.benchmark.tsv"
+        f"logs/bound/{RUN}.benchmark.tsv"
     params:
         *settings_of("bound"),
         settings_file=settings_file,

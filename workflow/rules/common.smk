@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -75,6 +76,15 @@ except UserError as error:
     stop(str(error))
 validate(config, "../schemas/config.schema.json")
 
+RUNS = SETTINGS.grid.runs()
+# Name of a run's folder, with the wildcards that the grid has.
+RUN = "d{budget}_{allocation}_seed{seed}"
+RUN_OPTIONS = "--budget {wildcards.budget:q} --allocation {wildcards.allocation:q} --seed {wildcards.seed:q}"
+for compared in ("trained", "size"):
+    if any(getattr(run, compared) for run in RUNS):
+        RUN, RUN_OPTIONS = f"{{{compared}}}_{RUN}", f"--{compared} {{wildcards.{compared}:q}} {RUN_OPTIONS}"
+COMPARES_NETWORKS = SETTINGS.grid.compares_networks
+
 GRID = {
     "budget": SETTINGS.grid.budgets,
     "allocation": SETTINGS.grid.allocations,
@@ -112,9 +122,15 @@ if shutil.which("sublora") is None:
 
 
 wildcard_constraints:
-    budget="|".join(map(str, GRID["budget"])),
-    allocation="|".join(name.replace(".", r"\.") for name in GRID["allocation"]),
-    seed="|".join(map(str, GRID["seed"])),
+    **{
+        key: "|".join(dict.fromkeys(re.escape(str(getattr(run, key))) for run in RUNS))
+        for key in ("budget", "allocation", "seed", "trained", "size")
+    },
+
+
+def files_of_runs(*names):
+    """These files of every run."""
+    return [f"results/runs/{run.name}/{name}" for run in RUNS for name in names]
 
 
 def settings_of(stage):

@@ -14,6 +14,15 @@ if HAS_GATES:
 
 TABLES = expand("results/tables/{name}", name=["yardsticks.csv", "summary.csv", "summary.tex", "hypotheses.csv"])
 
+# Allocations are compared within one network and one kind of training: another grid has other figures and tables.
+if COMPARES_NETWORKS:
+    FIGURES = [
+        f"results/figures/bound_against_{name}.png"
+        for name, values in (("compressed_size", SETTINGS.grid.trained), ("model_size", SETTINGS.grid.sizes))
+        if values
+    ]
+    TABLES = expand("results/tables/{name}.csv", name=["yardsticks", "networks"])
+
 
 rule figures:
     input:
@@ -47,7 +56,7 @@ rule runs_of_budget:
 
 rule runs:
     input:
-        bounds=expand("results/runs/d{budget}_{allocation}_seed{seed}/bounds.json", **GRID),
+        bounds=files_of_runs("bounds.json"),
     output:
         "results/runs.csv",
     log:
@@ -196,6 +205,52 @@ rule bound_against_budget:
         "../scripts/bound_against_budget.py"
 
 
+rule bound_against_compressed_size:
+    input:
+        runs="results/runs.csv",
+        yardsticks=f"{DATA}/yardsticks.json",
+    output:
+        png=report(
+            "results/figures/bound_against_compressed_size.png",
+            caption="../report/bound_against_compressed_size.rst",
+            category="Figures",
+            labels={"figure": "Bound against compressed size", "budget": "all"},
+        ),
+        pdf="results/figures/bound_against_compressed_size.pdf",
+    log:
+        "logs/bound_against_compressed_size.log",
+    benchmark:
+        "logs/bound_against_compressed_size.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
+    script:
+        "../scripts/bound_against_compressed_size.py"
+
+
+rule bound_against_model_size:
+    input:
+        runs="results/runs.csv",
+        yardsticks=f"{DATA}/yardsticks.json",
+    output:
+        png=report(
+            "results/figures/bound_against_model_size.png",
+            caption="../report/bound_against_model_size.rst",
+            category="Figures",
+            labels={"figure": "Bound against model size", "budget": "all"},
+        ),
+        pdf="results/figures/bound_against_model_size.pdf",
+    log:
+        "logs/bound_against_model_size.log",
+    benchmark:
+        "logs/bound_against_model_size.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
+    script:
+        "../scripts/bound_against_model_size.py"
+
+
 rule loss_curves:
     input:
         runs="results/runs_d{budget}.csv",
@@ -308,6 +363,27 @@ rule yardsticks_table:
     localrule: True
     script:
         "../scripts/yardsticks_table.py"
+
+
+rule networks:
+    input:
+        runs="results/runs.csv",
+    output:
+        csv=report(
+            "results/tables/networks.csv",
+            caption="../report/networks.rst",
+            category="Tables",
+            labels={"table": "Networks side by side"},
+        ),
+    log:
+        "logs/networks.log",
+    benchmark:
+        "logs/networks.benchmark.tsv"
+    params:
+        numerics=NUMERICS_VERSIONS["figures"],
+    localrule: True
+    script:
+        "../scripts/networks.py"
 
 
 rule summary:

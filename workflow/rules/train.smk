@@ -3,11 +3,7 @@
 
 rule trainings:
     input:
-        expand(
-            "results/runs/d{budget}_{allocation}_seed{seed}/{file}",
-            **GRID,
-            file=["best_ckpt.pt", "metrics.csv", "gating_trace.csv"],
-        ),
+        files_of_runs("best_ckpt.pt", "metrics.csv", "gating_trace.csv"),
     localrule: True
 
 
@@ -21,13 +17,13 @@ rule train:
         train=ancient(f"{DATA}/train.bin"),
         val=ancient(f"{DATA}/val.bin"),
     output:
-        checkpoint="results/runs/d{budget}_{allocation}_seed{seed}/best_ckpt.pt",
-        metrics="results/runs/d{budget}_{allocation}_seed{seed}/metrics.csv",
-        gates="results/runs/d{budget}_{allocation}_seed{seed}/gating_trace.csv",
+        checkpoint=f"results/runs/{RUN}/best_ckpt.pt",
+        metrics=f"results/runs/{RUN}/metrics.csv",
+        gates=f"results/runs/{RUN}/gating_trace.csv",
     log:
-        "logs/train/d{budget}_{allocation}_seed{seed}.log",
+        f"logs/train/{RUN}.log",
     benchmark:
-        "logs/train/d{budget}_{allocation}_seed{seed}.benchmark.tsv"
+        f"logs/train/{RUN}.benchmark.tsv"
     params:
         *settings_of("train"),
         settings_file=settings_file,
@@ -37,5 +33,5 @@ rule train:
     resources:
         gpu=GPUS_PER_TRAINING,
     shell:
-        "{params.launcher} train --config {params.settings_file:q} --budget {wildcards.budget:q} "
-        "--allocation {wildcards.allocation:q} --seed {wildcards.seed:q} --out {params.folder:q} > {log:q} 2>&1"
+        f"{{params.launcher}} train --config {{params.settings_file:q}} {RUN_OPTIONS} "
+        "--out {params.folder:q} > {log:q} 2>&1"

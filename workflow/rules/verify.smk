@@ -3,7 +3,7 @@
 
 rule verify:
     input:
-        expand("results/verification/d{budget}_{allocation}_seed{seed}.txt", **GRID),
+        [f"results/verification/{run.name}.txt" for run in RUNS],
     localrule: True
 
 
@@ -13,15 +13,15 @@ rule verify_run:
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
-        certificate="results/runs/d{budget}_{allocation}_seed{seed}/certificate.bin",
-        losses="results/runs/d{budget}_{allocation}_seed{seed}/losses.npz",
-        json="results/runs/d{budget}_{allocation}_seed{seed}/bounds.json",
+        certificate=f"results/runs/{RUN}/certificate.bin",
+        losses=f"results/runs/{RUN}/losses.npz",
+        json=f"results/runs/{RUN}/bounds.json",
     output:
-        "results/verification/d{budget}_{allocation}_seed{seed}.txt",
+        f"results/verification/{RUN}.txt",
     log:
-        "logs/verify/d{budget}_{allocation}_seed{seed}.log",
+        f"logs/verify/{RUN}.log",
     benchmark:
-        "logs/verify/d{budget}_{allocation}_seed{seed}.benchmark.tsv"
+        f"logs/verify/{RUN}.benchmark.tsv"
     params:
         *settings_of("score"),
         settings_file=settings_file,

@@ -32,6 +32,7 @@ PREMISES = (
     "data.min_tokens",
     "data.corpus",
     "data.unit",
+    "data.permute",
 )
 """Settings that are shown with every verdict; those that are left out are in the certificate."""
 
