@@ -23,6 +23,9 @@ INDEPENDENCE = {
     "document_dates": "2024 & later",
     "how_checked": "by the dates of the commits",
 }
+PARAMETERS = {"lora-identity": 5_400, "weights-identity": 210_000}
+"""D of what is trained without a subspace."""
+MODEL_PARAMETERS = {"1x2x16": 8_800, "4x2x64": 225_000, "gpt2": 85_000_000}
 YARDSTICKS = {"unigram": (5.42, 5.55), "bigram": (4.98, 5.31), "order3": (4.47, 4.53), "frozen_base": (5.13, 5.2)}
 """(loss on test documents, bound) in bits per token. Bounds of the runs of SMALL lie between 5.1 and 5.4."""
 SMALL = Grid(
@@ -88,15 +91,16 @@ def write_yardsticks_of(folder: Path, losses_and_bounds: Mapping[str, tuple[floa
 def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool = False) -> dict:
     """A bounds.json in which everything adds up."""
     noise = generator("analysis data", run.name).normal(size=8)
+    budget = _dimension(run)
     shared = generator("analysis data", "base", run.seed).normal()
     loss = _loss_bits(run) + 0.03 * shared + 0.01 * noise[0]
-    gates = {group: round(value * run.budget) for group, value in final_gamma(run, layers).items()}
+    gates = {group: round(value * budget) for group, value in final_gamma(run, layers).items()}
     gates = gates if run.mode == "learned" else {}
     code_items = {
         "codebook": 176.0,
         "counts": 110.0,
-        "symbols": float(round((2.35 + 0.04 * noise[1] + 0.05 * (run.ratio or 0.4)) * run.budget)),
-        "gates": float(len(gates) * math.ceil(math.log2(run.budget + 1))),
+        "symbols": float(round((2.35 + 0.04 * noise[1] + 0.05 * (run.ratio or 0.4)) * budget)),
+        "gates": float(len(gates) * math.ceil(math.log2(budget + 1))),
         "smoothing": 3.0,
         "length": 21.0,
         "arm": float(math.ceil(math.log2(sweep))),
@@ -126,12 +130,13 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool =
         "format": RECORD_FORMAT,
         "run": {
             "name": run.name,
-            "budget": run.budget,
+            "budget": budget,
             "allocation": run.allocation,
             "mode": run.mode,
             "ratio": run.ratio,
             "seed": run.seed,
-        },
+        }
+        | _compared(run),
         "bound_value": headline,
         "bound_inequality": f"betting{suffix}",
         "bound_hoeffding": bounds[f"hoeffding{suffix}"],
@@ -164,7 +169,7 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool =
         "val_loss_unquantized_bits": empirical + 0.01 - added,
         "test_loss_bits": empirical + 0.015,
         "gates": gates,
-        "gamma": {group: value / run.budget for group, value in gates.items()},
+        "gamma": {group: value / budget for group, value in gates.items()},
         "topk_errors": {"1": 0.8, "10": 0.35, "100": 0.02},
         "topk_bounds": {"1": 0.9, "10": 0.5, "100": 0.15},
         "seconds": {"train": 11.0, "encode": 0.2, "score": 3.0, "bound": 0.1},
@@ -193,7 +198,17 @@ def final_gamma(run: RunSpec, layers: int) -> dict[str, float]:
 def _loss_bits(run: RunSpec) -> float:
     by_mode = {"uniform": 4.50, "learned": 4.47}
     arm = by_mode[run.mode] if run.ratio is None else 4.49 + 0.9 * (run.ratio - 0.55) ** 2
-    return arm - 0.08 * math.log2(run.budget / 1000.0)
+    return arm - 0.08 * math.log2(_dimension(run) / 1000.0)
+
+
+def _dimension(run: RunSpec) -> int:
+    return run.dimension(PARAMETERS.get(run.trained or ""))
+
+
+def _compared(run: RunSpec) -> dict:
+    """What a record says of a run in a grid that compares networks."""
+    facts = {key: value for key, value in (("trained", run.trained), ("size", run.size)) if value is not None}
+    return facts if run.size is None else facts | {"model_parameters": MODEL_PARAMETERS[run.size]}
 
 
 def _write_metrics(path: Path, run: RunSpec, steps: int) -> None:

@@ -21,18 +21,28 @@ TEXT = "def f(x):\n    return x + one  # the sum\n\n\ttwo three four five six se
 
 
 CHAIN = {
-    "grid": {"budgets": [120], "allocations": ["uniform"], "seeds": [1]},
+    "grid": {"budgets": [300], "allocations": ["uniform"], "seeds": [1]},
     "subspace": {"adapt": "weights"},
     "data": {
-        "corpus": TINY["data"]["corpus"] | {"symbols": 8, "concentration": 0.3, "documents": 4400},
+        "corpus": {
+            "kind": "markov",
+            "symbols": 8,
+            "concentration": 0.2,
+            "documents": 8400,
+            "min_length": 110,
+            "max_length": 130,
+            "seed": 3,
+        },
+        "min_characters": 110,
+        "min_tokens": 110,
         "val_documents": 200,
         "test_documents": 200,
     },
-    "model": TINY["model"] | {"n_layer": 1},
+    "model": {"n_layer": 1},
     "training": {"steps": 150, "tokens_per_step": 512, "micro_batch_sequences": 32, "learning_rate": 0.3},
     "message": {"quantizer": "entropy"},
     "rate_phase": {"smoothing": "token(0.25)"},
-    "scoring": {"documents": 400, "sliding_window": 16, "val_documents": 50, "test_documents": 50},
+    "scoring": {"documents": 1000, "sliding_window": 16, "val_documents": 50, "test_documents": 50},
 }
 
 
