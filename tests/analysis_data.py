@@ -227,9 +227,9 @@ def _write_metrics(path: Path, run: RunSpec, steps: int) -> None:
 
 def _write_gates(path: Path, run: RunSpec, gamma: dict[str, float], steps: int) -> None:
     lines = ["step,mask_width,group,gamma,gradient_snr"]
-    soft = 0.8 * steps
+    soft, budget = 0.8 * steps, _dimension(run)
     for step in range(50, steps + 1, 50):
-        width = 0.0 if step > soft else 0.25 * run.budget * (1.2 / run.budget) ** (step / soft)
+        width = 0.0 if step > soft else 0.25 * budget * (1.2 / budget) ** (step / soft)
         for group, final in gamma.items():
             wander = 0.02 * float(generator("analysis data", "trace", run.name, group, step).normal())
             value = final if width == 0.0 else 0.5 + (final - 0.5) * step / soft + wander * (1.0 - step / soft)
