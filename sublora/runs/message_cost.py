@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from sublora import config
-from sublora.bounds.selection import estimated_bound
+from sublora.bounds.selection import Sampling, estimated_bound
 from sublora.coding import plain
 from sublora.coding.magnitudes import MAX_COEFFICIENTS
 from sublora.data.dataset import TokenDataset
@@ -28,7 +28,7 @@ class MessageCost:
     bits: float
     """About what the payload will have, before training makes it shorter."""
     lowest_bound_bits: float
-    """The bound, bits per token, of a model that predicts every token with certainty."""
+    """The bound, bits per token, of a model that predicts every token with certainty, were all n units scored."""
     guessing_bits: float
 
     @property
@@ -56,9 +56,9 @@ def message_cost(settings: config.Settings, dimension: int, dataset: TokenDatase
         settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
     )
     bits = dimension * bits_per_coefficient(settings)
+    sampling = Sampling(loss.premises.n_units, loss.premises.delta)
     perfect = [
-        estimated_bound(np.full(100, range_.lower), range_, code_bits=bits, sampling=loss.sampling)
-        for range_ in loss.ranges
+        estimated_bound(np.full(100, range_.lower), range_, code_bits=bits, sampling=sampling) for range_ in loss.ranges
     ]
     return MessageCost(dimension, bits, min(perfect), math.log2(dataset.vocab_size))
 
