@@ -1,4 +1,4 @@
-"""Settings of an experiment: strict, frozen, and complete (every key must be given).
+"""Settings of an experiment: strict, frozen, and complete (every key must be given, but for a few that may be null).
 
 A settings file lies in a folder `config/`; the paths it implies (data/..., results/...) are relative to the
 folder above. Each key says beside itself which stages it reaches, so that the workflow can rerun a stage exactly when
