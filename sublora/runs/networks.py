@@ -146,9 +146,9 @@ def weights_network(
     return network, weights_theta(base.weights, space)
 
 
-def trained_parameters(settings: config.Settings, vocab_size: int) -> int | None:
-    """D, the entries of theta; None of a network whose sizes are in its own files."""
-    if not isinstance(settings.model, config.Model):
+def trained_parameters(settings: config.Settings, vocab_size: int | None) -> int | None:
+    """D, the entries of theta; None of a network whose sizes are in its own files, or whose vocabulary is not given."""
+    if not isinstance(settings.model, config.Model) or vocab_size is None:
         return None
     if settings.subspace.adapt == "weights":
         return model_parameters(settings.model, vocab_size)

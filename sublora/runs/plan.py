@@ -155,8 +155,8 @@ def largest_run_bytes(settings: config.Settings, documents: int) -> int:
 
 def dimensions(settings: config.Settings) -> list[int]:
     """d of every kind of run, in the grid's order; those left out whose number of parameters is in a model's files."""
-    vocab_size = TOKENIZERS[settings.data.tokenizer].vocab_size
-    return [d for d, _ in _dimensions_with_settings(settings, vocab_size)]
+    known = TOKENIZERS.get(settings.data.tokenizer)
+    return [d for d, _ in _dimensions_with_settings(settings, None if known is None else known.vocab_size)]
 
 
 def message_costs(settings: config.Settings, dataset: TokenDataset) -> list[MessageCost]:
@@ -164,7 +164,7 @@ def message_costs(settings: config.Settings, dataset: TokenDataset) -> list[Mess
     return [message_cost(own, d, dataset) for d, own in _dimensions_with_settings(settings, dataset.vocab_size)]
 
 
-def _dimensions_with_settings(settings: config.Settings, vocab_size: int) -> list[tuple[int, config.Settings]]:
+def _dimensions_with_settings(settings: config.Settings, vocab_size: int | None) -> list[tuple[int, config.Settings]]:
     found: dict[int, config.Settings] = {}
     for spec in settings.grid.runs():
         own = settings.for_run(spec)

@@ -102,9 +102,12 @@ def _check_finished(path: Path, digest: str, spec: config.RunSpec, waited: bool)
 def _message_cost(settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset) -> MessageCost | None:
     """What the message will cost, None where that takes the model's own files; UserError if none can be written."""
     parameters = trained_parameters(settings, dataset.vocab_size)
-    if parameters is None or spec.dimension(parameters) > parameters:
+    if parameters is None and spec.budget == config.ALL:
         return None
-    cost = message_cost(settings, spec.dimension(parameters), dataset)
+    dimension = spec.dimension(parameters)
+    if parameters is not None and dimension > parameters:
+        return None
+    cost = message_cost(settings, dimension, dataset)
     check_message(settings, cost)
     return cost
 
