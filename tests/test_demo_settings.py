@@ -28,3 +28,17 @@ def test_the_demo_prepares_as_many_test_documents_as_it_scores():
 def test_both_settings_files_of_the_demo_describe_the_same_documents():
     first, second = (load_settings(REPOSITORY / "demo/config" / name) for name in ("config.yaml", "random_base.yaml"))
     assert first.data == second.data
+
+
+def test_the_four_ways_are_the_demo_but_for_what_is_trained():
+    """The same documents, base and training; beside the grid only learning rates and what a report would need."""
+    demo, four = (
+        load_settings(REPOSITORY / "demo/config" / name).model_dump() for name in ("config.yaml", "four_ways.yaml")
+    )
+    differing = {f"{s}.{key}" for s, keys in demo.items() for key, value in keys.items() if four[s][key] != value}
+    assert differing == {
+        *("grid.budgets", "grid.allocations", "grid.seeds", "grid.trained"),
+        *("training.learning_rates", "data.near_duplicates", "scoring.sources"),
+    }
+    runs = load_settings(REPOSITORY / "demo/config/four_ways.yaml").grid.runs()
+    assert len({run.trained for run in runs}) == 4 and len(runs) == 8
