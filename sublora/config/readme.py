@@ -18,8 +18,8 @@ INTRODUCTION = """\
 
 Generated from the settings' docstrings by `make schema`; do not edit.
 
-`config.yaml` in this folder is the full reproduction. A settings file is whole: every key below must be given, unknown
-keys are refused, and numbers are not converted from text. Its folder is called `config`, and `data/`, `results/` and
+`config.yaml` in this folder is the full reproduction. A settings file is whole: every key below must be given, but
+those marked *may be left out*, which are null then; unknown keys are refused, and numbers are not converted from text. Its folder is called `config`, and `data/`, `results/` and
 `logs/` lie in the folder above. To vary it, copy it to `NAME/config/config.yaml` and run `snakemake --directory NAME`,
 or change single keys with `--config 'training={steps: 200}'`. The workflow writes the settings in force to
 `results/settings.yaml`, which its jobs read.
@@ -97,6 +97,7 @@ class _Page:
                 else:
                     takes, stages = "keys, see below", ""
                     inner.append((below, f"{path}.{key}", marks))
+                takes += "" if field.is_required() else ", may be left out"
                 rows.append("| " + " | ".join(map(_cell, (f"`{key}`", takes, stages, field.description or ""))) + " |")
             self.add("\n".join(rows))
             for found in inner:
@@ -153,6 +154,8 @@ def _takes(node: dict[str, Any], schema: dict[str, Any]) -> str:
         return _or([f"`{value}`" for value in node["enum"]])
     if "anyOf" in node:
         return _or([_takes(part, schema) for part in node["anyOf"]])
+    if node.get("type") == "object":
+        return f"names, a {_takes(node['additionalProperties'], schema)} each"
     if node.get("type") == "array":
         if "prefixItems" in node:
             return f"a list of {len(node['prefixItems'])}: {_takes(node['prefixItems'][0], schema)}"

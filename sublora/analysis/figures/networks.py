@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from sublora.analysis.arms import arms_of
+from sublora.analysis.figures.tradeoff import log_axis
 from sublora.analysis.networks import network_table, part_label, require
 from sublora.analysis.reference_lines import mark_levels
 from sublora.analysis.runs_table import MODEL_PARAMETERS
@@ -40,7 +41,6 @@ def bound_against_compressed_size(runs: pd.DataFrame, yardsticks: Sequence[Yards
     table = network_table(runs)
     parts = list(dict.fromkeys(table["trained"]))
     figure, (axes,) = panels_in(COLUMN_INCHES, 2.4)
-    axes.set_xscale("log")
     handles = []
     for rank, part in enumerate(parts):
         rows = table[table["trained"] == part].sort_values("compressed_size_bits")
@@ -49,6 +49,8 @@ def bound_against_compressed_size(runs: pd.DataFrame, yardsticks: Sequence[Yards
         for column, filled in MEASURES:
             _points(axes, x, rows, column, colour, marker, filled=filled)
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=part_label(part)))
+    axes.margins(x=0.1)
+    log_axis(axes)
     axes.set(xlabel="Compressed size (KB, log scale)", ylabel="Bound and BPD (bits/token)")
     mark_levels(axes, bound_levels(yardsticks))
     add_legend(figure, [*handles, *_measure_handles()])

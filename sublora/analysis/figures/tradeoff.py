@@ -66,7 +66,7 @@ def compression(runs: pd.DataFrame, budget: int) -> Figure:
         lines += right.plot(
             means["size_kb"], means[column], color=FAINT, linestyle=style, linewidth=0.9, zorder=2, label=label
         )
-    _log_axis(right)
+    log_axis(right)
     right.set(xlabel="Compressed size (KB, log scale)", ylabel="Bound and BPD (bits/token)")
     for axes, letter in zip((left, middle, right), "abc", strict=True):
         axes.set_title(f"({letter}) d = {budget}", loc="left")
@@ -109,7 +109,7 @@ def _draw_frontier(axes: Axes, means: pd.DataFrame) -> None:
     axes.set(xlim=(x_low, x_high), ylim=(y_low, y_high))
 
 
-def _log_axis(axes: Axes) -> None:
+def log_axis(axes: Axes) -> None:
     """A logarithmic x axis that stays readable when its values span far less than a decade."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
