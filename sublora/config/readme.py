@@ -18,11 +18,12 @@ INTRODUCTION = """\
 
 Generated from the settings' docstrings by `make schema`; do not edit.
 
-`config.yaml` in this folder is the full reproduction. A settings file is whole: every key below must be given, but
-those marked *may be left out*, which are null then; unknown keys are refused, and numbers are not converted from text. Its folder is called `config`, and `data/`, `results/` and
-`logs/` lie in the folder above. To vary it, copy it to `NAME/config/config.yaml` and run `snakemake --directory NAME`,
-or change single keys with `--config 'training={steps: 200}'`. The workflow writes the settings in force to
-`results/settings.yaml`, which its jobs read.
+`config.yaml` in this folder is the full reproduction. A settings file is whole: every key below must be given, but for
+those that *may be left out* and are null then; unknown keys are refused, and numbers are not converted from text. Its
+folder is called `config`, and `data/`, `results/` and `logs/` lie in the folder above. To vary it, copy it to
+`NAME/config/config.yaml` and run `snakemake --directory NAME`, or change single keys with
+`--config 'training={steps: 200}'`. The workflow writes the settings in force to `results/settings.yaml`, which its jobs
+read.
 
 The workflow calls the command line of the Python package `sublora`, which has to be installed in the same environment
 as Snakemake: `make setup` in a clone, or `pip install "sublora[workflow] @ git+<URL of the repository>@<tag>"`.

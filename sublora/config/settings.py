@@ -117,6 +117,7 @@ class Settings(Section):
                 f"of {steps} training.steps in which w is rounded; raise the first, lower the second or train longer"
             ]
         return []
+
     def for_run(self, spec: RunSpec) -> "Settings":
         """The settings of one run: those of its network and of what it trains, where the grid compares such.
 
