@@ -1,0 +1,110 @@
+"""From a certificate and its base to the network that was certified, without data and without a checkpoint."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sublora import config
+from sublora.errors import UserError
+from sublora.models.protocol import LanguageModel, Network
+from sublora.models.weights import Base
+from sublora.names import BASE_FOLDER, BASE_WEIGHTS_NAME, CERTIFICATE_NAME
+from sublora.runs.build import adaptable
+from sublora.runs.decoder import lora_init_sha256, projection_sha256
+from sublora.runs.message import Message, read_message
+from sublora.runs.networks import random_base, read_base
+
+
+@dataclasses.dataclass(frozen=True)
+class CertificateFiles:
+    """A certificate, and where its base lies."""
+
+    certificate: Path
+    base: Path | None = None
+    """base.safetensors; None: it is looked for."""
+    root: Path | None = None
+    """The folder that holds results/base/; None: it is looked for."""
+
+    @classmethod
+    def of(cls, path: Path, *, base: Path | None = None, root: Path | None = None) -> "CertificateFiles":
+        """By a run's folder, or by the certificate itself."""
+        return cls(path / CERTIFICATE_NAME if path.is_dir() else path, base, root)
+
+    def base_weights(self) -> Path:
+        """base.safetensors: as named, below `root`, beside the certificate, else in results/base/ of a folder above.
+
+        UserError if it is at none of these places.
+        """
+        if self.base is not None:
+            return self.base
+        if self.root is not None:
+            return self.root / BASE_FOLDER / BASE_WEIGHTS_NAME
+        beside = self.certificate.resolve().parent
+        above = [folder / BASE_FOLDER for start in (beside, Path.cwd()) for folder in (start, *start.parents)]
+        for folder in (beside, *above):
+            if (folder / BASE_WEIGHTS_NAME).exists():
+                return folder / BASE_WEIGHTS_NAME
+        raise UserError(
+            f"{self.certificate}: no {BASE_WEIGHTS_NAME} beside it and no {BASE_FOLDER}/{BASE_WEIGHTS_NAME} in any "
+            "folder above; name the base's weights with --base"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a certificate says, as a network."""
+
+    message: Message
+    base: Base
+    network: Network
+    theta_D: Tensor
+    """What is trained, as decoded: LoRA matrices."""
+    device: torch.device
+
+    @functools.cached_property
+    def model(self) -> LanguageModel:
+        """The network that was scored, before its probabilities are smoothed."""
+        return self.network.at(self.theta_D)
+
+
+def decode(files: CertificateFiles, device: torch.device) -> Decoded:
+    """The decoded network, computing in float32.
+
+    UserError if a file is missing or damaged, or if base, LoRA initialization or projection are not those that the
+    certificate names by their hashes.
+    """
+    message = read_message(files.certificate)
+    settings, header = message.settings, message.header
+    settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"compile": False})})
+    base = _base(message, files)
+    network, subspace = adaptable(settings, message.spec, base, header["vocab_size"], device)
+    named = {"LoRA initialization": "lora_init_sha256", "projection": "projection_sha256"}
+    found = (lora_init_sha256(subspace), projection_sha256(subspace))
+    for (what, key), sha256 in zip(named.items(), found, strict=True):
+        if sha256 != header[key]:
+            raise UserError(
+                f"{files.certificate}: its {what} hashes to {header[key][:12]}..., here to {sha256[:12]}...; "
+                "decode it with the release of sublora that wrote it"
+            )
+    contents = message.contents
+    theta_D = subspace.decoded(contents.weights.values(), contents.gates)
+    return Decoded(message, base, network, theta_D, device)
+
+
+def _base(message: Message, files: CertificateFiles) -> Base:
+    """The base drawn from the run's seed, or read from its file; UserError if it is another than the certificate's."""
+    settings, header = message.settings, message.header
+    if isinstance(settings.base, config.RandomBase):
+        base, where = random_base(settings, header["vocab_size"], message.spec.seed), "the random base"
+    else:
+        path = files.base_weights()
+        base, where = read_base(path, settings, header["vocab_size"]), str(path)
+    if base.sha256 != header["base_sha256"]:
+        raise UserError(
+            f"{where}: weights hash to {base.sha256[:12]}..., {files.certificate} names {header['base_sha256'][:12]}"
+            "...; name the certificate's own base with --base"
+        )
+    return base
