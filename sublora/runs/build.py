@@ -62,9 +62,7 @@ def adaptable(
 
     UserError if the budget does not fit the network.
     """
-    network, start_D = make_network(
-        settings, base, vocab_size=vocab_size, seed=spec.seed, device=device, dtype=dtype
-    )
+    network, start_D = make_network(settings, base, vocab_size=vocab_size, seed=spec.seed, device=device, dtype=dtype)
     shape = SubspaceShape(
         space=network.space,
         allocation=parse_allocation(spec.allocation),

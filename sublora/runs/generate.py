@@ -25,6 +25,14 @@ class Writing:
     choice: Choice
     seed: int
 
+    @classmethod
+    def of(cls, prompt: str, *, most_tokens: int, temperature: float, top_k: int | None, seed: int) -> "Writing":
+        """UserError for a temperature or a top-k that says nothing."""
+        try:
+            return cls(prompt, most_tokens, Choice(temperature, top_k), seed)
+        except ValueError as error:
+            raise UserError(f"--{str(error).replace('_', '-')}") from None
+
 
 def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal["cpu", "cuda"] = "cpu") -> str:
     """The prompt and what the decoded network makes of it, up to the end of the document.

@@ -124,7 +124,7 @@ class Subspace(nn.Module):
 
     @torch.no_grad()
     def decoded(self, w_d: NDArray[np.float32], split: Sequence[int]) -> Tensor:
-        """theta (D) of a message: its w (d) and the integers of its gates. The module's own w and gates play no part."""
+        """theta (D) of a message: its w (d) and the integers of its gates; of the module's own nothing is used."""
         values_d = torch.from_numpy(np.ascontiguousarray(w_d, dtype=np.float32)).to(self.subspace_params.device)
         return self.theta(values_d, self.split_masks(torch.tensor(split, dtype=torch.long)))
 
