@@ -12,6 +12,7 @@ from sublora.config.grid import Grid
 from sublora.config.model import BLOCK_TARGETS, HEAD_TARGET, AnyModel, Gating, HuggingFaceModel, Lora, Model, Subspace
 from sublora.config.reach import Reaches, ReachesThrough, trains_for_the_message
 from sublora.config.section import Section
+from sublora.config.tracking import Tracking
 from sublora.config.training import Compute, RatePhase, Training
 
 
@@ -32,6 +33,7 @@ class Settings(Section):
     training: Annotated[Training, Reaches("train")]
     rate_phase: Annotated[RatePhase, Reaches("train", when=trains_for_the_message)]
     compute: Annotated[Compute, Reaches("train")]
+    tracking: Annotated[Tracking, Reaches()]
     message: Annotated[Message, Reaches("score", "bound")]
     scoring: Annotated[Scoring, Reaches("score", "yardsticks", "bound")]
     bound: Annotated[Bound, Reaches("score", "yardsticks", "bound"), Reaches("train", when=trains_for_the_message)]
