@@ -35,8 +35,11 @@ class StandIn(types.ModuleType):
     def __init__(self, refuses: str | None = None) -> None:
         super().__init__("wandb")
         self.refuses, self.options, self.rows, self.open = refuses, {}, {}, False
+        self.ids: set[object] = set()
 
     def init(self, *, mode: str, **options: object) -> "StandIn":
+        assert options["id"] not in self.ids, "run ID is in use"
+        self.ids.add(options["id"])
         if mode == "online" and self.refuses:
             raise getattr(self.errors, self.refuses)("no\nway")
         self.options, self.open = {"mode": mode, **options}, True

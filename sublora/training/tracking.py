@@ -101,15 +101,15 @@ def _wandb_run(
     options: dict[str, Any] = {
         "project": settings.tracking.wandb_project,
         "name": name,
-        "id": digest[:16],
         "dir": str(out),
         "config": settings.model_dump(mode="json"),
     }
     try:
-        return wandb.init(**options, mode=mode, resume="allow" if mode == "online" else None)
+        return wandb.init(**options, id=digest[:16], mode=mode, resume="allow" if mode == "online" else None)
     except wandb.errors.CommError as error:
         say(f"tracking.wandb: no server ({_line(error)}); writing offline, into {out / 'wandb'}")
-        return wandb.init(**options, mode="offline")
+        # The first id counts as in use until the process ends.
+        return wandb.init(**options, id=f"{digest[:16]}-offline", mode="offline")
     except wandb.errors.Error as error:
         raise UserError(f"tracking.wandb: {_line(error)}; log in (wandb login), or set it to offline") from None
 
