@@ -18,6 +18,7 @@ from sublora.pretrained import pretrained_folder
 from sublora.runs.announce import announce
 from sublora.runs.locking import sole_writer
 from sublora.runs.networks import AnyBase, gpt2, import_base, random_base, read_base, write_base
+from sublora.runs.starts import record_start
 from sublora.training.base import BaseTrainer
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep
@@ -111,6 +112,7 @@ def _train_base(
             progress.say(f"{out / BASE_JSON_NAME}: written by the process that was waited for")
             return out / BASE_JSON_NAME
         dataset.verified()
+        record_start(out, "base", settings)
         with claim_device(compute) as device:
             announce(settings, device)
             dtype = DTYPES[compute.dtype]

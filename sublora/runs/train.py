@@ -16,6 +16,7 @@ from sublora.runs.announce import announce
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
 from sublora.runs.locking import sole_writer
+from sublora.runs.starts import record_start
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
@@ -70,6 +71,7 @@ def train_run(
                 return finished
             _check_finished(finished, digest, spec, waited)
             dataset.verified()
+            record_start(out, "train", settings)
             with (
                 tracked(settings, name=spec.name, digest=digest, out=out, say=progress.say) as trackers,
                 claim_devices(settings.compute, peers.size) as devices,
