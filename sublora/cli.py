@@ -334,8 +334,34 @@ def plan(
         float | None, typer.Option(min=1e-9, help="The same for scoring; only together with --tokens-per-second.")
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Also print the hours on this many GPUs at once.")] = None,
+    loss: Annotated[
+        float | None,
+        typer.Option(help="Predict the bound instead: your guess of the adapted network's loss, bits per token."),
+    ] = None,
+    base_loss: Annotated[
+        float | None, typer.Option(help="With --loss: the frozen base's loss, to say whether adapting it is worth it.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="With --loss: training documents. Default: those prepared.")
+    ] = None,
+    loss_deviation: Annotated[
+        float | None, typer.Option(help="With --loss: standard deviation over documents. Default: 0.4, the demo's.")
+    ] = None,
+    bits_per_coordinate: Annotated[
+        float | None, typer.Option(help="With --loss: message bits for each of d numbers. Default: 2.2, the demo's.")
+    ] = None,
 ) -> None:
-    """Print what the whole grid costs in GPU hours and disk space; measures speed for a few seconds unless given."""
+    """Print what the whole grid costs in GPU hours and disk space; measures speed for a few seconds unless given.
+
+    With --loss, print instead the bound to be expected, before anything is trained, and whether n is large enough.
+    """
+    if loss is not None:
+        from sublora.runs.expected_bound import Guess, predict_and_print
+
+        given = {"deviation_bits": loss_deviation, "bits_per_coordinate": bits_per_coordinate}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        predict_and_print(config, Guess(loss, base_loss, **chosen), n_units=n)
+        return
     with _imports():
         from sublora.runs.plan import print_plan
 
