@@ -117,6 +117,8 @@ def test_impossible_guesses_and_unknown_n_are_one_line(tmp_path: Path) -> None:
     assert "finite number" in complaint(lambda: Guess(-1.0))
     assert "or give it with --n" in complaint(lambda: population_of(DEMO, tmp_path, None))
     assert population_of(DEMO, tmp_path, 7).n_units == 7
+    of_a_base = changed(DEMO, "data", tokenizer="base")
+    assert "run sublora prepare" in complaint(lambda: population_of(of_a_base, tmp_path, 7))
 
 
 def test_it_is_quick_to_ask(tiny_root: Path) -> None:

@@ -1,20 +1,19 @@
-"""A GPT-2 and its adapters in the forms that Hugging Face's transformers and peft read.
+"""This library's GPT-2 and its adapters as transformers names and stores them.
 
 Shape legend: I inputs, O outputs, R rank of an update, C width, V vocabulary.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sublora import config
 from sublora.models.lora import Pair
 from sublora.models.lora_gpt import AdaptedGPT
 from sublora.models.lora_space import HEAD
+from sublora.models.updates import Update, update_of
 from sublora.models.weights import CONV1D, GPT2_FORM, Weights
 
 ATTENTION, MLP_IN, MLP_OUT = "attn.c_attn", "mlp.c_fc", "mlp.c_proj"
@@ -23,23 +22,7 @@ TARGET_MODULES = {"query": ATTENTION, "value": ATTENTION, "mlp_in": MLP_IN, "mlp
 HEAD_MODULE = "lm_head"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Update:
-    """What is added to the weight of a linear map: up down (O x I), in float32."""
-
-    down_RI: NDArray[np.float32]
-    up_OR: NDArray[np.float32]
-
-    @property
-    def rank(self) -> int:
-        return len(self.down_RI)
-
-    def product(self) -> NDArray[np.float32]:
-        """up down (O x I), summed in float64."""
-        return (self.up_OR.astype(np.float64) @ self.down_RI.astype(np.float64)).astype(np.float32)
-
-
-def updates(model: AdaptedGPT) -> dict[str, Update]:
+def gpt2_updates(model: AdaptedGPT) -> dict[str, Update]:
     """The update of every adapted linear map by its name in transformers' GPT2LMHeadModel.
 
     Query and value share one map, c_attn, whose update of rank 2 r (with random B 4 r) is made of blocks: the rows of
@@ -54,20 +37,15 @@ def updates(model: AdaptedGPT) -> dict[str, Update]:
             found[prefix + ATTENTION] = _stacked(thirds, model.gpt.shape.n_embd)
         for target in ("mlp_in", "mlp_out"):
             if (pair := pairs[target]) is not None:
-                found[prefix + TARGET_MODULES[target]] = _update(pair)
+                found[prefix + TARGET_MODULES[target]] = update_of(pair)
     if (pair := model.adapters.pair(HEAD, HEAD)) is not None:
-        found[HEAD_MODULE] = _update(pair)
+        found[HEAD_MODULE] = update_of(pair)
     return found
-
-
-def _update(pair: Pair) -> Update:
-    down_RI, up_OR = (np.ascontiguousarray(part.detach().cpu().float().numpy()) for part in pair)
-    return Update(down_RI, up_OR)
 
 
 def _stacked(pairs: list[Pair | None], outputs: int) -> Update:
     """The update of maps of `outputs` outputs each that lie below one another in one weight and read one input."""
-    present = {index: _update(pair) for index, pair in enumerate(pairs) if pair is not None}
+    present = {index: update_of(pair) for index, pair in enumerate(pairs) if pair is not None}
     down_RI = np.concatenate([each.down_RI for each in present.values()])
     up_OR = np.zeros((len(pairs) * outputs, len(down_RI)), dtype=np.float32)
     start = 0
@@ -111,38 +89,3 @@ def gpt2_tensors(weights: Weights, added: Mapping[str, Update]) -> dict[str, tor
         head_VC = weights["wte.weight"] + added[HEAD_MODULE].product()
         tensors[f"{HEAD_MODULE}.weight"] = torch.from_numpy(np.array(head_VC, dtype=np.float32))
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def peft_description(added: Mapping[str, Update], base_name: str, revision: str | None) -> dict[str, Any]:
-    """adapter_config.json of the updates: every map has its own rank, and a scale alpha / rank of 1.
-
-    The scale is in the matrices already, so that ranks of several maps may differ.
-    """
-    ranks = {name: update.rank for name, update in added.items()}
-    common = max(ranks.values())
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "revision": revision,
-        "inference_mode": True,
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != common},
-        "alpha_pattern": {name: rank for name, rank in ranks.items() if rank != common},
-        "target_modules": sorted(added),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-        "fan_in_fan_out": any(name != HEAD_MODULE for name in added),
-    }
-
-
-def peft_tensors(added: Mapping[str, Update]) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors of the updates: matrices by the names that peft gives them."""
-    tensors = {}
-    for name, update in added.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.from_numpy(update.down_RI)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.from_numpy(update.up_OR)
-    return tensors

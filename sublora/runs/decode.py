@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from sublora import config
+from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
 from sublora.errors import UserError
 from sublora.models.protocol import LanguageModel, Network
-from sublora.models.weights import Base
 from sublora.names import BASE_FOLDER, BASE_WEIGHTS_NAME, CERTIFICATE_NAME
 from sublora.runs.build import adaptable
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.message import Message, read_message
-from sublora.runs.networks import random_base, read_base
+from sublora.runs.networks import AnyBase, random_base, read_base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,24 @@ class CertificateFiles:
             "folder above; name the base's weights with --base"
         )
 
+    def pretrained_folder(self, settings: config.Settings) -> Path | None:
+        """The folder that a pretrained base was read from, None for other bases and where it is not on this machine."""
+        if not isinstance(settings.base, config.PretrainedBase):
+            return None
+        weights = self.base_weights().resolve()
+        lies_in_results = weights.parent == weights.parents[2] / BASE_FOLDER
+        root = self.root or (weights.parents[2] if lies_in_results else Path.cwd())
+        folder = (root / settings.base.path).resolve()
+        return folder if folder.is_dir() else None
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoded:
     """What a certificate says, as a network."""
 
+    files: CertificateFiles
     message: Message
-    base: Base
+    base: AnyBase
     network: Network
     theta_D: Tensor
     """What is trained, as decoded: LoRA matrices."""
@@ -68,6 +79,21 @@ class Decoded:
     def model(self) -> LanguageModel:
         """The network that was scored, before its probabilities are smoothed."""
         return self.network.at(self.theta_D)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the documents; UserError for that of a pretrained base whose folder is not here."""
+        settings = self.message.settings
+        if settings.data.tokenizer != OF_THE_BASE:
+            return load_tokenizer(settings.data.tokenizer)
+        folder = self.files.pretrained_folder(settings)
+        if folder is None:
+            assert isinstance(settings.base, config.PretrainedBase)
+            raise UserError(
+                f"{self.files.certificate}: its tokenizer is that of the base, and there is no folder "
+                f"{settings.base.path} here; name with --root the folder that holds it and results/base/"
+            )
+        return pretrained_tokenizer(folder)
 
 
 def decode(files: CertificateFiles, device: torch.device) -> Decoded:
@@ -91,17 +117,18 @@ def decode(files: CertificateFiles, device: torch.device) -> Decoded:
             )
     contents = message.contents
     theta_D = subspace.decoded(contents.weights.values(), contents.gates)
-    return Decoded(message, base, network, theta_D, device)
+    return Decoded(files, message, base, network, theta_D, device)
 
 
-def _base(message: Message, files: CertificateFiles) -> Base:
+def _base(message: Message, files: CertificateFiles) -> AnyBase:
     """The base drawn from the run's seed, or read from its file; UserError if it is another than the certificate's."""
     settings, header = message.settings, message.header
+    base: AnyBase
     if isinstance(settings.base, config.RandomBase):
-        base, where = random_base(settings, header["vocab_size"], message.spec.seed), "the random base"
+        where, base = "the random base", random_base(settings, header["vocab_size"], message.spec.seed)
     else:
         path = files.base_weights()
-        base, where = read_base(path, settings, header["vocab_size"]), str(path)
+        where, base = str(path), read_base(path, settings, header["vocab_size"])
     if base.sha256 != header["base_sha256"]:
         raise UserError(
             f"{where}: weights hash to {base.sha256[:12]}..., {files.certificate} names {header['base_sha256'][:12]}"

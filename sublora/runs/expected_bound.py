@@ -128,8 +128,12 @@ def population_of(settings: config.Settings, root: Path, n_units: int | None) ->
         raise UserError(
             f"data/{settings.data.name} is not prepared, so n is unknown; run sublora prepare, or give it with --n"
         )
-    vocab_size = TOKENIZERS[settings.data.tokenizer].vocab_size
-    return Population(n_units, vocab_size, settings.data.min_tokens + 1.0)
+    if settings.data.tokenizer not in TOKENIZERS:
+        raise UserError(
+            f"data/{settings.data.name} is not prepared, and only then the vocabulary of a pretrained model is known "
+            "here; run sublora prepare"
+        )
+    return Population(n_units, TOKENIZERS[settings.data.tokenizer].vocab_size, settings.data.min_tokens + 1.0)
 
 
 def predict(settings: config.Settings, population: Population, guess: Guess) -> tuple[Prediction, ...]:

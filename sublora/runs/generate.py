@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sublora.data.tokenizers import load_tokenizer
 from sublora.device import claim_device
 from sublora.errors import UserError
 from sublora.models.generation import Choice, continuation
@@ -49,7 +48,7 @@ def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal[
 def write(files: CertificateFiles, writing: Writing, device: torch.device) -> str:
     """`generate_text` on a device that is claimed."""
     decoded = decode(files, device)
-    tokenizer = load_tokenizer(decoded.message.settings.data.tokenizer)
+    tokenizer = decoded.tokenizer
     try:
         (prompt_T,) = tokenizer.encode_batch([writing.prompt])
     except UnicodeEncodeError:
