@@ -97,10 +97,10 @@ def test_the_n_that_is_needed_is_the_smallest_that_pays() -> None:
 
 
 def test_the_verdict_is_printed_with_what_was_assumed(capsys: pytest.CaptureFixture) -> None:
-    few = dataclasses.replace(BYTES, n_units=150)
+    few = dataclasses.replace(BYTES, n_units=100)
     cases = {
         "worth it: ": (BYTES, Guess(2.9, 3.2)),
-        "n = 150 is too small": (few, Guess(2.9)),
+        "n = 100 is too small": (few, Guess(2.9)),
         "not worth it at any n": (BYTES, Guess(3.2, 3.2)),
         "worth it only if adaptation lowers the base's loss by more than": (BYTES, Guess(2.9)),
     }
