@@ -7,14 +7,16 @@ import pytest
 import torch
 from base_samples import PRETRAINED, VOCABULARY, complaint
 from conftest import TINY, demo_values, merged
+from huggingface_samples import pretrained_root
 
 from sublora import config
-from sublora.data.prepare import prepare_dataset
+from sublora.data.prepare import prepare_all, prepare_dataset
 from sublora.models.generation import Choice, continuation
 from sublora.runs.base import make_base
 from sublora.runs.decode import CertificateFiles, decode
 from sublora.runs.encode import encode_run
 from sublora.runs.export import export
+from sublora.runs.generate import Writing, write
 from sublora.runs.train import train_run
 from sublora.streams import generator
 
@@ -102,6 +104,25 @@ def compare(files: CertificateFiles, frozen: torch.nn.Module, folder: Path) -> N
     options = {"end_id": 256, "most_tokens": 14, "choice": Choice(0.0), "stream": generator(0), "device": CPU}
     written = continuation(own, np.array(prompt), **options)
     assert written.tolist() == [token for token in generated if token != 256]
+
+
+def test_the_tokenizer_of_a_base_is_found_in_its_folder_or_in_the_data(tmp_path: Path) -> None:
+    path = pretrained_root(tmp_path)
+    settings = config.load_settings(path)
+    prepare_all(settings, tmp_path)
+    make_base(settings, root=tmp_path)
+    folder = tmp_path / "results/runs/d40_uniform_seed1"
+    train_run(settings, config.parse_run(40, "uniform", 1), root=tmp_path, out=folder)
+    encode_run(folder, root=tmp_path)
+    files, writing = CertificateFiles.of(folder), Writing("the model of", 8, Choice(0.0), 0)
+    expected = write(files, writing, CPU)
+    assert expected.startswith("the model of")
+    (tmp_path / "model").rename(tmp_path / "gone")
+    assert write(files, writing, CPU) == expected
+    (tmp_path / "data").rename(tmp_path / "gone too")
+    assert "its tokenizer is that of the base, and there is neither model nor" in complaint(
+        lambda: write(files, writing, CPU)
+    )
 
 
 def test_a_base_of_another_kind_is_refused(data_root: Path, tmp_path: Path) -> None:

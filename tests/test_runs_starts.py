@@ -51,7 +51,7 @@ def test_every_stage_says_how_it_was_started(root: Path, monkeypatch: pytest.Mon
 
 
 def test_the_record_is_there_before_the_work_and_one_start_does_not_hide_another(root: Path) -> None:
-    out, settings = root / "out", config.load_settings(root / "config/config.yaml")
+    out, settings = root / "stopped", config.load_settings(root / "config/config.yaml")
     spec = config.parse_run(40, "uniform", 1)
 
     class Killed(Exception):

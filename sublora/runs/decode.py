@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sublora import config
+from sublora.data.dataset import META_FILE, TokenDataset, dataset_folder
 from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
 from sublora.errors import UserError
 from sublora.models.protocol import LanguageModel, Network
@@ -52,14 +53,22 @@ class CertificateFiles:
             "folder above; name the base's weights with --base"
         )
 
+    def root_of_base(self) -> Path:
+        """`root`, else the folder below which a base that is no random one lies in results/base/, else the working one.
+
+        UserError if there is no such base.
+        """
+        if self.root is not None:
+            return self.root
+        folder = self.base_weights().absolute().parent
+        root = folder.parent.parent
+        return root if folder == root / BASE_FOLDER else Path.cwd()
+
     def pretrained_folder(self, settings: config.Settings) -> Path | None:
         """The folder that a pretrained base was read from, None for other bases and where it is not on this machine."""
         if not isinstance(settings.base, config.PretrainedBase):
             return None
-        weights = self.base_weights().resolve()
-        lies_in_results = weights.parent == weights.parents[2] / BASE_FOLDER
-        root = self.root or (weights.parents[2] if lies_in_results else Path.cwd())
-        folder = (root / settings.base.path).resolve()
+        folder = (self.root_of_base() / settings.base.path).resolve()
         return folder if folder.is_dir() else None
 
 
@@ -82,18 +91,24 @@ class Decoded:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the documents; UserError for that of a pretrained base whose folder is not here."""
+        """The tokenizer of the documents: of a pretrained base, from its folder or from the prepared data.
+
+        UserError if neither is here.
+        """
         settings = self.message.settings
         if settings.data.tokenizer != OF_THE_BASE:
             return load_tokenizer(settings.data.tokenizer)
         folder = self.files.pretrained_folder(settings)
-        if folder is None:
-            assert isinstance(settings.base, config.PretrainedBase)
-            raise UserError(
-                f"{self.files.certificate}: its tokenizer is that of the base, and there is no folder "
-                f"{settings.base.path} here; name with --root the folder that holds it and results/base/"
-            )
-        return pretrained_tokenizer(folder)
+        if folder is not None:
+            return pretrained_tokenizer(folder)
+        data = dataset_folder(self.files.root_of_base(), settings.data)
+        if (data / META_FILE).exists():
+            return TokenDataset.open_folder(data, settings.data).load_tokenizer()
+        assert isinstance(settings.base, config.PretrainedBase)
+        raise UserError(
+            f"{self.files.certificate}: its tokenizer is that of the base, and there is neither {settings.base.path} "
+            f"nor {data} here; name with --root the folder that holds one of them and results/base/"
+        )
 
 
 def decode(files: CertificateFiles, device: torch.device) -> Decoded:
