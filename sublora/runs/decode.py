@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sublora import config
-from sublora.data.dataset import META_FILE, TokenDataset, dataset_folder
+from sublora.data.dataset import TokenDataset, dataset_folder
+from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
 from sublora.errors import UserError
 from sublora.models.protocol import LanguageModel, Network

@@ -33,7 +33,8 @@ from sublora.coding.entropy import EntropyWeights
 from sublora.coding.payload import MessageContents, write_payload
 from sublora.coding.plain import quantize_plain
 from sublora.data.base import open_target
-from sublora.data.dataset import META_FILE, dataset_folder
+from sublora.data.dataset import dataset_folder
+from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.errors import UserError
 from sublora.losses.bounded import BoundedLoss

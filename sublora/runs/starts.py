@@ -3,9 +3,7 @@
 import datetime
 import os
 import platform
-import shlex
 import socket
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from sublora import __version__, config
 from sublora.errors import UserError
 from sublora.files import read_json, write_json
 from sublora.names import STARTS_NAME
+from sublora.runs.announce import command_line
 
 FORMAT = 1
 """Version of the layout of run.json."""
@@ -40,7 +39,7 @@ def start_facts(stage: str) -> dict[str, Any]:
     return {
         "stage": stage,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "directory": os.getcwd(),
         "host": socket.gethostname(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
