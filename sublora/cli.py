@@ -32,6 +32,14 @@ RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a tr
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="Folder that holds data/. Default: above the config file or above DIR.")
 ]
+CertificateArgument = Annotated[
+    Path, typer.Argument(metavar="DIR|FILE", help="Folder of a scored run, or its certificate.bin.", show_default=False)
+]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(help="base.safetensors. Default: beside the certificate, else in results/base/ of a folder above."),
+]
+BaseRootOption = Annotated[Path | None, typer.Option("--root", help="Folder that holds results/base/.")]
 
 
 @contextlib.contextmanager
@@ -262,6 +270,51 @@ def certify(
 
 
 @app.command()
+def generate(
+    certificate: CertificateArgument,
+    prompt: Annotated[str, typer.Option(help="How the document begins.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens, if the document goes on.")] = 100,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="1: the network's own probabilities; 0: always the most probable token.")
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Draw from so many of the most probable tokens. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws another text.")] = 0,
+    base: BaseOption = None,
+    root: BaseRootOption = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network runs.")] = "cpu",
+) -> None:
+    """Let the network of a certificate write on; needs its base and no data."""
+    with _imports():
+        from sublora.runs.decode import CertificateFiles
+        from sublora.runs.generate import Writing, generate_text
+
+    files = CertificateFiles.of(certificate, base=base, root=root)
+    writing = Writing.of(prompt, most_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    print(generate_text(files, writing, device=device))
+
+
+@app.command()
+def export(
+    certificate: CertificateArgument,
+    form: Annotated[
+        Literal["peft", "merged"],
+        typer.Option("--format", help="peft: LoRA matrices for the base; merged: a whole GPT-2 for transformers."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
+    base: BaseOption = None,
+    root: BaseRootOption = None,
+) -> None:
+    """Write the network of a certificate as safetensors that transformers or peft loads."""
+    with _imports():
+        from sublora.runs.decode import CertificateFiles
+        from sublora.runs.export import export as export_network
+
+    print(export_network(CertificateFiles.of(certificate, base=base, root=root), out, form))
+
+
+@app.command()
 def status(
     config: ConfigOption = Path("config/config.yaml"),
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every five seconds until Ctrl-C.")] = False,
@@ -285,8 +338,34 @@ def plan(
         float | None, typer.Option(min=1e-9, help="The same for scoring; only together with --tokens-per-second.")
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Also print the hours on this many GPUs at once.")] = None,
+    loss: Annotated[
+        float | None,
+        typer.Option(help="Predict the bound instead: your guess of the adapted network's loss, bits per token."),
+    ] = None,
+    base_loss: Annotated[
+        float | None, typer.Option(help="With --loss: the frozen base's loss, to say whether adapting it is worth it.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="With --loss: training documents. Default: those prepared.")
+    ] = None,
+    loss_deviation: Annotated[
+        float | None, typer.Option(help="With --loss: standard deviation over documents. Default: 0.4, the demo's.")
+    ] = None,
+    bits_per_coordinate: Annotated[
+        float | None, typer.Option(help="With --loss: message bits for each of d numbers. Default: 2.2, the demo's.")
+    ] = None,
 ) -> None:
-    """Print what the whole grid costs in GPU hours and disk space; measures speed for a few seconds unless given."""
+    """Print what the whole grid costs in GPU hours and disk space; measures speed for a few seconds unless given.
+
+    With --loss, print instead the bound to be expected, before anything is trained, and whether n is large enough.
+    """
+    if loss is not None:
+        from sublora.runs.expected_bound import Guess, predict_and_print
+
+        given = {"deviation_bits": loss_deviation, "bits_per_coordinate": bits_per_coordinate}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        predict_and_print(config, Guess(loss, base_loss, **chosen), n_units=n)
+        return
     with _imports():
         from sublora.runs.plan import print_plan
 

@@ -1,6 +1,7 @@
 """Names of the files of results: of a run, in results/runs/{run}/, and of the base."""
 
 CHECKPOINT_NAME = "best_ckpt.pt"
+STARTS_NAME = "run.json"
 METRICS_NAME = "metrics.csv"
 GATES_NAME = "gating_trace.csv"
 CERTIFICATE_NAME = "certificate.bin"

@@ -314,6 +314,22 @@ def write_caption(inputs: dict, folder: Path, text: str) -> None:
     inputs["captions"] = [folder / "pareto.rst" if path.stem == "pareto" else path for path in inputs["captions"]]
 
 
+def test_what_the_certificate_reveals_is_counted(made):
+    for found in made.values():
+        best = best_run(found.runs)
+        (section,) = (each for each in found.page.iter("section") if each.get("id") == "certificate")
+        text = words(section)
+        assert f"{best['budget']:,} numbers, quantized to {best['compressed_size_bits']:,.0f} bits together" in text
+        assert f"about the documents, where these are {best['n_documents']:,}" in text
+        assert ("and the gates among them" in text) == (best["mode"] == "learned")
+        for promise in (
+            "No differential privacy",
+            "No guarantee for a single document",
+            "a population that has shifted",
+        ):
+            assert promise in text
+
+
 def test_near_duplicates_are_said_where_they_were_measured(made, tmp_path):
     small = made["small"]
     best = best_run(small.runs)

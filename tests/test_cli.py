@@ -46,7 +46,7 @@ def test_help_and_import_are_light():
         ({"grid": {"budgets": [0]}}, "grid.budgets.0: expected a whole number of at least 1, or all, found 0"),
         ({"training": {"epsilon": "1e-6"}}, "write 1.0e-06"),
         ({"training": {"tokens_per_step": 100}}, "training.tokens_per_step 100 is not a multiple"),
-        ({"data": {"tokenizer": "words"}}, "data.tokenizer: input should be 'gpt2' or 'bytes', found 'words'"),
+        ({"data": {"tokenizer": "words"}}, "data.tokenizer: input should be 'gpt2', 'bytes' or 'base', found 'words'"),
         ({"bound": {"delta": 1.5}}, "bound.delta: input should be less than 1, found 1.5"),
         ({"model": {"n_head": 3}}, "n_embd 16 is not a multiple of n_head 3"),
         (

@@ -86,6 +86,7 @@ def test_no_such_allocation(name):
         ({"training": {"log_interval_steps": 7}}, set()),
         ({"compute": {"scoring_batch_tokens": 77}}, set()),
         ({"data": {"workers": 3}}, set()),
+        ({"tracking": {"tensorboard": True, "wandb": "online"}}, set()),
         ({"data": {"shuffle_seed": 3}}, {"data", "base", "train"}),
         ({"data": {"min_tokens": 2}}, {"data", "train", "score", "yardsticks", "bound"}),
         ({"message": {"extra_bits": 3.0}}, {"score", "bound"}),

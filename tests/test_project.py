@@ -22,6 +22,10 @@ from sublora.config.schema import schema_text
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
+LEFT_TO_USERS = ("wandb",)
+"""Modules of which no extra is made; where they are asked for and absent, one line says what to install."""
+
+
 def lock() -> dict[str, str]:
     """Version of each package of requirements.lock."""
     lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
@@ -64,12 +68,13 @@ def test_the_lock_is_closed_under_dependencies() -> None:
 
 
 def test_every_import_of_the_package_is_declared() -> None:
-    texts = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["duplicates"]
+    extras = PROJECT["optional-dependencies"]
+    texts = PROJECT["dependencies"] + extras["duplicates"] + extras["tracking"]
     declared = {canonicalize_name(Requirement(text).name) for text in texts}
     distributions = importlib.metadata.packages_distributions()
     for path in sorted((REPOSITORY / "sublora").rglob("*.py")):
         for module in imported_modules(path):
-            if module in sys.stdlib_module_names or module == "sublora":
+            if module in sys.stdlib_module_names or module in ("sublora", *LEFT_TO_USERS):
                 continue
             names = {canonicalize_name(name) for name in distributions[module]}
             assert names & declared, f"{path.relative_to(REPOSITORY)} imports {module}, which pyproject.toml lacks"

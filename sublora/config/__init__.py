@@ -37,6 +37,7 @@ from sublora.config.resolved import origin_of, settings_text, with_typed_overrid
 from sublora.config.section import Section
 from sublora.config.settings import Settings
 from sublora.config.stages import data_settings, digest, stage_settings
+from sublora.config.tracking import Tracking
 from sublora.config.training import Compute, Optimization, RatePhase, Training
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "Settings",
     "Stage",
     "Subspace",
+    "Tracking",
     "TrainedBase",
     "Training",
     "Unit",

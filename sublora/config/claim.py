@@ -20,6 +20,7 @@ WITHOUT_EFFECT = {
     "training": None,
     "rate_phase": None,
     "compute": None,
+    "tracking": None,
     "gating": {"learning_rate", "mask_width_start", "mask_width_end", "soft_fraction", "trace_interval_steps"},
     "lora": {"dropout"},
     "data": {"workers", "near_duplicates"},

@@ -23,6 +23,7 @@ from sublora.config.model import (
 from sublora.config.reach import Reaches, ReachesThrough, trains_for_the_message
 from sublora.config.section import Section
 from sublora.config.sizes import parse_size
+from sublora.config.tracking import Tracking
 from sublora.config.training import Compute, RatePhase, Training
 from sublora.errors import UserError
 
@@ -44,6 +45,7 @@ class Settings(Section):
     training: Annotated[Training, Reaches("train")]
     rate_phase: Annotated[RatePhase, Reaches("train", when=trains_for_the_message)]
     compute: Annotated[Compute, Reaches("train")]
+    tracking: Annotated[Tracking, Reaches()]
     message: Annotated[Message, Reaches("score", "bound")]
     scoring: Annotated[Scoring, Reaches("score", "yardsticks", "bound")]
     bound: Annotated[Bound, Reaches("score", "yardsticks", "bound"), Reaches("train", when=trains_for_the_message)]

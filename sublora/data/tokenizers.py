@@ -107,10 +107,10 @@ TOKENIZERS: dict[str, type[Gpt2Tokenizer] | type[ByteTokenizer]] = {
 class FileTokenizer:
     """The tokenizer of a tokenizer.json, by `tokenizers`."""
 
-    def __init__(self, path: Path, vocab_size: int, eot_id: int) -> None:
-        """`vocab_size`: the tokens that the network predicts. UserError if the file cannot be read."""
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", vocab_size: int, eot_id: int) -> None:
+        """`vocab_size`: the tokens that the network predicts."""
         self.vocab_size, self.eot_id = vocab_size, eot_id
-        self._tokenizer = _read_tokenizer(path)
+        self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -161,6 +161,12 @@ def import_tokenizer(pretrained: Path, folder: Path) -> TokenizerFacts:
     return dataclasses.replace(facts, path=path)
 
 
+def pretrained_tokenizer(pretrained: Path) -> Tokenizer:
+    """The tokenizer in the folder of a pretrained model; UserError as in `tokenizer_facts`."""
+    facts, tokenizer = _of_pretrained(pretrained)
+    return FileTokenizer(tokenizer, facts.vocab_size, facts.eot_id)
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """A tokenizer that needs no base, by its name; UserError if its vocabulary cannot be had."""
     return tokenizer_facts(name).load()
@@ -169,7 +175,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 @functools.cache
 def _loaded(facts: TokenizerFacts) -> Tokenizer:
     if facts.path is not None:
-        return FileTokenizer(facts.path, facts.vocab_size, facts.eot_id)
+        return FileTokenizer(_read_tokenizer(facts.path), facts.vocab_size, facts.eot_id)
     return TOKENIZERS[facts.name]()
 
 

@@ -164,7 +164,7 @@ def _without_ties(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _check_form(module: nn.Module, folder: Path) -> None:
     """UserError if logits are not hidden states times W, or a position sees what comes after it."""
-    head = _head(module)
+    head = head_of(module)
     vocab_size = module.get_parameter("weight").shape[0] if head is None else head.get_parameter("weight").shape[0]
     tokens_NT = torch.arange(2 * PROBE_TOKENS).view(2, PROBE_TOKENS) % vocab_size
     tokens_NT[1, :-1] = tokens_NT[0, :-1]  # the two differ in their last token alone
@@ -179,7 +179,8 @@ def _check_form(module: nn.Module, folder: Path) -> None:
         raise UserError(f"{folder}: a position's logits depend on tokens after it; {ANOTHER_PATH}")
 
 
-def _head(module: nn.Module) -> nn.Module | None:
+def head_of(module: nn.Module) -> nn.Module | None:
+    """The linear map from hidden states to logits."""
     return cast(Any, module).get_output_embeddings()
 
 
@@ -213,6 +214,12 @@ class AdaptedHuggingFace:
         self.network.attachment.use(self._pairs, dropout=self._dropout(training))
         output = self.network.backbone(input_ids=tokens_NT, use_cache=False)
         return cast(Tensor, output.last_hidden_state)
+
+    @torch.no_grad()
+    def logits(self, hidden_KC: Tensor) -> Tensor:
+        logits_KV = hidden_KC @ self.network.head_VC.T
+        down_KR, up_VR = self._head_factors(hidden_KC, 0.0)
+        return (logits_KV if down_KR is None or up_VR is None else logits_KV + down_KR @ up_VR.T).float()
 
     def cross_entropy(
         self,
@@ -272,7 +279,7 @@ class HuggingFaceNetwork:
         self.scale, self.dropout, self._dtype = lora.alpha / lora.rank, lora.dropout, dtype
         self.origin_D: Tensor | None = None
         """Set to the initial theta where its product must be subtracted, because B starts from random values."""
-        self.head_VC = cast(nn.Module, _head(module)).get_parameter("weight").detach()
+        self.head_VC = cast(nn.Module, head_of(module)).get_parameter("weight").detach()
         self.maps = _adapted_maps(module, model, lora)
         self.attachment = Attachment(module, [each for each in self.maps if each.group != HEAD])
         backbone = _backbone(module)
@@ -304,7 +311,7 @@ def _adapted_maps(module: nn.Module, model: config.HuggingFaceModel, lora: confi
         raise UserError(f"lora.targets: {error}") from None
     maps = [dataclasses.replace(each, name=f"{prefix}.{each.name}") for each in found]
     if HEAD in lora.targets:
-        head = cast(nn.Module, _head(module))
+        head = cast(nn.Module, head_of(module))
         maps.append(LinearMap(HEAD, *sizes(head), group=HEAD, target=HEAD))
     groups, expected = tuple(dict.fromkeys(each.group for each in maps)), lora_groups(model, lora)
     if groups != expected:

@@ -1,6 +1,6 @@
 """A GPT whose LoRA matrices are a vector theta: the network of the experiment.
 
-Shape legend: N sequences, T positions, K scored positions, C width, D LoRA parameters.
+Shape legend: N sequences, T positions, K scored positions, C width, V vocabulary, D LoRA parameters.
 """
 
 import dataclasses
@@ -33,6 +33,10 @@ class AdaptedGPT:
 
     def hidden(self, tokens_NT: Tensor, *, training: bool = False) -> Tensor:
         return self.gpt.hidden(tokens_NT, self.adapters, dropout=self.dropout if training else 0.0)
+
+    @torch.no_grad()
+    def logits(self, hidden_KC: Tensor) -> Tensor:
+        return self.gpt.logits(hidden_KC, self.adapters).float()
 
     def cross_entropy(
         self,

@@ -1,6 +1,7 @@
-"""What training and scoring need of a network. They know no more of it than this.
+"""What training, scoring and writing text need of a network. They know no more of it than this.
 
-Shape legend: N sequences, T positions, K scored positions, C width of the last hidden states, D entries of theta.
+Shape legend: N sequences, T positions, K scored positions, C width of the last hidden states, V vocabulary,
+D entries of theta.
 """
 
 from typing import Protocol
@@ -22,6 +23,9 @@ class LanguageModel(Protocol):
 
     def hidden(self, tokens_NT: Tensor, *, training: bool = False) -> Tensor:
         """What the head reads (N x T x C) for token ids; `training` turns dropout on. ValueError beyond the context."""
+
+    def logits(self, hidden_KC: Tensor) -> Tensor:
+        """Logits (K x V), float32, without gradients: for text that is written, a position at a time."""
 
     def cross_entropy(
         self,

@@ -26,11 +26,15 @@ def announce(settings: BaseModel, device: "torch.device | None" = None) -> None:
 
 def start_line(settings: BaseModel, device: "torch.device | None" = None) -> str:
     """`$ command | settings DIGEST | versions | machine`; equal digests mean equal values of all settings."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     digest = config.digest(settings.model_dump(mode="json"))
     versions = [f"sublora {__version__}", f"python {platform.python_version()}"]
     versions += [f"{name} {version(name)}" for name in PACKAGES]
-    return printable(f"$ {command} | settings {digest[:16]} | {', '.join(versions)} | {_machine(device)}")
+    return printable(f"$ {command_line()} | settings {digest[:16]} | {', '.join(versions)} | {_machine(device)}")
+
+
+def command_line() -> str:
+    """What was typed to start this process, quoted for a shell; of the program its name alone."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _machine(device: "torch.device | None") -> str:

@@ -18,9 +18,11 @@ from sublora.pretrained import pretrained_folder
 from sublora.runs.announce import announce
 from sublora.runs.locking import sole_writer
 from sublora.runs.networks import AnyBase, gpt2, import_base, random_base, read_base, write_base
+from sublora.runs.starts import record_start
 from sublora.training.base import BaseTrainer
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep
+from sublora.training.tracking import tracked
 from sublora.versions import BASE_FORMAT, NUMERICS_VERSIONS
 
 
@@ -110,14 +112,23 @@ def _train_base(
             progress.say(f"{out / BASE_JSON_NAME}: written by the process that was waited for")
             return out / BASE_JSON_NAME
         dataset.verified()
+        record_start(out, "base", settings)
         with claim_device(compute) as device:
             announce(settings, device)
             dtype = DTYPES[compute.dtype]
             gpt = GPT(gpt2(settings), dataset.vocab_size, dtype=dtype, use_compiler=compute.compile).to(device)
-            trainer = BaseTrainer(
-                base, gpt, dataset, digest=digest, out=out, progress=progress, before_step=before_step
-            )
-            trainer.train()
+            with tracked(settings, name=f"base {base.name}", digest=digest, out=out, say=progress.say) as trackers:
+                trainer = BaseTrainer(
+                    base,
+                    gpt,
+                    dataset,
+                    digest=digest,
+                    out=out,
+                    progress=progress,
+                    trackers=trackers,
+                    before_step=before_step,
+                )
+                trainer.train()
         weights = {name: value.detach().cpu().numpy() for name, value in trainer.weights.items()}
         facts = {
             "data_hash": dataset.data_hash,

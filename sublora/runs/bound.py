@@ -19,6 +19,7 @@ from sublora.runs.announce import announce
 from sublora.runs.locking import sole_writer
 from sublora.runs.losses_file import check_losses, read_losses
 from sublora.runs.message import Message, charged_bits, read_message
+from sublora.runs.starts import record_start
 from sublora.runs.strict import settings_charge
 from sublora.torch_file import save_numbers
 from sublora.versions import CHECKPOINT_FORMAT
@@ -55,6 +56,7 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
         )
     check_losses(losses, message, path / LOSSES_NAME)
     announce(message.settings)
+    record_start(path, "bound", message.settings)
     environment = _environment(losses["provenance"], time.monotonic() - started)
     try:
         record = run_record(message, losses, environment)

@@ -8,6 +8,7 @@ import torch
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.errors import UserError
+from sublora.models.protocol import Network
 from sublora.runs.base import load_base
 from sublora.runs.networks import CERTIFIED_DTYPE, AnyBase, make_network
 from sublora.streams import generator
@@ -46,9 +47,25 @@ def assemble_run(
 ) -> Run:
     """A run at its start on a base that is at hand. UserError if the budget does not fit the network."""
     settings = settings.for_run(spec)
-    network, start_D = make_network(
-        settings, base, vocab_size=dataset.vocab_size, seed=spec.seed, device=device, dtype=dtype
-    )
+    network, subspace = adaptable(settings, spec, base, dataset.vocab_size, device, dtype=dtype)
+    return Run(settings, spec, dataset, network, subspace, device)
+
+
+def adaptable(
+    settings: config.Settings,
+    spec: config.RunSpec,
+    base: AnyBase,
+    vocab_size: int,
+    device: torch.device,
+    *,
+    dtype: str = CERTIFIED_DTYPE,
+) -> tuple[Network, Subspace]:
+    """The network on a base, and the subspace in which a run of it is trained, at its start; needs no data.
+
+    UserError if the budget does not fit the network.
+    """
+    settings = settings.for_run(spec)
+    network, start_D = make_network(settings, base, vocab_size=vocab_size, seed=spec.seed, device=device, dtype=dtype)
     shape = SubspaceShape(
         space=network.space,
         allocation=parse_allocation(spec.allocation),
@@ -58,7 +75,6 @@ def assemble_run(
     )
     stream = functools.partial(generator, spec.seed, "projection", settings.subspace.projection_seed)
     try:
-        subspace = Subspace(shape, start_D, stream).to(device)
+        return network, Subspace(shape, start_D, stream).to(device)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return Run(settings, spec, dataset, network, subspace, device)

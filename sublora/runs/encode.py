@@ -24,6 +24,7 @@ from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.folder import RunFolder
 from sublora.runs.locking import sole_writer
 from sublora.runs.message import charged_bits, payload_context
+from sublora.runs.starts import record_start
 from sublora.training.run import Run
 from sublora.versions import NUMERICS_VERSIONS
 
@@ -47,6 +48,7 @@ def encode_run(path: Path, *, config_path: Path | None = None, root: Path | None
     folder = RunFolder.open(path, config_path, root)
     with sole_writer(path, Presence(path, "encoding")), claim_device(folder.settings.compute) as device:
         announce(folder.settings, device)
+        record_start(path, "encode", folder.settings)
         encode(folder, folder.load(device))
     return path / CERTIFICATE_NAME
 

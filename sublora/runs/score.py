@@ -27,6 +27,7 @@ from sublora.runs.folder import RunFolder
 from sublora.runs.locking import sole_writer
 from sublora.runs.losses_file import write_losses
 from sublora.runs.message import Message, read_message
+from sublora.runs.starts import record_start
 from sublora.streams import generator
 from sublora.training.run import Run
 
@@ -171,6 +172,7 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
     folder = RunFolder.open(path, config_path, root)
     with sole_writer(path, Presence(path, "scoring")), claim_device(folder.settings.compute) as device:
         announce(folder.settings, device)
+        record_start(path, "score", folder.settings)
         run = folder.load(device)
         encoded = encode(folder, run)
         started = time.monotonic()

@@ -18,11 +18,13 @@ from sublora.runs.build import build_run
 from sublora.runs.locking import sole_writer
 from sublora.runs.message_cost import MessageCost, check_message, message_cost
 from sublora.runs.networks import trained_parameters
+from sublora.runs.starts import record_start
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep
+from sublora.training.tracking import Trackers, tracked
 
 
 def train_run(
@@ -51,7 +53,7 @@ def train_run(
             spec.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first, presence=presence
         )
 
-        def train_on(devices: list[torch.device] | None) -> None:
+        def train_on(devices: list[torch.device] | None, trackers: Trackers | None = None) -> None:
             """What every process does; None: there is nothing to train."""
             devices = peers.from_first(devices)
             if devices is None:
@@ -60,7 +62,7 @@ def train_run(
             run = build_run(settings, spec, dataset, root, device, dtype=settings.compute.dtype)
             if peers.is_first:
                 announce(settings, device)
-            Trainer(run, out=out, progress=progress, peers=peers, before_step=before_step).train()
+            Trainer(run, out=out, progress=progress, peers=peers, trackers=trackers, before_step=before_step).train()
 
         if not peers.is_first:
             train_on(None)
@@ -75,8 +77,12 @@ def train_run(
                 return finished
             _check_finished(finished, digest, spec, waited)
             dataset.verified()
-            with claim_devices(settings.compute, peers.size) as devices:
-                train_on(devices)
+            record_start(out, "train", settings)
+            with (
+                tracked(settings, name=spec.name, digest=digest, out=out, say=progress.say) as trackers,
+                claim_devices(settings.compute, peers.size) as devices,
+            ):
+                train_on(devices, trackers)
             if (out / "state").exists():
                 shutil.rmtree(out / "state")
     return finished

@@ -6,7 +6,7 @@ Shape legend: D entries of theta, d entries of w, G gates, S coordinates of w th
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -121,6 +121,12 @@ class Subspace(nn.Module):
             return None
         w_S = self.subspace_params
         return hard_mask(split_G.to(w_S.device), self.largest_gate, w_S.dtype)
+
+    @torch.no_grad()
+    def decoded(self, w_d: NDArray[np.float32], split: Sequence[int]) -> Tensor:
+        """theta (D) of a message: its w (d) and the integers of its gates; of the module's own nothing is used."""
+        values_d = torch.from_numpy(np.ascontiguousarray(w_d, dtype=np.float32)).to(self.subspace_params.device)
+        return self.theta(values_d, self.split_masks(torch.tensor(split, dtype=torch.long)))
 
     @property
     def largest_gate(self) -> int:

@@ -18,6 +18,7 @@ from sublora.training.prefetch import Prefetcher
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
 from sublora.training.schedule import learning_rate, warmup_steps
+from sublora.training.tracking import Trackers
 
 BASE_COLUMNS = ("step", "tokens_seen", "learning_rate", "train_loss_bits", "val_loss_bits", "gradient_norm", "seconds")
 
@@ -37,6 +38,7 @@ class BaseTrainer(ResumableTraining):
         digest: str,
         out: Path,
         progress: Progress,
+        trackers: Trackers | None = None,
         before_step: BeforeStep | None = None,
     ) -> None:
         """`gpt`: on the device, its weights of no meaning; `dataset`: the base's own."""
@@ -47,6 +49,7 @@ class BaseTrainer(ResumableTraining):
             save_interval_steps=base.save_interval_steps,
             out=out,
             progress=progress,
+            trackers=trackers,
             before_step=before_step,
         )
         self.base, self.gpt, self.dataset = base, gpt, dataset
@@ -129,9 +132,9 @@ class BaseTrainer(ResumableTraining):
             self._loss_steps = 0
             rate = self.optimizer.param_groups[0]["lr"]
             tokens = done * self.base.tokens_per_step
-            history.metrics.append(
-                (done, tokens, rate, train_loss_bits, val_loss_bits, float(gradient_norm), history.seconds)
-            )
+            row = (done, tokens, rate, train_loss_bits, val_loss_bits, float(gradient_norm), history.seconds)
+            history.metrics.append(row)
+            self.trackers.log(done, dict(zip(BASE_COLUMNS, row, strict=True)))
             self.progress.update(done, train_loss_bits, val_loss_bits=val_loss_bits)
         elif done % self.base.log_interval_steps == 0:
             self.progress.update(done, float(self._loss_sum) / self._loss_steps * BITS_PER_NAT)

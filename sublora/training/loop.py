@@ -23,6 +23,7 @@ from sublora.training.rate_phase import RatePhase
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
 from sublora.training.run import Run
 from sublora.training.schedule import learning_rate, warmup_steps
+from sublora.training.tracking import Trackers
 
 
 class Trainer(ResumableTraining):
@@ -35,6 +36,7 @@ class Trainer(ResumableTraining):
         out: Path,
         progress: Progress,
         peers: Peers | None = None,
+        trackers: Trackers | None = None,
         before_step: BeforeStep | None = None,
     ) -> None:
         training = run.settings.training
@@ -51,6 +53,7 @@ class Trainer(ResumableTraining):
             out=out,
             progress=progress,
             peers=peers,
+            trackers=trackers,
             before_step=before_step,
         )
         self.run = run
@@ -187,27 +190,28 @@ class Trainer(ResumableTraining):
     def _record(self, train_loss_bits: float, facts: Facts, gradient_norm: float) -> None:
         history = self.history
         tokens = history.step * self.run.settings.training.tokens_per_step
-        history.metrics.append(
-            (
-                history.step,
-                tokens,
-                self.optimizer.param_groups[0]["lr"],
-                train_loss_bits,
-                facts["train_loss_bits"],
-                facts["val_loss_bits"],
-                gradient_norm,
-                tokens / history.seconds,
-                history.seconds,
-                facts.get("code_bits", ""),
-                facts.get("estimated_bound_bits", ""),
-            )
+        row = (
+            history.step,
+            tokens,
+            self.optimizer.param_groups[0]["lr"],
+            train_loss_bits,
+            facts["train_loss_bits"],
+            facts["val_loss_bits"],
+            gradient_norm,
+            tokens / history.seconds,
+            history.seconds,
+            facts.get("code_bits", ""),
+            facts.get("estimated_bound_bits", ""),
         )
+        history.metrics.append(row)
+        self.trackers.log(history.step, dict(zip(METRIC_COLUMNS, row, strict=True)))
 
     def _record_gates(self) -> None:
         subspace, width = self.run.subspace, self._mask_width(self.history.step - 1)
         gamma = subspace.gamma().tolist() if width else (subspace.hard_split() / subspace.sizes_G).tolist()
         for gate, value, snr in zip(subspace.gates, gamma, self.gate_signal.read(), strict=True):
             self.history.gates.append((self.history.step, width, gate.group, value, "" if snr is None else snr))
+            self.trackers.log(self.history.step, {f"gamma/{gate.group}": value})
 
     def _mean_train_loss_bits(self) -> float:
         value = float(self._loss_sum) / self._loss_steps * BITS_PER_NAT

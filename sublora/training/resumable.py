@@ -14,6 +14,7 @@ from sublora.training import checkpoint
 from sublora.training.distributed import Peers
 from sublora.training.history import History
 from sublora.training.progress import Progress
+from sublora.training.tracking import Trackers
 from sublora.versions import CHECKPOINT_FORMAT
 
 BeforeStep = Callable[[int], None]
@@ -66,15 +67,17 @@ class ResumableTraining(abc.ABC):
         out: Path,
         progress: Progress,
         peers: Peers | None = None,
+        trackers: Trackers | None = None,
         before_step: BeforeStep | None = None,
     ) -> None:
         """`digest` identifies everything the result depends on: a state of another one is never resumed.
 
         `peers`: the processes that share the training; every one of them calls `train()`, the first one writes.
+        `trackers`: given to the first one, they receive every row of the history.
         """
         self.name, self.digest, self.steps, self.save_interval_steps = name, digest, steps, save_interval_steps
         self.out, self.progress, self.peers = out, progress, peers or Peers()
-        self.history = History()
+        self.history, self.trackers = History(), trackers or Trackers()
         self._before_step = before_step
 
     @property

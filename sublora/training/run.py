@@ -69,6 +69,4 @@ class Run:
 
         Needs nothing of the checkpoint but what its seeds rebuild.
         """
-        values_d = torch.from_numpy(np.ascontiguousarray(w_d, dtype=np.float32)).to(self.device)
-        masks_GS = self.subspace.split_masks(torch.tensor(split, dtype=torch.long))
-        return self.network.at(self.subspace.theta(values_d, masks_GS))
+        return self.network.at(self.subspace.decoded(w_d, split))

@@ -1,0 +1,64 @@
+"""Text that a language model writes, a token at a time.
+
+Shape legend: T tokens, V vocabulary.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sublora.models.protocol import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the next token follows from the model's probabilities."""
+
+    temperature: float = 1.0
+    """Logits are divided by it: 1 draws from the model itself, 0 takes the most probable token."""
+    top_k: int | None = None
+    """Only so many of the most probable tokens can be drawn; None: all."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < np.inf:
+            raise ValueError(f"temperature {self.temperature}: expected a finite number of at least 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k {self.top_k}: expected at least 1")
+
+    def next_token(self, logits_V: NDArray[np.floating], stream: np.random.Generator) -> int:
+        """A token id; of equally probable ones the first counts as more probable. One number is drawn, or none."""
+        if self.temperature == 0.0:
+            return int(np.argmax(logits_V))
+        order = np.argsort(-logits_V, kind="stable")[: self.top_k]
+        scaled = logits_V[order].astype(np.float64) / self.temperature
+        cumulative = np.cumsum(np.exp(scaled - scaled[0]))
+        place = np.searchsorted(cumulative, stream.random() * cumulative[-1], side="right")
+        return int(order[min(int(place), len(order) - 1)])
+
+
+@torch.no_grad()
+def continuation(
+    model: LanguageModel,
+    prompt_T: NDArray[np.integer],
+    *,
+    end_id: int,
+    most_tokens: int,
+    choice: Choice,
+    stream: np.random.Generator,
+    device: torch.device,
+) -> NDArray[np.int64]:
+    """Token ids that follow the prompt (at least one token, T), without `end_id`, at which the text ends.
+
+    The model sees the last tokens that fit into its context. Every token is a whole pass: nothing is cached.
+    """
+    written = [int(token) for token in prompt_T]
+    for _ in range(most_tokens):
+        seen_NT = torch.tensor([written[-model.context_length :]], device=device)
+        logits_KV = model.logits(model.hidden(seen_NT)[0, -1:])
+        token = choice.next_token(logits_KV[0].cpu().numpy(), stream)
+        if token == end_id:
+            break
+        written.append(token)
+    return np.array(written[len(prompt_T) :], dtype=np.int64)

@@ -1,0 +1,153 @@
+"""From a certificate and its base to the network that was certified, without data and without a checkpoint."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sublora import config
+from sublora.data.dataset import TokenDataset, dataset_folder
+from sublora.data.meta import META_FILE
+from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
+from sublora.errors import UserError
+from sublora.models.protocol import LanguageModel, Network
+from sublora.names import BASE_FOLDER, BASE_WEIGHTS_NAME, CERTIFICATE_NAME
+from sublora.runs.build import adaptable
+from sublora.runs.decoder import lora_init_sha256, projection_sha256
+from sublora.runs.message import Message, read_message
+from sublora.runs.networks import AnyBase, random_base, read_base
+
+
+@dataclasses.dataclass(frozen=True)
+class CertificateFiles:
+    """A certificate, and where its base lies."""
+
+    certificate: Path
+    base: Path | None = None
+    """base.safetensors; None: it is looked for."""
+    root: Path | None = None
+    """The folder that holds results/base/; None: it is looked for."""
+
+    @classmethod
+    def of(cls, path: Path, *, base: Path | None = None, root: Path | None = None) -> "CertificateFiles":
+        """By a run's folder, or by the certificate itself."""
+        return cls(path / CERTIFICATE_NAME if path.is_dir() else path, base, root)
+
+    def base_weights(self) -> Path:
+        """base.safetensors: as named, below `root`, beside the certificate, else in results/base/ of a folder above.
+
+        UserError if it is at none of these places.
+        """
+        if self.base is not None:
+            return self.base
+        if self.root is not None:
+            return self.root / BASE_FOLDER / BASE_WEIGHTS_NAME
+        beside = self.certificate.resolve().parent
+        above = [folder / BASE_FOLDER for start in (beside, Path.cwd()) for folder in (start, *start.parents)]
+        for folder in (beside, *above):
+            if (folder / BASE_WEIGHTS_NAME).exists():
+                return folder / BASE_WEIGHTS_NAME
+        raise UserError(
+            f"{self.certificate}: no {BASE_WEIGHTS_NAME} beside it and no {BASE_FOLDER}/{BASE_WEIGHTS_NAME} in any "
+            "folder above; name the base's weights with --base"
+        )
+
+    def root_of_base(self) -> Path:
+        """`root`, else the folder below which a base that is no random one lies in results/base/, else the working one.
+
+        UserError if there is no such base.
+        """
+        if self.root is not None:
+            return self.root
+        folder = self.base_weights().absolute().parent
+        root = folder.parent.parent
+        return root if folder == root / BASE_FOLDER else Path.cwd()
+
+    def pretrained_folder(self, settings: config.Settings) -> Path | None:
+        """The folder that a pretrained base was read from, None for other bases and where it is not on this machine."""
+        if not isinstance(settings.base, config.PretrainedBase):
+            return None
+        folder = (self.root_of_base() / settings.base.path).resolve()
+        return folder if folder.is_dir() else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a certificate says, as a network."""
+
+    files: CertificateFiles
+    message: Message
+    base: AnyBase
+    network: Network
+    theta_D: Tensor
+    """What is trained, as decoded: LoRA matrices."""
+    device: torch.device
+
+    @functools.cached_property
+    def model(self) -> LanguageModel:
+        """The network that was scored, before its probabilities are smoothed."""
+        return self.network.at(self.theta_D)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the documents: of a pretrained base, from its folder or from the prepared data.
+
+        UserError if neither is here.
+        """
+        settings = self.message.settings
+        if settings.data.tokenizer != OF_THE_BASE:
+            return load_tokenizer(settings.data.tokenizer)
+        folder = self.files.pretrained_folder(settings)
+        if folder is not None:
+            return pretrained_tokenizer(folder)
+        data = dataset_folder(self.files.root_of_base(), settings.data)
+        if (data / META_FILE).exists():
+            return TokenDataset.open_folder(data, settings.data).load_tokenizer()
+        assert isinstance(settings.base, config.PretrainedBase)
+        raise UserError(
+            f"{self.files.certificate}: its tokenizer is that of the base, and there is neither {settings.base.path} "
+            f"nor {data} here; name with --root the folder that holds one of them and results/base/"
+        )
+
+
+def decode(files: CertificateFiles, device: torch.device) -> Decoded:
+    """The decoded network, computing in float32.
+
+    UserError if a file is missing or damaged, or if base, LoRA initialization or projection are not those that the
+    certificate names by their hashes.
+    """
+    message = read_message(files.certificate)
+    settings, header = message.settings, message.header
+    settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"compile": False})})
+    base = _base(message, files)
+    network, subspace = adaptable(settings, message.spec, base, header["vocab_size"], device)
+    named = {"LoRA initialization": "lora_init_sha256", "projection": "projection_sha256"}
+    found = (lora_init_sha256(subspace), projection_sha256(subspace))
+    for (what, key), sha256 in zip(named.items(), found, strict=True):
+        if sha256 != header[key]:
+            raise UserError(
+                f"{files.certificate}: its {what} hashes to {header[key][:12]}..., here to {sha256[:12]}...; "
+                "decode it with the release of sublora that wrote it"
+            )
+    contents = message.contents
+    theta_D = subspace.decoded(contents.weights.values(), contents.gates)
+    return Decoded(files, message, base, network, theta_D, device)
+
+
+def _base(message: Message, files: CertificateFiles) -> AnyBase:
+    """The base drawn from the run's seed, or read from its file; UserError if it is another than the certificate's."""
+    settings, header = message.settings, message.header
+    base: AnyBase
+    if isinstance(settings.base, config.RandomBase):
+        where, base = "the random base", random_base(settings, header["vocab_size"], message.spec.seed)
+    else:
+        path = files.base_weights()
+        where, base = str(path), read_base(path, settings, header["vocab_size"])
+    if base.sha256 != header["base_sha256"]:
+        raise UserError(
+            f"{where}: weights hash to {base.sha256[:12]}..., {files.certificate} names {header['base_sha256'][:12]}"
+            "...; name the certificate's own base with --base"
+        )
+    return base

@@ -1,0 +1,124 @@
+"""A certified network as a folder that transformers or peft loads."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from sublora import config
+from sublora.errors import UserError
+from sublora.files import sha256_of_file, write_json
+from sublora.models.gpt2_export import gpt2_description, gpt2_tensors, gpt2_updates, gpt2_weights
+from sublora.models.lora_gpt import AdaptedGPT
+from sublora.models.updates import Update, peft_description, peft_tensors
+from sublora.models.weights import Base
+from sublora.pretrained import TOKENIZER_FILES
+from sublora.runs.decode import CertificateFiles, Decoded, decode
+from sublora.runs.networks import gpt2
+
+Form = Literal["peft", "merged"]
+"""peft: adapters, for the base; merged: a whole model with the adapters in its weights."""
+BASE_NAME = "base"
+"""Folder, in an export for peft, of a base that is no pretrained model's folder already."""
+PROVENANCE_NAME = "sublora.json"
+
+
+def export(files: CertificateFiles, out: Path, form: Form) -> Path:
+    """Write the decoded network into the folder `out`, which must be new or empty, and return it.
+
+    In float32, as it was scored; the folder appears whole. UserError as for `decode`, and if `out` holds files already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is no empty folder; give another one with --out")
+    decoded = decode(files, torch.device("cpu"))
+    if form == "peft" and decoded.message.settings.subspace.adapt == "weights":
+        raise UserError(
+            f"{files.certificate}: its network moves the weights themselves (subspace.adapt: weights) and has no "
+            "adapters for peft; use --format merged"
+        )
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        if form == "merged":
+            _write_merged(temporary, decoded)
+        else:
+            _write_peft(temporary, decoded, out)
+        write_json(temporary / PROVENANCE_NAME, _provenance(decoded, form))
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _write_merged(folder: Path, decoded: Decoded) -> None:
+    added, _ = _updates(decoded)
+    if isinstance(decoded.base, Base):
+        _save(folder / "model.safetensors", gpt2_tensors(gpt2_weights(cast(AdaptedGPT, decoded.model)), added))
+        write_json(folder / "config.json", _gpt2_description(decoded, tied_head="lm_head" not in added))
+    else:
+        from sublora.models.huggingface_export import merged_module
+
+        cast(Any, merged_module(decoded.base, added)).save_pretrained(folder)
+    source = decoded.files.pretrained_folder(decoded.message.settings)
+    if source is not None:
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+
+
+def _write_peft(folder: Path, decoded: Decoded, out: Path) -> None:
+    """`out`: where the folder will be."""
+    base, revision = decoded.message.settings.base, None
+    source = decoded.files.pretrained_folder(decoded.message.settings)
+    if source is not None:
+        name = str(source)
+    elif isinstance(base, config.PretrainedBase):
+        name, revision = base.path, base.revision
+    else:
+        assert isinstance(decoded.base, Base)
+        (folder / BASE_NAME).mkdir()
+        _save(folder / BASE_NAME / "model.safetensors", gpt2_tensors(decoded.base.weights, {}))
+        write_json(folder / BASE_NAME / "config.json", _gpt2_description(decoded, tied_head=True))
+        name = str((out / BASE_NAME).resolve())
+    added, transposed = _updates(decoded)
+    _save(folder / "adapter_model.safetensors", peft_tensors(added))
+    write_json(folder / "adapter_config.json", peft_description(added, name, revision, transposed=transposed))
+
+
+def _updates(decoded: Decoded) -> tuple[dict[str, Update], bool]:
+    """(What is added to the weight of every adapted linear map, whether some are transformers' Conv1D)."""
+    if isinstance(decoded.base, Base):
+        added = gpt2_updates(cast(AdaptedGPT, decoded.model))
+        return added, set(added) != {"lm_head"}
+    from sublora.models.huggingface import AdaptedHuggingFace
+    from sublora.models.huggingface_export import huggingface_updates
+
+    return huggingface_updates(cast(AdaptedHuggingFace, decoded.model), decoded.base)
+
+
+def _gpt2_description(decoded: Decoded, *, tied_head: bool) -> dict[str, Any]:
+    settings, vocab_size = decoded.message.settings, decoded.message.header["vocab_size"]
+    return gpt2_description(gpt2(settings), vocab_size, decoded.tokenizer.eot_id, tied_head=tied_head)
+
+
+def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A safetensors file as transformers wants it."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+
+
+def _provenance(decoded: Decoded, form: Form) -> dict[str, Any]:
+    """Which certificate the folder was made from, and what its bound is about."""
+    message = decoded.message
+    return {
+        "run": message.spec.name,
+        "format": form,
+        "certificate_sha256": sha256_of_file(message.path),
+        "base_sha256": message.header["base_sha256"],
+        "smoothing": message.smoothing.name,
+        "certified": "the network in float32, its probabilities smoothed as named; the files hold it unsmoothed",
+    }

@@ -1,0 +1,66 @@
+"""Text that a certified network writes."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import torch
+
+from sublora.device import claim_device
+from sublora.errors import UserError
+from sublora.models.generation import Choice, continuation
+from sublora.runs.decode import CertificateFiles, decode
+from sublora.runs.message import read_message
+from sublora.streams import generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """What text is asked for."""
+
+    prompt: str
+    """The beginning of a document; empty: the network begins it."""
+    most_tokens: int
+    choice: Choice
+    seed: int
+
+    @classmethod
+    def of(cls, prompt: str, *, most_tokens: int, temperature: float, top_k: int | None, seed: int) -> "Writing":
+        """UserError for a temperature or a top-k that says nothing."""
+        try:
+            return cls(prompt, most_tokens, Choice(temperature, top_k), seed)
+        except ValueError as error:
+            raise UserError(f"--{str(error).replace('_', '-')}") from None
+
+
+def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal["cpu", "cuda"] = "cpu") -> str:
+    """The prompt and what the decoded network makes of it, up to the end of the document.
+
+    It writes by its own probabilities: the guessing that is mixed into them for a bound is not text. Equal seeds give
+    equal text on one machine. UserError as for `decode`, and for a prompt that is no text.
+    """
+    settings = read_message(files.certificate).settings
+    compute = settings.compute.model_copy(update={"device": device, "gpus_per_training": 1})
+    with claim_device(compute) as claimed:
+        return write(files, writing, claimed)
+
+
+def write(files: CertificateFiles, writing: Writing, device: torch.device) -> str:
+    """`generate_text` on a device that is claimed."""
+    decoded = decode(files, device)
+    tokenizer = decoded.tokenizer
+    try:
+        (prompt_T,) = tokenizer.encode_batch([writing.prompt])
+    except UnicodeEncodeError:
+        raise UserError("--prompt: not valid UTF-8") from None
+    # A document starts from the end-of-text token, as in training and scoring.
+    written_T = continuation(
+        decoded.model,
+        np.concatenate([[tokenizer.eot_id], prompt_T.astype(np.int64)]),
+        end_id=tokenizer.eot_id,
+        most_tokens=writing.most_tokens,
+        choice=writing.choice,
+        stream=generator(writing.seed, "generate"),
+        device=device,
+    )
+    return tokenizer.decode(np.concatenate([prompt_T, written_T]))
