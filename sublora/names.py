@@ -3,6 +3,8 @@
 CHECKPOINT_NAME = "best_ckpt.pt"
 METRICS_NAME = "metrics.csv"
 GATES_NAME = "gating_trace.csv"
+SETTINGS_NAME = "settings.json"
+"""What a run is trained with, and from which settings file."""
 CERTIFICATE_NAME = "certificate.bin"
 LOSSES_NAME = "losses.npz"
 BOUNDS_NAME = "bounds.json"

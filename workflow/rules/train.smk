@@ -36,6 +36,7 @@ rule train:
     threads: SETTINGS.compute.threads * GPUS_PER_TRAINING
     resources:
         gpu=GPUS_PER_TRAINING,
+        cpus_per_task=SETTINGS.compute.threads * GPUS_PER_TRAINING,
     shell:
-        "{params.launcher} train --config {params.settings_file:q} --budget {wildcards.budget:q} "
+        "start_job {log:q}; {params.launcher} train --config {params.settings_file:q} --budget {wildcards.budget:q} "
         "--allocation {wildcards.allocation:q} --seed {wildcards.seed:q} --out {params.folder:q} > {log:q} 2>&1"
