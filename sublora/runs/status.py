@@ -26,7 +26,7 @@ from sublora.torch_file import check_seal
 
 STAGES = ("untrained", "training", "trained", "encoded", "bounded")
 STATES = ("done", "running", "failed", "damaged", "waiting", "foreign", "missing")
-"""done: bounded; waiting: something is there, and nothing wrong; foreign: made with other settings; missing: nothing."""
+"""done: bounded; waiting: something is there, and nothing wrong; foreign: of other settings; missing: nothing."""
 COLOURS = {
     **{"done": "green", "running": "cyan", "failed": "red", "damaged": "red"},
     **{"waiting": "yellow", "foreign": "magenta", "missing": "dim"},
