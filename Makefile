@@ -59,9 +59,10 @@ test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
 
 # The one target that installs beyond this folder, and only where it may: as root on Debian.
-test-slurm: $(INSTALLED) ## the workflow on a real SLURM of one node, started for the test
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v slurmctld > /dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge > /dev/null; fi
+test-slurm: $(INSTALLED) ## the workflow on a real SLURM of two nodes with accounting, started for the test
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v slurmdbd > /dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server \
+	  > /dev/null < /dev/null; fi
 	SUBLORA_TEST_SLURM=$${SUBLORA_TEST_SLURM:-1} $(BIN)/python -m pytest tests/slurm -rs --durations=0
 
 lint: $(INSTALLED) ## check code and workflow without changing them

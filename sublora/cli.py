@@ -12,6 +12,7 @@ import typer
 from sublora import __version__
 from sublora.errors import UserError, printable
 from sublora.files import os_error_line
+from sublora.signals import outlive_announcements
 
 app = typer.Typer(
     name="sublora",
@@ -103,14 +104,14 @@ def train(
     size: Annotated[str | None, typer.Option(help="Network: one of grid.sizes. Default: section model.")] = None,
 ) -> None:
     """Train one model; resumes from the last saved state if interrupted."""
-    from sublora.config import load_settings, parse_run, root_of
+    from sublora.config import load_settings, origin_of, parse_run, root_of
 
     settings = load_settings(config)
     run = parse_run(budget, allocation, seed, trained=trained, size=size)
     with _imports():
         from sublora.runs.train import train_run
 
-    print(train_run(settings, run, root=root_of(config), out=out))
+    print(train_run(settings, run, root=root_of(config), out=out, settings_file=origin_of(config)))
 
 
 @app.command()
@@ -380,6 +381,7 @@ def plan(
 
 def main() -> None:
     """Entry point: a UserError, or an error of the operating system, is one line on stderr and exit status 2."""
+    outlive_announcements()
     try:
         app()
     except UserError as error:

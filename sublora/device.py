@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import os
 import random
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,12 +58,13 @@ def claim_devices(compute: config.Compute, count: int) -> Iterator[list[torch.de
         return
     if not torch.cuda.is_available():
         raise UserError(
-            "compute.device is cuda but this machine has no usable GPU; run on a machine with one "
+            f"compute.device is cuda but this machine ({socket.gethostname()}) has no usable GPU; run on one that has "
             "(snakemake --profile profiles/slurm), or the demo (snakemake --profile profiles/demo)"
         )
     if count > torch.cuda.device_count():
         raise UserError(
-            f"compute.gpus_per_training is {count}, but this machine shows {torch.cuda.device_count()} GPUs; "
+            f"compute.gpus_per_training is {count}, but this machine ({socket.gethostname()}) shows "
+            f"{torch.cuda.device_count()} GPUs; "
             "ask for as many, or lower it"
         )
     locks = _claim_gpus(count)

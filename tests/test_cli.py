@@ -1,5 +1,6 @@
 """The command line: light to start, and one clear line for every wrong input."""
 
+import socket
 import subprocess
 import sys
 
@@ -101,7 +102,9 @@ def test_gpu_asked_for_and_absent(tiny_root, monkeypatch, capfd, tmp_path):
     shutil.copytree(tiny_root / "data", tmp_path / "data")
     path = write_settings(tmp_path, {"compute": {"device": "cuda"}})
     status, error = call(monkeypatch, capfd, *train_arguments(path))
-    assert status == 2 and "compute.device is cuda but this machine has no usable GPU" in error
+    assert (
+        status == 2 and f"compute.device is cuda but this machine ({socket.gethostname()}) has no usable GPU" in error
+    )
 
 
 def test_single_run_without_snakemake(tiny_root, tmp_path, monkeypatch, capfd):

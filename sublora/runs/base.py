@@ -1,6 +1,5 @@
 """The base of all runs as files: trained once, or imported from a pretrained model, and read again by its hash."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +136,7 @@ def _train_base(
             "val_loss_bits": trainer.history.metrics[-1][4],
         }
         _write_base(out, Base(weights, weights_sha256(weights)), settings, digest, facts)
-        if (out / "state").exists():
-            shutil.rmtree(out / "state")
+        trainer.forget_state()
     return out / BASE_JSON_NAME
 
 

@@ -31,6 +31,7 @@ from sublora.runs.build import assemble_run
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message_cost import MessageCost, message_cost
 from sublora.runs.networks import random_base, trained_parameters
+from sublora.runs.ownership import foreign_setting
 from sublora.training import checkpoint
 from sublora.training.objective import Objective
 from sublora.training.optimizer import AdamW
@@ -68,7 +69,7 @@ class Plan:
     largest_run_bytes: int | None
     """A run's files, without compression; None if all documents are scored and not yet prepared."""
     measured_run_bytes: list[int]
-    """Size on disk of each run that is there."""
+    """Size on disk of each run that is there; runs of other settings do not count."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -104,7 +105,11 @@ def make_plan(settings: config.Settings, root: Path, throughput: Throughput) -> 
         scoring_hours=scoring_hours,
         data_bytes=None if dataset is None else sum((dataset.folder / name).stat().st_size for name in dataset.files),
         largest_run_bytes=None if documents is None else largest_run_bytes(settings, documents),
-        measured_run_bytes=[disk_bytes(folder) for folder in folders if (folder / BOUNDS_NAME).exists()],
+        measured_run_bytes=[
+            disk_bytes(folder)
+            for run, folder in zip(settings.grid.runs(), folders, strict=True)
+            if (folder / BOUNDS_NAME).exists() and foreign_setting(folder, settings.for_run(run)) is None
+        ],
     )
 
 
@@ -351,7 +356,7 @@ def print_plan(
         per_run = sum(sizes) / len(sizes)
         text = f"measured on the {len(sizes)} finished runs"
         table.add_row("results, on disk", _megabytes(per_run), _megabytes(per_run * plan.runs), text)
-    table.add_row("jobs", "3", f"{3 * plan.runs}", f"training ({plan.processes} GPU), scoring (1 GPU), bound (CPU)")
+    table.add_row("jobs", "2", f"{2 * plan.runs}", f"training ({plan.processes} GPU), scoring (1 GPU)")
     for row in _message_rows(settings, root):
         table.add_row(*row)
     Console(width=140).print(table)

@@ -21,12 +21,16 @@ from sublora.errors import UserError, printable
 from sublora.files import read_json
 from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.presence import read_presence
+from sublora.runs.ownership import foreign_setting
 from sublora.torch_file import check_seal
 
 STAGES = ("untrained", "training", "trained", "encoded", "bounded")
-STATES = ("done", "running", "failed", "damaged", "waiting", "missing")
-"""done: bounded; waiting: something is there, and nothing wrong; missing: nothing is there."""
-COLOURS = {"done": "green", "running": "cyan", "failed": "red", "damaged": "red", "waiting": "yellow", "missing": "dim"}
+STATES = ("done", "running", "failed", "damaged", "waiting", "foreign", "missing")
+"""done: bounded; waiting: something is there, and nothing wrong; foreign: of other settings; missing: nothing."""
+COLOURS = {
+    **{"done": "green", "running": "cyan", "failed": "red", "damaged": "red"},
+    **{"waiting": "yellow", "foreign": "magenta", "missing": "dim"},
+}
 RULES = {"untrained": "train", "training": "train", "trained": "score", "encoded": "bound"}
 """The rule of the workflow that comes next, whose log says what went wrong."""
 FAILED = re.compile(r"(\w+: )?error: |\w*(Error|Exception)\b|Killed|Aborted")
@@ -170,8 +174,14 @@ def duration(seconds: float) -> str:
 
 
 def status_of(settings: config.Settings, root: Path) -> list[RunStatus]:
-    """Every run of the grid."""
-    return [run_status(root / "results" / "runs" / run.name, root / "logs") for run in settings.grid.runs()]
+    """Every run of the grid; one that was made with other settings says which, and nothing of it counts."""
+
+    def status(run: config.RunSpec) -> RunStatus:
+        folder = root / "results" / "runs" / run.name
+        foreign = foreign_setting(folder, settings.for_run(run))
+        return RunStatus(folder.name, "foreign", note=foreign) if foreign else run_status(folder, root / "logs")
+
+    return [status(run) for run in settings.grid.runs()]
 
 
 def status_table(settings: config.Settings, root: Path) -> Group:

@@ -1,6 +1,5 @@
 """Train one run of the grid."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from sublora.runs.build import build_run
 from sublora.runs.locking import sole_writer
 from sublora.runs.message_cost import MessageCost, check_message, message_cost
 from sublora.runs.networks import trained_parameters
+from sublora.runs.ownership import write_owner
 from sublora.runs.starts import record_start
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
@@ -33,13 +33,15 @@ def train_run(
     *,
     root: Path,
     out: Path,
+    settings_file: Path | None = None,
     before_step: BeforeStep | None = None,
 ) -> Path:
     """Train `spec` and write best_ckpt.pt, metrics.csv and gating_trace.csv into `out`; returns the checkpoint.
 
     Two processes never train in one folder at once: the second waits for the first, and takes its result if it
     is the very same training. Started by torchrun, the processes share the training and the first one writes.
-    UserError for bad data, a bad budget, a missing GPU, or a wrong number of processes.
+    `settings_file`, where the settings are from, is written beside the run. UserError for bad data, a bad budget, a
+    missing GPU, a wrong number of processes, or a folder with another finished training, of which nothing is touched.
     """
     settings = settings.for_run(spec)
     dataset = open_target(settings, root)
@@ -62,7 +64,10 @@ def train_run(
             run = build_run(settings, spec, dataset, root, device, dtype=settings.compute.dtype)
             if peers.is_first:
                 announce(settings, device)
-            Trainer(run, out=out, progress=progress, peers=peers, trackers=trackers, before_step=before_step).train()
+            trainer = Trainer(run, out=out, progress=progress, peers=peers, trackers=trackers, before_step=before_step)
+            trainer.train()
+            if peers.is_first:
+                trainer.forget_state()
 
         if not peers.is_first:
             train_on(None)
@@ -76,6 +81,7 @@ def train_run(
                 train_on(None)
                 return finished
             _check_finished(finished, digest, spec, waited)
+            write_owner(out, settings, settings_file, root)
             dataset.verified()
             record_start(out, "train", settings)
             with (
@@ -83,8 +89,6 @@ def train_run(
                 claim_devices(settings.compute, peers.size) as devices,
             ):
                 train_on(devices, trackers)
-            if (out / "state").exists():
-                shutil.rmtree(out / "state")
     return finished
 
 

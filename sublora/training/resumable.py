@@ -1,15 +1,14 @@
 """Steps that survive being stopped: signals, periodic saves, and going on from the last saved state."""
 
 import abc
-import contextlib
-import signal
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sublora.errors import UserError
+from sublora.signals import StopSignals, kill_follows
 from sublora.training import checkpoint
 from sublora.training.distributed import Peers
 from sublora.training.history import History
@@ -27,28 +26,6 @@ class Interrupted(SystemExit):
 
 class NonFinite(ArithmeticError):
     """A loss or a parameter is infinite or not a number."""
-
-
-class StopSignal:
-    """The last of SIGTERM and SIGUSR1 that arrived, 0 before the first."""
-
-    NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Receive the signals instead of dying of them; afterwards everything is as before."""
-        previous = {number: signal.signal(number, self._receive) for number in self.NUMBERS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
 
 
 class ResumableTraining(abc.ABC):
@@ -79,6 +56,7 @@ class ResumableTraining(abc.ABC):
         self.out, self.progress, self.peers = out, progress, peers or Peers()
         self.history, self.trackers = History(), trackers or Trackers()
         self._before_step = before_step
+        self._end_is_announced = False
 
     @property
     def state_path(self) -> Path:
@@ -87,7 +65,7 @@ class ResumableTraining(abc.ABC):
     def train(self) -> None:
         """Run to the last step, from the saved state if there is one, and write the results.
 
-        Raises Interrupted after a signal, and UserError if the loss is not finite.
+        Raises Interrupted after a signal to stop, and UserError if the loss is not finite.
         """
         try:
             self._run()
@@ -100,22 +78,35 @@ class ResumableTraining(abc.ABC):
         self._resume()
         if self.history.step == 0 and self.peers.is_first:
             self._at_the_start()
-        stop = StopSignal()
+        signals = StopSignals()
         started, seconds_before = time.monotonic(), self.history.seconds
-        with stop.listening():
+        with signals.listening():
             for step in range(self.history.step, self.steps):
                 if self._before_step is not None:
                     self._before_step(step)
                 gradient_norm = self._step(step)
                 self.history.step = done = step + 1
                 self.history.seconds = seconds_before + time.monotonic() - started
-                last, stop_signal = done == self.steps, self.peers.largest(stop.number)
+                last, signal_number = done == self.steps, self.peers.largest(signals.take())
                 self._after_step(gradient_norm, last)
-                due = (not last and done % self.save_interval_steps == 0) or stop_signal
+                self._end_is_announced |= kill_follows(signal_number)
+                at_interval = not last and done % self.save_interval_steps == 0
+                due = at_interval or signal_number or (last and self._end_is_announced)
                 if due and self.peers.is_first:
                     self._save_state()
-                if stop_signal and not last:
-                    raise Interrupted(128 + stop_signal)
+                if kill_follows(signal_number):
+                    self.progress.say(f"SIGTERM: saved after step {done}; going on until SLURM ends the job")
+                elif signal_number and not last:
+                    raise Interrupted(128 + signal_number)
+
+    def forget_state(self) -> None:
+        """Delete the states, once the results are there.
+
+        Not after SIGTERM in a SLURM job: the Snakemake that runs there has received it as well, reports failure even if
+        the training ended well, and has the results deleted. The next start then writes them again from this state.
+        """
+        if self.state_path.parent.exists() and not self._end_is_announced:
+            shutil.rmtree(self.state_path.parent)
 
     def _at_the_start(self) -> None:  # noqa: B027 - most trainings have nothing to do here
         """What to do before the first step of a training that is not resumed."""

@@ -5,7 +5,6 @@ Each test holds decisions of profiles/slurm: the reasons stand there.
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,25 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from workflow.toy import FAKE_SUBLORA
+from base_samples import TRAINED
 
-from slurm.cluster import Cluster
-from slurm.conftest import Workspace
+from slurm.cluster import ACCOUNT, GPUS, NODES, Cluster
+from slurm.conftest import TIME_LIMIT_SECONDS, Workspace
 from sublora import config
-from sublora.data.prepare import prepare_dataset
+from sublora.data.prepare import prepare_all, prepare_dataset
+from sublora.runs.base import make_base
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.training.checkpoint import tensors_sha256
 
 Build = Callable[..., Workspace]
 ONE_RUN = {"budgets": [40], "allocations": ["learned"], "seeds": [1]}
-LONG = {"steps": 2500, "eval_interval_steps": 100, "save_interval_steps": 50}
+LONG = {"steps": 3000, "eval_interval_steps": 100, "save_interval_steps": 50}
 """A training of many seconds, so that something can happen to it."""
 NAME = "d40_learned_seed1"
+TAKES_MINUTES = pytest.mark.skipif(
+    os.environ.get("SUBLORA_TEST_SLURM") != "all", reason="only with SUBLORA_TEST_SLURM=all"
+)
 CHECKPOINT = f"results/runs/{NAME}/best_ckpt.pt"
 
 
@@ -44,17 +47,30 @@ def weights(folder: Path) -> str:
     return tensors_sha256(torch.load(folder / "best_ckpt.pt", weights_only=True)["raw_model"])
 
 
-def jobs_of(space: Workspace, rule: str) -> list[dict[str, str]]:
-    return [job for job in space.jobs() if job["Comment"].startswith(f"rule_{rule}_wildcards_")]
-
-
 def saved_states(space: Workspace) -> list[Path]:
     return list((space.folder(NAME) / "state").glob("*.pt"))
 
 
 def log_of_training(space: Workspace) -> str:
-    path = space.root / f"logs/train/{NAME}.log"
-    return path.read_text() if path.exists() else ""
+    return space.log(f"train/{NAME}.log")
+
+
+def trainer_of(space: Workspace, command: str = "train") -> psutil.Process:
+    """The one process that trains in this workspace."""
+    (found,) = [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == str(space.root)
+        and command in (process.info["cmdline"] or [])
+        and any(part.endswith("/sublora") for part in process.info["cmdline"])
+    ]
+    return found
+
+
+def preempt(cluster: Cluster) -> str:
+    """A job that takes every GPU for a moment; returns its id."""
+    everything = (f"--nodes={len(NODES)}", f"--ntasks={len(NODES)}", f"--gpus-per-node={GPUS}", "--output=/dev/null")
+    return cluster.command("sbatch", "--parsable", "--qos=high", *everything, "--wrap", "sleep 1").strip()
 
 
 @pytest.fixture(scope="module")
@@ -63,28 +79,27 @@ def failing(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     space = Workspace.build(
         tmp_path_factory.mktemp("failing") / "work", cluster, grid=ONE_RUN, data={"name": "docstrings"}
     )
-    (space.root / "bin").mkdir()
-    (space.root / "bin/sublora").write_text(FAKE_SUBLORA)
-    (space.root / "bin/sublora").chmod(0o755)
-    with space.start("--retries", "1", CHECKPOINT, FAIL=NAME) as snakemake:
+    with space.pretend().start("--retries", "1", CHECKPOINT, FAIL=NAME) as snakemake:
         yield space, snakemake
 
 
 def test_every_network_runs_on_one_gpu_of_its_own(workspace: Build, failing: object, tmp_path: Path, capsys) -> None:
     """Two budgets x two allocations: what was asked for, where it ran, and the same bytes as without SLURM."""
-    space = workspace()
+    threads = 5  # more than this machine may have: a login node's cores do not count
+    space = workspace(compute={"threads": threads})
     assert space.run("bounds") == 0, space.output
     jobs = space.jobs()
     with capsys.disabled():
         print()
         for job in jobs:
-            print(f"  job {job['JobId']:>3}  {job['Comment']:<40} {job.get('TresPerJob', 'no GPU')}")
-    assert len(jobs) == 12 and {job["JobState"] for job in jobs} == {"COMPLETED"}
+            print(f"  job {job['JobId']:>3}  {job['Comment']:<40} {job['TresPerJob']} on {job['NodeList']}")
+    assert len(jobs) == 8 and {job["JobState"] for job in jobs} == {"COMPLETED"}
+    assert {job["Account"] for job in jobs} == {ACCOUNT}
     for rule in ("train", "score"):
-        for job in jobs_of(space, rule):
+        for job in space.jobs(rule):
             assert job["TresPerJob"] == "gres:gpu:a100:1"
             assert (job["NumNodes"], job["MinMemoryNode"]) == ("1", "24000M")
-    assert not any("TresPerJob" in job for job in jobs_of(space, "bound"))
+            assert job["CPUs/Task"] == str(threads)
     local = tmp_path / "local"
     for run in train_locally(space, local):
         record = json.loads((space.folder(run.name) / "bounds.json").read_text())
@@ -96,42 +111,50 @@ def test_every_network_runs_on_one_gpu_of_its_own(workspace: Build, failing: obj
         assert here.read_bytes() == there.read_bytes()
 
 
-def test_a_training_told_to_stop_and_requeued_goes_on(workspace: Build, tmp_path: Path) -> None:
-    """First the signal before the time limit, which costs a retry; then a requeue, which keeps the job's id.
+def test_a_preemption_costs_no_retry(workspace: Build, tmp_path: Path) -> None:
+    """SIGTERM at the start of the grace time: saved, and trained on until SLURM requeues the job.
 
     Nothing is saved periodically here: what is there to resume from was saved on the signal.
     """
     space = workspace(grid=ONE_RUN, training=LONG | {"save_interval_steps": 10**6})
-    with space.start(CHECKPOINT) as snakemake:
+    with space.start("--slurm-qos", "low", CHECKPOINT) as snakemake:
         space.wait_for(lambda: "step 100:" in log_of_training(space))
-        (first,) = jobs_of(space, "train")
-        assert first["JobState"] == "RUNNING"
-        space.cluster.command("scancel", "--signal=TERM", first["JobId"])
-        space.wait_for(lambda: jobs_of(space, "train")[0]["JobState"] == "FAILED")
-        assert not (space.root / CHECKPOINT).exists()
-        resumed_at = space.wait_for(lambda: re.search(r"resuming at step (\d+)", log_of_training(space)))
-        second = jobs_of(space, "train")[1]
-        space.cluster.command("scontrol", "requeue", second["JobId"])
-        assert snakemake.wait(timeout=120) == 0, space.output
-    jobs = jobs_of(space, "train")
-    assert [job["JobState"] for job in jobs] == ["FAILED", "COMPLETED"]
-    assert [job["Restarts"] for job in jobs] == ["0", "1"]
-    later = re.search(r"resuming at step (\d+)", log_of_training(space))
-    assert later is not None and int(later[1]) >= int(resumed_at[1])
+        first = trainer_of(space)
+        preempt(space.cluster)
+        space.wait_for(lambda: "going on until SLURM ends the job" in log_of_training(space))
+        assert first.is_running() and saved_states(space)
+        space.wait_for(lambda: "resuming at step" in log_of_training(space))
+        assert snakemake.wait(TIME_LIMIT_SECONDS) == 0, space.output
+    (job,) = space.jobs("train")
+    assert (job["JobState"], job["Restarts"], job["QOS"]) == ("COMPLETED", "1", "low")
+    # The log of the start that was preempted is kept.
+    assert "going on until SLURM ends the job" in space.log(f"train/{NAME}.1.log")
+    assert "resuming at step" in space.log(f"train/{NAME}.2.log")
     train_locally(space, tmp_path / "local")
     assert weights(space.folder(NAME)) == weights(tmp_path / "local/results/runs" / NAME)
 
 
-def trainer_of(space: Workspace) -> psutil.Process:
-    """The one process that trains in this workspace."""
-    (found,) = [
-        process
-        for process in psutil.process_iter(["cmdline", "cwd"])
-        if process.info["cwd"] == str(space.root)
-        and "train" in (process.info["cmdline"] or [])
-        and any(part.endswith("/sublora") for part in process.info["cmdline"])
-    ]
-    return found
+def test_a_base_survives_the_loss_of_its_node_and_of_its_process(workspace: Build, tmp_path: Path) -> None:
+    """A node failure: SLURM requeues the job. Then kill -9: Snakemake submits it again."""
+    base = TRAINED | {"steps": 1200, "save_interval_steps": 20, "eval_interval_steps": 400, "log_interval_steps": 20}
+    space = workspace(grid=ONE_RUN, base=base)
+    target = "results/base/base.json"
+    with space.start(target) as snakemake:
+        space.wait_for(lambda: list((space.root / "results/base/state").glob("*.pt")))
+        (job,) = space.jobs("base")
+        space.cluster.lose_node(job["NodeList"])
+        space.wait_for(lambda: "resuming at step" in space.log("base.log"))
+        space.cluster.restore_node(job["NodeList"])
+        trainer_of(space, "base").kill()
+        assert snakemake.wait(TIME_LIMIT_SECONDS) == 0, space.output
+    assert [(job["JobState"], job["Restarts"]) for job in space.jobs("base")] == [("FAILED", "1"), ("COMPLETED", "0")]
+    assert all("resuming at step" in space.log(f"base.{attempt}.log") for attempt in (2, 3))
+    local = tmp_path / "local"
+    settings = config.load_settings(space.root / "config/config.yaml")
+    prepare_all(settings, local)
+    make_base(settings, root=local)
+    here, there = (root / "results/base/base.safetensors" for root in (space.root, local))
+    assert here.read_bytes() == there.read_bytes()
 
 
 def test_jobs_that_outlive_snakemake_are_not_trained_twice(workspace: Build, tmp_path: Path) -> None:
@@ -142,14 +165,14 @@ def test_jobs_that_outlive_snakemake_are_not_trained_twice(workspace: Build, tmp
         first = trainer_of(space)
         first.suspend()  # so that it cannot end before the second one has come to wait for it
         snakemake.kill()
-    assert [job["JobState"] for job in jobs_of(space, "train")] == ["RUNNING"]
+    assert [job["JobState"] for job in space.jobs("train")] == ["RUNNING"]
     assert space.run(CHECKPOINT) == 1  # locked
     assert space.run("--unlock") == 0, space.output
     with space.start(CHECKPOINT) as snakemake:
         space.wait_for(lambda: "waiting for it to end" in log_of_training(space))
         first.resume()
-        assert snakemake.wait(timeout=120) == 0, space.output
-    jobs = jobs_of(space, "train")
+        assert snakemake.wait(TIME_LIMIT_SECONDS) == 0, space.output
+    jobs = space.jobs("train")
     assert [job["JobState"] for job in jobs] == ["COMPLETED"] * 2
     assert "written by the process that was waited for" in log_of_training(space)
     train_locally(space, tmp_path / "local")
@@ -158,27 +181,95 @@ def test_jobs_that_outlive_snakemake_are_not_trained_twice(workspace: Build, tmp
 
 def test_a_failing_job_is_submitted_retries_plus_one_times_with_more_each_time(failing: tuple[Workspace, Any]) -> None:
     space, snakemake = failing
-    assert snakemake.wait(timeout=120) == 1
-    jobs = jobs_of(space, "train")
+    assert snakemake.wait(TIME_LIMIT_SECONDS) == 1
+    jobs = space.jobs("train")
     calls = [line for line in (space.root / "calls.txt").read_text().splitlines() if line.startswith("sublora train")]
     assert len(jobs) == len(calls) == 2
     assert [job["JobState"] for job in jobs] == ["FAILED", "FAILED"]
-    assert [job["MinMemoryNode"] for job in jobs] == ["24000M", "48000M"]
+    assert [job["MinMemoryNode"] for job in jobs] == ["24000M", "24000M"]
     assert [job["TimeLimit"] for job in jobs] == ["12:00:00", "1-00:00:00"]
     assert not (space.root / CHECKPOINT).exists()
     assert "step 8: the loss is not finite" in space.output
 
 
-@pytest.mark.skipif(os.environ.get("SUBLORA_TEST_SLURM") != "all", reason="only with SUBLORA_TEST_SLURM=all")
+@TAKES_MINUTES
 def test_a_training_on_two_gpus_stops_and_goes_on_together(workspace: Build) -> None:
     """One job with two GPUs and two processes, through SIGTERM to all of them at once."""
     training = LONG | {"save_interval_steps": 10**6}
     space = workspace(grid=ONE_RUN, training=training, compute={"gpus_per_training": 2})
     with space.start(CHECKPOINT) as snakemake:
         space.wait_for(lambda: "step 100:" in log_of_training(space))
-        space.cluster.command("scancel", "--signal=TERM", jobs_of(space, "train")[0]["JobId"])
-        assert snakemake.wait(timeout=150) == 0, space.output
-    jobs = jobs_of(space, "train")
+        space.cluster.command("scancel", "--signal=TERM", space.jobs("train")[0]["JobId"])
+        assert snakemake.wait(TIME_LIMIT_SECONDS) == 0, space.output
+    jobs = space.jobs("train")
     assert [job["JobState"] for job in jobs] == ["FAILED", "COMPLETED"]
     assert {job["TresPerJob"] for job in jobs} == {"gres:gpu:a100:2"} and {job["NumNodes"] for job in jobs} == {"1"}
     assert log_of_training(space).count("resuming at step") == 1
+
+
+@TAKES_MINUTES
+def test_a_training_beyond_its_time_limit_goes_on_with_more(workspace: Build, tmp_path: Path) -> None:
+    space = workspace(grid=ONE_RUN, training=LONG | {"save_interval_steps": 10**6})
+    space.change_profile("min(720 * attempt, 1440)", "min(1 * attempt, 2)")
+    with space.start(CHECKPOINT) as snakemake:
+        space.wait_for(lambda: "step 100:" in log_of_training(space))
+        trainer_of(space).suspend()  # until SLURM wakes it, together with SIGTERM
+        space.wait_for(lambda: space.jobs("train")[0]["JobState"] == "TIMEOUT")
+        assert snakemake.wait(TIME_LIMIT_SECONDS) == 0, space.output
+    assert [(job["JobState"], job["TimeLimit"]) for job in space.jobs("train")] == [
+        ("TIMEOUT", "00:01:00"),
+        ("COMPLETED", "00:02:00"),
+    ]
+    assert "resuming at step" in space.log(f"train/{NAME}.2.log")
+    train_locally(space, tmp_path / "local")
+    assert weights(space.folder(NAME)) == weights(tmp_path / "local/results/runs" / NAME)
+
+
+DOCSTRINGS = {"name": "docstrings"}
+"""Whose files the pretended jobs write."""
+
+
+@TAKES_MINUTES
+def test_submissions_beyond_the_limit_are_given_up_unless_jobs_is_below_it(workspace: Build) -> None:
+    """Both as docs/cluster.md says; what was given up is submitted by the next call."""
+    space = workspace(data=DOCSTRINGS).pretend()
+    assert space.run("--slurm-qos", "narrow", "trainings") == 1
+    assert "QOSMaxSubmitJobPerUserLimit" in space.output
+    done = len(list(space.root.glob("results/runs/*/best_ckpt.pt")))
+    assert 0 < done < 4
+    assert space.run("--slurm-qos", "narrow", "--jobs", "2", "trainings") == 0, space.output
+    assert len(space.jobs("train")) == 4
+
+
+@TAKES_MINUTES
+def test_a_job_array_trains_the_whole_grid(workspace: Build) -> None:
+    space = workspace(data=DOCSTRINGS).pretend()
+    assert space.run("--slurm-array-jobs", "train", "trainings") == 0, space.output
+    jobs = space.jobs()
+    assert len(jobs) == 4 and len({job["ArrayJobId"] for job in jobs}) == 1
+    assert len(list(space.root.glob("results/runs/*/best_ckpt.pt"))) == 4
+
+
+@TAKES_MINUTES
+def test_sites_that_want_gres_get_it(workspace: Build) -> None:
+    space = workspace(grid=ONE_RUN, data=DOCSTRINGS).pretend()
+    space.change_profile("gpu_model: a100 #", 'gpu: 0\n    gres: "gpu:a100:1" #')
+    assert space.run(CHECKPOINT) == 0, space.output
+    (job,) = space.jobs("train")
+    assert job["TresPerNode"] == "gres:gpu:a100:1" and "TresPerJob" not in job
+
+
+@TAKES_MINUTES
+def test_a_run_that_ended_unseen_is_kept_if_snakemake_is_told(workspace: Build) -> None:
+    """The recipe of docs/cluster.md for runs that finished after the main process was killed."""
+    space = workspace(grid=ONE_RUN, training=LONG)
+    with space.start(CHECKPOINT) as snakemake:
+        space.wait_for(lambda: saved_states(space))
+        snakemake.kill()
+    space.wait_for(lambda: space.jobs("train")[0]["JobState"] == "COMPLETED")
+    before = (space.root / CHECKPOINT).read_bytes()
+    assert space.run("--unlock") == 0, space.output
+    outputs = [str(Path(CHECKPOINT).with_name(name)) for name in ("best_ckpt.pt", "metrics.csv", "gating_trace.csv")]
+    assert space.run("--cleanup-metadata", *outputs) == 0, space.output
+    assert space.run(CHECKPOINT) == 0, space.output
+    assert len(space.jobs("train")) == 1 and (space.root / CHECKPOINT).read_bytes() == before

@@ -1,12 +1,21 @@
 """Wrong input stops before any job, in one line; the profiles do what they say."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 
+from sublora.config import load_settings
+from sublora.runs.ownership import write_owner
 from workflow.toy import SMALL_GRID, SMALL_GRID_RUNS, Toy
 
 NVIDIA_SMI = '#!/bin/sh\necho "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-0)"\n'
+RETRIED = {
+    "mem_mb": ["24000"] * 4,
+    "runtime": ["720", "1440", "1440", "1440"],
+    "slurm_extra": ["--signal=TERM@120" + begin for begin in ("", *(f" --begin=now+{s}" for s in (60, 120, 240)))],
+}
 NO_NVIDIA_SMI = "#!/bin/sh\nexit 9\n"
 
 
@@ -55,6 +64,53 @@ def test_a_settings_file_of_another_folder_is_refused(toy: Toy) -> None:
     assert_stops(toy, ("--configfile", "demo/config/config.yaml"), f"add --directory {toy.root / 'demo'}")
 
 
+OTHER_STEPS = {"training": {"steps": 7}}
+
+
+def trained_from(toy: Toy, settings_file: str) -> Path:
+    """The folder of a run whose training was started from a settings file."""
+    folder = toy.root / "results/runs/d40_uniform_seed1"
+    write_owner(folder, load_settings(toy.root / settings_file), toy.root / settings_file, toy.root)
+    return folder
+
+
+def test_a_second_settings_file_does_not_overwrite_the_runs_of_the_first(finished: Toy) -> None:
+    """It would train them again and delete them first; an equal one, or other runs, are no harm."""
+    folder = trained_from(finished, "config/config.yaml")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    finished.write_settings("config/mine.yaml", grid=SMALL_GRID, **OTHER_STEPS)
+    for look in ((), ("--dry-run",)):
+        outcome = finished.snakemake(*look, "--configfile", "config/mine.yaml")
+        assert outcome.exit_code == 1 and len(outcome.message) == 1
+        assert outcome.message[0].startswith(
+            "results/runs/d40_uniform_seed1: a run of config/config.yaml (training.steps:"
+        )
+        assert "7 here)" in outcome.message[0] and "--directory NAME" in outcome.message[0]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    finished.write_settings("config/mine.yaml", grid=SMALL_GRID)
+    assert finished.plan("--configfile", "config/mine.yaml") == {}
+    finished.write_settings("config/mine.yaml", grid=SMALL_GRID | {"seeds": [2]}, **OTHER_STEPS)
+    assert finished.plan("--configfile", "config/mine.yaml")["train"] == SMALL_GRID_RUNS
+
+
+def test_a_changed_or_renamed_settings_file_trains_again(finished: Toy) -> None:
+    trained_from(finished, "config/config.yaml")
+    finished.write_settings(grid=SMALL_GRID, **OTHER_STEPS)
+    assert finished.plan()["train"] == SMALL_GRID_RUNS
+    (finished.root / "config/config.yaml").rename(finished.root / "config/mine.yaml")
+    assert finished.plan("--configfile", "config/mine.yaml")["train"] == SMALL_GRID_RUNS
+
+
+def test_a_missing_container_is_an_error(toy: Toy) -> None:
+    assert_stops(
+        toy, ("--software-deployment-method", "apptainer"), r"^/.*sublora\.sif: no such container; build it with"
+    )
+
+
+def test_files_that_are_not_shared_are_refused(toy: Toy) -> None:
+    assert_stops(toy, ("--shared-fs-usage", "none"), "^a storage provider, or .* that all machines share")
+
+
 def test_an_unknown_run_is_no_target(toy: Toy) -> None:
     outcome = toy.snakemake("--dry-run", "results/figures/pareto_d41.png")
     assert outcome.exit_code == 1
@@ -73,7 +129,7 @@ def test_without_a_gpu_nothing_is_downloaded_or_run(gpu_toy: Toy) -> None:
     outcome = gpu_toy.snakemake()
     assert outcome.exit_code == 1
     assert outcome.message[-1].startswith(
-        "config/config.yaml: compute.device is cuda and this machine has no usable GPU"
+        f"config/config.yaml: compute.device is cuda and this machine ({os.uname().nodename}) has no usable GPU"
     )
     assert "profiles/slurm" in outcome.message[-1]
     assert "Traceback" not in outcome.text
@@ -113,12 +169,35 @@ def test_a_hidden_gpu_is_no_gpu(gpu_toy: Toy) -> None:
     assert gpu_toy.calls == []
 
 
+def test_each_start_of_a_job_keeps_its_log(toy: Toy) -> None:
+    name = "d40_uniform_seed1"
+    failing = (f"results/runs/{name}/best_ckpt.pt", "--retries", "1", "--show-failed-logs")
+    outcome = toy.snakemake(*failing, FAIL=name)
+    assert outcome.exit_code == 1
+    assert outcome.text.count("step 8: the loss is not finite") == 3  # shown twice, and the last line at the end
+    assert toy.snakemake(failing[0]).exit_code == 0
+    failed = "loading\nstep 8: the loss is not finite\n"
+    kept = {path.name.removeprefix(name): path.read_text() for path in (toy.root / "logs/train").glob("*.log")}
+    assert kept == {".1.log": failed, ".2.log": failed, ".3.log": "", ".log": ""}
+
+
+def test_a_log_that_never_was_is_not_called_empty(toy: Toy) -> None:
+    """As where a submission is refused."""
+    rules = "workflow/rules/train.smk"
+    toy.write(rules, (toy.root / rules).read_text().replace("start_job {log}", "exit 3"))
+    outcome = toy.snakemake("results/runs/d40_uniform_seed1/best_ckpt.pt")
+    assert outcome.exit_code == 1
+    assert "logs/train/d40_uniform_seed1.log: (no log: the job never started" in outcome.text
+
+
 def test_slurm_jobs_ask_for_one_a100(gpu_toy: Toy) -> None:
+    """And for the settings' threads, whatever this machine has."""
+    gpu_toy.write_settings(grid=SMALL_GRID, compute={"device": "cuda", "threads": 48})
     target = "results/runs/d40_uniform_seed1/bounds.json"
     text = gpu_toy.snakemake("--profile", "profiles/slurm", "--dry-run", target).text
     resources = dict(re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", text, re.MULTILINE))
     for rule in ("train", "score"):
-        assert "gpu=1" in resources[rule]
+        assert "gpu=1" in resources[rule] and "cpus_per_task=48" in resources[rule]
         assert "gpu_model=a100" in resources[rule]
     assert "gpu=1" not in resources["bound"]
 
@@ -132,10 +211,10 @@ def test_a_training_on_two_gpus_is_two_processes_of_one_job(gpu_toy: Toy) -> Non
     target = "results/runs/d40_uniform_seed1/bounds.json"
     text = gpu_toy.snakemake("--profile", "profiles/slurm", "--dry-run", "-p", target).text
     jobs = dict(re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", text, re.MULTILINE))
-    assert re.search(r"resources: .*\bgpu=2, gpu_model=a100, nodes=1\b", jobs["train"])
-    assert re.search(r"resources: .*\bgpu=1, gpu_model=a100\b", jobs["score"])
+    assert re.search(r"resources: .*\bgpu=2, cpus_per_task=\d+, gpu_model=a100, nodes=1\b", jobs["train"])
+    assert re.search(r"resources: .*\bgpu=1, cpus_per_task=\d+, gpu_model=a100\b", jobs["score"])
     assert "torchrun --standalone --nproc-per-node=2 --no-python sublora train --config" in text
-    assert "slurm_extra=--signal=TERM@120" in jobs["train"] and "slurm_extra" not in jobs["score"]
+    assert "slurm_extra=--signal=TERM@120" in jobs["train"] and "--signal" not in jobs["score"]
 
 
 def test_data_and_figures_are_not_submitted(finished: Toy) -> None:
@@ -150,7 +229,7 @@ def test_data_and_figures_are_not_submitted(finished: Toy) -> None:
         assert outcome.jobs == {rule: 1}
 
 
-def test_resources_grow_with_the_attempt_up_to_the_third(gpu_toy: Toy) -> None:
+def test_time_grows_up_to_a_day_and_resubmissions_wait(gpu_toy: Toy) -> None:
     """An always failing job runs retries + 1 times, and no rule retries by itself."""
     gpu_toy.add_command("nvidia-smi", NVIDIA_SMI)
     outcome = gpu_toy.snakemake(
@@ -159,12 +238,9 @@ def test_resources_grow_with_the_attempt_up_to_the_third(gpu_toy: Toy) -> None:
         FAIL="d40_uniform_seed1",
     )
     assert outcome.exit_code == 1
-    assert [int(value) for value in re.findall(r"resources: .*\bmem_mb=(\d+).*\bgpu=1", outcome.text)] == [
-        24000,
-        48000,
-        72000,
-        72000,
-    ]
+    lines = re.findall(r"resources: .*\bgpu=1.*", outcome.text)
+    values = {name: [re.search(rf"\b{name}=([^,]*)", line)[1] for line in lines] for name in RETRIED}
+    assert values == RETRIED
     assert sum(call.startswith("sublora train") for call in gpu_toy.calls) == 4
 
 
@@ -185,3 +261,11 @@ def test_units_and_sources_have_files_of_their_own(toy: Toy) -> None:
     text = toy.snakemake("-n", "data").text
     assert all(f"data/docstrings/unit_starts_{split}.npy" in text for split in ("train", "val", "test"))
     assert "source_ids" not in text
+
+
+def test_a_second_settings_file_in_a_folder_of_its_own_shares_the_data(finished: Toy) -> None:
+    """As docs/cluster.md shows: a link to data/ is enough, and only networks are trained."""
+    finished.write_settings("wide/config/config.yaml", grid=SMALL_GRID, **OTHER_STEPS)
+    (finished.root / "wide/data").symlink_to("../data")
+    plan = finished.plan("--directory", "wide")
+    assert plan["train"] == SMALL_GRID_RUNS and "prepare" not in plan

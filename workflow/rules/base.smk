@@ -20,7 +20,8 @@ if HAS_BASE:
         threads: SETTINGS.base.threads if TRAINS_BASE else 1
         resources:
             gpu=1,
+            cpus_per_task=SETTINGS.base.threads if TRAINS_BASE else 1,
         # A pretrained model may have to be downloaded, which only the machine that Snakemake runs on can do.
         localrule: not TRAINS_BASE
         shell:
-            "sublora base --config {params.settings_file:q} --out {params.folder:q} > {log:q} 2>&1"
+            "start_job {log:q}; sublora base --config {params.settings_file:q} --out {params.folder:q} > {log:q} 2>&1"

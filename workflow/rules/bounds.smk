@@ -1,4 +1,4 @@
-"""From a trained network to its bound: encode and score (on a GPU), then the inequalities (seconds on a CPU)."""
+"""From a trained network to its bound: encode and score (on a GPU), then the inequalities (seconds, beside Snakemake)."""
 
 
 rule bounds:
@@ -28,8 +28,9 @@ rule score:
     threads: SETTINGS.compute.threads
     resources:
         gpu=1,
+        cpus_per_task=SETTINGS.compute.threads,
     shell:
-        "sublora score {params.folder:q} --config {params.settings_file:q} > {log:q} 2>&1"
+        "start_job {log:q}; sublora score {params.folder:q} --config {params.settings_file:q} > {log:q} 2>&1"
 
 
 rule bound:
@@ -47,5 +48,6 @@ rule bound:
         *settings_of("bound"),
         settings_file=settings_file,
         folder=run_folder,
+    localrule: True
     shell:
         "sublora bound {params.folder:q} --config {params.settings_file:q} > {log:q} 2>&1"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod, SharedFSUsage
 from snakemake.utils import validate
 
 from sublora.config import (
@@ -20,6 +21,7 @@ from sublora.config import (
 )
 from sublora.errors import UserError
 from sublora.hardware import gpu_is_present
+from sublora.runs.ownership import read_owner
 from sublora.versions import NUMERICS_VERSIONS
 
 
@@ -65,6 +67,41 @@ def resolved_settings():
     return parse_settings(config, source), source
 
 
+def refuse_runs_of_another_file():
+    """Stop if a run here was trained from another settings file, with other settings: it would be trained again.
+
+    After a change within one file, or under a new name, that is what is wanted.
+    """
+    files = [os.path.relpath(path) for path in workflow.configfiles[:1]]
+    for run in SETTINGS.grid.runs():
+        folder = Path("results/runs", run.name)
+        try:
+            owner = read_owner(folder)
+        except UserError as error:
+            stop(str(error))
+        if owner is None or owner.settings_file in (None, *files) or not os.path.exists(owner.settings_file):
+            continue
+        difference = owner.difference(SETTINGS.for_run(run))
+        if difference:
+            stop(
+                f"{folder}: a run of {owner.settings_file} ({difference}), and {SETTINGS_SOURCE} would train it again; "
+                "put the second file into NAME/config/config.yaml and work in that folder: --directory NAME"
+            )
+
+
+def refuse_what_jobs_cannot_use():
+    """Stop where files would not be shared, or the container is missing."""
+    files, deployment = workflow.storage_settings, workflow.deployment_settings
+    if files and (files.default_storage_provider or SharedFSUsage.INPUT_OUTPUT not in files.shared_fs_usage):
+        stop(
+            "a storage provider, or an executor without a shared file system: jobs need a file system that all machines "
+            "share, since trainings go on from files that are no outputs; use one, without --default-storage-provider"
+        )
+    image = Path(workflow.basedir).parent / "sublora.sif"
+    if deployment and DeploymentMethod.APPTAINER in deployment.deployment_method and not image.exists():
+        stop(f"{image}: no such container; build it with: apptainer build {image.name} apptainer.def")
+
+
 if workflow.modifier.path_modifier.modifies_prefixes:
     stop("module: replace_prefix would part data/ and results/ from each other; use prefix, which moves both")
 
@@ -75,6 +112,10 @@ try:
 except UserError as error:
     stop(str(error))
 validate(config, "../schemas/config.schema.json")
+if workflow.is_main_process:
+    refuse_what_jobs_cannot_use()
+if workflow.is_main_process and not is_module():
+    refuse_runs_of_another_file()
 
 RUNS = SETTINGS.grid.runs()
 # Name of a run's folder, with the wildcards that the grid has.
@@ -119,6 +160,15 @@ LAUNCHER = (
 # Jobs call `sublora`; with .venv/bin/snakemake and no activated environment it is found beside this interpreter.
 if shutil.which("sublora") is None:
     os.environ.update(PATH=os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]))
+
+
+# Before a job's command. Snakemake deletes a job's log before it runs the job again: a second name,
+# logs/.../RUN.1.log for the first start, keeps it, however the start ends (on a file system with hard links). In a SLURM
+# job SIGTERM only announces the end (sublora/signals.py): the shell must not die of it while its command goes on.
+shell.prefix(
+    'start_job() {{ rm -f "$1"; : > "$1"; local n=1; while [ -e "${{1%.log}}.$n.log" ]; do n=$((n + 1)); done; '
+    'ln "$1" "${{1%.log}}.$n.log" || true; if [ -n "${{SLURM_JOB_ID:-}}" ]; then trap : TERM; fi; }}; '
+)
 
 
 wildcard_constraints:
@@ -185,7 +235,8 @@ def require_gpu():
     pending = {job.rule.name for job in workflow.dag.needrun_jobs()}
     if pending & {"base", "train", "score", "yardsticks", "verify_run"} and not gpu_is_present():
         stop(
-            f"{SETTINGS_SOURCE}: compute.device is cuda and this machine has no usable GPU; nothing was run. "
+            f"{SETTINGS_SOURCE}: compute.device is cuda and this machine ({os.uname().nodename}) has no usable GPU; "
+            "nothing was run. "
             "Run on a cluster (snakemake --profile profiles/slurm), or the demo (make demo)"
         )
 
@@ -194,6 +245,13 @@ def print_last_log_lines():
     """Beside each failed job, the line of its log that says why."""
     for job in sorted(workflow.scheduler.failed, key=str):
         for path in map(Path, job.log):
-            lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-            last = next((line for line in reversed(lines) if line.strip()), "(empty log)")
-            print(f"{path}: {last}", file=sys.stderr)
+            print(f"{path}: {last_line(path)}", file=sys.stderr)
+
+
+def last_line(path):
+    """Of a log. Snakemake may leave an empty one of a job that never ran; one that ran kept a second name of its log."""
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    last = next((line for line in reversed(lines) if line.strip()), None)
+    if last is None and path.with_suffix(".1.log").exists():
+        return "(empty log: the job was ended before it said anything)"
+    return last or "(no log: the job never started; what kept it from that is said above)"

@@ -32,6 +32,7 @@ rule train:
     threads: SETTINGS.compute.threads * GPUS_PER_TRAINING
     resources:
         gpu=GPUS_PER_TRAINING,
+        cpus_per_task=SETTINGS.compute.threads * GPUS_PER_TRAINING,
     shell:
-        f"{{params.launcher}} train --config {{params.settings_file:q}} {RUN_OPTIONS} "
+        f"start_job {{log:q}}; {{params.launcher}} train --config {{params.settings_file:q}} {RUN_OPTIONS} "
         "--out {params.folder:q} > {log:q} 2>&1"

@@ -29,5 +29,7 @@ rule verify_run:
     threads: SETTINGS.compute.threads
     resources:
         gpu=1,
+        cpus_per_task=SETTINGS.compute.threads,
     shell:
+        "start_job {log:q}; "
         "sublora verify {params.folder:q} --config {params.settings_file:q} > {log:q} 2>&1 && cp {log:q} {output:q}"

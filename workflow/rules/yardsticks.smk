@@ -19,5 +19,6 @@ rule yardsticks:
     threads: SETTINGS.compute.threads
     resources:
         gpu=1,
+        cpus_per_task=SETTINGS.compute.threads,
     shell:
-        "sublora yardsticks --config {params.settings_file:q} > {log:q} 2>&1"
+        "start_job {log:q}; sublora yardsticks --config {params.settings_file:q} > {log:q} 2>&1"
