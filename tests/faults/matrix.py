@@ -10,10 +10,12 @@ import resource
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
 from faults.scene import BOUND, CONFIG, DATA, FOLDER, PREPARE, RUN_OPTIONS, SCORE, STATUS, TRAIN, VERIFY, Scene
+from sublora.names import STARTS_NAME
 
 Command = tuple[str, ...]
 Break = Callable[[Scene], object]
@@ -48,11 +50,12 @@ def small_files() -> Iterator[None]:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """What is written does not reach the disk."""
+    """What is written does not reach the disk, but for the record of the start: the results are what does not fit."""
     import os
 
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(number: int) -> None:
+        if STARTS_NAME not in os.readlink(f"/proc/self/fd/{number}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     real, os.fsync = os.fsync, full
     try:
@@ -306,6 +309,7 @@ def message(fault: Fault, scene: Scene) -> str:
     lines = [line for line in errors.splitlines() if line.strip() and not line.startswith(("$ ", "step ", "resuming"))]
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), (status, errors[-2000:])
     after = scene.snapshot()
-    lost = [path for path, digest in before.items() if after.get(path) != digest]
+    # That a stage was started is on record even where it failed.
+    lost = [path for path, digest in before.items() if after.get(path) != digest and Path(path).name != STARTS_NAME]
     assert not lost, lost
     return scene.relative(lines[0].removeprefix("error: "))
