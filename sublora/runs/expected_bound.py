@@ -40,7 +40,6 @@ from sublora.data.tokenizers import TOKENIZERS
 from sublora.errors import UserError
 from sublora.losses.bounded import BoundedLoss
 from sublora.runs.message import charged_bits, payload_context
-from sublora.runs.networks import trained_parameters
 
 BITS_PER_COORDINATE = 2.2
 """In the demo 2.1 to 2.4 with the entropy code."""
@@ -161,6 +160,8 @@ def _dimension(settings: config.Settings, population: Population, budget: int | 
     """d of a budget of the grid. UserError for all the parameters of a model whose files alone tell their number."""
     if budget != "all":
         return budget
+    from sublora.runs.networks import trained_parameters  # torch
+
     parameters = trained_parameters(settings, population.vocab_size)
     if parameters is None:
         raise UserError("grid.budgets all: the number of parameters of a model of transformers is not known here")
