@@ -22,8 +22,10 @@ def _number_or_all(value: object) -> object:
     """One complaint instead of one per alternative of the union."""
     if value == ALL:
         return value
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_BUDGET:
-        raise ValueError(f"expected a whole number of at least 1 and at most {LARGEST_BUDGET}, or all, found {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"expected a whole number of at least 1, or all, found {value!r}")
+    if value > LARGEST_BUDGET:
+        raise ValueError(f"expected at most {LARGEST_BUDGET}, found {value}")
     return value
 
 

@@ -100,6 +100,10 @@ class _Page:
                     inner.append((below, f"{path}.{key}", marks))
                 takes += "" if field.is_required() else ", may be left out"
                 rows.append("| " + " | ".join(map(_cell, (f"`{key}`", takes, stages, field.description or ""))) + " |")
+            for key in schema["properties"].keys() - section.model_fields.keys():
+                node = schema["properties"][key]
+                cells = f"`{key}`", f"{_takes(node, schema)}, may be left out", _stages(inherited, self.conditions)
+                rows.append("| " + " | ".join(map(_cell, (*cells, node["description"]))) + " |")
             self.add("\n".join(rows))
             for found in inner:
                 self.add_kinds(*found)

@@ -21,7 +21,7 @@ def test_what_is_trained_is_compared_by_its_own_figure(toy: Toy) -> None:
     out = "results/runs/weights-identity_dall_uniform_seed2"
     assert toy.snakemake(f"{out}/best_ckpt.pt").exit_code == 0
     assert toy.calls[-1] == (
-        "sublora train --config config/config.yaml --trained weights-identity --budget all --allocation uniform "
+        "sublora train --config results/settings.yaml --trained weights-identity --budget all --allocation uniform "
         f"--seed 2 --out {out}"
     )
 
@@ -40,6 +40,6 @@ def test_sizes_are_compared_by_their_own_figure(toy: Toy) -> None:
 def test_a_grid_without_comparisons_keeps_its_paths_and_commands(toy: Toy) -> None:
     assert toy.snakemake("results/runs/d40_learned_seed1/best_ckpt.pt").exit_code == 0
     assert toy.calls[-1] == (
-        "sublora train --config config/config.yaml --budget 40 --allocation learned --seed 1 "
+        "sublora train --config results/settings.yaml --budget 40 --allocation learned --seed 1 "
         "--out results/runs/d40_learned_seed1"
     )
