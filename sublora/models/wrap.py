@@ -112,6 +112,8 @@ class Wrapped(nn.Module):
     Trained: `subspace.subspace_params` (d), `subspace.gating_params.*`, `log_step`.
     """
 
+    accepts_loss_kwargs = False
+    """For transformers' Trainer: the loss is the module's own mean over a batch."""
     module: nn.Module
     """The frozen network. No submodule, so that its weights are in neither parameters() nor the state dict."""
 
@@ -136,6 +138,11 @@ class Wrapped(nn.Module):
                 raise ValueError(f"rank {arguments.rank} exceeds that of every chosen map, at most {largest}")
             self.space = linear_map_space(self._maps, arguments.rank)
             origin_D = initial_theta(self.space, arguments.seed, arguments.init)
+        if arguments.budget > self.space.size:
+            raise ValueError(
+                f"budget {arguments.budget} exceeds the {self.space.size} numbers that it would move; lower it, or "
+                "choose more targets or a higher rank"
+            )
         shape = SubspaceShape(
             space=self.space,
             allocation=parse_allocation(arguments.allocation),
@@ -213,7 +220,8 @@ class Wrapped(nn.Module):
     def _attached(self, theta_D: Tensor) -> Iterator[None]:
         attachment = Attachment(self.module, self._maps)
         try:
-            attachment.use(self._pairs(theta_D, self.module.get_submodule(self._maps[0].name).weight.dtype))
+            first = self.module.get_submodule(self._maps[0].name)
+            attachment.use(self._pairs(theta_D, first.get_parameter("weight").dtype))
             yield
         finally:
             attachment.remove()
@@ -315,7 +323,7 @@ class Wrapped(nn.Module):
             self.quantize(relative_step=relative_step)
 
     def set_message(self, weights: EntropyWeights, gates: tuple[int, ...]) -> None:
-        """Become the predictor of a message: its w (d) and step, and the gates' integers. ValueError if they do not fit."""
+        """Become the predictor of a message: its w (d) and step, the gates' integers. ValueError if they do not fit."""
         if weights.symbols.shape != (self.arguments.budget,) or len(gates) != len(self.subspace.gates):
             raise ValueError("the message's w or gates do not fit this module")
         with torch.no_grad():
