@@ -84,6 +84,10 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
     ValueError if w is not quantized or not finite, masks are soft, the module's weights or buffers changed since it
     was wrapped, or a number is out of its range.
     """
+    if not 0 <= choice < choices:
+        raise ValueError(f"choice is an index below choices, found {choice} of {choices}")
+    if not (math.isfinite(extra_bits) and extra_bits >= 0):
+        raise ValueError(f"extra_bits must be finite and not negative, found {extra_bits}")
     if wrapped.mask_width > 0.0:
         raise ValueError("the gates are still soft, which no message names: call anneal(1.0) and score the model after")
     if base_sha256(wrapped.module) != wrapped.base_sha256:
