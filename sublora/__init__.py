@@ -44,7 +44,15 @@ _EXPORTS = {
 def __getattr__(name: str) -> object:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    try:
+        module = importlib.import_module(_EXPORTS[name])
+    except ModuleNotFoundError as error:
+        from sublora.extras import missing_extra
+
+        if (line := missing_extra(error, f"sublora.{name}")) is None:
+            raise
+        raise ImportError(line, name=error.name) from None
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

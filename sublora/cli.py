@@ -380,7 +380,10 @@ def plan(
 
 
 def main() -> None:
-    """Entry point: a UserError, or an error of the operating system, is one line on stderr and exit status 2."""
+    """Entry point: what a user can mend is one line on stderr and exit status 2.
+
+    That is a UserError, an error of the operating system, or a package that an extra brings.
+    """
     outlive_announcements()
     try:
         app()
@@ -388,6 +391,12 @@ def main() -> None:
         line = str(error)
     except OSError as error:
         line = os_error_line(error)
+    except ModuleNotFoundError as error:
+        from sublora.extras import missing_extra
+
+        if (missing := missing_extra(error, "this command")) is None:
+            raise
+        line = missing
     else:
         return
     print(f"error: {printable(line)}", file=sys.stderr)

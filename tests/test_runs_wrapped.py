@@ -146,7 +146,9 @@ def test_every_damaged_byte_and_every_cut_is_refused() -> None:
 def forged(data: bytes, payload: bytes | None = None, bits: int | None = None, **changes) -> bytes:
     """The message with another header or payload and a checksum that fits."""
     found = parse_certificate(data, Path("message"))
-    arguments = found.header["arguments"] | {key: changes.pop(key) for key in list(changes) if key in ("rank", "budget")}
+    arguments = found.header["arguments"] | {
+        key: changes.pop(key) for key in list(changes) if key in ("rank", "budget")
+    }
     header = found.header | {"arguments": arguments} | changes
     content = Payload(payload or found.payload_bytes, bits or found.payload_bits, {})
     return certificate_bytes(header, content)
