@@ -1,7 +1,7 @@
 """How well does a small language model of transformers predict new lines of code, in bits per byte?
 
-A Llama of two layers is trained on comments, frozen, and adapted by LoRA to lines of code: 100 numbers, in transformers'
-Trainer. Which smoothing is best is asked of the training lines, and its index stands in the message.
+A Llama of two layers is trained on comments, frozen, and adapted by LoRA to lines of code: 100 numbers, in the
+Trainer of transformers. Which smoothing is best is asked of the training lines, and the message names it.
 
     python examples/language_model.py
 """
@@ -102,7 +102,9 @@ def main() -> Result:
     lower, upper = smoothing.loss_range_bits(VOCABULARY, min_targets=BYTES - 1)
     frozen = losses_bits(p_frozen, smoothing)
     certified = sublora.certify(frozen, code_bits=message.items["choice"], n=len(frozen), lower=lower, upper=upper)
-    print(f"frozen: {certified.mean_loss:.3f} bits per byte, bound {certified.value:.3f}; bits adapted: {message.items}")
+    print(
+        f"frozen: {certified.mean_loss:.3f} bits per byte, bound {certified.value:.3f}; bits adapted: {message.items}"
+    )
     return result("language model, bits", message, *scored, lower=lower, upper=upper, guessing=math.log2(VOCABULARY))
 
 

@@ -42,7 +42,7 @@ def parse_settings(values: object, source: str) -> Settings:
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a mapping with the keys {', '.join(Settings.model_fields)}")
     try:
-        return Settings.model_validate(_with_tuples(values))
+        return Settings.model_validate(with_tuples(values))
     except ValidationError as error:
         raise UserError(f"{source}: {describe(error, _schema())}") from None
 
@@ -52,11 +52,11 @@ def _schema() -> dict[str, Any]:
     return Settings.model_json_schema()
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """YAML lists as tuples, which is what frozen settings hold."""
     if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+        return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def root_of(config_path: Path) -> Path:
