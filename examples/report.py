@@ -28,7 +28,7 @@ class Result:
 
 def result(
     name: str,
-    message: sublora.Message,
+    message: sublora.EncodedMessage,
     train: np.ndarray,
     held_out: np.ndarray,
     *,

@@ -5,7 +5,7 @@ The public names, each imported from its module when it is first asked for, so t
     certify, Certified        losses and bits to bounds (numpy alone)
     wrap, Wrapped             any torch.nn.Module with d trained numbers
     message_bits              the price of the message, differentiable
-    encode, decode, Message   the trained module as bytes, and back
+    encode, decode, EncodedMessage   the trained module as bytes, and back
     AnnealCallback            annealing inside transformers' Trainer
 
 What needs torch is in the extra `train`, the callback in `hf`.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sublora.bounds.certify import certify as certify
     from sublora.models.wrap import Wrapped as Wrapped
     from sublora.models.wrap import wrap as wrap
-    from sublora.runs.wrapped import Message as Message
+    from sublora.runs.wrapped import EncodedMessage as EncodedMessage
     from sublora.runs.wrapped import decode as decode
     from sublora.runs.wrapped import encode as encode
     from sublora.training.trainer_callback import AnnealCallback as AnnealCallback
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AnnealCallback": "sublora.training.trainer_callback",
     "Certified": "sublora.bounds.certify",
-    "Message": "sublora.runs.wrapped",
+    "EncodedMessage": "sublora.runs.wrapped",
     "Wrapped": "sublora.models.wrap",
     "certify": "sublora.bounds.certify",
     "decode": "sublora.runs.wrapped",

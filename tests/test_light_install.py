@@ -95,6 +95,8 @@ def test_certify_runs_in_a_light_installation(tmp_path) -> None:
     np.save(tmp_path / "losses.npy", np.linspace(0.1, 0.3, 500))
     outcome = run_with(CORE, COMMAND_LINE, "certify", tmp_path / "losses.npy", *OPTIONS)
     assert outcome.returncode == 0 and "quote this one" in outcome.stdout, outcome.stderr
+    # A run's bound, from its certificate and losses, needs no network either.
+    assert run_with(CORE, "import sublora.runs.bound").returncode == 0
 
 
 @pytest.mark.parametrize("command", ["encode", "certify"])

@@ -17,6 +17,10 @@ HEADERLESS = {"cola": (4, (3,), 1)}
 """Task to (number of columns, those of the text, that of the label) of its TSV file without a header."""
 
 
+Row = tuple[int, tuple[str, ...], object]
+"""Number of the line, texts, label as it stands there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One labelled example."""
@@ -37,10 +41,10 @@ def read_examples(path: Path, task: str) -> list[Example]:
         raise UserError(f"{path}: expected a name that ends in {' or '.join(readers)}")
     found: dict[tuple[str, ...], Example] = {}
     try:
-        for line, *texts, label in readers[path.suffix](path, task):
+        for line, texts, label in readers[path.suffix](path, task):
             if str(label) not in ("0", "1"):
                 raise UserError(f"{path}: line {line}: label {printable(label, 40)!r}, expected 0 or 1")
-            example = Example(tuple(map(str, texts)), int(str(label)))
+            example = Example(texts, int(str(label)))
             if found.setdefault(example.texts, example).label != example.label:
                 raise UserError(f"{path}: line {line} repeats a text with the other label; keep one of them")
     except FileNotFoundError:
@@ -70,7 +74,7 @@ def labels_of(examples: list[Example]) -> np.ndarray:
     return np.array([example.label for example in examples], dtype=np.int64)
 
 
-def _tsv_rows(path: Path, task: str) -> Iterator[tuple[int, object, ...]]:  # type: ignore[type-arg]
+def _tsv_rows(path: Path, task: str) -> Iterator[Row]:
     """(line, texts ..., label). Cells are apart by tabs and never quoted, as in GLUE."""
     text_names, label_name = COLUMNS[task]
     with open(path, encoding="utf-8-sig", newline="") as handle:
@@ -82,17 +86,18 @@ def _tsv_rows(path: Path, task: str) -> Iterator[tuple[int, object, ...]]:  # ty
         elif task in HEADERLESS and len(first) == HEADERLESS[task][0]:
             width, text_columns, label_column = HEADERLESS[task]
             columns = [*text_columns, label_column]
-            yield (1, *(first[column] for column in columns))
+            yield 1, tuple(first[column] for column in text_columns), first[label_column]
         else:
             names = printable(", ".join(first), 100)
             raise UserError(f"{path}: expected the columns {', '.join(wanted)} in its first line, found {names!r}")
         for row in rows:
             if len(row) != width:
                 raise UserError(f"{path}: line {rows.line_num} has {len(row)} cells, expected {width}")
-            yield (rows.line_num, *(row[column] for column in columns))
+            *texts, label = (row[column] for column in columns)
+            yield rows.line_num, tuple(texts), label
 
 
-def _jsonl_rows(path: Path, task: str) -> Iterator[tuple[int, object, ...]]:  # type: ignore[type-arg]
+def _jsonl_rows(path: Path, task: str) -> Iterator[Row]:
     text_names, label_name = COLUMNS[task]
     with open(path, encoding="utf-8") as handle:
         for line, text in enumerate(handle, start=1):
@@ -107,4 +112,4 @@ def _jsonl_rows(path: Path, task: str) -> Iterator[tuple[int, object, ...]]:  # 
                 if not isinstance(row[name], str):
                     raise UserError(f"{path}: line {line}: '{name}' is {type(row[name]).__name__}, expected text")
             label = row[label_name]
-            yield (line, *(row[name] for name in text_names), int(label) if label is True or label is False else label)
+            yield line, tuple(row[name] for name in text_names), int(label) if isinstance(label, bool) else label

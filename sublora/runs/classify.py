@@ -25,7 +25,7 @@ from sublora.data.classification import Example, labels_of, read_examples, split
 from sublora.errors import UserError
 from sublora.files import atomic_path, write_bytes, write_json
 from sublora.models.wrap import Wrapped, wrap
-from sublora.runs.wrapped import Message, decode, encode
+from sublora.runs.wrapped import EncodedMessage, decode, encode
 from sublora.streams import generator, stream_key
 from sublora.training.wrapped import message_bits
 
@@ -140,7 +140,7 @@ def _wrapped(network: nn.Module, adapters: ClassifyAdapters) -> Wrapped:
         raise UserError(f"adapters: {error}") from None
 
 
-def train(settings: ClassifySettings, model: Wrapped, tokens: Tokens, n: int) -> Message:
+def train(settings: ClassifySettings, model: Wrapped, tokens: Tokens, n: int) -> EncodedMessage:
     """Adapt to the first n examples; the smoothing is chosen by their cross-entropy and named in the message."""
     training, seed = settings.training, settings.adapters.seed
     w, gates = model.subspace.subspace_params, list(model.subspace.gating_params.values())
@@ -200,7 +200,7 @@ class Losses:
 
 
 def bounds_record(
-    losses: Losses, message: Message, settings: ClassifySettings, training_labels: np.ndarray
+    losses: Losses, message: EncodedMessage, settings: ClassifySettings, training_labels: np.ndarray
 ) -> dict[str, Any]:
     """Everything of bounds.json: for each loss, the bound, the held-out bound and that of the majority class."""
     a = settings.bound.smoothing[message.choice]

@@ -50,7 +50,7 @@ class Header(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Message:
+class EncodedMessage:
     """What is sent, and what it costs."""
 
     data: bytes
@@ -69,10 +69,10 @@ class Decoded(NamedTuple):
     """A message, read: the predictor that it stands for, and the message with its bits counted anew."""
 
     predictor: Wrapped
-    message: Message
+    message: EncodedMessage
 
 
-def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: float = 0.0) -> Message:
+def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: float = 0.0) -> EncodedMessage:
     """Freeze a trained module as a message; the module's present outputs are those of the decoded predictor.
 
     Args:
@@ -111,7 +111,7 @@ def decode(data: bytes, module: nn.Module) -> Decoded:
     """The predictor of a message, rebuilt on a module of the receiver's own.
 
     Args:
-        data: the bytes of `Message.data`.
+        data: the bytes of `EncodedMessage.data`.
         module: the network that was wrapped, with the same weights: as it is, or wrapped with the arguments that the
             receiver expects. A plain one is wrapped as the header says: look at `predictor.arguments`.
 
@@ -140,12 +140,12 @@ def _context(wrapped: Wrapped, choices: int) -> PayloadContext:
     return PayloadContext(wrapped.arguments.budget, entropy.NAME, 1, sizes, choices)
 
 
-def _message(data: bytes, payload: Payload, contents: MessageContents, header: Header) -> Message:
+def _message(data: bytes, payload: Payload, contents: MessageContents, header: Header) -> EncodedMessage:
     bits, items = total_code_bits(payload.items, sweep_size=1, extra_bits=header.extra_bits)
     named = {name: items[item] for item, name in ITEM_NAMES.items()}
     if not math.isclose(sum(named.values()), bits):
         raise RuntimeError("an item of the payload has no name in the message")
-    return Message(data, bits, named, contents.smoothing_index, header.choices)
+    return EncodedMessage(data, bits, named, contents.smoothing_index, header.choices)
 
 
 def _header(fields: dict[str, Any]) -> Header:
