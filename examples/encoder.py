@@ -73,12 +73,12 @@ def losses_bits(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def main() -> list[Result]:
     x, y = lines()
     base = network()
-    stranger_s = copy.deepcopy(base)
+    receivers = copy.deepcopy(base)
     model = sublora.wrap(base, ["query", "value", "classifier"], budget=100, allocation="fixed-0.5", seed=0)
     train(model, x[HELD_OUT:], y[HELD_OUT:])
     message = sublora.encode(model)
 
-    predictor, _ = sublora.decode(message.data, stranger_s)
+    predictor, _ = sublora.decode(message.data, receivers)
     p, labels = class_probabilities(predictor, x), y.numpy()
     errors, bits = (p.argmax(axis=1) != labels).astype(float), losses_bits(p, labels)
     lower, upper = SMOOTHING.loss_range_bits(2, min_targets=1)
