@@ -164,6 +164,10 @@ def test_the_price_is_the_length_of_the_code_and_draws_w_to_zero() -> None:
     inner = w.grad * w.detach().sign()
     assert (inner > 0).all(), "a larger magnitude costs more"
     assert model.log_step.grad.item() < 0, "a larger step costs less"
+    with torch.no_grad():
+        w[0] = torch.inf
+    with pytest.raises(ValueError, match="finite"):
+        sublora.message_bits(model)
 
 
 def test_a_step_is_refused_where_there_is_nothing_to_round() -> None:

@@ -32,6 +32,9 @@ from sublora.training.wrapped import message_bits
 MESSAGE_NAME, LOSSES_NAME, BOUNDS_NAME = "message.bin", "losses.npz", "bounds.json"
 SCORING_BATCH = 64
 CLASSES = 2
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
+"""What transformers raises for a folder that holds something else; its errors have no type of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +94,8 @@ def tokenize(folder: Path, examples: list[Example], max_tokens: int) -> Tokens:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **LOCAL)
+    except UNREADABLE as error:
         raise UserError(f"{folder}: no tokenizer of transformers ({_first_line(error)})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -111,26 +114,29 @@ def tokenize(folder: Path, examples: list[Example], max_tokens: int) -> Tokens:
 def build_network(settings: ClassifySettings, root: Path) -> nn.Module:
     """The frozen network in evaluation mode, the same on every call: what is not pretrained is drawn from the seed."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # that the head is new is no news
+    logging.disable_progress_bar()
     folder = root / settings.model.path
     torch.manual_seed(stream_key(settings.adapters.seed, "classifier weights") % 2**63)
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, num_labels=CLASSES)
+        config = AutoConfig.from_pretrained(str(folder), num_labels=CLASSES, **LOCAL)
         if config.pad_token_id is None:
             config.pad_token_id = config.eos_token_id if config.eos_token_id is not None else 0
         if settings.model.weights == "random":
             network = AutoModelForSequenceClassification.from_config(config)
         else:
             network = AutoModelForSequenceClassification.from_pretrained(
-                str(folder), config=config, local_files_only=True, dtype=torch.float32
+                str(folder), config=config, dtype=torch.float32, use_safetensors=True, **LOCAL
             )
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{folder}: no classifier of transformers ({_first_line(error)})") from None
     return network.float().eval()
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]  # libraries explain at length
 
 
 def _wrapped(network: nn.Module, adapters: ClassifyAdapters) -> Wrapped:

@@ -1,6 +1,5 @@
 """What the bits of a wrapped module's message cost, as a term for any training loop."""
 
-import torch
 from torch import Tensor
 
 from sublora.coding.bits import index_bits
@@ -15,12 +14,10 @@ def message_bits(wrapped: Wrapped) -> Tensor:
     Zero before w is rounded. The value is that of `sublora.encode` up to what the adaptive code pays for learning: it
     is interpolated between the integers, so that its slope draws every coordinate to zero. To train for a bound add
     message_bits(wrapped) times the loss that one bit may cost; for a mean loss in nats over n examples ln(2) / n is
-    the two-part code's price. FloatingPointError if w is not finite.
+    the two-part code's price. ValueError if w is not finite.
     """
     w_S = wrapped.subspace.subspace_params
     if not wrapped.rounding:
         return w_S.new_zeros(())
-    if not bool(torch.isfinite(w_S).all()):
-        raise FloatingPointError("w is not finite: lower the learning rate")
     gates = sum(index_bits(gate.size + 1) for gate in wrapped.subspace.gates)
     return symbol_bits(w_S / wrapped.trained_step(), wrapped.symbols().symbols) + STEP_BITS + gates
