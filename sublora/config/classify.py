@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from sublora.config.errors import describe
-from sublora.config.loading import with_tuples
+from sublora.config.loading import read_values, with_tuples
 from sublora.config.section import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
 from sublora.errors import UserError
 
@@ -86,12 +85,7 @@ class ClassifySettings(Section):
 
 def load_classify_settings(path: Path) -> ClassifySettings:
     """Read and check a settings file; UserError names the file, the key and the mend."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such settings file; give one with --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_values(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping with the keys {', '.join(ClassifySettings.model_fields)}")
     try:

@@ -15,14 +15,17 @@ from sublora.errors import UserError
 
 def load_settings(path: Path) -> Settings:
     """Read and check a settings file; UserError names the file, the key and the mend."""
-    path = Path(path)
+    return parse_settings(read_values(Path(path)), source=str(path))
+
+
+def read_values(path: Path) -> object:
+    """The plain values of a settings file. UserError if it is missing or no YAML."""
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        return read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such settings file; give one with --config") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
-    return parse_settings(values, source=str(path))
 
 
 def parse_run(
