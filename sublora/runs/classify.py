@@ -128,7 +128,7 @@ def build_network(settings: ClassifySettings, root: Path) -> nn.Module:
             network = AutoModelForSequenceClassification.from_config(config)
         else:
             network = AutoModelForSequenceClassification.from_pretrained(
-                str(folder), config=config, dtype=torch.float32, use_safetensors=True, **LOCAL
+                str(folder), config=config, use_safetensors=True, **LOCAL
             )
     except UNREADABLE as error:
         raise UserError(f"{folder}: no classifier of transformers ({_first_line(error)})") from None

@@ -115,8 +115,9 @@ def decode(data: bytes, module: nn.Module) -> Decoded:
         module: the network that was wrapped, with the same weights: as it is, or wrapped with the arguments that the
             receiver expects. A plain one is wrapped as the header says: look at `predictor.arguments`.
 
-    Returns the predictor in evaluation mode, quantized, and the message with C counted from its own bits. UserError
-    if the bytes are damaged, or belong to other weights, other arguments or another version of the projection.
+    Returns the predictor in evaluation mode, quantized, and the message with C counted from its own bits; how many
+    alternatives there were, and extra_bits, are the sender's word. The given module is frozen. UserError if the bytes
+    are damaged, or belong to other weights, other arguments or another version of the projection.
     """
     certificate = parse_certificate(data, WHAT)
     header = _header(certificate.header)
