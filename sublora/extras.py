@@ -1,7 +1,7 @@
 """Which extra of the package brings what a light installation lacks."""
 
 EXTRAS = {
-    "train": ("datasets", "filelock", "huggingface_hub", "pandas", "pyarrow", "safetensors", "tiktoken", "torch"),
+    "train": ("datasets", "huggingface_hub", "pandas", "pyarrow", "safetensors", "tiktoken", "torch"),
     "workflow": ("docutils", "jinja2", "markupsafe", "matplotlib", "mpl_toolkits", "scipy", "seaborn", "snakemake"),
     "hf": ("accelerate", "gguf", "tokenizers", "transformers"),
     "duplicates": ("datasketch",),

@@ -217,7 +217,8 @@ def test_every_key_says_what_it_is() -> None:
 
 def test_the_schema_accepts_the_settings_files_and_refuses_unknown_keys() -> None:
     validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
-    for path in (*REPOSITORY.glob("config/*.yaml"), *REPOSITORY.glob("demo/config/*.yaml")):
+    paths = {*REPOSITORY.glob("config/*.yaml"), *REPOSITORY.glob("demo/config/*.yaml")}
+    for path in sorted(paths - {REPOSITORY / "config/glue.yaml"}):  # settings of `sublora classify`, no workflow's
         validator.validate(yaml.safe_load(path.read_text()))
     values = demo_values()
     values["training"]["learning_rat"] = 0.1
