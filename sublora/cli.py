@@ -316,6 +316,25 @@ def export(
 
 
 @app.command()
+def classify(
+    config: Annotated[Path, typer.Option("--config", help="Settings file, for example config/glue.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for message.bin, losses.npz and bounds.json.")],
+    message: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Score this message instead of training one.")
+    ] = None,
+) -> None:
+    """Adapt a two-class transformer to local examples (columns of QQP or CoLA) and bound its error on new ones."""
+    from sublora.config import root_of
+    from sublora.config.classify import load_classify_settings
+
+    settings = load_classify_settings(config)
+    with _imports():
+        from sublora.runs.classify import classify
+
+    print(classify(settings, root=root_of(config), out=out, message=message))
+
+
+@app.command()
 def status(
     config: ConfigOption = Path("config/config.yaml"),
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every five seconds until Ctrl-C.")] = False,
@@ -380,7 +399,10 @@ def plan(
 
 
 def main() -> None:
-    """Entry point: a UserError, or an error of the operating system, is one line on stderr and exit status 2."""
+    """Entry point: what a user can mend is one line on stderr and exit status 2.
+
+    That is a UserError, an error of the operating system, or a package that an extra brings.
+    """
     outlive_announcements()
     try:
         app()
@@ -388,6 +410,12 @@ def main() -> None:
         line = str(error)
     except OSError as error:
         line = os_error_line(error)
+    except ModuleNotFoundError as error:
+        from sublora.extras import missing_extra
+
+        if (missing := missing_extra(error, "this command")) is None:
+            raise
+        line = missing
     else:
         return
     print(f"error: {printable(line)}", file=sys.stderr)

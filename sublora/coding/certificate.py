@@ -44,6 +44,11 @@ class Certificate:
 
 def write_certificate(path: Path, header: Mapping[str, Any], payload: Payload) -> None:
     """Write certificate.bin. ValueError for a header that is no plain JSON (NaN, infinity)."""
+    write_bytes(path, certificate_bytes(header, payload))
+
+
+def certificate_bytes(header: Mapping[str, Any], payload: Payload) -> bytes:
+    """What certificate.bin holds. ValueError for a header that is no plain JSON (NaN, infinity)."""
     text = _canonical(header)
     body = b"".join(
         [
@@ -54,7 +59,7 @@ def write_certificate(path: Path, header: Mapping[str, Any], payload: Payload) -
             payload.data,
         ]
     )
-    write_bytes(path, body + hashlib.sha256(body).digest())
+    return body + hashlib.sha256(body).digest()
 
 
 def read_certificate(path: Path) -> Certificate:
@@ -69,6 +74,11 @@ def read_certificate(path: Path) -> Certificate:
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such certificate; {MEND}") from None
+    return parse_certificate(data, path)
+
+
+def parse_certificate(data: bytes, path: Path) -> Certificate:
+    """`read_certificate` of bytes that are at hand; `path` names them in errors."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise UserError(f"{path}: not a certificate: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}; {MEND}")
     fields = _Fields(path, data, len(MAGIC))

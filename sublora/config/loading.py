@@ -15,14 +15,17 @@ from sublora.errors import UserError
 
 def load_settings(path: Path) -> Settings:
     """Read and check a settings file; UserError names the file, the key and the mend."""
-    path = Path(path)
+    return parse_settings(read_values(Path(path)), source=str(path))
+
+
+def read_values(path: Path) -> object:
+    """The plain values of a settings file. UserError if it is missing or no YAML."""
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        return read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such settings file; give one with --config") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
-    return parse_settings(values, source=str(path))
 
 
 def parse_run(
@@ -42,7 +45,7 @@ def parse_settings(values: object, source: str) -> Settings:
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a mapping with the keys {', '.join(Settings.model_fields)}")
     try:
-        return Settings.model_validate(_with_tuples(values))
+        return Settings.model_validate(with_tuples(values))
     except ValidationError as error:
         raise UserError(f"{source}: {describe(error, _schema())}") from None
 
@@ -52,11 +55,11 @@ def _schema() -> dict[str, Any]:
     return Settings.model_json_schema()
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """YAML lists as tuples, which is what frozen settings hold."""
     if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+        return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def root_of(config_path: Path) -> Path:

@@ -36,8 +36,9 @@ class LinearMap:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module computes W x + b and nothing else."""
-    # By name, so that transformers is not imported for it; a subclass may compute something else.
-    return type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear) or (
+    # By name, so that transformers is not imported for it. A subclass may compute something else, and the one inside
+    # torch.nn.MultiheadAttention is never called: its owner reads the weight, and hooks would add nothing.
+    return type(module) is nn.Linear or (
         type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
     )
 
@@ -78,7 +79,9 @@ def linear_maps(
     found = []
     for label, names in by_group.items():
         short = [name.rpartition(".")[2] for name in names]
-        targets = short if len(set(short)) == len(short) else [_within_group(name, label) for name in names]
+        within = [_within_group(name, label) for name in names]
+        whole = [name.replace(".", "_") for name in names]
+        targets = next(labels for labels in (short, within, whole) if len(set(labels)) == len(names) or labels is whole)
         found += [
             LinearMap(name, *sizes(known[name]), group=label, target=target)
             for name, target in zip(names, targets, strict=True)

@@ -206,5 +206,9 @@ def mask_width(step: int, *, size: int, start: float, end: float, soft_steps: in
     """
     if step >= soft_steps:
         return 0.0
-    progress = step / max(1, soft_steps - 1)
+    return soft_width(step / max(1, soft_steps - 1), size=size, start=start, end=end)
+
+
+def soft_width(progress: float, *, size: int, start: float, end: float) -> float:
+    """Temperature in coordinates within the soft phase, of which the share `progress` is done."""
     return math.pow(start * size, 1.0 - progress) * math.pow(end, progress)

@@ -1,0 +1,393 @@
+"""Any torch.nn.Module whose trained part is a vector w of d numbers: LoRA on linear maps, or parameters themselves.
+
+    theta = theta_0 + P w,   w rounded to multiples of a step once `quantize` was called
+
+The module is frozen and stays as it is: adapters are hooked on for the length of a forward pass. What is trained is w
+(d), a logit for each gate of the learned allocation, and the logarithm of the quantization step; they alone are in
+`parameters()` and in the state dict, which is kilobytes whatever the module's size.
+
+Sources: SubLoRA, Lotfi et al., ICML 2024; the gradient of the step, Esser et al., Learned step size quantization,
+ICLR 2020.
+
+Shape legend: D entries of theta, S coordinates of w (d of them).
+"""
+
+import contextlib
+import copy
+import functools
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sublora.coding.entropy import EntropyWeights, nearest_step_index, quantize_entropy, step_of
+from sublora.config.errors import describe
+from sublora.config.section import PositiveFloat, PositiveInt, Section
+from sublora.models.linear_maps import Attachment, LinearMap, group_of, linear_map_space, linear_maps, matches
+from sublora.models.lora import Adapters, initial_theta
+from sublora.streams import generator
+from sublora.subspace.allocations import parse_allocation, soft_width
+from sublora.subspace.parameters import ParameterSpace
+from sublora.subspace.projections import PROJECTIONS
+from sublora.subspace.subspace import Subspace, SubspaceShape
+
+ROLE = "weight"
+"""Role of parameters that are moved themselves."""
+FARTHEST_LOGIT = 40.0
+"""Logit of a gate that gives everything to one side."""
+
+
+class WrapArguments(Section):
+    """What a stranger needs beside the module to wrap it in the same way; every key is an argument of `wrap`."""
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    budget: PositiveInt
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    rank: PositiveInt | None
+    alpha: PositiveFloat
+    allocation: str
+    init: Annotated[str, Field(pattern="^(zero_b|both_random)$")]
+    projection: str
+    sharing: Annotated[str, Field(pattern="^(shared|per_layer)$")]
+
+
+def wrap(
+    module: nn.Module,
+    targets: str | Iterable[str],
+    *,
+    budget: int,
+    seed: int,
+    rank: int | None = 4,
+    alpha: float = 32.0,
+    allocation: str = "uniform",
+    init: str = "zero_b",
+    projection: str = "kronecker_qr",
+    sharing: str = "shared",
+) -> "Wrapped":
+    """A module that computes what `module` does and trains `budget` numbers only.
+
+    Args:
+        module: any network. It is frozen (requires_grad off) and used, not copied.
+        targets: shell-style patterns of dotted names, or of their ends: "q_proj", "*.3.attn.*", "classifier". With a
+            rank, of linear maps (torch.nn.Linear, transformers' Conv1D); with rank None, of parameters.
+        budget: d, the length of w.
+        seed: of LoRA's A and of the random projection. Fix it before the data are seen, or charge for the choice.
+        rank: of each adapter W x + (alpha / rank) B A x. None: the chosen parameters themselves move in the subspace.
+        alpha: scale of the adapters; without effect where the rank is None.
+        allocation: uniform, fixed-<share of B> or learned (a gate for each layer). Only uniform with rank None.
+        init: zero_b (B starts at zero) or both_random (and the initial product is taken away).
+        projection: name in sublora.subspace.projections.PROJECTIONS.
+        sharing: whether each learned gate divides all of w (shared) or a part of its own (per_layer).
+
+    At w = 0 the outputs are those of the module. ValueError if a pattern fits nothing, the budget exceeds the number of
+    entries of theta, the rank exceeds every map, or an argument is out of its range.
+    """
+    given = {
+        "targets": (targets,) if isinstance(targets, str) else tuple(targets),
+        "budget": budget,
+        "seed": seed,
+        "rank": rank,
+        "alpha": float(alpha),
+        "allocation": allocation,
+        "init": init,
+        "projection": projection,
+        "sharing": sharing,
+    }
+    try:
+        arguments = WrapArguments.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(describe(error, WrapArguments.model_json_schema())) from None
+    return Wrapped(module, arguments)
+
+
+class Wrapped(nn.Module):
+    """What `wrap` returns: forward takes what the module's takes and gives what it gives.
+
+    Trained: `subspace.subspace_params` (d), `subspace.gating_params.*`, `log_step`.
+    """
+
+    accepts_loss_kwargs = False
+    """For transformers' Trainer: the loss is the module's own mean over a batch."""
+    module: nn.Module
+    """The frozen network. No submodule, so that its weights are in neither parameters() nor the state dict."""
+
+    def __init__(self, module: nn.Module, arguments: WrapArguments) -> None:
+        """ValueError as `wrap`."""
+        super().__init__()
+        self.__dict__["module"] = module
+        self.arguments = arguments
+        self._required_grad = {name for name, p in module.named_parameters() if p.requires_grad}
+        if arguments.projection not in PROJECTIONS:
+            raise ValueError(f"projection '{arguments.projection}' is none of {', '.join(PROJECTIONS)}")
+        self._maps: tuple[LinearMap, ...] = ()
+        if arguments.rank is None:
+            self.space = parameter_space(module, arguments.targets)
+            origin_D = np.zeros(self.space.size, dtype=np.float32)
+            if arguments.allocation != "uniform":
+                raise ValueError(f"allocation {arguments.allocation} divides w between A and B: it needs a rank")
+        else:
+            self._maps = linear_maps(module, arguments.targets)
+            largest = max(min(each.inputs, each.outputs) for each in self._maps)
+            if arguments.rank > largest:
+                raise ValueError(f"rank {arguments.rank} exceeds that of every chosen map, at most {largest}")
+            self.space = linear_map_space(self._maps, arguments.rank)
+            origin_D = initial_theta(self.space, arguments.seed, arguments.init)
+        if arguments.budget > self.space.size:
+            raise ValueError(
+                f"budget {arguments.budget} exceeds the {self.space.size} numbers that it would move; lower it, or "
+                "choose more targets or a higher rank"
+            )
+        shape = SubspaceShape(
+            space=self.space,
+            allocation=parse_allocation(arguments.allocation),
+            budget=arguments.budget,
+            projection=arguments.projection,
+            sharing=arguments.sharing,
+        )
+        self.subspace = Subspace(shape, origin_D, functools.partial(generator, arguments.seed, "projection"))
+        self.log_step = nn.Parameter(torch.zeros(()))
+        self.rounding = False
+        """Whether forward sees w rounded; `quantize` turns it on."""
+        self.mask_width = 0.0
+        """Width of the learned gates' soft masks, in coordinates of w; 0: the hard split that a message names."""
+        module.requires_grad_(False)
+        self.subspace.to(_device(module))
+        self.log_step.data = self.log_step.data.to(_device(module))
+        self.base_sha256 = base_sha256(module)
+        """Names the frozen weights and buffers at the time of wrapping."""
+        self.train(module.training)
+
+    # The network
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """The module's output with theta in place, differentiable in w, gates and step.
+
+        ValueError if the module recomputes activations in the backward pass (gradient checkpointing), which would
+        happen without the adapters.
+        """
+        if torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.module.modules()):
+            raise ValueError("the module uses gradient checkpointing, which would recompute without w; turn it off")
+        theta_D = self.theta()
+        if self.arguments.rank is None:
+            return functional_call(self.module, self._moved(theta_D), arguments, options)
+        with self._attached(theta_D):
+            return self.module(*arguments, **options)
+
+    def theta(self) -> Tensor:
+        """theta (D) of the present w, rounded if so, and gates; differentiable. In float32 even under autocast."""
+        w_S = self.subspace.subspace_params
+        with torch.autocast(w_S.device.type, enabled=False):
+            return self.subspace.theta(self.used_w(), self.subspace.masks(self.mask_width))
+
+    def merge(self) -> nn.Module:
+        """A copy of the module with theta added to its weights: a plain network without hooks, trainable as before.
+
+        Its outputs equal those of the wrapped module up to rounding in floating point. A linear map whose weight is
+        shared with another module (a head tied to the embedding) gets a weight of its own.
+        """
+        merged = copy.deepcopy(self.module)
+        with torch.no_grad():
+            theta_D = self.theta()
+            if self.arguments.rank is None:
+                for name, value in self._moved(theta_D).items():
+                    merged.get_parameter(name).copy_(value)
+            else:
+                self._merge_adapters(merged, theta_D)
+        for name, parameter in merged.named_parameters():
+            parameter.requires_grad_(name in self._required_grad)
+        return merged
+
+    def _merge_adapters(self, merged: nn.Module, theta_D: Tensor) -> None:
+        owners: dict[int, int] = {}
+        for _, parameter in merged.named_parameters(remove_duplicate=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        for name, (down, up) in self._pairs(theta_D, torch.float32).items():
+            layer = merged.get_submodule(name)
+            weight = layer.get_parameter("weight")
+            update = up @ down
+            value = weight.float() + (update if isinstance(layer, nn.Linear) else update.T)
+            layer.weight = nn.Parameter(value.to(weight.dtype))
+            if owners[id(weight)] > 1 and getattr(getattr(merged, "config", None), "tie_word_embeddings", False):
+                merged.config.tie_word_embeddings = False  # type: ignore[union-attr]
+
+    @contextlib.contextmanager
+    def _attached(self, theta_D: Tensor) -> Iterator[None]:
+        attachment = Attachment(self.module, self._maps)
+        try:
+            first = self.module.get_submodule(self._maps[0].name)
+            attachment.use(self._pairs(theta_D, first.get_parameter("weight").dtype))
+            yield
+        finally:
+            attachment.remove()
+
+    def _pairs(self, theta_D: Tensor, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+        """(down, up) of every adapted map by its name."""
+        rank, origin = self.arguments.rank or 1, self.subspace.origin_D
+        adapters = Adapters(
+            self.space,
+            theta_D,
+            scale=self.arguments.alpha / rank,
+            dtype=dtype,
+            origin_D=origin if self.arguments.init == "both_random" else None,
+        )
+        pairs = {each.name: adapters.pair(each.group, each.target) for each in self._maps}
+        return {name: pair for name, pair in pairs.items() if pair is not None}
+
+    def _moved(self, theta_D: Tensor) -> dict[str, Tensor]:
+        """The chosen parameters, each moved by its part of theta."""
+        found = {}
+        for p in self.space.parameters:
+            weight = self.module.get_parameter(p.name)
+            found[p.name] = weight + theta_D[p.start : p.stop].view(p.shape).to(weight.dtype)
+        return found
+
+    # Quantization
+
+    @property
+    def step(self) -> float:
+        """The quantization step: of those that a message can name, the one nearest to exp(log_step)."""
+        return step_of(nearest_step_index(math.exp(float(self.log_step.detach()))))
+
+    def used_w(self) -> Tensor:
+        """w (d) as forward sees it: with `rounding`, exactly the float32 values that a message stands for.
+
+        Gradients pass the rounding straight through to w; the step's is that of learned step size quantization.
+        """
+        w_S = self.subspace.subspace_params
+        if not self.rounding:
+            return w_S
+        symbols_S = torch.round(w_S.detach().double() / self.step)
+        rounded_S = (symbols_S * self.step).to(w_S.dtype)
+        trained = self.trained_step()
+        slope_S = symbols_S.to(w_S.dtype) - (w_S / trained).detach()
+        return rounded_S + (w_S - w_S.detach()) + slope_S * (trained - trained.detach())
+
+    def trained_step(self) -> Tensor:
+        """`step` (), differentiable in log_step."""
+        length = self.log_step.exp()
+        return length * (self.step / length.detach())
+
+    def quantize(self, step: float | None = None, *, relative_step: float = 1.0) -> None:
+        """From now on forward sees w rounded to multiples of a step, which is trained along.
+
+        Args:
+            step: the first step, in units of w; by default `relative_step` standard deviations of w.
+            relative_step: about 1 gives 2 bits a coordinate, 2 gives 1 bit.
+
+        ValueError if w is all zero and no step is given, or the step is outside the grid of 2^-40 to 2^24.
+        """
+        if step is None:
+            step = relative_step * float(self.subspace.subspace_params.detach().double().std(correction=0))
+            if step == 0.0:
+                raise ValueError("w does not vary: train it before it is quantized, or give a step")
+        self.log_step.data.fill_(math.log(step_of(nearest_step_index(step))))
+        self.rounding = True
+
+    def symbols(self) -> EntropyWeights:
+        """The integers that w is rounded to, and their step. ValueError before `quantize` or if w is not finite."""
+        if not self.rounding:
+            raise ValueError("w is not quantized yet: call quantize(), and score the model after it")
+        return quantize_entropy(self.subspace.subspace_params.detach().cpu().double().numpy(), self.step)
+
+    # The course of a training
+
+    def anneal(
+        self,
+        progress: float,
+        *,
+        soft_until: float = 0.5,
+        round_from: float = 0.6,
+        relative_step: float = 1.0,
+        mask_width_start: float = 0.25,
+        mask_width_end: float = 0.3,
+    ) -> None:
+        """What changes over a training, to be called before each step with the share of it that is done, 0 to 1.
+
+        Until `soft_until` the masks of learned gates are soft, from mask_width_start (a share of a gate's coordinates)
+        narrowing geometrically to mask_width_end (coordinates); then the split is hard. From `round_from` on w is
+        rounded, its step at first `relative_step` standard deviations. ValueError for progress outside [0, 1].
+        """
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress is a share of the training, 0 to 1, found {progress}")
+        self.mask_width = 0.0
+        if self.subspace.gates and progress < soft_until:
+            size = self.subspace.largest_gate
+            self.mask_width = soft_width(progress / soft_until, size=size, start=mask_width_start, end=mask_width_end)
+        if progress >= round_from and not self.rounding:
+            self.quantize(relative_step=relative_step)
+
+    def set_message(self, weights: EntropyWeights, gates: tuple[int, ...]) -> None:
+        """Become the predictor of a message: its w (d) and step, the gates' integers. ValueError if they do not fit."""
+        if weights.symbols.shape != (self.arguments.budget,) or len(gates) != len(self.subspace.gates):
+            raise ValueError("the message's w or gates do not fit this module")
+        with torch.no_grad():
+            self.subspace.subspace_params.copy_(torch.from_numpy(weights.values()))
+            for gate, k in zip(self.subspace.gates, gates, strict=True):
+                share = k / gate.size
+                logit = FARTHEST_LOGIT * (2 * share - 1) if share in (0.0, 1.0) else math.log(share / (1.0 - share))
+                self.subspace.gating_params[gate.group].fill_(logit)
+        self.quantize(weights.step)
+        self.mask_width = 0.0
+        kept = self.symbols()
+        if tuple(self.subspace.hard_split().tolist()) != gates or not np.array_equal(kept.symbols, weights.symbols):
+            raise ValueError("the message's values cannot be represented in float32")
+
+    # What torch asks of a module
+
+    def train(self, mode: bool = True) -> "Wrapped":
+        """As for any module; but statistics of batch normalization stay frozen: no message would hold them."""
+        super().train(mode)
+        self.module.train(mode)
+        for each in self.module.modules():
+            if isinstance(each, nn.modules.batchnorm._BatchNorm):
+                each.eval()
+        return self
+
+    def _apply(self, function: Any, recurse: bool = True) -> "Wrapped":
+        self.module._apply(function, recurse)
+        return super()._apply(function, recurse)
+
+    def get_extra_state(self) -> Tensor:
+        """`rounding` and `mask_width`, so that a state dict says all."""
+        return torch.tensor([float(self.rounding), self.mask_width], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        rounding, self.mask_width = state.tolist()
+        self.rounding = bool(rounding)
+
+
+def parameter_space(module: nn.Module, patterns: Iterable[str]) -> ParameterSpace:
+    """The floating-point parameters whose names fit a pattern, group by group. ValueError if a pattern fits none."""
+    known = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
+    patterns = tuple(patterns)
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in known):
+            some = ", ".join(list(known)[:8])
+            raise ValueError(f"target '{pattern}' fits no parameter of the network; it has {some or 'none'}")
+    chosen = [name for name in known if any(matches(name, pattern) for pattern in patterns)]
+    groups: Mapping[str, list[str]] = {}
+    for name in chosen:
+        groups.setdefault(group_of(name), []).append(name)  # type: ignore[attr-defined]
+    described = [(name, tuple(known[name].shape), group, ROLE) for group, names in groups.items() for name in names]
+    return ParameterSpace.of(described)
+
+
+def base_sha256(module: nn.Module) -> str:
+    """Digest of names, types, shapes and values of everything in the module's state dict that is a tensor."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(data.data)
+    return digest.hexdigest()
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -1,0 +1,178 @@
+"""The message of a wrapped module: bytes from which anyone who has the module rebuilds the predictor.
+
+The file is a certificate (`sublora.coding.certificate`). Its payload holds everything that the training data chose: w,
+the quantization step, the gates, and one choice among alternatives that were listed beforehand. Its header holds what
+was fixed without those data, the arguments of `wrap`, and hashes against which a reader checks its own module. Where
+an argument was picked by looking at the data, it is one of the `choices`, or its bits belong to `extra_bits`.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+from torch import nn
+
+from sublora.coding import entropy
+from sublora.coding.certificate import certificate_bytes, parse_certificate
+from sublora.coding.payload import (
+    MessageContents,
+    Payload,
+    PayloadContext,
+    read_payload,
+    total_code_bits,
+    write_payload,
+)
+from sublora.config.errors import describe
+from sublora.config.section import NonNegativeFloat, PositiveInt, Section
+from sublora.errors import UserError
+from sublora.models.wrap import WrapArguments, Wrapped, base_sha256
+from sublora.runs.decoder import lora_init_sha256, projection_sha256
+
+ITEM_NAMES = {"codebook": "step", "symbols": "w", "gates": "gates", "smoothing": "choice", "extra": "extra"}
+"""Item of the payload to the item of a message. The others are zero: no length and no counts are written."""
+WHAT = Path("message")
+"""Stands for the bytes in errors."""
+
+
+class Header(Section):
+    """What the header of a wrapped module's message holds: exactly these keys."""
+
+    kind: Literal["wrapped"]
+    arguments: WrapArguments
+    choices: PositiveInt
+    extra_bits: NonNegativeFloat
+    base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    origin_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    projection_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedMessage:
+    """What is sent, and what it costs."""
+
+    data: bytes
+    """Everything a receiver needs beside the module."""
+    bits: float
+    """C: what a bound charges; the header, fixed without the data, is not in it."""
+    items: dict[str, float]
+    """Bits of step, w, gates, choice and extra; they sum to `bits`."""
+    choice: int
+    """Which of the alternatives the training data chose."""
+    choices: int
+    """How many there were."""
+
+
+class Decoded(NamedTuple):
+    """A message, read: the predictor that it stands for, and the message with its bits counted anew."""
+
+    predictor: Wrapped
+    message: EncodedMessage
+
+
+def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: float = 0.0) -> EncodedMessage:
+    """Freeze a trained module as a message; the module's present outputs are those of the decoded predictor.
+
+    Args:
+        wrapped: trained, quantized (`Wrapped.quantize` or `anneal`), with hard gates.
+        choice: index of whatever else the training data chose (a run of a sweep, a smoothing), below `choices`.
+        choices: number of those alternatives, listed before the data were seen; costs ceil(log2 choices) bits.
+        extra_bits: log2 of the number of alternatives tried by hand on the training data, which no message names.
+
+    ValueError if w is not quantized or not finite, masks are soft, the module's weights or buffers changed since it
+    was wrapped, or a number is out of its range.
+    """
+    if not 0 <= choice < choices:
+        raise ValueError(f"choice is an index below choices, found {choice} of {choices}")
+    if not (math.isfinite(extra_bits) and extra_bits >= 0):
+        raise ValueError(f"extra_bits must be finite and not negative, found {extra_bits}")
+    if wrapped.mask_width > 0.0:
+        raise ValueError("the gates are still soft, which no message names: call anneal(1.0) and score the model after")
+    if base_sha256(wrapped.module) != wrapped.base_sha256:
+        raise ValueError("the frozen module changed since it was wrapped (running statistics?); its message would lie")
+    gates = tuple(int(k) for k in wrapped.subspace.hard_split())
+    contents = MessageContents(wrapped.symbols(), gates, choice)
+    payload = write_payload(contents, _context(wrapped, choices))
+    header = Header(
+        kind="wrapped",
+        arguments=wrapped.arguments,
+        choices=choices,
+        extra_bits=float(extra_bits),
+        base_sha256=wrapped.base_sha256,
+        origin_sha256=lora_init_sha256(wrapped.subspace),
+        projection_sha256=projection_sha256(wrapped.subspace),
+    )
+    return _message(certificate_bytes(header.model_dump(mode="json"), payload), payload, contents, header)
+
+
+def decode(data: bytes, module: nn.Module) -> Decoded:
+    """The predictor of a message, rebuilt on a module of the receiver's own.
+
+    Args:
+        data: the bytes of `EncodedMessage.data`.
+        module: the network that was wrapped, with the same weights: as it is, or wrapped with the arguments that the
+            receiver expects. A plain one is wrapped as the header says: look at `predictor.arguments`.
+
+    Returns the predictor in evaluation mode, quantized, and the message with C counted from its own bits; how many
+    alternatives there were, and extra_bits, are the sender's word. The given module is frozen. UserError if the bytes
+    are damaged, or belong to other weights, other arguments or another version of the projection.
+    """
+    certificate = parse_certificate(data, WHAT)
+    header = _header(certificate.header)
+    wrapped = module if isinstance(module, Wrapped) else _wrapped(module, header.arguments)
+    _check_same(header, wrapped)
+    try:
+        contents, payload = read_payload(certificate.payload_bytes, _context(wrapped, header.choices))
+        written = write_payload(contents, _context(wrapped, header.choices))
+        if not payload.data == written.data == certificate.payload_bytes or payload.bits != certificate.payload_bits:
+            raise ValueError("the payload is not the one that its contents are encoded as")
+        assert isinstance(contents.weights, entropy.EntropyWeights)
+        wrapped.set_message(contents.weights, contents.gates)
+    except ValueError as error:
+        raise UserError(f"{WHAT}: {error}; ask for the message again") from None
+    wrapped.eval()
+    return Decoded(wrapped, _message(data, payload, contents, header))
+
+
+def _context(wrapped: Wrapped, choices: int) -> PayloadContext:
+    sizes = tuple(gate.size for gate in wrapped.subspace.gates)
+    return PayloadContext(wrapped.arguments.budget, entropy.NAME, 1, sizes, choices)
+
+
+def _message(data: bytes, payload: Payload, contents: MessageContents, header: Header) -> EncodedMessage:
+    bits, items = total_code_bits(payload.items, sweep_size=1, extra_bits=header.extra_bits)
+    named = {name: items[item] for item, name in ITEM_NAMES.items()}
+    if not math.isclose(sum(named.values()), bits):
+        raise RuntimeError("an item of the payload has no name in the message")
+    return EncodedMessage(data, bits, named, contents.smoothing_index, header.choices)
+
+
+def _header(fields: dict[str, Any]) -> Header:
+    try:
+        return Header.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        raise UserError(f"{WHAT}: header: {describe(error, Header.model_json_schema())}") from None
+
+
+def _wrapped(module: nn.Module, arguments: WrapArguments) -> Wrapped:
+    try:
+        return Wrapped(module, arguments)
+    except ValueError as error:
+        raise UserError(f"{WHAT}: its arguments do not fit this module: {error}") from None
+
+
+def _check_same(header: Header, wrapped: Wrapped) -> None:
+    """The receiver's module is the sender's."""
+    ours, theirs = wrapped.arguments.model_dump(), header.arguments.model_dump()
+    if different := [key for key in ours if ours[key] != theirs[key]]:
+        key = different[0]
+        raise UserError(f"{WHAT}: wrapped with {key} {theirs[key]!r}, this module with {ours[key]!r}")
+    if base_sha256(wrapped.module) != header.base_sha256:
+        raise UserError(f"{WHAT}: the weights of this module are not those of the message (sha256 differs)")
+    if (lora_init_sha256(wrapped.subspace), projection_sha256(wrapped.subspace)) != (
+        header.origin_sha256,
+        header.projection_sha256,
+    ):
+        raise UserError(f"{WHAT}: this version draws another initialization or projection from the same seed")

@@ -1,0 +1,20 @@
+"""Annealing of a wrapped module inside transformers' Trainer."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sublora.models.wrap import Wrapped
+
+
+class AnnealCallback(TrainerCallback):
+    """Calls `Wrapped.anneal` before each step with the share of the steps that is done."""
+
+    def __init__(self, wrapped: Wrapped, **options: Any) -> None:
+        """`options`: arguments of `Wrapped.anneal` beside progress."""
+        self.wrapped, self.options = wrapped, options
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        self.wrapped.anneal(state.global_step / max(1, state.max_steps), **self.options)

@@ -1,0 +1,193 @@
+"""A wrapped module as a message: a stranger rebuilds the predictor, every choice is charged, damage is refused."""
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_models_wrap import KINDS, Normed, inputs, moved, network, wrapped
+from torch import nn
+
+import sublora
+from sublora.coding.bits import index_bits
+from sublora.coding.certificate import certificate_bytes, parse_certificate
+from sublora.coding.payload import Payload
+from sublora.errors import UserError
+from sublora.runs.message import read_message
+
+
+def trained(kind: str = "learned", **changes) -> sublora.Wrapped:
+    model = moved(wrapped(kind, **changes)).eval()
+    model.anneal(1.0)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sharing", ["shared", "per_layer"])
+def test_a_stranger_rebuilds_the_predictor_bit_for_bit(kind, sharing) -> None:
+    model = trained(kind, sharing=sharing)
+    message = sublora.encode(model)
+    outputs = model(inputs())
+    for module in (network(), wrapped(kind, sharing=sharing)):
+        decoded = sublora.decode(message.data, module)
+        assert torch.equal(decoded.predictor(inputs()), outputs)
+        assert decoded.message == message
+        assert decoded.predictor.arguments == model.arguments and not decoded.predictor.training
+        assert sublora.encode(decoded.predictor).data == message.data
+
+
+def test_a_stranger_in_another_process_rebuilds_it_too(tmp_path: Path) -> None:
+    model = trained()
+    (tmp_path / "message.bin").write_bytes(sublora.encode(model).data)
+    code = (
+        "import sys, hashlib, torch; from torch import nn; import sublora\n"
+        "torch.manual_seed(0)\n"
+        "net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 4))\n"
+        "predictor, message = sublora.decode(open(sys.argv[1], 'rb').read(), net)\n"
+        "x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))\n"
+        "print(hashlib.sha256(predictor(x).detach().numpy().tobytes()).hexdigest(), message.bits)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "message.bin")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert printed[0] == hashlib.sha256(model(inputs()).detach().numpy().tobytes()).hexdigest()
+    assert float(printed[1]) == sublora.encode(model).bits
+
+
+def test_gates_at_their_ends_survive() -> None:
+    model = trained()
+    for logit in (-60.0, 60.0, 0.0):
+        with torch.no_grad():
+            for gate in model.subspace.gating_params.values():
+                gate.fill_(logit)
+        decoded = sublora.decode(sublora.encode(model).data, network())
+        assert torch.equal(decoded.predictor(inputs()), model(inputs()))
+
+
+def test_every_bit_that_the_data_chose_is_counted() -> None:
+    model = trained()
+    plain = sublora.encode(model)
+    chosen = sublora.encode(model, choice=9, choices=30, extra_bits=2.5)
+    assert chosen.bits == plain.bits + 5 + 2.5
+    assert set(chosen.items) == {"step", "w", "gates", "choice", "extra"}
+    assert sum(chosen.items.values()) == chosen.bits
+    assert chosen.items["gates"] == 3 * index_bits(31) and chosen.items["step"] == 10
+    read = sublora.decode(chosen.data, network()).message
+    assert (read.choice, read.choices, read.bits) == (9, 30, chosen.bits)
+
+
+def test_other_symbols_gates_and_choices_are_other_bytes() -> None:
+    model = trained()
+    seen = {sublora.encode(model, choices=4, choice=choice).data for choice in range(4)}
+    with torch.no_grad():
+        model.subspace.subspace_params[0] += model.step
+        seen.add(sublora.encode(model, choices=4).data)
+        model.subspace.gating_params["2"] += 1.0
+        seen.add(sublora.encode(model, choices=4).data)
+    assert len(seen) == 6
+
+
+def test_what_is_no_message_yet_is_refused() -> None:
+    model = moved(wrapped("learned"))
+    with pytest.raises(ValueError, match="not quantized yet"):
+        sublora.encode(model)
+    model.quantize()
+    model.anneal(0.1)
+    with pytest.raises(ValueError, match="still soft"):
+        sublora.encode(model)
+    model.anneal(1.0)
+    with pytest.raises(ValueError, match="found 3 of 3"):
+        sublora.encode(model, choice=3, choices=3)
+    with pytest.raises(ValueError, match="found -1.0"):
+        sublora.encode(model, extra_bits=-1.0)
+    with torch.no_grad():
+        model.subspace.subspace_params[3] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        sublora.encode(model)
+
+
+def test_a_module_that_changed_after_wrapping_has_no_message() -> None:
+    model = trained("uniform", module=Normed(), budget=20)
+    sublora.encode(model)
+    model.module.train()
+    model(inputs())
+    with pytest.raises(ValueError, match="changed since it was wrapped"):
+        sublora.encode(model)
+
+
+def test_another_module_or_other_arguments_are_refused() -> None:
+    data = sublora.encode(trained()).data
+    with pytest.raises(UserError, match="weights of this module are not those"):
+        sublora.decode(data, network(seed=1))
+    with pytest.raises(UserError, match="wrapped with seed 5, this module with 6"):
+        sublora.decode(data, wrapped("learned", seed=6))
+    with pytest.raises(UserError, match="arguments do not fit this module"):
+        sublora.decode(data, nn.Linear(2, 2))
+    assert "\n" not in str(pytest.raises(UserError, sublora.decode, data, nn.Linear(2, 2)).value)
+
+
+def test_every_damaged_byte_and_every_cut_is_refused() -> None:
+    data = sublora.encode(trained()).data
+    module = network()
+    for position in range(0, len(data), 23):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << (position % 8)
+        with pytest.raises(UserError):
+            sublora.decode(bytes(damaged), module)
+        with pytest.raises(UserError):
+            sublora.decode(data[:position], module)
+    with pytest.raises(UserError, match="follow"):
+        sublora.decode(data + b"\0", module)
+
+
+def forged(data: bytes, payload: bytes | None = None, bits: int | None = None, **changes) -> bytes:
+    """The message with another header or payload and a checksum that fits."""
+    found = parse_certificate(data, Path("message"))
+    arguments = found.header["arguments"] | {
+        key: changes.pop(key) for key in list(changes) if key in ("rank", "budget")
+    }
+    header = found.header | {"arguments": arguments} | changes
+    content = Payload(payload or found.payload_bytes, bits or found.payload_bits, {})
+    return certificate_bytes(header, content)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "run"},
+        {"choices": 0},
+        {"choices": 4},
+        {"extra_bits": -1.0},
+        {"surplus": 1},
+        {"rank": 10**9},
+        {"budget": 10**12},
+        {"budget": 29},
+        {"origin_sha256": "0" * 64},
+        {"projection_sha256": "0" * 64},
+        {"payload": b"\xff" * 40, "bits": 320},
+        {"bits": 8},
+    ],
+    ids=str,
+)
+def test_forged_headers_and_payloads_are_refused(changes) -> None:
+    data = sublora.encode(trained()).data
+    assert forged(data) == data
+    with pytest.raises(UserError) as error:
+        sublora.decode(forged(data, **changes), network())
+    assert "\n" not in str(error.value)
+
+
+def test_a_message_is_no_run_s_certificate(tmp_path: Path) -> None:
+    path = tmp_path / "certificate.bin"
+    path.write_bytes(sublora.encode(trained()).data)
+    with pytest.raises(UserError, match="header"):
+        read_message(path)
+
+
+def test_the_same_module_and_seed_give_the_same_bytes() -> None:
+    one, two = sublora.encode(trained()), sublora.encode(trained())
+    assert one == two and dataclasses.asdict(one) == dataclasses.asdict(two)
+    assert len(one.data) < 1200 and np.isfinite(one.bits)
