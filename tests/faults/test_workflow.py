@@ -22,7 +22,7 @@ def test_a_settings_file_of_any_name_is_a_name(toy: Toy, name: str) -> None:
     toy.write_settings(path, grid=SMALL_GRID)
     outcome = toy.snakemake(TARGET, "--forceall", "--configfile", path)
     assert outcome.exit_code == 0, outcome.text
-    assert toy.calls[-1] == f"sublora bound {Path(TARGET).parent} --config {path}"
+    assert toy.calls[-1] == f"sublora bound {Path(TARGET).parent} --config results/settings.yaml"
     assert not list(toy.root.rglob("pwned*"))
 
 

@@ -184,7 +184,7 @@ def test_each_start_of_a_job_keeps_its_log(toy: Toy) -> None:
 def test_a_log_that_never_was_is_not_called_empty(toy: Toy) -> None:
     """As where a submission is refused."""
     rules = "workflow/rules/train.smk"
-    toy.write(rules, (toy.root / rules).read_text().replace("start_job {log}", "exit 3"))
+    toy.write(rules, (toy.root / rules).read_text().replace("start_job {{log:q}}", "exit 3"))
     outcome = toy.snakemake("results/runs/d40_uniform_seed1/best_ckpt.pt")
     assert outcome.exit_code == 1
     assert "logs/train/d40_uniform_seed1.log: (no log: the job never started" in outcome.text

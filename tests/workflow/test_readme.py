@@ -37,7 +37,7 @@ def test_snakemake_commands_plan(toy: Toy) -> None:
 def test_all_training_commands_can_be_printed(toy: Toy) -> None:
     toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
     text = toy.snakemake("-n", "-p", "trainings").text
-    assert len(set(re.findall(r"^Shell command: (sublora train .*) > ", text, re.MULTILINE))) == 30
+    assert len(set(re.findall(r"^Shell command: start_job \S+; (sublora train .*) > ", text, re.MULTILINE))) == 30
 
 
 @pytest.mark.parametrize("words", commands("sublora"), ids=" ".join)

@@ -32,10 +32,9 @@ def stop(message):
 
 
 # Snakemake takes no container image from such a path.
-if any(character.isspace() for character in str(workflow.current_basedir)):
-    stop(
-        f"{workflow.current_basedir}: this path has a space in it, which Snakemake cannot work with; move the checkout"
-    )
+WORKFLOW = Path(str(workflow.current_basedir)).parent
+if any(character.isspace() for character in str(WORKFLOW)):
+    stop(f"{WORKFLOW}: this path has a space in it, which Snakemake cannot work with; move the checkout")
 
 
 def settings_source():
