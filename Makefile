@@ -6,13 +6,13 @@ INSTALLED := $(VENV)/installed
 # Raised on purpose only: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
 
-VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
-DOCKER ?= docker
-APPTAINER ?= apptainer
-
 ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): this path has a space in it, which Snakemake cannot work with; move the checkout)
 endif
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
+DOCKER ?= docker
+APPTAINER ?= apptainer
 
 .PHONY: help setup demo demo-random-base demo-four-ways fetch-smollm2 smollm2 test test-slurm lint format docs image bench \
   compare schema faults lock clean

@@ -15,7 +15,7 @@ from sublora import config
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.prepare import TokenizedBatch, write_dataset
 from sublora.data.spill import Spill, make_record
-from sublora.data.tokenizers import TOKENIZERS
+from sublora.data.tokenizers import token_type, tokenizer_facts
 from sublora.streams import generator
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "config.yaml"
@@ -56,11 +56,12 @@ def write_random_dataset(root: Path, data: config.Data, lengths: np.ndarray) -> 
     """A dataset of documents of random tokens with these lengths, written as `sublora prepare` writes one."""
     folder = dataset_folder(root, data)
     folder.mkdir(parents=True)
-    eot_id = TOKENIZERS[data.tokenizer].eot_id
+    tokenizer = tokenizer_facts(data.tokenizer)
+    dtype = token_type(tokenizer.vocab_size)
     with Spill(folder / "records") as spill, Progress(disable=True) as progress:
         for index, length in enumerate(lengths):
-            tokens = generator("benchmark document", index).integers(0, eot_id, length, dtype=np.uint16)
+            tokens = generator("benchmark document", index).integers(0, tokenizer.eot_id, length, dtype=dtype)
             spill.add(make_record(tokens.tobytes(), tokens, data.shuffle_seed))
         counts = TokenizedBatch(units=len(lengths), documents=len(lengths))
-        write_dataset(folder, data, spill, counts, {"text": "random tokens"}, progress)
+        write_dataset(folder, data, tokenizer, spill, counts, {"text": "random tokens"}, progress)
     return TokenDataset.open(root, data)

@@ -44,7 +44,7 @@ from sublora.training.gate_signal import GateSignal
 from sublora.training.optimizer import AdamW
 from sublora.training.schedule import learning_rate
 
-MODEL = config.Model(n_layer=4, n_head=2, n_embd=32, context_length=16, init_std=0.15)
+MODEL = config.Model(kind="gpt2", n_layer=4, n_head=2, n_embd=32, context_length=16, init_std=0.15)
 VOCABULARY, RANK, SCALE, SEQUENCES, HELD_OUT = 64, 4, 4.0, 16, 4
 BUDGET, STEPS, LEARNING_RATE, WARMUP_STEPS = 400, 300, 0.03, 15
 SNR_WINDOW_STEPS = 20

@@ -20,7 +20,7 @@ from sublora.losses.documents import score_documents
 from sublora.runs.build import build_run
 from sublora.streams import generator
 
-MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 64, "init_std": 0.05}
+MODEL = {"kind": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 64, "init_std": 0.05}
 SECTIONS = {
     "model": MODEL,
     "data": {"tokenizer": "bytes"},
@@ -122,7 +122,7 @@ def test_lengths_are_those_of_the_distribution():
 
 
 def test_flops_of_a_training_are_four_times_the_parameters():
-    model = config.Model(n_layer=12, n_head=12, n_embd=768, context_length=1024, init_std=0.02)
+    model = config.Model(kind="gpt2", n_layer=12, n_head=12, n_embd=768, context_length=1024, init_std=0.02)
     matrices, tokens = 12 * 12 * 768**2 + 50257 * 768, 8 * 1024
     without_attention = model_flops(model, 50257, [1] * tokens, tokens, training=True)
     assert without_attention == pytest.approx(4 * matrices * tokens, rel=1e-3)
