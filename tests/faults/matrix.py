@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from faults.scene import BOUND, CONFIG, DATA, FOLDER, PREPARE, RUN_OPTIONS, SCORE, STATUS, TRAIN, VERIFY, Scene
-from sublora.names import STARTS_NAME
+from sublora.names import SETTINGS_NAME, STARTS_NAME
 
 Command = tuple[str, ...]
 Break = Callable[[Scene], object]
@@ -50,11 +50,12 @@ def small_files() -> Iterator[None]:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """What is written does not reach the disk, but for the record of the start: the results are what does not fit."""
+    """What is written does not reach the disk, but for the records of the start: the results are what does not fit."""
     import os
 
     def full(number: int) -> None:
-        if STARTS_NAME not in os.readlink(f"/proc/self/fd/{number}"):
+        path = os.readlink(f"/proc/self/fd/{number}")
+        if not any(name in path for name in (STARTS_NAME, SETTINGS_NAME)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     real, os.fsync = os.fsync, full

@@ -123,4 +123,4 @@ def test_sealed_checkpoints_are_read_by_torch_alone(scene: Scene) -> None:
     import torch
 
     value = torch.load(scene.run / "best_ckpt.pt", weights_only=True)
-    assert value["run"] == RUN.model_dump(mode="json") and value["raw_model"]["subspace_params"].shape == (40,)
+    assert config.RunSpec.model_validate(value["run"]) == RUN and value["raw_model"]["subspace_params"].shape == (40,)
