@@ -217,7 +217,10 @@ def test_a_training_beyond_its_time_limit_goes_on_with_more(workspace: Build, tm
     space.change_profile("TERM@120", "TERM@20")
     with space.start(CHECKPOINT) as snakemake:
         space.wait_for(lambda: "step 100:" in log_of_training(space))
-        trainer_of(space).suspend()  # until SLURM wakes it, together with SIGTERM
+        trainer = trainer_of(space)
+        trainer.suspend()  # until SLURM wakes it, together with SIGTERM
+        space.wait_for(lambda: "going on until SLURM ends the job" in log_of_training(space))
+        trainer.suspend()  # until the time limit, so that it cannot end before
         space.wait_for(lambda: space.jobs("train")[0]["JobState"] == "TIMEOUT")
         assert snakemake.wait(TIME_LIMIT_SECONDS) == 0, space.output
     assert [(job["JobState"], job["TimeLimit"]) for job in space.jobs("train")] == [
