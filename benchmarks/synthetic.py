@@ -13,9 +13,10 @@ from rich.progress import Progress
 
 from sublora import config
 from sublora.data.dataset import TokenDataset, dataset_folder
-from sublora.data.prepare import TokenizedBatch, write_dataset
 from sublora.data.spill import Spill, make_record
 from sublora.data.tokenizers import token_type, tokenizer_facts
+from sublora.data.tokenizing import TokenizedBatch
+from sublora.data.writing import write_dataset
 from sublora.streams import generator
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "config.yaml"

@@ -12,7 +12,7 @@ from data_samples import FOLDER, folder_data, markov_corpus, write_documents
 from fetch_gpt2_vocabulary import CACHE, is_cached
 
 from sublora import config
-from sublora.data import prepare, spill
+from sublora.data import spill, tokenizing, writing
 from sublora.data.dataset import FILES, META_FILE, SPLITS, TokenDataset
 from sublora.data.prepare import prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
@@ -219,7 +219,7 @@ def test_an_interrupted_replacement_leaves_no_meta(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepare, "_write_arrays", full)
+    monkeypatch.setattr(writing, "_write_arrays", full)
     with pytest.raises(UserError, match=r"data/sample: cannot be written \(No space left on device\); free some space"):
         prepare_dataset(folder_data(shuffle_seed=8), tmp_path)
     with pytest.raises(UserError, match=r"meta.json: no such file, the dataset is not prepared; run: sublora prepare"):
@@ -299,7 +299,7 @@ def read_batch(batch):
 
 def test_a_dead_worker_is_an_error_with_a_mend():
     with pytest.raises(UserError, match=r"data.workers 2: a tokenizing process died .*; use fewer workers"):
-        list(prepare.map_in_processes(read_batch, [Dying()], 2))
+        list(tokenizing.map_in_processes(read_batch, [Dying()], 2))
 
 
 def test_only_a_few_batches_are_held():
@@ -311,9 +311,9 @@ def test_only_a_few_batches_are_held():
             taken += 1
             yield range(i)
 
-    results = prepare.map_in_processes(len, batches(), 2)
+    results = tokenizing.map_in_processes(len, batches(), 2)
     assert [next(results), next(results)] == [0, 1]
-    assert taken <= 2 * prepare.QUEUED_BATCHES_PER_WORKER + 2
+    assert taken <= 2 * tokenizing.QUEUED_BATCHES_PER_WORKER + 2
     results.close()
 
 

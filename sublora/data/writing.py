@@ -1,0 +1,219 @@
+"""All files of a dataset from the records of its documents: tokens, index, meta.json."""
+
+import contextlib
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.progress import (
+    Progress,
+)
+
+from sublora import config
+from sublora.data.dataset import (
+    DOC_LENGTHS_FILE,
+    EOT_INDICES_FILE,
+    SOURCE_IDS_FILE,
+    SPLITS,
+    TokenDataset,
+    unit_starts_file,
+)
+from sublora.data.meta import META_FILE
+from sublora.data.spill import (
+    Spill,
+    documents_in_order,
+)
+from sublora.data.text_keys import KEY_BYTES
+from sublora.data.tokenizers import (
+    TOKENIZER_FILE,
+    TokenizerFacts,
+    token_type,
+)
+from sublora.data.tokenizing import TokenizedBatch
+from sublora.errors import UserError
+from sublora.files import atomic_path, sha256_of_file, write_json
+from sublora.versions import NUMERICS_VERSIONS
+
+PROGRESS_INTERVAL = 1000
+
+
+def write_dataset(
+    folder: Path,
+    data: config.Data,
+    tokenizer: TokenizerFacts,
+    spill: Spill,
+    counts: TokenizedBatch,
+    provenance: dict[str, object],
+    progress: Progress,
+) -> None:
+    """All files of a dataset from the records of its documents, meta.json last.
+
+    `counts` and `provenance`, facts about the text, only go into meta.json. UserError if the distinct documents are
+    not enough for val and test and one to train on.
+    """
+    splits = _write_splits(folder, data, tokenizer, spill, progress)
+    files = {f"{split}.bin": facts.file_facts for split, facts in splits.items()}
+    files |= _write_arrays(folder, _index(splits, data))
+    if tokenizer.path is not None:
+        files[TOKENIZER_FILE] = _facts_of_file(tokenizer.path)
+    write_json(folder / META_FILE, _meta(data, tokenizer, provenance, counts, spill, splits, files))
+    # What stands on the disk is what was meant; the stages that follow need not read it again to know.
+    TokenDataset.open_folder(folder, data).verified()
+
+
+def _meta(
+    data: config.Data,
+    tokenizer: TokenizerFacts,
+    provenance: dict[str, object],
+    counts: TokenizedBatch,
+    spill: Spill,
+    splits: "dict[str, WrittenSplit]",
+    files: dict[str, dict[str, object]],
+) -> dict[str, object]:
+    """What meta.json holds; the same bytes for the same text and settings."""
+    kept = sum(len(facts.lengths) for facts in splits.values())
+    return {
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+        "splits": {split: facts.counts(data.unit) for split, facts in splits.items()},
+        "files": files,
+        "documents": {
+            "read": counts.documents,
+            "too_short": counts.too_short,
+            "too_long": counts.too_long,
+            "too_few_tokens": counts.too_few_tokens,
+            "duplicates": spill.added - spill.excluded - kept,
+            "in_base_corpus": spill.excluded,
+            "kept": kept,
+        },
+        "excluded_texts": None if spill.exclude is None else spill.exclude.facts(),
+        "provenance": provenance | {"unparsable_files": counts.unparsable_files},
+        "settings": config.data_settings(data),
+        "numerics_version": NUMERICS_VERSIONS["data"],
+    }
+
+
+@dataclass
+class WrittenSplit:
+    """What is known of a split once it is written."""
+
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    """Tokens of each document, without end-of-text."""
+    unit_starts: "array[int]" = field(default_factory=lambda: array("q"))
+    """First document of each unit; empty where every document is one."""
+    sources: bytearray = field(default_factory=bytearray)
+    """Key of the source of each document, KEY_BYTES each; empty without sources."""
+    file_facts: dict[str, object] = field(default_factory=dict)
+
+    def counts(self, unit: str) -> dict[str, int]:
+        """What meta.json holds of the split."""
+        counts = {"documents": len(self.lengths), "tokens": sum(self.lengths) + len(self.lengths)}
+        return counts if unit == "document" else counts | {"units": len(self.unit_starts)}
+
+
+class SplitWriter:
+    """A .bin file while it is written: documents as tokens of `token_type`, each followed by the end-of-text token."""
+
+    def __init__(self, path: Path, tokenizer: TokenizerFacts) -> None:
+        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
+        self._end_of_text = np.array(tokenizer.eot_id, dtype=token_type(tokenizer.vocab_size)).tobytes()
+        self._sha256 = hashlib.sha256()
+        self._bytes = 0
+        self.written = WrittenSplit()
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def documents(self) -> int:
+        return len(self.written.lengths)
+
+    def add(self, tokens: bytes, source: bytes, *, starts_unit: bool) -> None:
+        if starts_unit:
+            self.written.unit_starts.append(self.documents)
+        self.written.sources += source
+        data = tokens + self._end_of_text
+        self._file.write(data)
+        self._sha256.update(data)
+        self._bytes += len(data)
+        self.written.lengths.append(len(tokens) // len(self._end_of_text))
+
+    def finish(self) -> WrittenSplit:
+        self.written.file_facts |= {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
+        return self.written
+
+
+def _write_splits(
+    folder: Path, data: config.Data, tokenizer: TokenizerFacts, spill: Spill, progress: Progress
+) -> dict[str, WrittenSplit]:
+    """Write train.bin, val.bin and test.bin, each unit into the first of val and test that lacks documents."""
+    task = progress.add_task("writing (documents)", total=spill.added)
+    with contextlib.ExitStack() as stack:
+        writers = {}
+        for split in SPLITS:
+            path = stack.enter_context(atomic_path(folder / f"{split}.bin"))
+            writers[split] = stack.enter_context(SplitWriter(path, tokenizer))
+        wanted = {"val": data.val_documents, "test": data.test_documents}
+        grouped = data.unit == "source"
+        documents = documents_in_order(spill, have_sources=data.knows_sources, grouped=grouped)
+        kept, unit, split = 0, None, ""
+        for kept, (source, tokens) in enumerate(documents, start=1):
+            starts_unit = source != unit
+            if starts_unit or not grouped:
+                unit = source
+                split = next((name for name, count in wanted.items() if writers[name].documents < count), "train")
+            writers[split].add(tokens, source, starts_unit=starts_unit and grouped)
+            if kept % PROGRESS_INTERVAL == 0:
+                progress.update(task, completed=kept)
+        progress.update(task, completed=spill.added)
+        if not writers["train"].documents:
+            units = sum(len(writer.written.unit_starts) for writer in writers.values())
+            in_units = f", where val and test take whole units ({units} in all)" if grouped else ""
+            raise UserError(
+                f"data.corpus: {kept} documents are left ({_removed_in_words(spill, kept)}), expected at least "
+                f"{data.val_documents + data.test_documents + 1}: data.val_documents {data.val_documents} + "
+                f"data.test_documents {data.test_documents} + 1 to train on{in_units}; lower those "
+                "or give more text"
+            )
+        # From the first renamed file on, an earlier meta.json would describe other files.
+        (folder / META_FILE).unlink(missing_ok=True)
+    return {split: writer.finish() for split, writer in writers.items()}
+
+
+def _removed_in_words(spill: Spill, kept: int) -> str:
+    words = f"{spill.added - spill.excluded - kept} duplicates removed"
+    return words if spill.exclude is None else f"{words}, {spill.excluded} whose text is in the base's corpus"
+
+
+def _index(splits: dict[str, WrittenSplit], data: config.Data) -> dict[str, np.ndarray]:
+    """The arrays of a dataset by the names of their files, int64."""
+    train = splits["train"]
+    lengths = np.frombuffer(train.lengths, dtype=np.int64)
+    arrays = {EOT_INDICES_FILE: np.cumsum(lengths + 1) - 1, DOC_LENGTHS_FILE: lengths}
+    if data.unit == "source":
+        starts = {split: np.frombuffer(facts.unit_starts, dtype=np.int64) for split, facts in splits.items()}
+        return arrays | {unit_starts_file(split): values for split, values in starts.items()}
+    if data.knows_sources:
+        _, ids = np.unique(np.frombuffer(train.sources, dtype=f"V{KEY_BYTES}"), return_inverse=True)
+        arrays[SOURCE_IDS_FILE] = ids.astype(np.int64)
+    return arrays
+
+
+def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, object]]:
+    """Facts of the files."""
+    facts: dict[str, dict[str, object]] = {}
+    for name, values in arrays.items():
+        with atomic_path(folder / name) as temporary, open(temporary, "wb") as handle:
+            np.save(handle, values)
+        facts[name] = _facts_of_file(folder / name)
+    return facts
+
+
+def _facts_of_file(path: Path) -> dict[str, object]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
