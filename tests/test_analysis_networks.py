@@ -11,7 +11,11 @@ from analysis_data import MODEL_PARAMETERS, PARAMETERS, write_results, write_yar
 from test_analysis_figures import clashes
 from test_analysis_scripts import Files, run
 
-from sublora.analysis.figures.networks import bound_against_compressed_size, bound_against_model_size
+from sublora.analysis.figures.networks import (
+    bound_against_compressed_size,
+    bound_against_model_size,
+    size_labels,
+)
 from sublora.analysis.networks import kinds_of_run, network_table, part_label
 from sublora.analysis.runs_table import collect_runs, read_runs_csv, write_runs_csv
 from sublora.analysis.yardsticks import load_yardsticks
@@ -52,6 +56,12 @@ def test_the_table_of_runs_reads_back_and_is_in_order(results):
     assert dict(zip(sizes["size"], sizes["model_parameters"], strict=True)) == {
         size: MODEL_PARAMETERS[size] for size in ("1x2x16", "gpt2")
     }
+
+
+def test_labels_of_near_sizes_stand_at_two_heights():
+    near, apart = [("2x2x64", 120_640), ("4x2x64", 220_608)], ("4x4x128", 8_344_320)
+    assert size_labels([*near, apart]) == ["2x2x64\n121k", "\n\n4x2x64\n221k", "4x4x128\n8.34M"]
+    assert size_labels([near[0], apart]) == ["2x2x64\n121k", "4x4x128\n8.34M"]
 
 
 def test_a_comparison_needs_the_same_seeds_everywhere(results):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +29,8 @@ from sublora.analysis.yardsticks import Yardstick, bound_levels
 
 MEASURES = (("bound_value", True), ("empirical_bpd", False))
 """Column, and whether its markers are filled."""
+CLOSE_SHARE = 0.22
+"""Of the axis: sizes closer than that have labels that would touch."""
 
 
 @styled
@@ -77,7 +80,7 @@ def bound_against_model_size(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]
             _points(axes, rows[MODEL_PARAMETERS], rows, column, colour, marker, filled=filled)
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=label))
     sizes = table.drop_duplicates("size").sort_values(MODEL_PARAMETERS)
-    axes.set_xticks(sizes[MODEL_PARAMETERS], [f"{size}\n{_count(n)}" for size, n in _pairs(sizes)])
+    axes.set_xticks(sizes[MODEL_PARAMETERS], size_labels(_pairs(sizes)))
     axes.xaxis.set_minor_locator(NullLocator())
     if len(sizes) == 1:
         only = sizes[MODEL_PARAMETERS].iloc[0]
@@ -86,6 +89,17 @@ def bound_against_model_size(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]
     mark_levels(axes, bound_levels(yardsticks))
     add_legend(figure, [*handles, *_measure_handles()])
     return figure
+
+
+def size_labels(sizes: Sequence[tuple[str, int]]) -> list[str]:
+    """Name and number of weights below each other; every second label lower where neighbours would touch.
+
+    sizes: (name, weights), ascending.
+    """
+    places = np.log([weights for _, weights in sizes])
+    close = len(sizes) > 1 and np.diff(places).min() < CLOSE_SHARE * (places[-1] - places[0])
+    lower = ["", "\n\n" if close else ""]
+    return [f"{lower[i % 2]}{name}\n{_count(weights)}" for i, (name, weights) in enumerate(sizes)]
 
 
 def _labels(runs: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
