@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from sublora.config.errors import describe
-from sublora.config.loading import read_values, with_tuples
+from sublora.config.loading import parse_section, read_values
 from sublora.config.section import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
-from sublora.errors import UserError
 
 
 class ClassifyData(Section):
@@ -85,10 +83,4 @@ class ClassifySettings(Section):
 
 def load_classify_settings(path: Path) -> ClassifySettings:
     """Read and check a settings file; UserError names the file, the key and the mend."""
-    values = read_values(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping with the keys {', '.join(ClassifySettings.model_fields)}")
-    try:
-        return ClassifySettings.model_validate(with_tuples(values))
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, ClassifySettings.model_json_schema())}") from None
+    return parse_section(ClassifySettings, read_values(path), str(path))

@@ -2,15 +2,18 @@
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from sublora.config.errors import describe
 from sublora.config.grid import RunSpec
+from sublora.config.section import Section
 from sublora.config.settings import Settings
 from sublora.config.yaml_text import read_yaml
 from sublora.errors import UserError
+
+Whole = TypeVar("Whole", bound=Section)
 
 
 def load_settings(path: Path) -> Settings:
@@ -42,17 +45,22 @@ def parse_run(
 
 def parse_settings(values: object, source: str) -> Settings:
     """Check settings given as plain values; `source` names them in errors."""
+    return parse_section(Settings, values, source)
+
+
+def parse_section(kind: type[Whole], values: object, source: str) -> Whole:
+    """A whole settings file of some kind from plain values; UserError in one line."""
     if not isinstance(values, dict):
-        raise UserError(f"{source}: expected a mapping with the keys {', '.join(Settings.model_fields)}")
+        raise UserError(f"{source}: expected a mapping with the keys {', '.join(kind.model_fields)}")
     try:
-        return Settings.model_validate(with_tuples(values))
+        return kind.model_validate(with_tuples(values))
     except ValidationError as error:
-        raise UserError(f"{source}: {describe(error, _schema())}") from None
+        raise UserError(f"{source}: {describe(error, _schema(kind))}") from None
 
 
 @functools.cache
-def _schema() -> dict[str, Any]:
-    return Settings.model_json_schema()
+def _schema(kind: type[Section]) -> dict[str, Any]:
+    return kind.model_json_schema()
 
 
 def with_tuples(value: Any) -> Any:

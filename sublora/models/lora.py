@@ -54,11 +54,11 @@ class Adapters:
         `origin_D`: the initial theta, if the product of its matrices is to be subtracted.
         """
         self.scale = scale
-        self._matrices = _cut(space, theta_D.to(dtype))
+        self._matrices = cut(space, theta_D.to(dtype))
         self._origin: dict[str, Tensor] = {}
         self._moved: dict[str, Tensor] = {}
         if origin_D is not None:
-            self._origin, self._moved = _cut(space, origin_D.to(dtype)), _cut(space, (theta_D - origin_D).to(dtype))
+            self._origin, self._moved = cut(space, origin_D.to(dtype)), cut(space, (theta_D - origin_D).to(dtype))
 
     def pair(self, group: str, target: str) -> Pair | None:
         """The factors of a target's update, or None where there is no adapter.
@@ -75,8 +75,8 @@ class Adapters:
         return down, torch.cat([self._matrices[b], self._moved[b]], 1)
 
 
-def _cut(space: ParameterSpace, theta_D: Tensor) -> dict[str, Tensor]:
-    """Every matrix by name. One split, so that its gradient is one concatenation."""
+def cut(space: ParameterSpace, theta_D: Tensor) -> dict[str, Tensor]:
+    """Every parameter by name. One split, so that its gradient is one concatenation."""
     parts = theta_D.split([p.stop - p.start for p in space.parameters])
     return {p.name: part.view(p.shape) for p, part in zip(space.parameters, parts, strict=True)}
 

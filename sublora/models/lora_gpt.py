@@ -61,17 +61,12 @@ class AdaptedGPT:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LoraGPT:
-    """A frozen GPT for every theta of its adapters; a `Network`."""
+class GPTNetwork:
+    """What networks on a GPT have in common, whatever theta stands for."""
 
     gpt: GPT
     space: ParameterSpace
     base_sha256: str
-    scale: float
-    """alpha / rank."""
-    dropout: float = 0.0
-    origin_D: Tensor | None = None
-    """The initial theta where its product must be subtracted, because B starts from random values."""
 
     @property
     def vocab_size(self) -> int:
@@ -84,6 +79,17 @@ class LoraGPT:
     @property
     def device(self) -> torch.device:
         return self.gpt.weight("wte.weight").device
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoraGPT(GPTNetwork):
+    """A frozen GPT for every theta of its adapters; a `Network`."""
+
+    scale: float
+    """alpha / rank."""
+    dropout: float = 0.0
+    origin_D: Tensor | None = None
+    """The initial theta where its product must be subtracted, because B starts from random values."""
 
     def at(self, theta_D: Tensor) -> AdaptedGPT:
         adapters = Adapters(self.space, theta_D, scale=self.scale, dtype=self.gpt.dtype, origin_D=self.origin_D)
