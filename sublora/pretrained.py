@@ -1,6 +1,7 @@
 """Where the files of a pretrained model are: a folder, or the cache of the Hugging Face hub. Does not import torch."""
 
 from pathlib import Path
+from typing import Any
 
 from sublora import config
 from sublora.errors import UserError
@@ -16,6 +17,20 @@ def pretrained_folder(base: config.PretrainedBase, root: Path) -> Path:
     """
     folder = root / base.path
     return folder if folder.is_dir() else _downloaded(base)
+
+
+def gguf_files(folder: Path) -> list[str]:
+    """Names of the .gguf files that hold the model, sorted; none where config.json describes it."""
+    return [] if (folder / "config.json").exists() else sorted(path.name for path in folder.glob("*.gguf"))
+
+
+def import_transformers(wanted: str) -> Any:
+    """The library; UserError, naming what needs it, if it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"{wanted} needs the package transformers; pip install 'sublora[hf]'") from None
+    return transformers
 
 
 def _downloaded(base: config.PretrainedBase) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sublora.errors import UserError
 from sublora.files import read_json, write_bytes
+from sublora.pretrained import gguf_files, import_transformers
 
 if TYPE_CHECKING:
     import tokenizers
@@ -189,12 +190,9 @@ def _read_tokenizer(path: Path) -> "tokenizers.Tokenizer":
 
 def _of_pretrained(folder: Path) -> "tuple[TokenizerFacts, tokenizers.Tokenizer]":
     """UserError if there is no tokenizer, it changes text, or it has no token for the end of a text."""
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("data.tokenizer base needs the package transformers; pip install 'sublora[hf]'") from None
-    found = sorted(path.name for path in folder.glob("*.gguf"))
-    gguf = {"gguf_file": found[0]} if found and not (folder / "config.json").exists() else {}
+    transformers = import_transformers("data.tokenizer base")
+    found = gguf_files(folder)
+    gguf = {"gguf_file": found[0]} if found else {}
     try:
         wrapped = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **gguf)
         settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **gguf).get_text_config()

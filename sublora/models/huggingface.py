@@ -26,6 +26,7 @@ from sublora.models.linear_maps import Attachment, LinearMap, linear_map_space, 
 from sublora.models.lora import Adapters, Pair, down_projection
 from sublora.models.lora_space import HEAD, lora_groups
 from sublora.models.protocol import LanguageModel
+from sublora.pretrained import gguf_files, import_transformers
 from sublora.versions import BASE_FORMAT
 
 NOT_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map")
@@ -69,13 +70,13 @@ def read_pretrained(folder: Path) -> HuggingFaceBase:
     from safetensors import SafetensorError
 
     transformers = _transformers()
-    found = sorted(path.name for path in folder.glob("*.gguf"))
+    found = gguf_files(folder)
     if not (folder / "config.json").exists() and len(found) != 1:
         raise UserError(
             f"{folder}: expected config.json and safetensors, or one .gguf file, found "
             f"{', '.join(found) or 'neither'}; {ANOTHER_PATH}"
         )
-    gguf = {} if (folder / "config.json").exists() else {"gguf_file": found[0]}
+    gguf = {"gguf_file": found[0]} if found else {}
     options: dict[str, Any] = {} if gguf else {"use_safetensors": True}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -140,12 +141,7 @@ def build_module(base: HuggingFaceBase, dtype: torch.dtype) -> nn.Module:
 
 def _transformers() -> Any:
     """The library, quiet. UserError without it."""
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            "a model of the Hugging Face format needs the package transformers; pip install 'sublora[hf]'"
-        ) from None
+    transformers = import_transformers("a model of the Hugging Face format")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
