@@ -14,7 +14,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
 DOCKER ?= docker
 APPTAINER ?= apptainer
 
-.PHONY: help setup demo demo-random-base demo-four-ways fetch-smollm2 smollm2 test test-slurm lint format docs image bench \
+.PHONY: help setup demo demo-random-base demo-four-ways study fetch-smollm2 smollm2 test test-slurm lint format docs image bench \
   compare schema faults lock clean
 
 help: ## list these targets
@@ -40,6 +40,21 @@ demo-four-ways: $(INSTALLED) ## adapters or all weights, in a subspace or whole,
 	mkdir -p demo/four_ways/config
 	cp demo/config/four_ways.yaml demo/four_ways/config/config.yaml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory demo/four_ways $(TARGETS)
+
+# Each cell of the study is the demo with the settings of one small file, in a folder of its own; all share the demo's
+# documents and base. Stopped anywhere, it goes on from there.
+STUDY := docs/studies/allocation
+CELLS := zero_b both_random rank2 rank4 rank8 rank16 without_head with_mlp with_mlp_without_head random_base
+
+study: $(INSTALLED) ## 540 runs, two hours on two cores: does an allocation matter? In study/; CELLS=... for some of it
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo -- data base
+	for cell in $(CELLS); do folder=study/$$cell; settings=config; [ $$cell != random_base ] || settings=random_base; \
+	  mkdir -p $$folder/config $$folder/results || exit 1; \
+	  ln -sfn $(CURDIR)/demo/data $$folder/data; \
+	  [ $$cell = random_base ] || ln -sfn $(CURDIR)/demo/results/base $$folder/results/base; \
+	  cp demo/config/$$settings.yaml $$folder/config/config.yaml && cp $(STUDY)/settings/$$cell.yaml $$folder/config/ || exit 1; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory $$folder \
+	    --configfile $$folder/config/config.yaml $$folder/config/$$cell.yaml -- bounds runs || exit 1; done
 
 # Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives and not installed.
 fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service documentation into smollm2/
