@@ -213,28 +213,47 @@ def test_the_table_holds_every_configuration(made, grid):
 def test_hypotheses_stand_in_words(made):
     section = made["small"].page.find(".//section[@id='hypotheses']")
     text = words(section)
-    assert "H1. Do asymmetric fixed splits beat the equal one? Undecided: none of 6 tests over all budgets" in text
-    assert "1 of 2 tests over all budgets together is conclusive: gamma rises with depth" in text
+    assert (
+        "H1. Do asymmetric fixed splits beat the equal one? Undecided over 3 seeds: fixed-0.2 − fixed-0.5 = +" in text
+    )
+    assert "Yes, gamma rises with depth: mean rank correlation" in text
     table = pd.read_csv(made["small"].inputs["hypotheses_csv"])
     assert len(section.findall(".//ul[@class='tests']/li")) == len(table)
-    first = table[(table["budget"] == "all") & (table["metric"] == "bound_value")].iloc[0]
+    first = table[(table["role"] == "record") & (table["metric"] == "bound_value")].iloc[0]
     result = f"{first['estimate']:+.3f} bits/token (95 % interval {first['interval_low']:.3f} to"
-    assert f"undecided {first['comparison']}, bound: {result}" in text
+    assert f"undecided {first['comparison'].replace(' - ', ' − ')}, bound: {result}" in text
 
 
-def test_findings_are_told_once_and_with_their_metrics():
-    row = {"hypothesis": "H1", "comparison": "x", "budget": "all", "estimate": 0.1, "unit": "bits/token", "p": 0.01}
-    row |= {"interval_low": 0.05, "interval_high": 0.2, "p_holm": 0.02, "seeds_to_decide": 3, "note": ""}
-    rows = [row | {"metric": metric, "verdict": "x is worse, if y"} for metric in ("bound_value", "empirical_bpd")]
-    rows += [row | {"metric": "empirical_bpd", "verdict": "undecided", "estimate": -0.1}]
-    (section,) = hypothesis_sections(pd.DataFrame(rows))
-    assert section["answer"] == "2 of 3 tests over all budgets together are conclusive:"
-    assert section["findings"] == ["x is worse in bound and BPD, if y"]
-    assert section["main"][2]["result"] == (
-        "−0.100 bits/token (95 % interval 0.050 to 0.200); p = 0.01, corrected 0.02; "
-        "3 seeds would decide in 80 % of experiments"
+def h1_rows(**changes) -> pd.DataFrame:
+    """Two rows of record and one that decides nothing."""
+    row = {"hypothesis": "H1", "role": "record", "comparison": "x - z", "metric": "bound_value", "budget": "all"}
+    row |= {"estimate": -0.1, "unit": "bits/token", "interval_low": -0.2, "interval_high": -0.05, "p": 0.01}
+    row |= {"p_holm": 0.3, "p_holm_if_budgets_independent": 0.001, "gain_at_most": 0.2, "n_seeds": 3}
+    row |= {"seeds_to_decide": 7, "note": "", "verdict": "undecided"}
+    other = row | {"role": "exploratory", "metric": "empirical_bpd", "verdict": "exploratory"}
+    return pd.DataFrame([row | changes, row | {"comparison": "y - z", "gain_at_most": 0.1} | changes, other])
+
+
+def test_answers_follow_the_tests_of_record():
+    (section,) = hypothesis_sections(h1_rows())
+    effect = "−0.100 bits/token (95 % interval −0.200 to −0.050)"
+    assert section["answer"] == (
+        f"Undecided over 3 seeds: x − z = {effect}; y − z = {effect}; with 95 % confidence at most 0.200."
     )
-    assert [test["decided"] for test in section["main"]] == [True, True, False]
+    assert section["record"][0]["result"] == (
+        f"{effect}; p = 0.01, corrected 0.3; if budgets are independent given the seed 0.001; "
+        "the limit of a gain is +0.200 bits/token; 7 seeds would decide in 80 % of experiments"
+    )
+    assert [test["decided"] for test in section["record"] + section["others"]] == [False] * 3
+    yes = hypothesis_sections(h1_rows(p_holm=0.02, verdict="x beats z"))[0]
+    assert yes["answer"].startswith("Yes, x beats z and x beats z in the bound over 3 seeds: x − z = ")
+    assert [test["decided"] for test in yes["record"] + yes["others"]] == [True, True, False]
+    no = hypothesis_sections(h1_rows(gain_at_most=-0.004, verdict="gains less than 0.01 bits/token"))[0]
+    assert no["answer"].startswith(
+        "No, the asymmetric splits gain less than 0.01 bits/token, with 95 % confidence they lose at least 0.004 over"
+    )
+    few = hypothesis_sections(h1_rows(gain_at_most=float("nan")))[0]
+    assert few["answer"].endswith("with so few seeds nothing limits the gain.")
 
 
 def test_the_tables_can_be_taken_out_again(made):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EQUAL_RATIO = 0.5
+UNIFORM, LEARNED = "uniform", "learned"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""Small-sample inference: paired intervals, exact sign-flip and rank tests, Holm's correction, planning.
+"""Small-sample inference: paired intervals, sign-flip and rank tests, Holm's correction, planning.
 
-Suffixes: R runs or pairs, S sign assignments, G groups with a gate, L layers.
+Suffixes: R runs or seeds, S samples or sign assignments, G groups with a gate, L layers.
 """
 
-import functools
+import itertools
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -15,22 +16,27 @@ from sublora.streams import generator
 Alternative = Literal["two-sided", "less", "greater"]
 
 CONFIDENCE = 0.95
-MOST_EXACT_PAIRS = 16
-"""Up to so many pairs all 2^n sign assignments are enumerated, beyond that drawn."""
-MOST_EXACT_LAYERS = 12
-"""Up to so many layers the rank distribution is computed over all L! orders, beyond that drawn."""
+MOST_EXACT_VALUES = 16
+"""Up to so many values all 2^n sign assignments are enumerated, beyond that drawn."""
+MOST_EXACT_LAYERS = 8
+"""Up to so many layers the distribution of Page's L is computed over all orders, beyond that drawn."""
 MONTE_CARLO_DRAWS = 99_999
-FEWEST_PAIRS_PLANNED = 3
-MOST_PAIRS_PLANNED = 1_000_000
+FEWEST_PLANNED = 3
+CLEAR_EFFECT = 2.5
+"""In standard deviations: so few values as can reach a level at all show it."""
+FAINT_EFFECT = 0.003
+"""In standard deviations: it would take about a million values."""
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean by Student's t; (nan, nan) for a single value, which shows no spread."""
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return math.nan, math.nan
-    half = stats.t.ppf((1.0 + CONFIDENCE) / 2.0, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    if error == 0.0:
+        return mean, mean
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
+    return float(low), float(high)
 
 
 def cohens_dz(differences: np.ndarray) -> float:
@@ -42,15 +48,10 @@ def cohens_dz(differences: np.ndarray) -> float:
 def sign_flip_p(differences_R: np.ndarray, alternative: Alternative = "two-sided") -> float:
     """p-value of "the differences are symmetric about 0" by flipping signs (Fisher 1935), the sum as statistic.
 
-    Exact for up to 16 pairs; beyond, from 99,999 drawn assignments (and the observed one).
+    Exact for up to 16 differences; beyond, from 99,999 drawn assignments and the observed one.
     """
     differences_R = np.asarray(differences_R, dtype=np.float64)
-    sums_S, observed = _sign_matrix(len(differences_R)) @ differences_R, differences_R.sum()
-    if alternative == "two-sided":
-        sums_S, observed = np.abs(sums_S), abs(observed)
-    elif alternative == "less":
-        sums_S, observed = -sums_S, -observed
-    return _share_at_least(sums_S, observed, scale=np.abs(differences_R).sum())
+    return _flip(len(differences_R), lambda signs_SR: signs_SR @ differences_R, alternative)
 
 
 def joint_sign_flip_p(deviations_RG: np.ndarray) -> float:
@@ -59,38 +60,56 @@ def joint_sign_flip_p(deviations_RG: np.ndarray) -> float:
     Columns of one row may depend on each other in any way.
     """
     deviations_RG = np.asarray(deviations_RG, dtype=np.float64)
-    statistic_S = ((_sign_matrix(len(deviations_RG)) @ deviations_RG) ** 2).sum(axis=1)
-    observed = (deviations_RG.sum(axis=0) ** 2).sum()
-    return _share_at_least(statistic_S, observed, scale=(np.abs(deviations_RG).sum(axis=0) ** 2).sum())
+    return _flip(len(deviations_RG), lambda signs_SR: ((signs_SR @ deviations_RG) ** 2).sum(axis=-1), "greater")
 
 
-def smallest_sign_flip_p(pairs: int) -> float:
-    """What a two-sided sign-flip test can reach at best: all differences of one sign."""
-    return 2.0 ** (1 - pairs) if pairs else 1.0
+def _flip(n: int, statistic: Callable[[np.ndarray], Any], alternative: Alternative) -> float:
+    """Permutation test over the signs of n rows, from all rows as observed (+1); `statistic` takes signs S x n."""
+    if n < 2:  # which permutation_test refuses
+        observed, flipped = statistic(np.array([[1.0], [-1.0]]))
+        is_extreme = flipped <= observed if alternative == "less" else flipped >= observed
+        return 1.0 if is_extreme or alternative == "two-sided" else 0.5
+    result = stats.permutation_test(
+        (np.ones(n),),
+        lambda signs_SR, axis: statistic(signs_SR),
+        permutation_type="samples",
+        vectorized=True,
+        alternative=alternative,
+        n_resamples=np.inf if n <= MOST_EXACT_VALUES else MONTE_CARLO_DRAWS,
+        rng=generator("sign flips", n),
+    )
+    return float(result.pvalue)
 
 
-@functools.cache
-def _sign_matrix(n: int) -> np.ndarray:
-    """S x R matrix of +-1: every assignment, or the observed one (all +1) and random ones."""
-    if n <= MOST_EXACT_PAIRS:
-        return 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-    drawn = generator("sign flips", n).integers(0, 2, size=(MONTE_CARLO_DRAWS, n))
-    return np.vstack([np.ones(n), 1.0 - 2.0 * drawn])
+def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided") -> float:
+    """What a sign-flip test of n values can reach at best: all of one sign."""
+    return min(1.0, (2.0 if alternative == "two-sided" else 1.0) * 2.0**-n)
 
 
-def _share_at_least(values: np.ndarray, observed: float, scale: float) -> float:
-    """Share of the values not below the observed one; sums in another order may differ in the last bits."""
-    return float(np.mean(values >= observed - 1e-12 * scale))
+def lower_flip_limit(values_R: np.ndarray, alpha: float) -> float:
+    """Lower confidence limit, level 1 - alpha, of the centre of symmetry: sign flips reject every smaller centre.
+
+    The means of all subsets of the values are what the centre is compared with (Hartigan, Using subsample values as
+    typical values, JASA 1969): flipping the signs of a subset changes the order of the sums exactly where the centre
+    passes its mean. -inf where so few values reject no centre at that level; by Student's t beyond 16 values.
+    """
+    values_R = np.asarray(values_R, dtype=np.float64)
+    n = len(values_R)
+    if n > MOST_EXACT_VALUES:
+        return float(np.mean(values_R) + stats.t.ppf(alpha, n - 1) * stats.sem(values_R))
+    rank = math.floor(alpha * 2.0**n + 1e-9)
+    if rank == 0:
+        return -math.inf
+    subsets_SR = np.array(list(itertools.product((0.0, 1.0), repeat=n)))[1:]
+    means_S = np.sort(subsets_SR @ values_R / subsets_SR.sum(axis=1))
+    return float(means_S[rank - 1])
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's step-down correction (1979): the family-wise error stays below alpha under any dependence."""
-    p_values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p_values, kind="stable")
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty_like(p_values)
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(steps))
-    return corrected
+    from statsmodels.stats.multitest import multipletests  # a second
+
+    return np.asarray(multipletests(np.asarray(p_values, dtype=np.float64), method="holm")[1])
 
 
 def depth_correlation(values_RL: np.ndarray) -> np.ndarray:
@@ -107,48 +126,29 @@ def depth_correlation(values_RL: np.ndarray) -> np.ndarray:
 def page_p(values_RL: np.ndarray) -> float:
     """Two-sided p-value of Page's trend test (1963): are columns ordered alike in all rows, up or down?
 
-    Null hypothesis: every order of a row is equally likely, independently of the other rows. Ties are dealt with
-    exactly (the null distribution is that of the row's own mean ranks). Exact up to 12 columns; beyond, from
-    99,999 drawn orders (and the observed one). ValueError with fewer than 3 columns.
+    Null hypothesis: every order of a row is equally likely, independently of the other rows. Exact up to 8 layers
+    where no row has ties; otherwise from 99,999 drawn orders, ties with their mean ranks. ValueError for fewer than
+    three columns.
     """
     values_RL = np.asarray(values_RL, dtype=np.float64)
-    layers = values_RL.shape[1]
+    rows, layers = values_RL.shape
     if layers < 3:
         raise ValueError(f"a trend needs at least 3 columns, found {layers}")
-    doubled_RL = np.rint(2.0 * stats.rankdata(values_RL, axis=1)).astype(np.int64)
-    weights_L = np.arange(1, layers + 1)
-    expected = len(values_RL) * layers * (layers + 1) ** 2 // 2
-    distance = abs(int((doubled_RL @ weights_L).sum()) - expected)
-    if layers <= MOST_EXACT_LAYERS:
-        pmf = functools.reduce(np.convolve, [_rank_sum_pmf(tuple(sorted(row))) for row in doubled_RL.tolist()])
-        return float(min(1.0, pmf[np.abs(np.arange(len(pmf)) - expected) >= distance].sum()))
-    rng = generator("orders", *values_RL.shape)
-    sums = sum(rng.permuted(np.tile(row, (MONTE_CARLO_DRAWS, 1)), axis=1) @ weights_L for row in doubled_RL)
-    return float((1 + np.sum(np.abs(sums - expected) >= distance)) / (1 + MONTE_CARLO_DRAWS))
-
-
-@functools.cache
-def _rank_sum_pmf(doubled_ranks: tuple[int, ...]) -> np.ndarray:
-    """Distribution of sum over positions l = 1 ... L of l times the rank put there, all L! orders equally likely.
-
-    Ranks are doubled, so that mean ranks of ties are integers. Dynamic programme over the sets of ranks used by
-    the positions so far: 2^L sets instead of L! orders.
-    """
-    layers = len(doubled_ranks)
-    largest = sum(position * rank for position, rank in enumerate(doubled_ranks, start=1))
-    by_set = {0: np.ones(1)}
-    for position in range(1, layers + 1):
-        following: dict[int, np.ndarray] = {}
-        for used, pmf in by_set.items():
-            share = pmf / (layers - position + 1)
-            for item, rank in enumerate(doubled_ranks):
-                if used >> item & 1:
-                    continue
-                target = following.setdefault(used | 1 << item, np.zeros(largest + 1))
-                start = position * rank
-                target[start : start + len(share)] += share[: largest + 1 - start]
-        by_set = following
-    return by_set[(1 << layers) - 1]
+    ranks_RL = stats.rankdata(values_RL, axis=1)
+    tied = any(len(np.unique(ranks_L)) < layers for ranks_L in ranks_RL)
+    if rows > 1 and layers <= MOST_EXACT_LAYERS and not tied:
+        rising, falling = (stats.page_trend_test(ranks, method="exact").pvalue for ranks in (ranks_RL, -ranks_RL))
+        return float(min(1.0, 2.0 * min(rising, falling)))
+    # Of a single row all orders are few enough up to 8 layers, and then permutation_test takes every one of them.
+    result = stats.permutation_test(
+        tuple(ranks_RL),
+        lambda *rows_L, axis: np.sum(rows_L, axis=0) @ np.arange(1, layers + 1),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=MONTE_CARLO_DRAWS,
+        rng=generator("orders", rows, layers),
+    )
+    return float(result.pvalue)
 
 
 def share_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -157,34 +157,37 @@ def share_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def pairs_to_decide(differences: np.ndarray, *, alpha: float, power: float = 0.8) -> int | None:
-    """Pairs with which a two-sided t test at level alpha finds a difference like the observed one, 80 % of the time.
+def values_to_decide(
+    differences: np.ndarray, *, alpha: float, alternative: Alternative = "two-sided", power: float = 0.8
+) -> int | None:
+    """Values with which a sign-flip test at level alpha finds a mean like the observed one, 80 % of the time.
 
-    Takes the observed mean and standard deviation for the true ones; at least 3. None if no number up to a million
-    does, or if a single pair leaves no spread to plan with.
+    Takes the observed mean and standard deviation for the true ones, and the power of the one-sided t test at the level
+    that n sign flips attain for that of the flips (tests/test_analysis_power.py compares them by simulation). None if
+    about a million values would not do, or if a single value leaves no spread to plan with. A one-sided alternative is
+    that in the direction of the observed mean.
     """
-    n = len(differences)
-    spread = float(np.std(differences, ddof=1)) if n > 1 else math.nan
-    mean = abs(float(np.mean(differences)))
-    if math.isnan(spread) or mean == 0.0:
+    from statsmodels.stats.power import TTestPower  # a second
+
+    mean = float(np.mean(differences))
+    if len(differences) < 2 or mean == 0.0:
         return None
-    if spread <= 1e-12 * mean:
-        return FEWEST_PAIRS_PLANNED
-    low, high = FEWEST_PAIRS_PLANNED - 1, FEWEST_PAIRS_PLANNED
-    while _t_power(high, mean / spread, alpha) < power:
-        low, high = high, 2 * high
-        if low > MOST_PAIRS_PLANNED:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _t_power(middle, mean / spread, alpha) >= power else (middle, high)
-    return high
+    spread = float(np.std(differences, ddof=1))
+    effect = abs(mean) / spread if spread > 0.0 else math.inf
+    if effect < FAINT_EFFECT:
+        return None
+    one_sided = alpha / 2.0 if alternative == "two-sided" else alpha
+    needed = next(n for n in itertools.count(FEWEST_PLANNED) if 2.0**-n <= one_sided)
+    if effect > CLEAR_EFFECT:
+        return needed
+    test = TTestPower()
+    planned = test.solve_power(effect_size=effect, alpha=one_sided, power=power, alternative="larger")
+    needed = max(needed, math.ceil(planned))
+    while test.power(effect, needed, _attained(one_sided, needed), alternative="larger") < power:
+        needed += 1
+    return needed
 
 
-def _t_power(n: int, effect: float, alpha: float) -> float:
-    """Power of the two-sided one-sample t test for n >= 3; 1 at shifts where the noncentral t is not computable."""
-    critical = stats.t.ppf(1.0 - alpha / 2.0, n - 1)
-    shift = effect * math.sqrt(n)
-    if shift > 35.0:
-        return 1.0
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+def _attained(alpha: float, n: int) -> float:
+    """The largest multiple of 2^-n that is at most alpha."""
+    return math.floor(alpha * 2.0**n) / 2.0**n if n < MOST_EXACT_VALUES else alpha

@@ -1,10 +1,12 @@
 """hypotheses.csv in words, for the report."""
 
+import re
 from typing import Any
 
 import pandas as pd
 
-from sublora.analysis.hypothesis_rows import ALL_BUDGETS, NOT_TESTABLE, UNDECIDED
+from sublora.analysis.hypotheses_fixed import NEGLIGIBLE_GAIN_BITS
+from sublora.analysis.hypothesis_rows import ALL_BUDGETS, ALPHA, HEADLINE, NOT_TESTABLE, RECORD, UNDECIDED, UNIT
 
 QUESTIONS = {
     "H1": "Do asymmetric fixed splits beat the equal one?",
@@ -18,88 +20,136 @@ GATES_AS_EVIDENCE = (
 )
 CAVEATS = {"H2": GATES_AS_EVIDENCE, "H3": GATES_AS_EVIDENCE}
 METRICS = {
-    "bound_value": "bound",
+    HEADLINE: "bound",
     "empirical_bpd": "BPD",
     "kl_divergence and empirical_bpd": "KL and BPD together",
 }
 """Metrics that the comparison does not name."""
 
+Row = dict[str, Any]
+
 
 def hypothesis_sections(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One section per hypothesis: question, answer, findings, caveat, tests over all budgets and of single ones.
+    """One section per hypothesis: question, answer, caveat, the tests of record, and those that decide nothing.
 
-    `table`: as hypotheses.csv holds it, the column budget as text. Tests are sentences with their verdicts. Where
-    there is one budget only, its tests are the main ones.
+    `table`: as hypotheses.csv holds it, the column budget as text. Tests are sentences with their verdicts.
     """
     sections = []
     for hypothesis, rows in table.groupby("hypothesis", sort=True):
-        together = rows["budget"] == ALL_BUDGETS
-        main = rows[together] if together.any() else rows
-        single = rows[~together] if together.any() else rows.iloc[:0]
+        record = rows["role"] == RECORD
         sections.append(
             {
                 "hypothesis": hypothesis,
                 "question": QUESTIONS.get(hypothesis, ""),
-                "answer": _answer(main),
+                "answer": answer(table, hypothesis),
                 "caveat": CAVEATS.get(hypothesis, ""),
-                "findings": _findings(main),
-                "main": [_test(row) for row in main.to_dict("records")],
-                "single": [_test(row) for row in single.to_dict("records")],
+                "record": [_test(row) for row in rows[record].to_dict("records")],
+                "others": [_test(row) for row in rows[~record].to_dict("records")],
             }
         )
     return sections
 
 
-def _answer(rows: pd.DataFrame) -> str:
-    testable = rows[rows["verdict"] != NOT_TESTABLE]
-    if testable.empty:
+def answer(table: pd.DataFrame, hypothesis: str) -> str:
+    """A hypothesis's answer in one sentence, from its tests of record."""
+    rows = table[table["hypothesis"] == hypothesis]
+    record = rows[rows["role"] == RECORD].to_dict("records")
+    if all(row["verdict"] == NOT_TESTABLE for row in record):
         return "Not testable with this grid."
-    decided = int((testable["verdict"] != UNDECIDED).sum())
-    scope = "over all budgets together" if (rows["budget"] == ALL_BUDGETS).all() else "at the single budget"
-    if not decided:
-        return f"Undecided: none of {len(testable)} tests {scope} is conclusive."
-    return f"{decided} of {len(testable)} tests {scope} {'is' if decided == 1 else 'are'} conclusive:"
+    sentence = {"H1": _asymmetry, "H2": _gates, "H3": _depth}[hypothesis](record, rows)
+    return _typographic(sentence)
 
 
-def _findings(rows: pd.DataFrame) -> list[str]:
-    """Every verdict once, with the metrics that it was reached in."""
-    decided = rows[~rows["verdict"].isin([UNDECIDED, NOT_TESTABLE])]
-    findings = []
-    for verdict, same in decided.groupby("verdict", sort=False):
-        metrics = [METRICS[metric] for metric in same["metric"] if metric in METRICS]
-        finding, comma, caveat = str(verdict).partition(", ")
-        findings.append(finding + (f" in {' and '.join(metrics)}" if metrics else "") + comma + caveat)
-    return findings
+def _asymmetry(record: list[Row], rows: pd.DataFrame) -> str:
+    effects = "; ".join(f"{row['comparison']} = {_measured(row)}" for row in record)
+    better = [row for row in record if row["p_holm"] <= ALPHA]
+    if better:
+        return f"Yes, {' and '.join(row['verdict'] for row in better)} in the bound{_over(record)}: {effects}."
+    limits = [float(row["gain_at_most"]) for row in record]
+    gains = "with so few seeds nothing limits the gain"
+    if not any(pd.isna(limit) for limit in limits):
+        gains = f"with 95 % confidence {_gain(max(limits))}"
+    if all(row["verdict"] != UNDECIDED for row in record):
+        verdict = f"No, the asymmetric splits gain less than {NEGLIGIBLE_GAIN_BITS} {UNIT}"
+        return f"{verdict}, {gains}{_over(record)}: {effects}."
+    return f"Undecided{_over(record)}: {effects}; {gains}."
 
 
-def _test(row: dict[str, Any]) -> dict[str, Any]:
+def _gain(limit: float) -> str:
+    return f"at most {limit:.3f}" if limit > 0.0 else f"they lose at least {-limit:.3f}"
+
+
+def _gates(record: list[Row], rows: pd.DataFrame) -> str:
+    joint, *gates = record
+    decided = [
+        f"{row['verdict']} (gamma {row['estimate']:.2f}, {row['interval_low']:.2f} to {row['interval_high']:.2f})"
+        for row in gates
+        if row["verdict"] != UNDECIDED
+    ]
+    if joint["verdict"] == UNDECIDED:
+        return f"Undecided{_over(record)}: p = {joint['p']:.2g} for all gates jointly{_worth(rows)}."
+    which = ", ".join(decided) if decided else "which gates do is undecided"
+    return f"Yes, p = {joint['p']:.2g} jointly{_over(record)}: {which}{_worth(rows)}."
+
+
+def _worth(rows: pd.DataFrame) -> str:
+    """What the gates change in the bound, over all budgets."""
+    (budget,) = rows.loc[rows["role"] == RECORD, "budget"].unique()
+    of_bound = rows[(rows["metric"] == HEADLINE) & (rows["budget"] == budget)].to_dict("records")
+    changes = [f"{row['comparison']} = {_measured(row)}" for row in of_bound]
+    return "; in the bound " + " and ".join(changes) if changes else ""
+
+
+def _depth(record: list[Row], rows: pd.DataFrame) -> str:
+    (trend,) = record
+    found = f"mean rank correlation {_measured(trend)}, p = {trend['p']:.2g}{_over(record)}"
+    return f"Undecided: {found}." if trend["verdict"] == UNDECIDED else f"Yes, {trend['verdict']}: {found}."
+
+
+def _over(record: list[Row]) -> str:
+    seeds = int(record[0]["n_seeds"])
+    return f" over {seeds} seeds" if seeds > 1 else " with a single seed"
+
+
+def _measured(row: Row) -> str:
+    """Estimate, unit and interval. A share of d or a correlation has no unit to stand behind a number."""
+    text = f"{row['estimate']:+.3f} {UNIT}" if row["unit"] == UNIT else f"{row['estimate']:.3f}"
+    if not pd.isna(row["interval_low"]):
+        text += f" (95 % interval {row['interval_low']:.3f} to {row['interval_high']:.3f})"
+    return text
+
+
+def _typographic(text: str) -> str:
+    """Minus signs before numbers and between the names of allocations, which have hyphens of their own."""
+    return re.sub(r"(?<![\w.])-(?=[ \d])", "\N{MINUS SIGN}", text)
+
+
+def _test(row: Row) -> dict[str, Any]:
     """One test: what was compared, what came out, and what follows."""
     what = [row["comparison"]]
     if row["metric"] in METRICS:
         what.append(METRICS[row["metric"]])
     if row["budget"] not in (ALL_BUDGETS, "") and not pd.isna(row["budget"]):
         what.append(f"d = {row['budget']}")
-    decided = row["verdict"] not in (UNDECIDED, NOT_TESTABLE)
     return {
-        "what": ", ".join(what),
-        "result": _result(row),
+        "what": _typographic(", ".join(what)),
+        "result": _typographic(_result(row)),
         "verdict": row["verdict"],
         "note": "" if pd.isna(row["note"]) else row["note"],
-        "decided": decided,
+        "decided": row["role"] == RECORD and row["verdict"] not in (UNDECIDED, NOT_TESTABLE),
     }
 
 
-def _result(row: dict[str, Any]) -> str:
+def _result(row: Row) -> str:
     if pd.isna(row["p"]):
         return ""
-    unit = row["unit"]
-    # A share of pairs or of d, or a correlation, has no unit to stand behind a number.
-    text = f"{row['estimate']:+.3f} {unit}" if unit == "bits/token" else f"{unit} {row['estimate']:.3f}"
-    if not pd.isna(row["interval_low"]):
-        text += f" (95 % interval {row['interval_low']:.3f} to {row['interval_high']:.3f})"
-    text += f"; p = {row['p']:.2g}"
+    text = ("" if row["unit"] == UNIT else f"{row['unit']} ") + _measured(row) + f"; p = {row['p']:.2g}"
     if row["p_holm"] != row["p"]:
         text += f", corrected {row['p_holm']:.2g}"
+    if not pd.isna(row["p_holm_if_budgets_independent"]):
+        text += f"; if budgets are independent given the seed {row['p_holm_if_budgets_independent']:.2g}"
+    if not pd.isna(row["gain_at_most"]):
+        text += f"; the limit of a gain is {row['gain_at_most']:+.3f} {UNIT}"
     if row["verdict"] == UNDECIDED and not pd.isna(row["seeds_to_decide"]):
         text += f"; {row['seeds_to_decide']:.0f} seeds would decide in 80 % of experiments"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return text

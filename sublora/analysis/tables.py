@@ -53,25 +53,26 @@ def write_csv(table: pd.DataFrame, path: Path | str) -> None:
 
 def summary_latex(table: pd.DataFrame) -> str:
     r"""A tabular for \input in a document that loads booktabs."""
-    headings = ["Budget", "Mode", "Ratio", *(heading for heading, *_ in COLUMNS)]
-    units = ["", "", "", *(f"({unit})" for _, _, unit, _ in COLUMNS)]
-    lines = [
-        "% \\usepackage{booktabs}; mean and standard deviation over seeds; the smallest bound of a budget in bold",
-        "\\begin{tabular}{rlr" + "r" * len(COLUMNS) + "}",
-        "\\toprule",
-        " & ".join(headings) + r" \\",
-        " & ".join(units).strip() + r" \\",
-    ]
-    best = table.groupby("Budget")["Bound"].transform("min")
-    for index, row in table.iterrows():
-        if index == 0 or row["Budget"] != table["Budget"][index - 1]:
-            lines.append("\\midrule")
-        cells = [str(row["Budget"]), row["Mode"], "--" if math.isnan(row["Ratio"]) else f"{row['Ratio']:g}"]
-        for heading, _, _, decimals in COLUMNS:
-            bold = heading == "Bound" and row["Bound"] == best[index]
-            cells.append(_latex_number(row[heading], row[f"{heading}_std"], decimals, bold))
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+    best = table["Bound"] == table.groupby("Budget")["Bound"].transform("min")
+    opens = table["Budget"].ne(table["Budget"].shift()) & (table.index > 0)
+    cells: dict[tuple[str, str], list[str]] = {
+        # A row may begin with the rule above it.
+        ("Budget", ""): [
+            f"\\midrule\n{d}" if first else str(d) for d, first in zip(table["Budget"], opens, strict=True)
+        ],
+        ("Mode", ""): list(table["Mode"]),
+        ("Ratio", ""): ["--" if math.isnan(ratio) else f"{ratio:g}" for ratio in table["Ratio"]],
+    }
+    for heading, _, unit, decimals in COLUMNS:
+        bold = best if heading == "Bound" else best & False
+        columns = zip(table[heading], table[f"{heading}_std"], bold, strict=True)
+        cells[heading, f"({unit})"] = [_latex_number(mean, std, decimals, is_bold) for mean, std, is_bold in columns]
+    styler = pd.DataFrame(cells).style.hide(axis="index")
+    body = styler.to_latex(hrules=True, column_format="rlr" + "r" * len(COLUMNS), sparse_columns=False)
+    return (
+        "% \\usepackage{booktabs}; mean and standard deviation over seeds; the smallest bound of a budget in bold\n"
+        + body
+    )
 
 
 def _latex_number(mean: float, std: float, decimals: int, bold: bool) -> str:
