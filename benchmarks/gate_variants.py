@@ -26,8 +26,8 @@ from sublora.training.run import Run
 START_BATCHES = 16
 SMALLEST_START = 0.05
 """Started gates lie between this and 1 minus this, so that training can still turn them."""
-JOINT_SHIFTS = (-1.0, -0.5, 0.5, 1.0)
-SINGLE_SHIFTS = (-1.0, 1.0)
+JOINT_SHIFTS = (-0.25, -0.1, 0.1, 0.25)
+SINGLE_SHIFTS = (-0.25, -0.1, 0.1, 0.25)
 """Shifts of logits that are tried beside 0: of all gates together, then of each gate alone."""
 
 Logits = tuple[float, ...]

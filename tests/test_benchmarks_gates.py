@@ -99,7 +99,11 @@ def test_the_choice_is_the_best_of_what_it_tried():
 
     choice = gate_variants.choose_logits((0.1, -0.3), criterion)
     assert choice.value == min(tried.values()) == tried[choice.logits] <= choice.trained_value == tried[0.1, -0.3]
-    assert (0.0, 0.0) in tried and choice.logits == pytest.approx((0.6, -1.8))
+    shift, single = max(gate_variants.JOINT_SHIFTS), max(gate_variants.SINGLE_SHIFTS)
+    joint = {(0.1 + s, -0.3 + s) for s in (-shift, shift)}
+    assert {(0.0, 0.0), *joint} <= tried.keys()
+    # Downwards together gains most, since the second gate is the farther from its best; then each gate for itself.
+    assert choice.logits == pytest.approx((0.1 - shift + single, -0.3 - shift - single))
     # A criterion that is lowest at the trained split leaves it alone.
     assert gate_variants.choose_logits((1.0, -2.0), criterion).logits == (1.0, -2.0)
 

@@ -26,7 +26,7 @@ def allocation_effects(runs: pd.DataFrame, metric: str, reference: str) -> dict[
     spread left to estimate.
     """
     from statsmodels.regression.mixed_linear_model import MixedLM  # a second
-    from statsmodels.tools.sm_exceptions import ConvergenceWarning
+    from statsmodels.tools.sm_exceptions import ConvergenceWarning, SingularMatrixWarning
 
     if runs["seed"].nunique() < 2:
         return {}
@@ -41,6 +41,7 @@ def allocation_effects(runs: pd.DataFrame, metric: str, reference: str) -> dict[
     with warnings.catch_warnings():
         # A seed's share of the variance may be estimated as zero, the end of its range: the fit is one without it.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", SingularMatrixWarning)
         try:
             fit = MixedLM((runs[metric] - centre) / spread, design, groups=runs["seed"]).fit(reml=True)
             intervals = fit.conf_int()
