@@ -46,7 +46,7 @@ demo-four-ways: $(INSTALLED) ## adapters or all weights, in a subspace or whole,
 STUDY := docs/studies/allocation
 CELLS := zero_b both_random rank2 rank4 rank8 rank16 without_head with_mlp with_mlp_without_head random_base
 
-study: $(INSTALLED) ## 540 runs, two hours on two cores: does an allocation matter? In study/; CELLS=... for some of it
+study: $(INSTALLED) ## 756 runs, two hours on two cores: does an allocation matter? In study/; CELLS=... for some of it
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo -- data base
 	for cell in $(CELLS); do folder=study/$$cell; settings=config; [ $$cell != random_base ] || settings=random_base; \
 	  mkdir -p $$folder/config $$folder/results || exit 1; \
@@ -55,6 +55,9 @@ study: $(INSTALLED) ## 540 runs, two hours on two cores: does an allocation matt
 	  cp demo/config/$$settings.yaml $$folder/config/config.yaml && cp $(STUDY)/settings/$$cell.yaml $$folder/config/ || exit 1; \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory $$folder \
 	    --configfile $$folder/config/config.yaml $$folder/config/$$cell.yaml -- bounds runs || exit 1; done
+	$(BIN)/python -m benchmarks.allocation_study study $(STUDY)
+	for part in development:"2001 2002 2003 2004" fresh:"3001 3002 3003 3004 3005 3006 3007 3008"; do \
+	  $(BIN)/python -m benchmarks.gates --jobs 2 --seeds $${part#*:} --out $(STUDY)/gates_$${part%%:*}.csv || exit 1; done
 
 # Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives and not installed.
 fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service documentation into smollm2/

@@ -1,0 +1,223 @@
+"""The tables and the figure of the allocation study, from the results of `make study`.
+
+    python -m benchmarks.allocation_study study docs/studies/allocation
+
+Reads results/runs/ of each cell in the first folder and writes into the second: runs.csv (all runs, a column for the
+cell), hypotheses_<start>.csv of the two main cells, regime.csv (differences of every cell) and the figure, regime.png
+and .pdf. Cells that are not there, or not finished, are named and left out.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from sublora.analysis import style
+from sublora.analysis.arms import LEARNED, UNIFORM
+from sublora.analysis.hypotheses import hypothesis_table
+from sublora.analysis.hypothesis_rows import HEADLINE
+from sublora.analysis.report_hypotheses import QUESTIONS, answer
+from sublora.analysis.runs_table import collect_runs
+from sublora.analysis.tables import write_csv
+from sublora.errors import UserError
+
+STARTS = ("zero_b", "both_random")
+RANKS = {"rank2": 2, "rank4": 4, "rank8": 8, "rank16": 16}
+OTHERS = {
+    "without_head": "no head",
+    "with_mlp": "with MLP",
+    "with_mlp_without_head": "with MLP,\nno head",
+    "random_base": "random base",
+}
+CELLS = (*STARTS, *RANKS, *OTHERS)
+PARTS = {"regime": tuple(RANKS), "targets": tuple(OTHERS)[:3], "base": tuple(OTHERS)[3:]}
+"""Cells whose differences are taken to have one spread."""
+CONTRASTS = ("best fixed - uniform", "learned - uniform", "learned - best fixed")
+KEPT = (
+    *("name", "budget", "allocation", "mode", "ratio", "seed", "bound_value", "bound_hoeffding", "bound_all_runs"),
+    *("empirical_bpd", "kl_divergence", "compressed_size_bits", "code_bits", "smoothing"),
+    *("val_loss_bits", "test_loss_bits", "n_units", "m_units", "data_hash"),
+)
+KEPT_PREFIXES = ("gamma_", "bits_", "version_", "seconds_")
+RANK_COLOURS = ("#9ecae1", "#4292c6", "#2171b5", "#08306b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Differences:
+    """One contrast in one cell at one budget: a value for each seed, bits per token."""
+
+    cell: str
+    budget: int
+    contrast: str
+    values: tuple[float, ...]
+    chosen: tuple[str, ...] = ()
+    """The fixed split that was compared for each seed."""
+
+
+def read_cells(folder: Path) -> dict[str, pd.DataFrame]:
+    """The runs of each cell that is complete."""
+    found = {}
+    for cell in CELLS:
+        try:
+            runs = collect_runs(sorted((folder / cell / "results" / "runs").glob("*")))
+        except UserError as error:
+            print(f"{cell}: left out: {error}", file=sys.stderr)
+            continue
+        if len(runs) != runs["sweep_size"].iloc[0]:
+            print(f"{cell}: left out: {len(runs)} of {runs['sweep_size'].iloc[0]} runs", file=sys.stderr)
+            continue
+        found[cell] = runs
+    return found
+
+
+def contrasts(cell: str, runs: pd.DataFrame) -> list[Differences]:
+    """The three contrasts at each budget of a cell.
+
+    The best fixed split is chosen by its mean over the other seeds, so that choosing it is not rewarded on the seed
+    that it is compared on.
+    """
+    found = []
+    for budget, rows in runs.groupby("budget"):
+        table = rows.pivot(index="seed", columns="allocation", values=HEADLINE)
+        fixed = table[[name for name in table.columns if name.startswith("fixed-")]]
+        chosen = [str(fixed.drop(index=seed).mean().idxmin()) for seed in table.index]
+        best = np.array([fixed.loc[seed, name] for seed, name in zip(table.index, chosen, strict=True)])
+        uniform, learned = table[UNIFORM].to_numpy(), table[LEARNED].to_numpy()
+        for contrast, values in zip(CONTRASTS, (best - uniform, learned - uniform, learned - best), strict=True):
+            names = tuple(chosen) if "best" in contrast else ()
+            found.append(Differences(cell, int(budget), contrast, tuple(values.tolist()), names))
+    return found
+
+
+def with_intervals(found: Sequence[Differences]) -> pd.DataFrame:
+    """regime.csv: means with 95 % t intervals, for one contrast and part with one standard deviation, pooled."""
+    rows = []
+    for part, cells in PARTS.items():
+        for contrast in CONTRASTS:
+            own = [each for each in found if each.cell in cells and each.contrast == contrast]
+            if own:
+                rows += _pooled(part, own)
+    return pd.DataFrame(rows)
+
+
+def _pooled(part: str, own: Sequence[Differences]) -> Iterable[dict[str, object]]:
+    degrees = sum(len(each.values) - 1 for each in own)
+    squares = sum(float(np.var(each.values)) * len(each.values) for each in own)
+    spread = math.sqrt(squares / degrees)
+    for each in own:
+        mean, error = float(np.mean(each.values)), spread / math.sqrt(len(each.values))
+        half = float(stats.t.ppf(0.975, degrees)) * error
+        yield {
+            "part": part,
+            "cell": each.cell,
+            "budget": each.budget,
+            "contrast": each.contrast,
+            "mean_bits": mean,
+            "interval_low_bits": mean - half,
+            "interval_high_bits": mean + half,
+            "pooled_std_bits": spread,
+            "degrees_of_freedom": degrees,
+            "seeds": len(each.values),
+            "fixed": " ".join(sorted(set(each.chosen))),
+        }
+
+
+@style.styled
+def draw(table: pd.DataFrame) -> Figure:
+    """Best fixed split and learned gates against uniform: over d and rank, for other targets, and the other base."""
+    figure = Figure(figsize=(style.PAGE_INCHES, 2.5), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.0, 1.0, 0.9))
+    for axis, contrast, title in zip(axes, CONTRASTS, ("best fixed split", "learned gates"), strict=False):
+        axis.set_title(f"{title} minus uniform")
+        for shift, (cell, rank) in enumerate(RANKS.items()):
+            rows = table[(table["cell"] == cell) & (table["contrast"] == contrast)]
+            if not rows.empty:
+                x = rows["budget"] * 1.09 ** (shift - 1.5)
+                _points(axis, x, rows, RANK_COLOURS[shift], style.CATEGORY_MARKERS[shift], f"rank {rank}", "-")
+        budgets = sorted(table.loc[table["part"] == "regime", "budget"].unique())
+        axis.set_xscale("log")
+        axis.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+        axis.minorticks_off()
+        axis.set_xlabel("subspace dimension d")
+    axes[0].set_ylabel("difference of the bound (bits/byte)")
+    axes[0].legend(ncols=2, loc="upper left")
+    _others(axes[2], table)
+    for axis in axes:
+        axis.axhline(0.0, color=style.INK, linewidth=0.6, zorder=1)
+    return figure
+
+
+def _others(axis: Axes, table: pd.DataFrame) -> None:
+    rows = table[table["cell"].isin(OTHERS)]
+    places = list(dict.fromkeys(zip(rows["cell"], rows["budget"], strict=True)))
+    for index, (contrast, label) in enumerate(zip(CONTRASTS, ("best fixed split", "learned gates"), strict=False)):
+        own = rows[rows["contrast"] == contrast]
+        x = np.array([places.index(place) for place in zip(own["cell"], own["budget"], strict=True)])
+        colour, marker = style.CATEGORY_COLOURS[4 * index], style.CATEGORY_MARKERS[index]
+        _points(axis, x + 0.24 * (index - 0.5), own, colour, marker, label, "none")
+    labels = [OTHERS[cell] + (f"\n{budget:,}" if cell == "random_base" else "") for cell, budget in places]
+    axis.set_xticks(range(len(places)), labels, fontsize=5.2)
+    axis.set_title("minus uniform, other networks")
+    axis.legend(loc="upper left")
+
+
+def _points(
+    axis: Axes, x: np.ndarray | pd.Series, rows: pd.DataFrame, colour: str, marker: str, label: str, line: str
+) -> None:
+    below, above = (rows["mean_bits"] - rows["interval_low_bits"], rows["interval_high_bits"] - rows["mean_bits"])
+    axis.errorbar(
+        x,
+        rows["mean_bits"],
+        yerr=(below, above),
+        color=colour,
+        marker=marker,
+        markersize=3.0,
+        linestyle=line,
+        elinewidth=0.7,
+        label=label,
+    )
+
+
+def kept_columns(runs: pd.DataFrame, cell: str) -> pd.DataFrame:
+    columns = [name for name in runs.columns if name in KEPT or name.startswith(KEPT_PREFIXES)]
+    return runs[columns].assign(cell=cell)[["cell", *columns]]
+
+
+def write_study(folder: Path, out: Path) -> None:
+    """All files of the study's page; prints the answers."""
+    cells = read_cells(folder)
+    if not cells:
+        raise UserError(f"{folder}: no finished cell; run make study")
+    write_csv(pd.concat([kept_columns(runs, cell) for cell, runs in cells.items()]), out / "runs.csv")
+    for start in STARTS:
+        if start in cells:
+            table = hypothesis_table(cells[start])
+            write_csv(table, out / f"hypotheses_{start}.csv")
+            for hypothesis, question in QUESTIONS.items():
+                print(f"{start}, {hypothesis}. {question} {answer(table, hypothesis)}")
+    found = [each for cell, runs in cells.items() if cell not in STARTS for each in contrasts(cell, runs)]
+    if found:
+        regime = with_intervals(found)
+        write_csv(regime, out / "regime.csv")
+        style.save(draw(regime), png=out / "regime.png", pdf=out / "regime.pdf")
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        write_study(Path(sys.argv[1]), Path(sys.argv[2]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The allocation study's differences and intervals, on made-up runs."""
+
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_data import SMALL, write_results
+from scipy import stats
+
+from benchmarks import allocation_study as study
+from sublora.config import Grid
+from sublora.errors import UserError
+
+SEEDS = (1, 2, 3, 4)
+
+
+def runs_of(bounds: dict[str, list[float]], budget: int = 500) -> pd.DataFrame:
+    """Runs with these bounds, one for each seed."""
+    return pd.DataFrame(
+        {"budget": budget, "seed": seed, "allocation": name, "bound_value": value}
+        for name, values in bounds.items()
+        for seed, value in zip(SEEDS, values, strict=True)
+    )
+
+
+def test_a_split_is_chosen_on_the_other_seeds():
+    """Pure chance makes one split best on each seed: chosen on that seed it would gain 1, chosen elsewhere nothing."""
+    lucky = np.zeros((4, 4)) - np.eye(4)
+    bounds = {f"fixed-0.{i}": list(lucky[i]) for i in range(4)} | {"uniform": [0.0] * 4, "learned": [0.5] * 4}
+    best, learned, against_best = study.contrasts("rank2", runs_of(bounds))
+    assert best.values == (0.0,) * 4
+    assert learned.values == (0.5,) * 4
+    assert against_best.values == (0.5,) * 4
+
+
+def test_a_split_that_is_better_on_every_seed_is_chosen_on_every_seed():
+    bounds = {"fixed-0.2": [1.0, 1.1, 1.2, 1.3], "fixed-0.8": [2.0] * 4, "uniform": [1.5] * 4, "learned": [1.4] * 4}
+    best, *_ = study.contrasts("rank2", runs_of(bounds))
+    assert best.chosen == ("fixed-0.2",) * 4
+    assert best.values == pytest.approx((-0.5, -0.4, -0.3, -0.2))
+
+
+def test_intervals_are_those_of_one_spread_for_all_cells_of_a_part():
+    """As the residual variance of an analysis of variance with a mean for each cell."""
+    values = {cell: np.array([0.1, 0.3, -0.2, 0.4]) * (i + 1) for i, cell in enumerate(study.RANKS)}
+    found = [study.Differences(cell, 500, study.CONTRASTS[1], tuple(v)) for cell, v in values.items()]
+    table = study.with_intervals(found)
+    residuals = np.concatenate([v - v.mean() for v in values.values()])
+    spread = math.sqrt((residuals**2).sum() / 12)
+    np.testing.assert_allclose(table["pooled_std_bits"], spread)
+    half = stats.t.ppf(0.975, 12) * spread / 2.0
+    np.testing.assert_allclose(table["interval_high_bits"] - table["mean_bits"], half)
+    assert list(table["mean_bits"]) == pytest.approx([v.mean() for v in values.values()])
+
+
+def test_finished_cells_become_tables_and_a_figure(tmp_path, capsys):
+    grid = Grid(budgets=(125, 500), allocations=SMALL.allocations, seeds=SEEDS)
+    for cell in ("zero_b", "rank2", "rank4", "random_base", "with_mlp"):
+        write_results(tmp_path / "study" / cell / "results" / "runs", grid)
+    for unfinished in (tmp_path / "study/with_mlp/results/runs").glob("*seed4"):
+        shutil.rmtree(unfinished)
+    out = tmp_path / "out"
+    out.mkdir()
+    study.write_study(tmp_path / "study", out)
+    said = capsys.readouterr()
+    assert "with_mlp: left out: 30 of 40 runs" in said.err
+    assert "both_random: left out" in said.err
+    assert "zero_b, H1. Do asymmetric fixed splits beat the equal one?" in said.out
+    runs = pd.read_csv(out / "runs.csv")
+    assert runs.groupby("cell").size().to_dict() == {"zero_b": 40, "rank2": 40, "rank4": 40, "random_base": 40}
+    regime = pd.read_csv(out / "regime.csv")
+    assert len(regime) == 3 * 2 * len(study.CONTRASTS)
+    assert (out / "regime.png").stat().st_size > 10_000
+    before = (out / "regime.png").read_bytes()
+    study.write_study(tmp_path / "study", out)
+    assert (out / "regime.png").read_bytes() == before
+
+
+def test_without_a_finished_cell_there_is_nothing_to_write(tmp_path):
+    with pytest.raises(UserError, match="no finished cell; run make study"):
+        study.write_study(tmp_path, tmp_path)
