@@ -23,6 +23,7 @@ from sublora.analysis import style
 from sublora.analysis.arms import LEARNED, UNIFORM
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.hypothesis_rows import HEADLINE
+from sublora.analysis.inference import holm, sign_flip_p
 from sublora.analysis.report_hypotheses import QUESTIONS, answer
 from sublora.analysis.runs_table import collect_runs
 from sublora.analysis.tables import write_csv
@@ -36,8 +37,10 @@ OTHERS = {
     "with_mlp_without_head": "with MLP,\nno head",
     "random_base": "random base",
 }
-CELLS = (*STARTS, *RANKS, *OTHERS)
-PARTS = {"regime": tuple(RANKS), "targets": tuple(OTHERS)[:3], "base": tuple(OTHERS)[3:]}
+FRESH = tuple(f"fresh_{cell}" for cell in RANKS)
+"""Cells again, on seeds that nothing was found on: they alone are tested."""
+CELLS = (*STARTS, *RANKS, *OTHERS, *FRESH)
+PARTS = {"regime": tuple(RANKS), "targets": tuple(OTHERS)[:3], "base": tuple(OTHERS)[3:], "fresh": FRESH}
 """Cells whose differences are taken to have one spread."""
 CONTRASTS = ("best fixed - uniform", "learned - uniform", "learned - best fixed")
 KEPT = (
@@ -97,14 +100,23 @@ def contrasts(cell: str, runs: pd.DataFrame) -> list[Differences]:
 
 
 def with_intervals(found: Sequence[Differences]) -> pd.DataFrame:
-    """regime.csv: means with 95 % t intervals, for one contrast and part with one standard deviation, pooled."""
+    """regime.csv: means with 95 % t intervals, for one contrast and part with one standard deviation, pooled.
+
+    p_less, of fresh cells: one-sided sign flips of "not below zero"; p_holm: over the cells.
+    """
     rows = []
     for part, cells in PARTS.items():
         for contrast in CONTRASTS:
             own = [each for each in found if each.cell in cells and each.contrast == contrast]
             if own:
                 rows += _pooled(part, own)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    fresh = table["part"] == "fresh"
+    for contrast in CONTRASTS[1:]:
+        tested = fresh & (table["contrast"] == contrast)
+        if tested.any():
+            table.loc[tested, "p_holm"] = holm(table.loc[tested, "p_less"].to_numpy())
+    return table
 
 
 def _pooled(part: str, own: Sequence[Differences]) -> Iterable[dict[str, object]]:
@@ -126,6 +138,7 @@ def _pooled(part: str, own: Sequence[Differences]) -> Iterable[dict[str, object]
             "degrees_of_freedom": degrees,
             "seeds": len(each.values),
             "fixed": " ".join(sorted(set(each.chosen))),
+            "p_less": sign_flip_p(np.array(each.values), "less") if part == "fresh" else math.nan,
         }
 
 

@@ -55,6 +55,17 @@ def test_intervals_are_those_of_one_spread_for_all_cells_of_a_part():
     assert list(table["mean_bits"]) == pytest.approx([v.mean() for v in values.values()])
 
 
+def test_fresh_cells_are_tested_and_corrected():
+    seeds = 8
+    clear, none = tuple(np.linspace(-0.05, -0.01, seeds)), tuple(np.linspace(-0.05, 0.05, seeds))
+    found = [study.Differences(cell, 125, study.CONTRASTS[1], v) for cell, v in zip(study.FRESH, (clear, none))]
+    found += [study.Differences("rank2", 125, study.CONTRASTS[1], clear)]
+    table = study.with_intervals(found).set_index("cell")
+    assert table.loc["fresh_rank2", ["p_less", "p_holm"]].tolist() == [2.0**-seeds, 2.0 * 2.0**-seeds]
+    assert table.loc["fresh_rank4", "p_holm"] > 0.3
+    assert math.isnan(table.loc["rank2", "p_less"])
+
+
 def test_finished_cells_become_tables_and_a_figure(tmp_path, capsys):
     grid = Grid(budgets=(125, 500), allocations=SMALL.allocations, seeds=SEEDS)
     for cell in ("zero_b", "rank2", "rank4", "random_base", "with_mlp"):
