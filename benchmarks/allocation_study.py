@@ -39,9 +39,15 @@ OTHERS = {
 }
 FRESH = tuple(f"fresh_{cell}" for cell in RANKS)
 """Cells again, on seeds that nothing was found on: they alone are tested."""
-CELLS = (*STARTS, *RANKS, *OTHERS, *FRESH)
+STILL = "fresh_rank16_still"
+"""Gates that are not trained: learned minus this is what moving them gains."""
+CELLS = (*STARTS, *RANKS, *OTHERS, *FRESH, STILL)
 PARTS = {"regime": tuple(RANKS), "targets": tuple(OTHERS)[:3], "base": tuple(OTHERS)[3:], "fresh": FRESH}
 """Cells whose differences are taken to have one spread."""
+GATES_MOVED = "learned - gates at 1/2"
+UNSTABLE = "unstable"
+"""A part of its own: at d = 8000 some trainings diverge, and their spread says nothing of the other cells."""
+UNSTABLE_BUDGET = 8000
 CONTRASTS = ("best fixed - uniform", "learned - uniform", "learned - best fixed")
 KEPT = (
     *("name", "budget", "allocation", "mode", "ratio", "seed", "bound_value", "bound_hoeffding", "bound_all_runs"),
@@ -99,24 +105,44 @@ def contrasts(cell: str, runs: pd.DataFrame) -> list[Differences]:
     return found
 
 
+def against_still(cells: dict[str, pd.DataFrame]) -> list[Differences]:
+    """learned minus the same with gates that stay at 1/2, at each budget of the control."""
+    if STILL not in cells or "fresh_rank16" not in cells:
+        return []
+    keys = ["budget", "seed"]
+    learned, still = (
+        runs[runs["mode"] == LEARNED].set_index(keys)[HEADLINE] for runs in (cells["fresh_rank16"], cells[STILL])
+    )
+    found = []
+    for budget, values in (learned - still).dropna().groupby(level="budget"):
+        found.append(Differences("fresh_rank16", int(budget), GATES_MOVED, tuple(values.tolist())))
+    return found
+
+
 def with_intervals(found: Sequence[Differences]) -> pd.DataFrame:
     """regime.csv: means with 95 % t intervals, for one contrast and part with one standard deviation, pooled.
 
     p_less, of fresh cells: one-sided sign flips of "not below zero"; p_holm: over the cells.
     """
     rows = []
-    for part, cells in PARTS.items():
-        for contrast in CONTRASTS:
-            own = [each for each in found if each.cell in cells and each.contrast == contrast]
+    for part in (*PARTS, UNSTABLE):
+        for contrast in (*CONTRASTS, GATES_MOVED):
+            own = [each for each in found if part_of(each) == part and each.contrast == contrast]
             if own:
                 rows += _pooled(part, own)
     table = pd.DataFrame(rows)
     fresh = table["part"] == "fresh"
-    for contrast in CONTRASTS[1:]:
+    for contrast in (*CONTRASTS[1:], GATES_MOVED):
         tested = fresh & (table["contrast"] == contrast)
         if tested.any():
             table.loc[tested, "p_holm"] = holm(table.loc[tested, "p_less"].to_numpy())
     return table
+
+
+def part_of(differences: Differences) -> str:
+    if differences.budget >= UNSTABLE_BUDGET:
+        return UNSTABLE
+    return next(part for part, cells in PARTS.items() if differences.cell in cells)
 
 
 def _pooled(part: str, own: Sequence[Differences]) -> Iterable[dict[str, object]]:
@@ -147,6 +173,7 @@ def draw(table: pd.DataFrame) -> Figure:
     """Best fixed split and learned gates against uniform: over d and rank, for other targets, and the other base."""
     figure = Figure(figsize=(style.PAGE_INCHES, 2.5), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.0, 1.0, 0.9))
+    table = table[table["part"] != UNSTABLE]
     for axis, contrast, title in zip(axes, CONTRASTS, ("best fixed split", "learned gates"), strict=False):
         axis.set_title(f"{title} minus uniform")
         for shift, (cell, rank) in enumerate(RANKS.items()):
@@ -154,6 +181,10 @@ def draw(table: pd.DataFrame) -> Figure:
             if not rows.empty:
                 x = rows["budget"] * 1.09 ** (shift - 1.5)
                 _points(axis, x, rows, RANK_COLOURS[shift], style.CATEGORY_MARKERS[shift], f"rank {rank}", "-")
+            again = table[(table["cell"] == f"fresh_{cell}") & (table["contrast"] == contrast)]
+            if contrast == CONTRASTS[1] and not again.empty:
+                x, label = again["budget"] * 1.09 ** (shift - 1.5) * 1.04, "fresh seeds" if shift == 0 else None
+                _points(axis, x, again, style.CATEGORY_COLOURS[4], style.CATEGORY_MARKERS[shift], label, "none")
         budgets = sorted(table.loc[table["part"] == "regime", "budget"].unique())
         axis.set_xscale("log")
         axis.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
@@ -161,6 +192,9 @@ def draw(table: pd.DataFrame) -> Figure:
         axis.set_xlabel("subspace dimension d")
     axes[0].set_ylabel("difference of the bound (bits/byte)")
     axes[0].legend(ncols=2, loc="upper left")
+    if (table["part"] == "fresh").any():
+        handles, labels = axes[1].get_legend_handles_labels()
+        axes[1].legend(handles=[handles[labels.index("fresh seeds")]], loc="upper left")
     _others(axes[2], table)
     for axis in axes:
         axis.axhline(0.0, color=style.INK, linewidth=0.6, zorder=1)
@@ -215,7 +249,8 @@ def write_study(folder: Path, out: Path) -> None:
             write_csv(table, out / f"hypotheses_{start}.csv")
             for hypothesis, question in QUESTIONS.items():
                 print(f"{start}, {hypothesis}. {question} {answer(table, hypothesis)}")
-    found = [each for cell, runs in cells.items() if cell not in STARTS for each in contrasts(cell, runs)]
+    found = [each for cell, runs in cells.items() if cell not in (*STARTS, STILL) for each in contrasts(cell, runs)]
+    found += against_still(cells)
     if found:
         regime = with_intervals(found)
         write_csv(regime, out / "regime.csv")

@@ -69,6 +69,23 @@ def test_fresh_cells_are_tested_and_corrected():
     assert math.isnan(table.loc["rank2", "p_less"])
 
 
+def test_what_moving_gates_gains_is_paired_by_seed():
+    learned = runs_of({"learned": [1.0, 2.0, 3.0, 4.0], "uniform": [0.0] * 4}).assign(
+        mode=["learned"] * 4 + ["uniform"] * 4
+    )
+    still = runs_of({"learned": [4.5, 3.5, 2.5, 1.5]}).assign(mode="learned")
+    (found,) = study.against_still({"fresh_rank16": learned, study.STILL: still})
+    assert (found.budget, found.contrast, found.values) == (500, study.GATES_MOVED, (-3.5, -1.5, 0.5, 2.5))
+    assert study.against_still({"fresh_rank16": learned}) == []
+
+
+def test_a_budget_that_diverges_does_not_widen_the_other_intervals():
+    found = [study.Differences("rank16", d, study.CONTRASTS[1], v) for d, v in ((500, (0.1, 0.2)), (8000, (-9.0, 9.0)))]
+    table = study.with_intervals(found).set_index("budget")
+    assert table.loc[500, "pooled_std_bits"] == pytest.approx(0.1 / math.sqrt(2.0))
+    assert table.loc[8000, "part"] == study.UNSTABLE
+
+
 def test_finished_cells_become_tables_and_a_figure(tmp_path, capsys):
     grid = Grid(budgets=(125, 500), allocations=SMALL.allocations, seeds=SEEDS)
     for cell in ("zero_b", "rank2", "rank4", "random_base", "with_mlp"):
