@@ -183,7 +183,8 @@ def draw(table: pd.DataFrame) -> Figure:
                 _points(axis, x, rows, RANK_COLOURS[shift], style.CATEGORY_MARKERS[shift], f"rank {rank}", "-")
             again = table[(table["cell"] == f"fresh_{cell}") & (table["contrast"] == contrast)]
             if contrast == CONTRASTS[1] and not again.empty:
-                x, label = again["budget"] * 1.09 ** (shift - 1.5) * 1.04, "fresh seeds" if shift == 0 else None
+                x, drawn = again["budget"] * 1.09 ** (shift - 1.5) * 1.04, axis.get_legend_handles_labels()[1]
+                label = None if "fresh seeds" in drawn else "fresh seeds"
                 _points(axis, x, again, style.CATEGORY_COLOURS[4], style.CATEGORY_MARKERS[shift], label, "none")
         budgets = sorted(table.loc[table["part"] == "regime", "budget"].unique())
         axis.set_xscale("log")
@@ -192,8 +193,8 @@ def draw(table: pd.DataFrame) -> Figure:
         axis.set_xlabel("subspace dimension d")
     axes[0].set_ylabel("difference of the bound (bits/byte)")
     axes[0].legend(ncols=2, loc="upper left")
-    if (table["part"] == "fresh").any():
-        handles, labels = axes[1].get_legend_handles_labels()
+    handles, labels = axes[1].get_legend_handles_labels()
+    if "fresh seeds" in labels:
         axes[1].legend(handles=[handles[labels.index("fresh seeds")]], loc="upper left")
     _others(axes[2], table)
     for axis in axes:
