@@ -1,7 +1,7 @@
 #!/bin/sh
 # The allocation study, from the repository's root: allocation_study.sh CELL... (make study sets up what it needs).
-# Each cell is the demo with the settings of one small file, in a folder of its own below study/; all share the demo's
-# documents and base. Stopped anywhere, it goes on from there.
+# Each cell is the demo with the settings of one small file, in a folder of its own below study/; those on the trained
+# base share the demo's documents and base. Stopped anywhere, it goes on from there.
 set -eu
 page=docs/studies/allocation
 bin=$(dirname "$(command -v snakemake)")
@@ -14,8 +14,11 @@ for cell in "$@"; do
     random_base) settings=random_base ;;
   esac
   mkdir -p "$folder/config" "$folder/results"
-  ln -sfn "$PWD/demo/data" "$folder/data"
-  [ "$settings" = random_base ] || ln -sfn "$PWD/demo/results/base" "$folder/results/base"
+  # A random base has no corpus whose texts would have to be left out: its documents are its own.
+  if [ "$settings" = config ]; then
+    ln -sfn "$PWD/demo/data" "$folder/data"
+    ln -sfn "$PWD/demo/results/base" "$folder/results/base"
+  fi
   cp "demo/config/$settings.yaml" "$folder/config/config.yaml"
   cp "$page/settings/$cell.yaml" "$folder/config/"
   targets="bounds runs"
