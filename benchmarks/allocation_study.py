@@ -44,6 +44,8 @@ STILL = "fresh_rank16_still"
 CELLS = (*STARTS, *RANKS, *OTHERS, *FRESH, STILL)
 PARTS = {"regime": tuple(RANKS), "targets": tuple(OTHERS)[:3], "base": tuple(OTHERS)[3:], "fresh": FRESH}
 """Cells whose differences are taken to have one spread."""
+FRESH_TESTS = 7
+"""Cells that the plan tests on fresh seeds, for each contrast; one that is not there counts with p = 1."""
 GATES_MOVED = "learned - gates at 1/2"
 UNSTABLE = "unstable"
 """A part of its own: at d = 8000 some trainings diverge, and their spread says nothing of the other cells."""
@@ -135,7 +137,9 @@ def with_intervals(found: Sequence[Differences]) -> pd.DataFrame:
     for contrast in (*CONTRASTS[1:], GATES_MOVED):
         tested = fresh & (table["contrast"] == contrast)
         if tested.any():
-            table.loc[tested, "p_holm"] = holm(table.loc[tested, "p_less"].to_numpy())
+            p_values = table.loc[tested, "p_less"].to_numpy()
+            absent = 0 if contrast == GATES_MOVED else max(0, FRESH_TESTS - len(p_values))
+            table.loc[tested, "p_holm"] = holm(np.append(p_values, np.ones(absent)))[: len(p_values)]
     return table
 
 
