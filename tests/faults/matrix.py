@@ -283,7 +283,7 @@ BOUNDING = [
 ]  # fmt: skip
 VERIFYING = [
     Fault("verify", "bounds.json missing", VERIFY, lambda s: s.delete(BOUNDS)),
-    Fault("verify", "bounds.json cut short", VERIFY, lambda s: s.cut(BOUNDS)),
+    Fault("verify", "bounds.json cut short", VERIFY, lambda s: s.cut_lines(BOUNDS)),
     Fault("verify", "bounds.json a list", VERIFY, lambda s: s.write(BOUNDS, "[]")),
     Fault("verify", "bounds.json nested too deep", VERIFY, lambda s: s.write(BOUNDS, DEEP)),
     Fault("verify", "a number of 5,000 digits", VERIFY, lambda s: s.write(BOUNDS, f'{{"bound_value": {NUMBER}}}')),
