@@ -44,7 +44,7 @@ demo-four-ways: $(INSTALLED) ## adapters or all weights, in a subspace or whole,
 CELLS := zero_b both_random rank2 rank4 rank8 rank16 without_head with_mlp random_base \
   fresh_rank2 fresh_rank4 fresh_rank8 fresh_rank16 fresh_rank16_still with_mlp_without_head
 
-study: $(INSTALLED) ## some 800 runs, two hours on two cores: does an allocation matter? In study/; CELLS=... for some of it
+study: $(INSTALLED) ## 780 runs, two hours on two cores: does an allocation matter? In study/; CELLS=... for some of it
 	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/allocation_study.sh $(CELLS)
 
 # Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives and not installed.

@@ -29,8 +29,6 @@ for cell in "$@"; do
   for figure in $figures; do cp "$folder/results/figures/$figure.png" "$page/${figure}_$cell.png"; done
 done
 "$bin/python" -m benchmarks.allocation_study study "$page"
-"$bin/python" -m benchmarks.gates --jobs 2 --seeds 2001 2002 2003 2004 --out "$page/gates_development.csv"
-"$bin/python" -m benchmarks.gates --jobs 2 --seeds 3001 3002 3003 3004 3005 3006 3007 3008 --out "$page/gates_fresh.csv"
-for part in development fresh; do
-  "$bin/python" -m benchmarks.gates summarize "$page/gates_$part.csv" > "$page/gates_$part.txt"
-done
+"$bin/python" -m benchmarks.gates --jobs 2 --budgets 500 --seeds 3001 3002 3003 3004 3005 3006 3007 3008 \
+  --out "$page/gates_fresh.csv"
+"$bin/python" -m benchmarks.gates summarize "$page/gates_fresh.csv" > "$page/gates_fresh.txt"
