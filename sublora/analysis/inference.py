@@ -107,9 +107,13 @@ def lower_flip_limit(values_R: np.ndarray, alpha: float) -> float:
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's step-down correction (1979): the family-wise error stays below alpha under any dependence."""
+    p_values = np.asarray(p_values, dtype=np.float64)
+    # Nothing to correct; multipletests collects garbage at every call, which takes longer than the tests themselves.
+    if len(p_values) < 2:
+        return p_values
     from statsmodels.stats.multitest import multipletests  # a second
 
-    return np.asarray(multipletests(np.asarray(p_values, dtype=np.float64), method="holm")[1])
+    return np.asarray(multipletests(p_values, method="holm")[1])
 
 
 def depth_correlation(values_RL: np.ndarray) -> np.ndarray:
