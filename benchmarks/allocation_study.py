@@ -31,18 +31,19 @@ from sublora.errors import UserError
 
 STARTS = ("zero_b", "both_random")
 RANKS = {"rank2": 2, "rank4": 4, "rank8": 8, "rank16": 16}
-OTHERS = {
+TARGETS = {
     "without_head": "no head",
     "with_mlp": "with MLP",
     "with_mlp_without_head": "with MLP,\nno head",
-    "random_base": "random base",
 }
+BASE = {"random_base": "random base"}
+OTHERS = TARGETS | BASE
 FRESH = tuple(f"fresh_{cell}" for cell in RANKS)
 """Cells again, on seeds that nothing was found on: they alone are tested."""
 STILL = "fresh_rank16_still"
 """Gates that are not trained: learned minus this is what moving them gains."""
 CELLS = (*STARTS, *RANKS, *OTHERS, *FRESH, STILL)
-PARTS = {"regime": tuple(RANKS), "targets": tuple(OTHERS)[:3], "base": tuple(OTHERS)[3:], "fresh": FRESH}
+PARTS = {"regime": RANKS, "targets": TARGETS, "base": BASE, "fresh": FRESH}
 """Cells whose differences are taken to have one spread."""
 FRESH_TESTS = 7
 """Cells that the plan tests on fresh seeds, for each contrast; one that is not there counts with p = 1."""
@@ -50,7 +51,10 @@ GATES_MOVED = "learned - gates at 1/2"
 UNSTABLE = "unstable"
 """A part of its own: at d = 8000 some trainings diverge, and their spread says nothing of the other cells."""
 UNSTABLE_BUDGET = 8000
-CONTRASTS = ("best fixed - uniform", "learned - uniform", "learned - best fixed")
+BEST_FIXED, LEARNED_GAIN = "best fixed - uniform", "learned - uniform"
+DRAWN = {BEST_FIXED: "best fixed split", LEARNED_GAIN: "learned gates"}
+"""Contrasts of the figure."""
+CONTRASTS = (*DRAWN, "learned - best fixed")
 KEPT = (
     *("name", "budget", "allocation", "mode", "ratio", "seed", "bound_value", "bound_hoeffding", "bound_all_runs"),
     *("empirical_bpd", "kl_divergence", "compressed_size_bits", "code_bits", "smoothing"),
@@ -178,7 +182,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(style.PAGE_INCHES, 2.5), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.0, 1.0, 0.9))
     table = table[table["part"] != UNSTABLE]
-    for axis, contrast, title in zip(axes, CONTRASTS, ("best fixed split", "learned gates"), strict=False):
+    for axis, (contrast, title) in zip(axes, DRAWN.items(), strict=False):
         axis.set_title(f"{title} minus uniform")
         for shift, (cell, rank) in enumerate(RANKS.items()):
             rows = table[(table["cell"] == cell) & (table["contrast"] == contrast)]
@@ -186,7 +190,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 x = rows["budget"] * 1.09 ** (shift - 1.5)
                 _points(axis, x, rows, RANK_COLOURS[shift], style.CATEGORY_MARKERS[shift], f"rank {rank}", "-")
             again = table[(table["cell"] == f"fresh_{cell}") & (table["contrast"] == contrast)]
-            if contrast == CONTRASTS[1] and not again.empty:
+            if contrast == LEARNED_GAIN and not again.empty:
                 x, drawn = again["budget"] * 1.09 ** (shift - 1.5) * 1.04, axis.get_legend_handles_labels()[1]
                 label = None if "fresh seeds" in drawn else "fresh seeds"
                 _points(axis, x, again, style.CATEGORY_COLOURS[4], style.CATEGORY_MARKERS[shift], label, "none")
@@ -209,7 +213,7 @@ def draw(table: pd.DataFrame) -> Figure:
 def _others(axis: Axes, table: pd.DataFrame) -> None:
     rows = table[table["cell"].isin(OTHERS)]
     places = list(dict.fromkeys(zip(rows["cell"], rows["budget"], strict=True)))
-    for index, (contrast, label) in enumerate(zip(CONTRASTS, ("best fixed split", "learned gates"), strict=False)):
+    for index, (contrast, label) in enumerate(DRAWN.items()):
         own = rows[rows["contrast"] == contrast]
         x = np.array([places.index(place) for place in zip(own["cell"], own["budget"], strict=True)])
         colour, marker = style.CATEGORY_COLOURS[4 * index], style.CATEGORY_MARKERS[index]
@@ -221,7 +225,7 @@ def _others(axis: Axes, table: pd.DataFrame) -> None:
 
 
 def _points(
-    axis: Axes, x: np.ndarray | pd.Series, rows: pd.DataFrame, colour: str, marker: str, label: str, line: str
+    axis: Axes, x: np.ndarray | pd.Series, rows: pd.DataFrame, colour: str, marker: str, label: str | None, line: str
 ) -> None:
     below, above = (rows["mean_bits"] - rows["interval_low_bits"], rows["interval_high_bits"] - rows["mean_bits"])
     axis.errorbar(

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from sublora.analysis.arms import LEARNED, UNIFORM
 from sublora.analysis.inference import holm, sign_flip_p, t_interval
 from sublora.errors import UserError
 
 FIXED = ("fixed-0.2", "fixed-0.5", "fixed-0.8")
 TUNED = "tuned"
 """Of each budget and seed the fixed split with the lowest estimated bound on val; the arm's index in C pays for it."""
-LEARNED = "learned"
 FAMILY = ("start", "choice", "start_choice", "one_gate")
 """What is tested against the gates as they are, under Holm."""
-WITHOUT_GATES = ("uniform", "fixed-0.5", TUNED)
-ORDER = (LEARNED, *FAMILY, "uniform", *FIXED, TUNED)
+WITHOUT_GATES = (UNIFORM, "fixed-0.5", TUNED)
+ORDER = (LEARNED, *FAMILY, UNIFORM, *FIXED, TUNED)
 
 Row = dict[str, str]
 Table = list[dict[str, Any]]

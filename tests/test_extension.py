@@ -1,21 +1,20 @@
-"""Two imagined changes, made here and thrown away: each is one class, and every stage takes it as it comes.
+"""An allocation of the benchmarks and an imagined projection: each is one class, and every stage takes it as it comes.
 
 Nothing but `sublora.subspace.allocations` may have to know of a new allocation, and nothing but
 `sublora.subspace.projections` of a new projection.
 """
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_on, write_settings
 
+from benchmarks.gate_variants import OneGate
 from sublora import config
 from sublora.errors import UserError
 from sublora.names import CHECKPOINT_NAME
@@ -25,23 +24,8 @@ from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify import verify_run
 from sublora.subspace import allocations
-from sublora.subspace.allocations import Allocation, Gate, Part
-from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.projections import PROJECTIONS, register
 from sublora.training import checkpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class OneGate(Allocation):
-    """A single trained split of w between all A and all B matrices."""
-
-    mode: ClassVar[str] = "one_gate"
-
-    def gates(self, groups: tuple[str, ...], budget: int, sharing: str) -> tuple[Gate, ...]:
-        return (Gate("all", slice(0, budget)),)
-
-    def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
-        return tuple(Part(role, space.span(role), slice(0, budget), 0, role == "B") for role in ("A", "B"))
 
 
 class DenseGaussian:

@@ -71,7 +71,7 @@ class _Question:
         return differences(self.rows, metric, self.arm.allocation, self.reference.allocation)
 
     def family(self, name: str) -> str:
-        return f"H1 {name}, {'all budgets together' if self.role == RECORD else self.budget}"
+        return f"H1 {name}, {self.budget}"
 
 
 def _paired(question: _Question, metric: str) -> Test:

@@ -29,26 +29,26 @@ REFERENCES = (UNIFORM, f"fixed-{EQUAL_RATIO}")
 
 def gate_tests(runs: pd.DataFrame) -> Iterator[Test]:
     """Each gate and all jointly against 0.5; the layers' gates against depth."""
-    learned = runs[runs["mode"] == LEARNED]
-    if learned.empty:
+    if not (runs["mode"] == LEARNED).any():
         note = ("the grid has no learned allocation",)
         yield Test("H2", RECORD, "learned gamma against 0.5", "gamma", "", "", notes=note)
         yield Test("H3", RECORD, "learned gamma against depth", "gamma", "", "", notes=note)
         return
-    groups = gate_groups(learned)
-    for budget, role, rows in scopes(learned):
-        yield _joint(rows, budget, role, groups)
+    groups = gate_groups(runs[runs["mode"] == LEARNED])
+    for budget, role, rows in scopes(runs):
+        learned = rows[rows["mode"] == LEARNED]
+        yield _joint(learned, budget, role, groups)
         for group in groups:
-            yield _gate(rows, budget, role, group, len(groups))
+            yield _gate(learned, budget, role, group, len(groups))
         for reference in REFERENCES:
-            if (runs["allocation"] == reference).any():
-                yield _worth(runs if budget == ALL_BUDGETS else runs[runs["budget"] == int(budget)], budget, reference)
+            if (rows["allocation"] == reference).any():
+                yield _worth(rows, budget, reference)
     layers = [group for group in groups if group != HEAD]
     if len(layers) < FEWEST_LAYERS:
         note = (f"a trend needs at least {FEWEST_LAYERS} layers, the model has {len(layers)}",)
         yield Test("H3", RECORD, "learned gamma against depth", "gamma", "", "", notes=note)
         return
-    for budget, role, rows in scopes(learned):
+    for budget, role, rows in scopes(runs[runs["mode"] == LEARNED]):
         yield _trend_of_seeds(rows, budget, role, layers)
         yield _trend_of_means(rows, budget, layers)
 

@@ -64,8 +64,7 @@ def summary_latex(table: pd.DataFrame) -> str:
         ("Ratio", ""): ["--" if math.isnan(ratio) else f"{ratio:g}" for ratio in table["Ratio"]],
     }
     for heading, _, unit, decimals in COLUMNS:
-        bold = best if heading == "Bound" else best & False
-        columns = zip(table[heading], table[f"{heading}_std"], bold, strict=True)
+        columns = zip(table[heading], table[f"{heading}_std"], best & (heading == "Bound"), strict=True)
         cells[heading, f"({unit})"] = [_latex_number(mean, std, decimals, is_bold) for mean, std, is_bold in columns]
     styler = pd.DataFrame(cells).style.hide(axis="index")
     body = styler.to_latex(hrules=True, column_format="rlr" + "r" * len(COLUMNS), sparse_columns=False)
