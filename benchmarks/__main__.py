@@ -19,8 +19,8 @@ from rich.console import Console
 
 from benchmarks import hardware, tables
 from benchmarks.hardware import Machine
-from sublora.errors import UserError
-from sublora.files import write_json
+from sublora.system.errors import UserError
+from sublora.system.files import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NEEDS = {"data": ("tiktoken",), "workflow": ("snakemake",)}

@@ -27,7 +27,7 @@ from sublora.analysis.inference import holm, sign_flip_p
 from sublora.analysis.report_hypotheses import QUESTIONS, answer
 from sublora.analysis.runs_table import collect_runs
 from sublora.analysis.tables import write_csv
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 STARTS = ("zero_b", "both_random")
 RANKS = {"rank2": 2, "rank4": 4, "rank8": 8, "rank16": 16}

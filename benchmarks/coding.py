@@ -14,7 +14,7 @@ from sublora.coding.plain import quantize_plain
 from sublora.coding.rounding import round_for_rate
 from sublora.runs.encode import PRICES_PER_BIT
 from sublora.runs.message import payload_context
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 REPETITIONS = 7
 

@@ -26,7 +26,7 @@ from benchmarks.timing import compared, timed
 from sublora.data.readers import batch_texts
 from sublora.data.tokenizers import load_tokenizer
 from sublora.data.tokenizing import tokenize_batch
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VOCABULARY = REPOSITORY / ".cache" / "tiktoken"

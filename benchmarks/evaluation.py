@@ -16,12 +16,12 @@ from benchmarks.timing import compared, default_algorithms, timed
 from benchmarks.training import RUN, Sections, settings_for
 from sublora import config
 from sublora.bounds.smoothing import parse_smoothing
-from sublora.device import use_device
 from sublora.losses.documents import score_documents
 from sublora.losses.windows import WindowRule, Windows, sliding_windows
 from sublora.models.protocol import LanguageModel
 from sublora.runs.build import build_run
-from sublora.streams import generator
+from sublora.system.device import use_device
+from sublora.system.streams import generator
 from sublora.training.run import Run
 
 STANDARD_DEVIATION_OF_W = 0.3

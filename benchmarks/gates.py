@@ -39,16 +39,16 @@ from benchmarks.gate_variants import OneGate, Variant, VariantTrainer
 from sublora import config
 from sublora.bounds.record import headline_bound
 from sublora.data.base import open_target
-from sublora.device import use_device
-from sublora.errors import UserError
-from sublora.files import atomic_path
-from sublora.names import BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.runs.bound import bound_run
 from sublora.runs.build import build_run
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, read_message
 from sublora.runs.score import score_run
 from sublora.subspace import allocations
+from sublora.system.device import use_device
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path
+from sublora.system.names import BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.training import checkpoint
 from sublora.training.progress import Progress
 

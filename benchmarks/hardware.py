@@ -92,7 +92,7 @@ def matmul_peak(machine: Machine) -> dict[str, float]:
     """FLOP/s of a large square matrix product, by dtype: the best of some repetitions.
 
     float32 as PyTorch computes it by default, without TensorFloat-32. In a process of its own, because what
-    sublora.device sets for a deterministic run must come before the first use of the GPU.
+    sublora.system.device sets for a deterministic run must come before the first use of the GPU.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_matmul_peak, machine).result()

@@ -24,10 +24,10 @@ from sublora.analysis import style
 from sublora.analysis.arms import Arm
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
-from sublora.files import atomic_path
 from sublora.losses.samplers import ChunkSampler
 from sublora.runs.build import build_run
 from sublora.subspace.allocations import parse_allocation
+from sublora.system.files import atomic_path
 from sublora.training.evaluation import token_losses
 from sublora.training.optimizer import AdamW
 from sublora.training.schedule import learning_rate

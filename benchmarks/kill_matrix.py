@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from sublora import config
-from sublora.files import write_bytes
 from sublora.runs.train import train_run
+from sublora.system.files import write_bytes
 from sublora.training import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -20,8 +20,8 @@ from benchmarks import evaluation, hardware, training
 from benchmarks.__main__ import add_common_options, sections_of
 from benchmarks.hardware import Machine, synchronize
 from benchmarks.synthetic import document_lengths, evenly_spread, write_random_dataset
-from sublora.device import use_device
 from sublora.runs.build import build_run
+from sublora.system.device import use_device
 
 KINDS = (
     ("attention", ("attention", "flash", "fmha")),

@@ -15,10 +15,10 @@ from typing import Any
 
 from sublora import config
 from sublora.data.base import open_target
-from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
+from sublora.system.names import BOUNDS_NAME, CHECKPOINT_NAME
 from sublora.training import checkpoint
 
 QUANTIZERS = ("plain", "entropy")

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from sublora.bounds.smoothing import DocumentMixture
-from sublora.device import claim_device
 from sublora.losses.documents import score_documents
 from sublora.losses.windows import sliding_windows
-from sublora.names import CERTIFICATE_NAME
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import read_message
+from sublora.system.device import claim_device
+from sublora.system.names import CERTIFICATE_NAME
 from sublora.training.run import Run
 
 MIXTURES = (1, 4, 8, 16)

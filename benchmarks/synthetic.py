@@ -17,7 +17,7 @@ from sublora.data.spill import Spill, make_record
 from sublora.data.tokenizers import token_type, tokenizer_facts
 from sublora.data.tokenizing import TokenizedBatch
 from sublora.data.writing import write_dataset
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "config.yaml"
 

@@ -32,14 +32,14 @@ from scipy import stats
 from torch import Tensor
 
 from sublora import config
-from sublora.files import atomic_path
 from sublora.models.gpt import GPT
 from sublora.models.lora import Adapters, initial_theta
 from sublora.models.lora_space import lora_space
 from sublora.models.weights import random_weights
-from sublora.streams import generator
 from sublora.subspace.allocations import hard_mask, mask_width, parse_allocation, soft_mask
 from sublora.subspace.subspace import Subspace, SubspaceShape
+from sublora.system.files import atomic_path
+from sublora.system.streams import generator
 from sublora.training.gate_signal import GateSignal
 from sublora.training.optimizer import AdamW
 from sublora.training.schedule import learning_rate

@@ -13,8 +13,8 @@ from benchmarks.synthetic import document_lengths, settings_with, write_random_d
 from benchmarks.timing import compared, default_algorithms, timed
 from sublora import config
 from sublora.data.dataset import TokenDataset
-from sublora.device import use_device
 from sublora.runs.build import build_run
+from sublora.system.device import use_device
 from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from sublora.analysis.runs_table import read_runs_csv
-from sublora.files import write_bytes
+from sublora.system.files import write_bytes
 
 DOCUMENT = Path(__file__).parent / "bounds.md"
 RUNS = Path(__file__).parents[1] / "demo" / "results" / "runs.csv"

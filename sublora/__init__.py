@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sublora.bounds.certify import Certified as Certified
     from sublora.bounds.certify import certify as certify
-    from sublora.models.wrap import Wrapped as Wrapped
-    from sublora.models.wrap import wrap as wrap
-    from sublora.runs.wrapped import EncodedMessage as EncodedMessage
-    from sublora.runs.wrapped import decode as decode
-    from sublora.runs.wrapped import encode as encode
-    from sublora.training.trainer_callback import AnnealCallback as AnnealCallback
-    from sublora.training.wrapped import message_bits as message_bits
+    from sublora.wrapping.message import EncodedMessage as EncodedMessage
+    from sublora.wrapping.message import decode as decode
+    from sublora.wrapping.message import encode as encode
+    from sublora.wrapping.module import Wrapped as Wrapped
+    from sublora.wrapping.module import wrap as wrap
+    from sublora.wrapping.price import message_bits as message_bits
+    from sublora.wrapping.trainer import AnnealCallback as AnnealCallback
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "AnnealCallback": "sublora.training.trainer_callback",
+    "AnnealCallback": "sublora.wrapping.trainer",
     "Certified": "sublora.bounds.certify",
-    "EncodedMessage": "sublora.runs.wrapped",
-    "Wrapped": "sublora.models.wrap",
+    "EncodedMessage": "sublora.wrapping.message",
+    "Wrapped": "sublora.wrapping.module",
     "certify": "sublora.bounds.certify",
-    "decode": "sublora.runs.wrapped",
-    "encode": "sublora.runs.wrapped",
-    "message_bits": "sublora.training.wrapped",
-    "wrap": "sublora.models.wrap",
+    "decode": "sublora.wrapping.message",
+    "encode": "sublora.wrapping.message",
+    "message_bits": "sublora.wrapping.price",
+    "wrap": "sublora.wrapping.module",
 }
 """Public name to the module that defines it."""
 
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> object:
     try:
         module = importlib.import_module(_EXPORTS[name])
     except ModuleNotFoundError as error:
-        from sublora.extras import missing_extra
+        from sublora.system.extras import missing_extra
 
         if (line := missing_extra(error, f"sublora.{name}")) is None:
             raise

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from sublora import __version__
-from sublora.errors import UserError, printable
-from sublora.files import os_error_line
-from sublora.signals import outlive_announcements
+from sublora.system.errors import UserError, printable
+from sublora.system.files import os_error_line
+from sublora.system.signals import outlive_announcements
 
 app = typer.Typer(
     name="sublora",
@@ -157,7 +157,7 @@ def yardsticks(config: ConfigOption) -> None:
 def duplicates(config: ConfigOption) -> None:
     """Measure near duplicates, and how much the bounds owe to them: data/{name}/near_duplicates.json."""
     from sublora.config import load_settings, root_of
-    from sublora.runs.duplicates import print_near_duplicates, write_near_duplicates
+    from sublora.tools.duplicates import print_near_duplicates, write_near_duplicates
 
     path = write_near_duplicates(load_settings(config), root=root_of(config))
     print_near_duplicates(path)
@@ -199,8 +199,8 @@ def verify(
     Exit status 0: verified; 1: refused; 2: cannot be checked because a file is missing or damaged.
     """
     with _imports():
-        from sublora.runs.verification.files import Claim, Options
-        from sublora.runs.verify import verify_and_print
+        from sublora.runs.verify.files import Claim, Options
+        from sublora.runs.verify.verify import verify_and_print
 
     claim = Claim.of(run, certificate=certificate, bounds=bounds, losses=losses, base=base, data=data, root=root)
     options = Options(config_path=config, device=device, redraw=redraw, nonce=nonce)
@@ -252,7 +252,7 @@ def certify(
 
     Losses may be in any unit and from any program. An example is what was drawn independently: a document, not a token.
     """
-    from sublora.runs.certify import certify_file
+    from sublora.tools.certify import certify_file
 
     certify_file(
         losses,
@@ -289,7 +289,7 @@ def generate(
     """Let the network of a certificate write on; needs its base and no data."""
     with _imports():
         from sublora.runs.decode import CertificateFiles
-        from sublora.runs.generate import Writing, generate_text
+        from sublora.tools.generate import Writing, generate_text
 
     files = CertificateFiles.of(certificate, base=base, root=root)
     writing = Writing.of(prompt, most_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
@@ -310,7 +310,7 @@ def export(
     """Write the network of a certificate as safetensors that transformers or peft loads."""
     with _imports():
         from sublora.runs.decode import CertificateFiles
-        from sublora.runs.export import export as export_network
+        from sublora.tools.export import export as export_network
 
     print(export_network(CertificateFiles.of(certificate, base=base, root=root), out, form))
 
@@ -329,7 +329,7 @@ def classify(
 
     settings = load_classify_settings(config)
     with _imports():
-        from sublora.runs.classify import classify
+        from sublora.tools.classify import classify
 
     print(classify(settings, root=root_of(config), out=out, message=message))
 
@@ -340,7 +340,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every five seconds until Ctrl-C.")] = False,
 ) -> None:
     """Show the progress of every run of the grid: done, running, failed, damaged, waiting or missing."""
-    from sublora.runs.status import print_status
+    from sublora.tools.status import print_status
 
     print_status(config, watch=watch)
 
@@ -380,14 +380,14 @@ def plan(
     With --loss, print instead the bound to be expected, before anything is trained, and whether n is large enough.
     """
     if loss is not None:
-        from sublora.runs.expected_bound import Guess, predict_and_print
+        from sublora.tools.expected_bound import Guess, predict_and_print
 
         given = {"deviation_bits": loss_deviation, "bits_per_coordinate": bits_per_coordinate}
         chosen = {key: value for key, value in given.items() if value is not None}
         predict_and_print(config, Guess(loss, base_loss, **chosen), n_units=n)
         return
     with _imports():
-        from sublora.runs.plan import print_plan
+        from sublora.tools.plan import print_plan
 
     print_plan(
         config,
@@ -411,7 +411,7 @@ def main() -> None:
     except OSError as error:
         line = os_error_line(error)
     except ModuleNotFoundError as error:
-        from sublora.extras import missing_extra
+        from sublora.system.extras import missing_extra
 
         if (missing := missing_extra(error, "this command")) is None:
             raise

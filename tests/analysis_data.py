@@ -10,7 +10,7 @@ import numpy as np
 
 from sublora.bounds.record import RECORD_FORMAT
 from sublora.config import Grid, RunSpec
-from sublora.streams import generator
+from sublora.system.streams import generator
 from sublora.yardsticks.files import YARDSTICKS_FORMAT, write_yardsticks
 
 VOCAB_SIZE = 257

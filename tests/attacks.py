@@ -15,7 +15,6 @@ from sublora import config
 from sublora.coding.certificate import read_certificate, write_certificate
 from sublora.coding.payload import MessageContents, Payload, write_payload
 from sublora.data.dataset import TokenDataset
-from sublora.files import sha256_of_file
 from sublora.models.weights import Base, random_weights, weights_sha256
 from sublora.runs.bound import bound_run
 from sublora.runs.build import assemble_run
@@ -23,10 +22,11 @@ from sublora.runs.losses_file import read_losses
 from sublora.runs.message import payload_context, read_message
 from sublora.runs.score import score_message, score_run
 from sublora.runs.train import train_run
-from sublora.runs.verification.files import Options
-from sublora.runs.verification.verdict import Verdict
-from sublora.runs.verify import verify_run
-from sublora.streams import generator
+from sublora.runs.verify.files import Options
+from sublora.runs.verify.verdict import Verdict
+from sublora.runs.verify.verify import verify_run
+from sublora.system.files import sha256_of_file
+from sublora.system.streams import generator
 
 Header = dict[str, Any]
 

@@ -10,11 +10,12 @@ import pytest
 from conftest import TINY, demo_values, merged
 from killing import in_child
 
-from sublora import config, files
+from sublora import config
 from sublora.data.prepare import prepare_all
-from sublora.errors import UserError
-from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME, METRICS_NAME
 from sublora.runs.base import make_base
+from sublora.system import files
+from sublora.system.errors import UserError
+from sublora.system.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME, METRICS_NAME
 
 CONTEXT = TINY["model"]["context_length"]
 VOCABULARY = 257

@@ -8,7 +8,7 @@ import torch
 import yaml
 from conftest import PRETRAINED, TINY, demo_values, merged
 
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 TEXT = "the model of a bound on new documents holds with probability one minus delta for each message"
 WORDS = TEXT.split()

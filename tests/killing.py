@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from sublora import config, files
-from sublora.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
+from sublora import config
 from sublora.runs.train import train_run
+from sublora.system import files
+from sublora.system.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.training import checkpoint
 from sublora.training.checkpoint import tensors_sha256
 from sublora.training.resumable import BeforeStep

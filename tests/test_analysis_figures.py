@@ -24,7 +24,7 @@ from sublora.analysis.summary import configurations
 from sublora.analysis.traces import read_gating_traces, read_metrics
 from sublora.analysis.yardsticks import load_yardsticks
 from sublora.config import Grid
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 ONE_SEED = Grid(budgets=(1000,), allocations=("uniform", "fixed-0.5", "learned"), seeds=(7,))
 CLOSE = {"unigram": (5.42, 5.17), "bigram": (4.98, 5.14), "order3": (4.97, 5.16), "frozen_base": (5.13, 5.15)}

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from sublora.analysis import inference
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 
 def draws(*parts: int | str, size: tuple[int, ...]) -> np.ndarray:

@@ -20,7 +20,7 @@ from sublora.analysis.networks import kinds_of_run, network_table, part_label
 from sublora.analysis.runs_table import collect_runs, read_runs_csv, write_runs_csv
 from sublora.analysis.yardsticks import load_yardsticks
 from sublora.config import Grid
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 FOUR = ("weights-identity", "lora-kronecker_qr", "weights-kronecker_feistel", "lora-identity")
 GRIDS = {

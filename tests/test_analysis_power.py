@@ -11,7 +11,7 @@ import pytest
 from sublora.analysis import inference
 from sublora.analysis.hypotheses_fixed import NEGLIGIBLE_GAIN_BITS
 from sublora.analysis.hypothesis_rows import ALPHA
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 EXPERIMENTS = 1000
 POWER = 0.8

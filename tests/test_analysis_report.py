@@ -19,7 +19,7 @@ from sublora.analysis.report import INTRODUCTION, TABLES, _caption, best_run, wr
 from sublora.analysis.report_hypotheses import hypothesis_sections
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.config import Grid
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 ONE_SEED = Grid(budgets=(1000,), allocations=("uniform", "fixed-0.2"), seeds=(7,))
 

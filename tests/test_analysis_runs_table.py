@@ -22,7 +22,7 @@ from sublora.analysis.runs_table import (
 )
 from sublora.analysis.traces import read_gating_traces, read_metrics
 from sublora.config import Grid
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 TINY = Grid(budgets=(30,), allocations=("uniform", "learned"), seeds=(1, 2))
 NAME = "d30_learned_seed2"

@@ -12,7 +12,7 @@ from analysis_data import write_results, write_yardsticks_of
 from sublora.analysis.runs_table import collect_runs, write_runs_csv
 from sublora.analysis.scripting import user_errors_to
 from sublora.config import Grid
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 STEPS = 600
 """Of the histories in analysis_data."""

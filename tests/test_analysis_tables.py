@@ -12,9 +12,9 @@ from sublora.analysis.runs_table import collect_runs
 from sublora.analysis.summary import configurations, improvement_over_uniform, pareto_optimal
 from sublora.analysis.tables import summary_latex, summary_table, write_csv, write_summary
 from sublora.config import Grid
-from sublora.errors import UserError
-from sublora.streams import generator
-from sublora.versions import NUMERICS_VERSIONS
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
+from sublora.system.versions import NUMERICS_VERSIONS
 
 
 @pytest.fixture(scope="module")

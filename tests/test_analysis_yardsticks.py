@@ -17,7 +17,7 @@ from sublora.analysis.yardsticks import (
     verdicts,
     yardstick_table,
 )
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 from sublora.yardsticks.files import read_yardsticks, write_yardsticks
 
 TRIVIAL = [name for name in LABELS if name != FROZEN_BASE]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from attacks import OTHER_RUN, RUN, Prover, honest_runs, lucky
 
-from sublora.errors import UserError
 from sublora.runs.bound import read_losses
-from sublora.runs.verification.checks import LOSS_TOLERANCE_BITS
-from sublora.runs.verification.files import Claim
-from sublora.runs.verify import verify_and_print
+from sublora.runs.verify.checks import LOSS_TOLERANCE_BITS
+from sublora.runs.verify.files import Claim
+from sublora.runs.verify.verify import verify_and_print
+from sublora.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

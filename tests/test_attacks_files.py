@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from attacks import RUN, Prover, flip_payload_bit, honest_runs
 
-from sublora.errors import UserError
-from sublora.runs.verification.files import Claim
-from sublora.runs.verify import verify_and_print
+from sublora.runs.verify.files import Claim
+from sublora.runs.verify.verify import verify_and_print
+from sublora.system.errors import UserError
 from sublora.training import checkpoint
 
 

@@ -36,23 +36,23 @@ from sublora.coding.certificate import CHECKSUM_BYTES, MAGIC, read_certificate
 from sublora.data.base import base_data, open_target
 from sublora.data.dataset import META_FILE, dataset_folder
 from sublora.data.prepare import prepare_all
-from sublora.errors import UserError
 from sublora.losses.documents import score_documents
 from sublora.models.gpt import GPT
 from sublora.models.head import head_target_scores
 from sublora.models.weights import weight_shapes, weights_sha256
-from sublora.names import BASE_JSON_NAME, BASE_WEIGHTS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME
 from sublora.runs.base import load_base, make_base
 from sublora.runs.bound import bound_run
 from sublora.runs.build import build_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verify import verify_run
+from sublora.runs.verify.verify import verify_run
 from sublora.runs.yardsticks import frozen_base_row, yardstick_premises
+from sublora.system.errors import UserError
+from sublora.system.names import BASE_JSON_NAME, BASE_WEIGHTS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME
+from sublora.system.versions import BASE_FORMAT, CERTIFICATE_FORMAT, CHECKPOINT_FORMAT
 from sublora.training import checkpoint
 from sublora.training.resumable import Interrupted
 from sublora.training.run import Run
-from sublora.versions import BASE_FORMAT, CERTIFICATE_FORMAT, CHECKPOINT_FORMAT
 
 SETTINGS = base_settings(TRAINED)
 SPEC = config.RunSpec(budget=40, allocation="learned", seed=1)

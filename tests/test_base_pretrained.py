@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from sublora.models.gpt import GPT
 from sublora.models.weights import load_weights, weight_shapes
-from sublora.names import BASE_JSON_NAME, BASE_WEIGHTS_NAME
 from sublora.runs.base import load_base, make_base
+from sublora.system.names import BASE_JSON_NAME, BASE_WEIGHTS_NAME
 
 transformers = pytest.importorskip("transformers")
 

@@ -37,8 +37,8 @@ from sublora.losses.samplers import evaluation_chunks
 from sublora.models import head
 from sublora.models.gpt import GPT
 from sublora.models.weights import load_weights, random_weights, weight_shapes
-from sublora.names import BASE_JSON_NAME, BASE_WEIGHTS_NAME
 from sublora.runs.base import make_base
+from sublora.system.names import BASE_JSON_NAME, BASE_WEIGHTS_NAME
 from sublora.training import checkpoint
 from sublora.training.resumable import Interrupted
 

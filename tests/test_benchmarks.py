@@ -18,7 +18,7 @@ from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 from sublora.losses import TOP_K
 from sublora.losses.documents import score_documents
 from sublora.runs.build import build_run
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 MODEL = {"kind": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 64, "init_std": 0.05}
 SECTIONS = {

@@ -11,7 +11,7 @@ from scipy import stats
 
 from benchmarks import allocation_study as study
 from sublora.config import Grid
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 SEEDS = (1, 2, 3, 4)
 

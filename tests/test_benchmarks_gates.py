@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is 
 
 from benchmarks import gate_summary, gate_variants, gates
 from sublora import config
-from sublora.errors import UserError
-from sublora.runs.verify import verify_run
-from sublora.streams import generator
+from sublora.runs.verify.verify import verify_run
 from sublora.subspace import allocations
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 BUDGETS = (40, 60)
 CHANGES = {"message": {"quantizer": "entropy"}, "lora": {"init": "both_random"}}

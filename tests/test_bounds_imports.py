@@ -9,7 +9,7 @@ import pytest
 import sublora
 
 PACKAGE = Path(sublora.__file__).parent
-OURS = ("sublora.errors", "sublora.files", "sublora.streams", "sublora.versions")
+OURS = ("sublora.system.errors", "sublora.system.files", "sublora.system.streams", "sublora.system.versions")
 OTHERS = {"numpy", "constriction"}
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from sublora import certify, cli
-from sublora.runs.certify import _up, read_losses
+from sublora.tools.certify import _up, read_losses
 
 LOSSES = np.random.default_rng(1).normal(4.2, 0.3, 500)
 COUNTS = np.random.default_rng(2).integers(1, 4, 500)

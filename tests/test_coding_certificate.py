@@ -9,9 +9,9 @@ import pytest
 from sublora.coding.certificate import MAGIC, read_certificate, write_certificate
 from sublora.coding.entropy import quantize_entropy
 from sublora.coding.payload import MessageContents, PayloadContext, read_payload, write_payload
-from sublora.errors import UserError
-from sublora.streams import generator
-from sublora.versions import CERTIFICATE_FORMAT
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
+from sublora.system.versions import CERTIFICATE_FORMAT
 
 HEADER = {"config_digest": "ab" * 32, "run": {"seed": 42, "budget": 30}, "versions": {"numpy": "2.4.6"}, "a": [0.5, 1]}
 CONTEXT = PayloadContext(budget=30, quantizer="entropy", levels=11, gate_sizes=(30, 30), smoothing_count=8)

@@ -21,7 +21,7 @@ from sublora.coding.entropy import (
     step_of,
     write_entropy,
 )
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 VECTORS = hnp.arrays(
     np.float32,

@@ -22,7 +22,7 @@ from sublora.coding.magnitudes import (
     write_signs_and_excesses,
 )
 from sublora.coding.range_coder import RangeDecoder, RangeEncoder
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 
 def message_of(symbols):

@@ -20,7 +20,7 @@ from sublora.coding.payload import (
     write_payload,
 )
 from sublora.coding.plain import PlainWeights, quantize_plain
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 
 def context_of(quantizer, budget, *, levels=11, gates=0, smoothing=8):

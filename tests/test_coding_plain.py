@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from sublora.coding.bits import BitReader, BitWriter
 from sublora.coding.plain import PlainWeights, quantize_plain, read_plain, write_plain
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 VECTORS = hnp.arrays(
     np.float32,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sublora.coding.bits import bits_to_uint
 from sublora.coding.range_coder import TOTAL, RangeDecoder, RangeEncoder, flag_frequencies, scale_frequencies
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 
 def encode(symbols, frequencies):

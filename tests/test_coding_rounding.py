@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sublora.coding import rounding
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits, quantize_entropy
 from sublora.coding.rounding import round_for_rate
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 
 def objective(vector, rounded, distortion_per_bit):

@@ -7,7 +7,7 @@ from conftest import REPOSITORY, TINY, demo_values, merged
 
 from sublora import config
 from sublora.config.reach import Reaches, ReachesThrough
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 
 def parsed(changes: dict) -> config.Settings:

@@ -4,7 +4,7 @@ import pytest
 from conftest import PRETRAINED, TINY, TRAINED, demo_values, merged
 
 from sublora import config
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 FOLDER = {"kind": "folder", "path": "texts", "text_field": "text", "unit_field": None}
 TEXT = {"text_field": "text", "unit_field": None}

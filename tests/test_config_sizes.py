@@ -9,14 +9,14 @@ from conftest import PRETRAINED, TINY, build_on, demo_values, merged, write_sett
 from sublora import config
 from sublora.config.schema import schema_text
 from sublora.config.settings import Settings
-from sublora.errors import UserError
 from sublora.models.weights_space import model_parameters
 from sublora.runs.bound import bound_run
 from sublora.runs.message import read_message
 from sublora.runs.networks import random_base
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verify import verify_run
+from sublora.runs.verify.verify import verify_run
+from sublora.system.errors import UserError
 
 PUBLISHED = {
     "gpt2": 124_439_808,

@@ -17,7 +17,7 @@ from sublora.data.prepare import prepare_all, prepare_base_dataset, prepare_data
 from sublora.data.spill import Spill, document_key, make_record, record_of_key
 from sublora.data.text_keys import KEY_BYTES, TEXT_KEYS_FILE, TextKeys, write_text_keys
 from sublora.data.tokenizers import load_tokenizer
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 FOLDER_CORPUS = {"kind": "folder", "text_field": "text", "unit_field": None}
 BASE_TEXTS = [f"text of the base {i} " + "é" * (i % 7) for i in range(60)]

@@ -22,7 +22,7 @@ from sublora.data.corpora import READERS, open_reader
 from sublora.data.docstrings import docstrings_of_source
 from sublora.data.python_sources import SourceBatch, SourceFile, source_files
 from sublora.data.readers import BATCH_CHARACTERS, batch_texts
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 
 def documents_of(reader):
@@ -295,9 +295,9 @@ def test_without_network_the_error_says_what_to_do(tmp_path):
     command = [sys.executable, "-c", code, argument]
     result = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True)
     assert result.stderr.strip().splitlines()[-1] == (
-        "sublora.errors.UserError: data.corpus.dataset 'Skylion007/openwebtext': cannot reach the Hugging Face hub "
-        "(Couldn't reach 'Skylion007/openwebtext' on the Hub (OfflineModeIsEnabled)); run `sublora prepare` on a "
-        "machine with internet access, or copy the cache (HF_HOME) of such a machine here and set HF_HUB_OFFLINE=1"
+        "sublora.system.errors.UserError: data.corpus.dataset 'Skylion007/openwebtext': cannot reach the Hugging "
+        "Face hub (Couldn't reach 'Skylion007/openwebtext' on the Hub (OfflineModeIsEnabled)); run `sublora prepare` "
+        "on a machine with internet access, or copy the cache (HF_HOME) of such a machine here and set HF_HUB_OFFLINE=1"
     )
 
 

@@ -13,7 +13,7 @@ from sublora import config
 from sublora.data import dataset as module
 from sublora.data.dataset import FILES, TokenDataset
 from sublora.data.prepare import prepare_dataset
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 DOCUMENTS = [f"{i} " + "abc" * (i % 11) for i in range(60)]
 

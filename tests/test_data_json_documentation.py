@@ -11,7 +11,7 @@ from sublora import config
 from sublora.data.corpora import open_reader
 from sublora.data.json_documentation import plain_text
 from sublora.data.prepare import prepare_dataset
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 TREE = {
     "documentation": "<p>Top &amp; first</p>",

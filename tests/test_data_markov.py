@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from sublora import config
 from sublora.data.markov import FIRST_SYMBOL, MarkovReader, MarkovSource
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 
 def symbols_of(documents):

@@ -15,10 +15,10 @@ from sublora.analysis.near_duplicates import near_duplicates_sentence
 from sublora.data.dataset import TokenDataset
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares, shingles
 from sublora.data.prepare import prepare_dataset
-from sublora.errors import UserError
-from sublora.runs.duplicates import bound_with, write_near_duplicates
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import read_message
+from sublora.system.errors import UserError
+from sublora.tools.duplicates import bound_with, write_near_duplicates
 
 
 def runs_of_bytes(text: bytes) -> set[bytes]:

@@ -12,10 +12,10 @@ from sublora.data.dataset import TokenDataset
 from sublora.data.markov import MarkovSource
 from sublora.data.permuted import WORD, permuted_tokens, permuted_words
 from sublora.data.prepare import prepare_dataset
-from sublora.errors import UserError
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
+from sublora.system.errors import UserError
 
 TEXT = "def f(x):\n    return x + one  # the sum\n\n\ttwo three four five six seven"
 

@@ -16,8 +16,8 @@ from sublora.data import spill, tokenizing, writing
 from sublora.data.dataset import FILES, META_FILE, SPLITS, TokenDataset
 from sublora.data.prepare import prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
-from sublora.errors import UserError
-from sublora.versions import NUMERICS_VERSIONS
+from sublora.system.errors import UserError
+from sublora.system.versions import NUMERICS_VERSIONS
 
 DOCUMENTS = [f"Document {i}: " + "word " * (i % 37) + "ünïcode 🙂" for i in range(400)]
 

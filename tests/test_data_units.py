@@ -14,8 +14,8 @@ from sublora.data.prepare import prepare_dataset
 from sublora.data.python_sources import source_files
 from sublora.data.spill import document_key, source_key
 from sublora.data.units import Units
-from sublora.errors import UserError
-from sublora.streams import generator
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 from sublora.yardsticks.statistics import target_shares
 
 WITH_AUTHORS = config.FolderCorpus(kind="folder", path="texts", text_field="text", unit_field="author")

@@ -16,15 +16,15 @@ from conftest import build_on, write_settings
 
 from benchmarks.gate_variants import OneGate
 from sublora import config
-from sublora.errors import UserError
-from sublora.names import CHECKPOINT_NAME
 from sublora.runs.bound import bound_run
 from sublora.runs.message import Message, read_message
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verify import verify_run
+from sublora.runs.verify.verify import verify_run
 from sublora.subspace import allocations
 from sublora.subspace.projections import PROJECTIONS, register
+from sublora.system.errors import UserError
+from sublora.system.names import CHECKPOINT_NAME
 from sublora.training import checkpoint
 
 

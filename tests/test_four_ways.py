@@ -9,7 +9,6 @@ import torch
 from conftest import build_on, demo_values, merged, write_settings
 
 from sublora import config
-from sublora.errors import UserError
 from sublora.models.gpt import GPT
 from sublora.models.weights import random_weights
 from sublora.models.weights_space import model_parameters, weights_space, weights_theta
@@ -18,7 +17,8 @@ from sublora.runs.message import read_message
 from sublora.runs.networks import random_base
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verify import verify_run
+from sublora.runs.verify.verify import verify_run
+from sublora.system.errors import UserError
 
 FOUR = ["lora-kronecker_qr", "lora-identity", "weights-kronecker_feistel", "weights-identity"]
 GRID = {"grid": {"budgets": [40], "allocations": ["uniform", "learned"], "seeds": [1], "trained": FOUR}}

@@ -1,8 +1,8 @@
 """Golden values: the numbers of every stage, pinned together with the stage's version.
 
-Whoever changes numbers and means to raises the version in sublora/versions.py, which reruns the stage wherever it has
-run, and then writes the values again: `python tests/test_golden.py`. It refuses to write new numbers under an old
-version. Digests and counts must be equal, since no machine may change them. Other numbers may differ by TOLERANCE,
+Whoever changes numbers and means to raises the version in sublora/system/versions.py, which reruns the stage
+wherever it has run, and then writes the values again: `python tests/test_golden.py`. It refuses to write new numbers
+under an old version. Digests and counts must be equal, since no machine may change them. Other numbers may differ by TOLERANCE,
 relative: float32 sums in another order (SSE in place of AVX-512) make 4e-6 here, one percent more learning rate 8e-2.
 """
 
@@ -51,10 +51,10 @@ from sublora.runs.message import payload_context, read_message
 from sublora.runs.score import record_documents, score_run
 from sublora.runs.train import train_run
 from sublora.runs.yardsticks import make_yardsticks
-from sublora.streams import generator
 from sublora.subspace.projections import PROJECTIONS
+from sublora.system.streams import generator
+from sublora.system.versions import CERTIFICATE_FORMAT, NUMERICS_VERSIONS
 from sublora.training import checkpoint
-from sublora.versions import CERTIFICATE_FORMAT, NUMERICS_VERSIONS
 from sublora.yardsticks.files import read_yardsticks
 
 FOLDER = Path(__file__).resolve().parent / "golden"
@@ -292,9 +292,9 @@ def test_numbers_change_only_with_their_version(root: Path, version: str) -> Non
     )
     changed = differences(STAGES[version](root), golden["values"])
     assert not changed, (
-        f"numbers have changed: if that is meant, raise {version} to {golden['version'] + 1} in sublora/versions.py, "
-        "so that nothing old is mixed with them, then run python tests/test_golden.py; if not, find the cause.\n"
-        + "\n".join(changed)
+        f"numbers have changed: if that is meant, raise {version} to {golden['version'] + 1} in "
+        "sublora/system/versions.py, so that nothing old is mixed with them, "
+        "then run python tests/test_golden.py; if not, find the cause.\n" + "\n".join(changed)
     )
 
 
@@ -308,7 +308,8 @@ def main() -> None:
             changed = differences(new[version]["values"], before["values"])
             if changed and before["version"] == VERSIONS[version]:
                 sys.exit(
-                    f"raise {version} in sublora/versions.py first, its numbers have changed:\n" + "\n".join(changed)
+                    f"raise {version} in sublora/system/versions.py first, its numbers have changed:\n"
+                    + "\n".join(changed)
                 )
             if not changed:
                 new[version]["values"] = before["values"]  # of whatever machine wrote them first

@@ -11,9 +11,9 @@ from sublora import config
 from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 from sublora.losses.documents import score_documents
 from sublora.runs.build import build_run
-from sublora.runs.plan import RandomTokens
 from sublora.runs.train import train_run
-from sublora.runs.verification.checks import LOSS_TOLERANCE_BITS
+from sublora.runs.verify.checks import LOSS_TOLERANCE_BITS
+from sublora.tools.plan import RandomTokens
 from sublora.training import checkpoint
 from sublora.training.checkpoint import tensors_sha256
 from sublora.training.prefetch import Prefetcher

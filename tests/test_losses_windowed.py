@@ -22,7 +22,7 @@ from sublora.models.head import head_cross_entropy, head_target_scores
 from sublora.runs.folder import RunFolder
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.streams import generator
+from sublora.system.streams import generator
 from sublora.training.rate_phase import training_documents
 from sublora.training.run import Run
 

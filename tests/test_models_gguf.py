@@ -15,8 +15,8 @@ from huggingface_samples import LLAMA, SPECIAL, texts, tiny_model, tiny_tokenize
 
 from sublora import config
 from sublora.data.tokenizers import import_tokenizer
-from sublora.errors import UserError
 from sublora.models.huggingface import HuggingFaceNetwork, read_pretrained
+from sublora.system.errors import UserError
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")

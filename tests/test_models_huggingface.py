@@ -12,7 +12,6 @@ import torch
 from huggingface_samples import SIZES, TARGETS, tiny_model
 
 from sublora import config
-from sublora.errors import UserError
 from sublora.models.huggingface import (
     HuggingFaceBase,
     HuggingFaceNetwork,
@@ -21,6 +20,7 @@ from sublora.models.huggingface import (
     read_pretrained,
     save_base,
 )
+from sublora.system.errors import UserError
 
 pytest.importorskip("transformers")
 

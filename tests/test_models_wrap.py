@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import sublora
 from sublora.coding.entropy import ideal_message_bits
-from sublora.models.wrap import Wrapped, base_sha256
+from sublora.wrapping.module import Wrapped, base_sha256
 
 WIDTH = 12
 KINDS = {

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from sublora import __version__
 from sublora.config.readme import readme_text
 from sublora.config.schema import schema_text
-from sublora.extras import EXTRAS
+from sublora.system.extras import EXTRAS
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 

@@ -14,7 +14,7 @@ import sublora
 from sublora import cli
 from sublora.config.classify import load_classify_settings
 from sublora.data.classification import read_examples
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 WORDS = [f"w{i}" for i in range(12)]
 KINDS = {0: ["calm", "slow"], 1: ["loud", "fast"]}

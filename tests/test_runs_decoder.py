@@ -9,10 +9,10 @@ from conftest import TINY, demo_values, merged
 from sublora import config
 from sublora.runs.decoder import decoder_header, lora_init_sha256, projection_sha256
 from sublora.runs.score import draw_units
-from sublora.streams import generator
 from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.subspace import Subspace, SubspaceShape
+from sublora.system.streams import generator
 
 FACTS = {
     **{key: key[:1] * 64 for key in ("base_sha256", "lora_init_sha256", "projection_sha256", "data_hash")},

@@ -15,9 +15,9 @@ from conftest import REPOSITORY, write_settings
 from sublora import config
 from sublora.bounds.inequalities import kl_inverse
 from sublora.runs.bound import bound_run, read_losses
-from sublora.runs.expected_bound import Guess, Population, code_bits, population_of, predict, print_prediction
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
+from sublora.tools.expected_bound import Guess, Population, code_bits, population_of, predict, print_prediction
 
 DEMO = config.load_settings(REPOSITORY / "demo/config/config.yaml")
 BYTES = Population(n_units=72_354, vocab_size=257, targets=400.0)

@@ -14,14 +14,14 @@ from conftest import TINY
 from sublora import config
 from sublora.data.prepare import prepare_dataset
 from sublora.models.generation import Choice, continuation
-from sublora.names import CERTIFICATE_NAME
 from sublora.runs.base import make_base
 from sublora.runs.decode import CertificateFiles, decode
 from sublora.runs.encode import encode_run
-from sublora.runs.export import export
-from sublora.runs.generate import Writing, write
 from sublora.runs.train import train_run
-from sublora.streams import generator
+from sublora.system.names import CERTIFICATE_NAME
+from sublora.system.streams import generator
+from sublora.tools.export import export
+from sublora.tools.generate import Writing, write
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

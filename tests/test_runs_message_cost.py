@@ -11,12 +11,12 @@ from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.smoothing import parse_smoothing
 from sublora.coding.entropy import ideal_message_bits, quantize_entropy
 from sublora.data.base import open_target
-from sublora.errors import UserError
 from sublora.models.weights_space import model_parameters
 from sublora.runs import train
-from sublora.runs.message_cost import bits_per_coefficient, message_cost
-from sublora.runs.plan import print_plan
 from sublora.runs.train import train_run
+from sublora.system.errors import UserError
+from sublora.tools.message_cost import bits_per_coefficient, message_cost
+from sublora.tools.plan import print_plan
 
 WHOLE = {
     "grid": {"budgets": ["all"], "allocations": ["uniform"], "seeds": [1]},

@@ -7,14 +7,14 @@ import pytest
 from conftest import TINY, demo_values, merged, write_settings
 
 from sublora import config
-from sublora.errors import UserError
-from sublora.names import CHECKPOINT_NAME, SETTINGS_NAME
 from sublora.runs.bound import bound_run
 from sublora.runs.ownership import foreign_setting, read_owner
-from sublora.runs.plan import Throughput, make_plan
 from sublora.runs.score import score_run
-from sublora.runs.status import print_status
 from sublora.runs.train import train_run
+from sublora.system.errors import UserError
+from sublora.system.names import CHECKPOINT_NAME, SETTINGS_NAME
+from sublora.tools.plan import Throughput, make_plan
+from sublora.tools.status import print_status
 
 SPEC = config.RunSpec(budget=40, allocation="uniform", seed=1)
 OTHER_STEPS = {"training": {"steps": 24}}

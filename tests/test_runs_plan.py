@@ -8,12 +8,12 @@ from conftest import write_settings
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
-from sublora.errors import UserError
 from sublora.models.gpt import GPT
-from sublora.runs import plan
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
+from sublora.system.errors import UserError
+from sublora.tools import plan
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,14 @@ from sublora import config
 from sublora.data.base import open_target
 from sublora.data.prepare import prepare_all
 from sublora.data.tokenizers import import_tokenizer
-from sublora.errors import UserError
 from sublora.runs.base import make_base
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verification.files import Claim, Options
-from sublora.runs.verify import verify_claim
+from sublora.runs.verify.files import Claim, Options
+from sublora.runs.verify.verify import verify_claim
 from sublora.runs.yardsticks import make_yardsticks
+from sublora.system.errors import UserError
 
 pytest.importorskip("transformers")
 

@@ -15,12 +15,12 @@ from sublora.bounds.record import ChargedMessage, Premises, ScoredSources, bound
 from sublora.bounds.smoothing import TokenSmoothing
 from sublora.data.base import open_target
 from sublora.data.prepare import prepare_dataset
-from sublora.errors import UserError
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.message import read_message
 from sublora.runs.score import draw_of_sources, score_run
 from sublora.runs.train import train_run
-from sublora.streams import generator
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 SPEC = config.RunSpec(budget=40, allocation="uniform", seed=1)
 CHANGES = {

@@ -13,13 +13,13 @@ from sublora import config
 from sublora.bounds.inequalities import betting, betting_subsampled, hoeffding, hoeffding_subsampled
 from sublora.bounds.precision import SCORE_TOLERANCE_BITS
 from sublora.bounds.smoothing import DocumentMixture, parse_smoothing
-from sublora.errors import UserError
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.folder import RunFolder, find_root
 from sublora.runs.message import read_message
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verify import verify_run
+from sublora.runs.verify.verify import verify_run
+from sublora.system.errors import UserError
 from sublora.training import checkpoint
 
 ALLOCATIONS = ["uniform", "fixed-0.8", "learned"]

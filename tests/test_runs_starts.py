@@ -10,9 +10,9 @@ from base_samples import TRAINED, base_settings, complaint, prepared_root, root_
 from conftest import write_settings
 
 from sublora import __version__, cli, config
-from sublora.names import BASE_FOLDER, CHECKPOINT_NAME, STARTS_NAME
 from sublora.runs.base import make_base
 from sublora.runs.train import train_run
+from sublora.system.names import BASE_FOLDER, CHECKPOINT_NAME, STARTS_NAME
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:

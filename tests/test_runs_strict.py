@@ -33,7 +33,7 @@ from sublora.config.claim import (
     unfit,
 )
 from sublora.runs.strict import settings_bits, settings_charge
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 FILES = {
     "full": "config/config.yaml",

@@ -17,16 +17,16 @@ from sublora.bounds.precision import SCORE_TOLERANCE_BITS
 from sublora.bounds.smoothing import parse_smoothing
 from sublora.data.base import open_target
 from sublora.data.prepare import prepare_dataset
-from sublora.errors import UserError
-from sublora.files import sha256_of_file
 from sublora.losses.documents import score_documents
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.build import build_run
 from sublora.runs.message import read_message
-from sublora.runs.plan import scoring_tokens
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.runs.yardsticks import make_yardsticks
+from sublora.system.errors import UserError
+from sublora.system.files import sha256_of_file
+from sublora.tools.plan import scoring_tokens
 from sublora.training.rate_phase import training_documents
 from sublora.yardsticks.files import read_yardsticks
 

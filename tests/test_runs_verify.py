@@ -15,14 +15,14 @@ from conftest import TINY, write_settings
 
 from sublora import cli, config
 from sublora.data.prepare import prepare_all
-from sublora.errors import UserError
 from sublora.runs.base import make_base
 from sublora.runs.bound import bound_run
 from sublora.runs.message import read_message
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verification.files import Claim, Options
-from sublora.runs.verify import verify_claim, verify_run
+from sublora.runs.verify.files import Claim, Options
+from sublora.runs.verify.verify import verify_claim, verify_run
+from sublora.system.errors import UserError
 
 SPEC = config.RunSpec(budget=40, allocation="learned", seed=1)
 OPTIMIZATION = {key: value for key, value in TINY["training"].items() if key in config.Optimization.model_fields} | {

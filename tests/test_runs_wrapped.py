@@ -16,8 +16,8 @@ import sublora
 from sublora.coding.bits import index_bits
 from sublora.coding.certificate import certificate_bytes, parse_certificate
 from sublora.coding.payload import Payload
-from sublora.errors import UserError
 from sublora.runs.message import read_message
+from sublora.system.errors import UserError
 
 
 def trained(kind: str = "learned", **changes) -> sublora.Wrapped:

@@ -11,9 +11,9 @@ from conftest import TINY, demo_values, merged
 from killing import outcome
 
 from sublora import config
-from sublora.names import CHECKPOINT_NAME
 from sublora.runs.train import train_run
-from sublora.signals import StopSignals
+from sublora.system.names import CHECKPOINT_NAME
+from sublora.system.signals import StopSignals
 from sublora.training import checkpoint
 from sublora.training.resumable import Interrupted
 
@@ -111,7 +111,7 @@ def test_signals_are_taken_once() -> None:
 def test_commands_outlive_sigterm_only_in_a_slurm_job(environment: dict[str, str], survives: bool) -> None:
     """And hand the signal on to the programs they start as it was."""
     code = (
-        "import os, signal, subprocess, sys; from sublora.signals import outlive_announcements\n"
+        "import os, signal, subprocess, sys; from sublora.system.signals import outlive_announcements\n"
         "outlive_announcements(); os.kill(os.getpid(), signal.SIGTERM)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()']); child.terminate()\n"
         "sys.exit(child.wait() + 15)"

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from conftest import build_on
 
 from sublora import config
-from sublora.errors import UserError
 from sublora.models.lora import initial_theta
 from sublora.models.lora_space import lora_space
-from sublora.streams import generator
 from sublora.subspace.allocations import hard_split, parse_allocation
 from sublora.subspace.projections import PROJECTIONS
 from sublora.subspace.subspace import Subspace, SubspaceShape
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 VOCABULARY = 50
 ALLOCATIONS = ["uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned"]

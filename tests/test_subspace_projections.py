@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sublora.streams import generator
 from sublora.subspace.permutation import ROUNDS, feistel_positions, feistel_side, permuted
 from sublora.subspace.projections import PROJECTIONS, Identity, KroneckerFeistel, KroneckerQR, kronecker_sizes, register
+from sublora.system.streams import generator
 
 TOTAL = 7000
 SIZES = [(5380, 1000), (5380, 2000), (512, 1000), (300, 300), (100, 1), (17, 16), (1, 5), (97, 96)]

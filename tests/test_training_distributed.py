@@ -14,9 +14,9 @@ from killing import TIMING
 from test_training_loop import rows_of
 
 from sublora import config
-from sublora.device import claim_devices
-from sublora.errors import UserError
 from sublora.runs.train import train_run
+from sublora.system.device import claim_devices
+from sublora.system.errors import UserError
 from sublora.training import checkpoint
 from sublora.training.distributed import Peers
 
@@ -126,7 +126,7 @@ def test_gpus_are_claimed_all_or_none(tiny_settings, monkeypatch, tmp_path: Path
             waits.append(device.index)
         first.__exit__(None, None, None)
 
-    monkeypatch.setattr("sublora.device.time.sleep", other_job_ends)
+    monkeypatch.setattr("sublora.system.device.time.sleep", other_job_ends)
     first = claim_devices(compute, 1)
     assert [device.index for device in first.__enter__()] == [0]
     with claim_devices(compute, 2) as devices:

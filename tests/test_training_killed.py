@@ -8,9 +8,9 @@ from conftest import TINY, demo_values, merged
 from killing import exit_status, outcome, start_in_child
 
 from sublora import config
-from sublora.names import CHECKPOINT_NAME
-from sublora.runs.status import run_stage
 from sublora.runs.train import train_run
+from sublora.system.names import CHECKPOINT_NAME
+from sublora.tools.status import run_stage
 from sublora.training import checkpoint
 
 ALLOCATIONS = ["uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned"]

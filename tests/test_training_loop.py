@@ -14,12 +14,12 @@ from conftest import TINY, build_on, demo_values, merged
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
-from sublora.errors import UserError
 from sublora.models.gpt import GPT
-from sublora.names import CHECKPOINT_NAME
-from sublora.presence import Presence
 from sublora.runs import train as train_stage
-from sublora.runs.locking import LOCK_NAME, sole_writer
+from sublora.system.errors import UserError
+from sublora.system.locks import LOCK_NAME, sole_writer
+from sublora.system.names import CHECKPOINT_NAME
+from sublora.system.presence import Presence
 from sublora.training import checkpoint
 from sublora.training.checkpoint import tensors_sha256
 from sublora.training.loop import Trainer

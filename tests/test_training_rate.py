@@ -12,12 +12,12 @@ from sublora.bounds.selection import estimated_bound
 from sublora.bounds.smoothing import parse_smoothing
 from sublora.coding.entropy import ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.coding.payload import MessageContents, write_payload
-from sublora.device import claim_device
-from sublora.errors import UserError
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import payload_context, read_message
 from sublora.runs.score import record_documents, score_run
 from sublora.runs.train import train_run
+from sublora.system.device import claim_device
+from sublora.system.errors import UserError
 from sublora.training import checkpoint
 from sublora.training.checkpoint import tensors_sha256
 from sublora.training.loop import Trainer

@@ -11,9 +11,9 @@ from base_samples import TRAINED, base_settings, complaint, prepared_root, root_
 from conftest import write_settings
 
 from sublora import config
-from sublora.names import BASE_FOLDER, GATES_NAME, METRICS_NAME
 from sublora.runs.base import make_base
 from sublora.runs.train import train_run
+from sublora.system.names import BASE_FOLDER, GATES_NAME, METRICS_NAME
 from sublora.training import checkpoint
 
 pytest.importorskip("tensorboardX")

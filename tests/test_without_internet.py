@@ -11,11 +11,11 @@ from conftest import write_settings
 from sublora import config
 from sublora.data import tokenizers
 from sublora.data.prepare import prepare_dataset
-from sublora.errors import UserError
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.runs.verify import verify_run
+from sublora.runs.verify.verify import verify_run
+from sublora.system.errors import UserError
 
 
 class Pretended:

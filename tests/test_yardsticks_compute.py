@@ -10,7 +10,7 @@ from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.precision import SCORE_TOLERANCE_BITS
 from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 from sublora.data.dataset import FILES, TokenDataset
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 from sublora.yardsticks import statistics
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.documents import TargetBatch, batches, losses_bits

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 Alternative = Literal["two-sided", "less", "greater"]
 

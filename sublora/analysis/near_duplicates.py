@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 FORMAT = 1
 """Of near_duplicates.json; a reader refuses every other one."""

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from sublora.analysis.runs_table import COMPARED, MODEL_PARAMETERS
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 PART_LABELS = {"lora": "LoRA", "weights": "All weights"}
 WHOLE = "identity"

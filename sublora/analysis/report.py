@@ -33,8 +33,8 @@ from sublora.analysis.style import COLUMN_INCHES, PNG_DPI
 from sublora.analysis.summary import best_of_all, configurations, with_sizes
 from sublora.analysis.tables import COLUMNS
 from sublora.analysis.yardsticks import load_yardsticks
-from sublora.errors import UserError
-from sublora.files import write_bytes
+from sublora.system.errors import UserError
+from sublora.system.files import write_bytes
 
 INTRODUCTION = "workflow"
 """Caption that opens the page; those of the tables are named after them, all others after a kind of figure."""

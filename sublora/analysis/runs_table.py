@@ -12,9 +12,9 @@ import pandas as pd
 from sublora import config
 from sublora.bounds.record import RECORD_FORMAT
 from sublora.config import Independence
-from sublora.errors import UserError
-from sublora.files import atomic_path
-from sublora.names import BOUNDS_NAME
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path
+from sublora.system.names import BOUNDS_NAME
 
 IDENTITY = ("name", "budget", "allocation", "mode", "ratio", "seed")
 COMPARED = ("size", "trained")

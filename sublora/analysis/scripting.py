@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sublora.errors import UserError
-from sublora.files import os_error_line
+from sublora.system.errors import UserError
+from sublora.system.files import os_error_line
 
 
 @contextlib.contextmanager

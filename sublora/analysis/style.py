@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sublora.analysis.arms import Arm
-from sublora.files import atomic_path
+from sublora.system.files import atomic_path
 
 COLUMN_INCHES = 3.3
 """Width of a figure that fills one column of a two-column page."""

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from sublora.analysis.arms import arms_of
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 BITS_PER_KILOBYTE = 8000.0
 """KB as in the figures and tables: 1,000 bytes."""

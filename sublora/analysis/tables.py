@@ -7,7 +7,7 @@ import pandas as pd
 
 from sublora.analysis.arms import arms_of
 from sublora.analysis.summary import configurations, with_sizes
-from sublora.files import atomic_path
+from sublora.system.files import atomic_path
 
 COLUMNS = (
     ("BPD", "empirical_bpd", "bits/token", 3),

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from sublora.analysis.runs_table import check_last_line, learned_runs
-from sublora.errors import UserError
-from sublora.names import GATES_NAME, METRICS_NAME
+from sublora.system.errors import UserError
+from sublora.system.names import GATES_NAME, METRICS_NAME
 
 GATE_COLUMNS = ("step", "mask_width", "group", "gamma", "gradient_snr")
 TEXT_COLUMNS = ("group",)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sublora.analysis.reference_lines import Level
 from sublora.analysis.summary import best_of_all
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 from sublora.yardsticks.files import read_yardsticks
 
 GUESSING, UNIGRAM, BIGRAM, ORDER3, FROZEN_BASE = "guessing", "unigram", "bigram", "order3", "frozen_base"

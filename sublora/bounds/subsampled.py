@@ -21,7 +21,7 @@ from sublora.bounds.checks import (
     rounded_up,
 )
 from sublora.bounds.full_sample import kl_upper_inverse
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 SUBSAMPLED_BETS_J = np.concatenate([np.geomspace(1e-2, 0.5, 12), 1.0 - np.geomspace(0.5, 1e-3, 20)[1:]])
 """The bets t of `betting_subsampled`, shape (bets,), fixed before any data; below 1, where Y is bounded."""

@@ -3,7 +3,7 @@
 Layout, integers big-endian:
 
     8 bytes   magic
-    2 bytes   format version (sublora.versions.CERTIFICATE_FORMAT)
+    2 bytes   format version (sublora.system.versions.CERTIFICATE_FORMAT)
     4 bytes   H, length of the header in bytes
     H bytes   header: JSON, keys sorted, no spaces, ASCII
     8 bytes   P, length of the payload in bits
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from sublora.coding.payload import Payload
-from sublora.errors import UserError
-from sublora.files import write_bytes
-from sublora.versions import CERTIFICATE_FORMAT
+from sublora.system.errors import UserError
+from sublora.system.files import write_bytes
+from sublora.system.versions import CERTIFICATE_FORMAT
 
 MAGIC = b"SUBLORA\x00"
 CHECKSUM_BYTES = hashlib.sha256().digest_size

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sublora.errors import printable
+from sublora.system.errors import printable
 
 
 def describe(error: ValidationError, schema: dict[str, Any]) -> str:

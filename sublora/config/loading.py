@@ -11,7 +11,7 @@ from sublora.config.grid import RunSpec
 from sublora.config.section import Section
 from sublora.config.settings import Settings
 from sublora.config.yaml_text import read_yaml
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 Whole = TypeVar("Whole", bound=Section)
 

@@ -14,7 +14,7 @@ import yaml
 
 from sublora.config.loading import root_of
 from sublora.config.settings import Settings
-from sublora.files import write_bytes
+from sublora.system.files import write_bytes
 
 HEADER = (
     "# The settings in force, written by the workflow for its jobs. Change the workflow's own config, not this file.\n"

@@ -25,7 +25,7 @@ from sublora.config.section import Section
 from sublora.config.sizes import parse_size
 from sublora.config.tracking import Tracking
 from sublora.config.training import Compute, RatePhase, Training
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 
 class Settings(Section):

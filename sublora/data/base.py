@@ -15,7 +15,7 @@ from sublora.config.errors import describe
 from sublora.data.dataset import PREPARE_AGAIN, TokenDataset
 from sublora.data.meta import META_FILE
 from sublora.data.text_keys import TEXT_KEYS_FILE, TextKeys
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 
 def base_data(settings: config.Settings) -> config.Data:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sublora.errors import UserError, printable
-from sublora.streams import generator
+from sublora.system.errors import UserError, printable
+from sublora.system.streams import generator
 
 COLUMNS = {"qqp": (("question1", "question2"), "is_duplicate"), "cola": (("sentence",), "label")}
 """Task to the columns of the text and the column of the label."""

@@ -16,8 +16,8 @@ from sublora import config
 from sublora.data.meta import META_FILE, read_meta
 from sublora.data.tokenizers import TOKENIZER_FILE, TOKENIZERS, Tokenizer, TokenizerFacts, token_type
 from sublora.data.units import Units
-from sublora.errors import UserError, printable
-from sublora.files import UNREADABLE, read_json, sha256_of_file, write_json
+from sublora.system.errors import UserError, printable
+from sublora.system.files import UNREADABLE, read_json, sha256_of_file, write_json
 
 SPLITS = ("train", "val", "test")
 EOT_INDICES_FILE = "eot_indices.npy"

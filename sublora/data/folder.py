@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sublora import config
 from sublora.data.readers import TextBatch, batch_texts
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl")
 FILE_SOURCE, FIELD_SOURCE = "file ", "unit "

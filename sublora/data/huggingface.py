@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sublora import config
 from sublora.data.readers import TextBatch
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 if TYPE_CHECKING:
     import datasets

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sublora import config
 from sublora.data.readers import TextBatch, batch_texts
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 
 class JsonDocumentationReader:

@@ -19,8 +19,8 @@ import numpy as np
 
 from sublora import config
 from sublora.data.readers import Texts
-from sublora.errors import UserError
-from sublora.streams import generator
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 BATCH_DOCUMENTS = 512
 """Documents of one random stream; part of the definition of the corpus."""

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sublora.config.data import Unit
 from sublora.config.errors import describe
-from sublora.errors import UserError
-from sublora.files import read_json
+from sublora.system.errors import UserError
+from sublora.system.files import read_json
 
 META_FILE = "meta.json"
 

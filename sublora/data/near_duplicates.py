@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.data.dataset import TokenDataset
-from sublora.errors import UserError
-from sublora.streams import generator
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 SHINGLE_BYTES = 32
 """A power of two: see `shingles`."""

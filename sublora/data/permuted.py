@@ -8,7 +8,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 WORD = re.compile(r"\S+")
 

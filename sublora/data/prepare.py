@@ -46,9 +46,9 @@ from sublora.data.tokenizers import (
 )
 from sublora.data.tokenizing import tokenize_corpus
 from sublora.data.writing import write_dataset
-from sublora.errors import UserError
-from sublora.files import atomic_path, remove_stale_temporaries, writing
-from sublora.pretrained import pretrained_folder
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path, remove_stale_temporaries, writing
+from sublora.system.pretrained import pretrained_folder
 
 LOCK_FILE = ".prepare.lock"
 WORK_FOLDER = ".prepare"

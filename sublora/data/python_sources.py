@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sublora.data.readers import Texts
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 STANDARD_LIBRARY = "stdlib"
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests"})

@@ -17,7 +17,7 @@ from types import TracebackType
 import numpy as np
 
 from sublora.data.text_keys import KEY_BYTES, TextKeys
-from sublora.streams import stream_key
+from sublora.system.streams import stream_key
 
 COUNT_BYTES = 8
 BUCKETS = 256

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sublora.data.dataset import PREPARE_AGAIN
-from sublora.errors import UserError
-from sublora.files import sha256_of_file
+from sublora.system.errors import UserError
+from sublora.system.files import sha256_of_file
 
 KEY_BYTES = 16
 TEXT_KEYS_FILE = "text_keys.bin"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
-from sublora.errors import UserError
-from sublora.files import read_json, write_bytes
-from sublora.pretrained import gguf_files, import_transformers
+from sublora.system.errors import UserError
+from sublora.system.files import read_json, write_bytes
+from sublora.system.pretrained import gguf_files, import_transformers
 
 if TYPE_CHECKING:
     import tokenizers

@@ -27,7 +27,7 @@ from sublora.data.spill import (
 from sublora.data.tokenizers import (
     TokenizerFacts,
 )
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 QUEUED_BATCHES_PER_WORKER = 4
 

@@ -32,9 +32,9 @@ from sublora.data.tokenizers import (
     token_type,
 )
 from sublora.data.tokenizing import TokenizedBatch
-from sublora.errors import UserError
-from sublora.files import atomic_path, sha256_of_file, write_json
-from sublora.versions import NUMERICS_VERSIONS
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path, sha256_of_file, write_json
+from sublora.system.versions import NUMERICS_VERSIONS
 
 PROGRESS_INTERVAL = 1000
 

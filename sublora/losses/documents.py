@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from sublora.bounds.smoothing import Smoothing, document_losses_bits
-from sublora.device import to_device
 from sublora.losses import TOP_K
 from sublora.losses.windows import WindowRule, sliding_windows, window_tokens
 from sublora.models.protocol import LanguageModel
+from sublora.system.device import to_device
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from sublora.data.units import Units
-from sublora.errors import UserError
 from sublora.losses.windows import WindowRule, window_tokens, windows_of_targets
-from sublora.streams import generator
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 
 class DocumentSampler:

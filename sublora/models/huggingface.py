@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from sublora import config
-from sublora.errors import UserError
-from sublora.files import atomic_path
 from sublora.models.head import head_cross_entropy, head_target_scores
 from sublora.models.linear_maps import Attachment, LinearMap, linear_map_space, linear_maps, sizes
 from sublora.models.lora import Adapters, Pair, down_projection
 from sublora.models.lora_space import HEAD, lora_groups
 from sublora.models.protocol import LanguageModel
-from sublora.pretrained import gguf_files, import_transformers
-from sublora.versions import BASE_FORMAT
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path
+from sublora.system.pretrained import gguf_files, import_transformers
+from sublora.system.versions import BASE_FORMAT
 
 NOT_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map")
 """Keys of config.json that say nothing of what the model computes."""

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sublora.models.lora_space import lora_name
-from sublora.streams import generator
 from sublora.subspace.parameters import ParameterSpace
+from sublora.system.streams import generator
 
 
 def initial_theta(space: ParameterSpace, seed: int, init: str) -> np.ndarray:

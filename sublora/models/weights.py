@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora import config
-from sublora.errors import UserError
-from sublora.files import atomic_path, read_json
-from sublora.streams import generator
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path, read_json
+from sublora.system.streams import generator
 
 Weights = Mapping[str, NDArray[np.float32]]
 """Every tensor of `weight_shapes` by name."""

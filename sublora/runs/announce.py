@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from sublora import __version__, config
-from sublora.errors import printable
+from sublora.system.errors import printable
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,6 @@ def command_line() -> str:
 def _machine(device: "torch.device | None") -> str:
     if device is None:
         return f"{socket.gethostname()}, no network runs"
-    from sublora.device import gpu_name
+    from sublora.system.device import gpu_name
 
     return f"{socket.gethostname()}, {gpu_name(device) or device.type}"

@@ -6,23 +6,23 @@ from typing import Any
 from sublora import config
 from sublora.data.base import base_data
 from sublora.data.dataset import TokenDataset
-from sublora.device import claim_device
-from sublora.errors import UserError
-from sublora.files import read_json, write_json
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.weights import Base, weights_sha256
-from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
-from sublora.presence import Presence
-from sublora.pretrained import pretrained_folder
 from sublora.runs.announce import announce
-from sublora.runs.locking import sole_writer
 from sublora.runs.networks import AnyBase, gpt2, import_base, random_base, read_base, write_base
 from sublora.runs.starts import record_start
+from sublora.system.device import claim_device
+from sublora.system.errors import UserError
+from sublora.system.files import read_json, write_json
+from sublora.system.locks import sole_writer
+from sublora.system.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
+from sublora.system.presence import Presence
+from sublora.system.pretrained import pretrained_folder
+from sublora.system.versions import BASE_FORMAT, NUMERICS_VERSIONS
 from sublora.training.base import BaseTrainer
 from sublora.training.progress import Progress
 from sublora.training.resumable import BeforeStep
 from sublora.training.tracking import tracked
-from sublora.versions import BASE_FORMAT, NUMERICS_VERSIONS
 
 
 def make_base(

@@ -9,20 +9,20 @@ from typing import Any
 
 from sublora import __version__, config
 from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, ScoredSources, bound_record
-from sublora.errors import UserError
-from sublora.files import sha256_of_file, write_json
 from sublora.losses import TOP_K
 from sublora.models.weights_space import model_parameters
-from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
-from sublora.presence import Presence
 from sublora.runs.announce import announce
-from sublora.runs.locking import sole_writer
 from sublora.runs.losses_file import check_losses, read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.starts import record_start
 from sublora.runs.strict import settings_charge
-from sublora.torch_file import save_numbers
-from sublora.versions import CHECKPOINT_FORMAT
+from sublora.system.errors import UserError
+from sublora.system.files import sha256_of_file, write_json
+from sublora.system.locks import sole_writer
+from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
+from sublora.system.presence import Presence
+from sublora.system.torch_file import save_numbers
+from sublora.system.versions import CHECKPOINT_FORMAT
 
 PT_KEYS = ("kl_divergence", "empirical_bpd", "bound_value", "compressed_size_bits", "bound_hoeffding", "code_bits")
 

@@ -7,13 +7,13 @@ import torch
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
-from sublora.errors import UserError
 from sublora.models.protocol import Network
 from sublora.runs.base import load_base
 from sublora.runs.networks import CERTIFIED_DTYPE, AnyBase, make_network
-from sublora.streams import generator
 from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.subspace import Subspace, SubspaceShape
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 from sublora.training.run import Run
 
 

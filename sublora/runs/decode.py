@@ -11,13 +11,13 @@ from sublora import config
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
-from sublora.errors import UserError
 from sublora.models.protocol import LanguageModel, Network
-from sublora.names import BASE_FOLDER, BASE_WEIGHTS_NAME, CERTIFICATE_NAME
 from sublora.runs.build import adaptable
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
+from sublora.system.errors import UserError
+from sublora.system.names import BASE_FOLDER, BASE_WEIGHTS_NAME, CERTIFICATE_NAME
 
 
 @dataclasses.dataclass(frozen=True)

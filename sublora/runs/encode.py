@@ -15,18 +15,18 @@ from sublora.coding.entropy import EntropyWeights, ideal_message_bits
 from sublora.coding.payload import MessageContents, Payload, write_payload
 from sublora.coding.plain import PlainWeights, quantize_plain
 from sublora.coding.rounding import round_for_rate
-from sublora.device import claim_device
 from sublora.losses.documents import score_documents
-from sublora.names import CERTIFICATE_NAME
-from sublora.presence import Presence
 from sublora.runs.announce import announce
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.folder import RunFolder
-from sublora.runs.locking import sole_writer
 from sublora.runs.message import charged_bits, payload_context
 from sublora.runs.starts import record_start
+from sublora.system.device import claim_device
+from sublora.system.locks import sole_writer
+from sublora.system.names import CERTIFICATE_NAME
+from sublora.system.presence import Presence
+from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.training.run import Run
-from sublora.versions import NUMERICS_VERSIONS
 
 PRICES_PER_BIT = (0.0, 0.02, 0.05, 0.1)
 """Squared rounding error, in squared steps (halved), that saving a bit may cost; 0 rounds to the nearest."""

@@ -10,9 +10,9 @@ import torch
 from sublora import config
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
-from sublora.errors import UserError
-from sublora.names import CHECKPOINT_NAME
 from sublora.runs.build import build_run
+from sublora.system.errors import UserError
+from sublora.system.names import CHECKPOINT_NAME
 from sublora.training import checkpoint
 from sublora.training.run import Run
 

@@ -11,10 +11,10 @@ from pydantic import Field, ValidationError
 
 from sublora.config.errors import describe
 from sublora.config.section import Section
-from sublora.errors import UserError, printable
-from sublora.files import UNREADABLE, atomic_path
 from sublora.losses import TOP_K
 from sublora.runs.message import Message, Sha256
+from sublora.system.errors import UserError, printable
+from sublora.system.files import UNREADABLE, atomic_path
 
 PROVENANCE = "provenance"
 ARRAYS = (

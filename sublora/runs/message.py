@@ -18,10 +18,10 @@ from sublora.coding.payload import (
     write_payload,
 )
 from sublora.config.errors import describe
-from sublora.errors import UserError
 from sublora.losses.bounded import BoundedLoss
 from sublora.runs.decoder import decoder_header, run_gates
 from sublora.subspace.allocations import Gate
+from sublora.system.errors import UserError
 
 
 def payload_context(settings: config.Settings, spec: config.RunSpec, parameters: int | None = None) -> PayloadContext:

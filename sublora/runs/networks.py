@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from sublora import config
 from sublora.data.tokenizers import tokenizer_facts
-from sublora.errors import UserError
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.lora import initial_theta
 from sublora.models.lora_gpt import LoraGPT
@@ -26,6 +25,7 @@ from sublora.models.weights import (
 )
 from sublora.models.weights_gpt import WeightsGPT
 from sublora.models.weights_space import model_parameters, weights_space, weights_theta
+from sublora.system.errors import UserError
 
 if TYPE_CHECKING:
     from sublora.models.huggingface import HuggingFaceBase

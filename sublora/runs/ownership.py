@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sublora import config
-from sublora.errors import UserError
-from sublora.files import read_json, write_json
-from sublora.names import CERTIFICATE_NAME, CHECKPOINT_NAME, SETTINGS_NAME
+from sublora.system.errors import UserError
+from sublora.system.files import read_json, write_json
+from sublora.system.names import CERTIFICATE_NAME, CHECKPOINT_NAME, SETTINGS_NAME
 
 AFTER_TRAINING: tuple[config.Stage, ...] = ("train", "score", "bound")
 """Stages whose settings a certificate shows."""

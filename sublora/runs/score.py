@@ -15,20 +15,20 @@ import numpy as np
 
 from sublora.bounds.smoothing import Smoothing
 from sublora.data.dataset import TokenDataset
-from sublora.device import claim_device, gpu_name, peak_memory_mib
-from sublora.files import sha256_of_file
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
-from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
-from sublora.presence import Presence
 from sublora.runs.announce import announce
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
-from sublora.runs.locking import sole_writer
 from sublora.runs.losses_file import write_losses
 from sublora.runs.message import Message, read_message
 from sublora.runs.starts import record_start
-from sublora.streams import generator
+from sublora.system.device import claim_device, gpu_name, peak_memory_mib
+from sublora.system.files import sha256_of_file
+from sublora.system.locks import sole_writer
+from sublora.system.names import CERTIFICATE_NAME, LOSSES_NAME
+from sublora.system.presence import Presence
+from sublora.system.streams import generator
 from sublora.training.run import Run
 
 

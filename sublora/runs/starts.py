@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sublora import __version__, config
-from sublora.errors import UserError
-from sublora.files import read_json, write_json
-from sublora.names import STARTS_NAME
 from sublora.runs.announce import command_line
+from sublora.system.errors import UserError
+from sublora.system.files import read_json, write_json
+from sublora.system.names import STARTS_NAME
 
 FORMAT = 1
 """Version of the layout of run.json."""

@@ -7,18 +7,18 @@ import torch
 from sublora import config
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
-from sublora.device import claim_devices, use_device
-from sublora.errors import UserError
-from sublora.names import CHECKPOINT_NAME
-from sublora.presence import Presence
 from sublora.runs.announce import announce
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
-from sublora.runs.locking import sole_writer
-from sublora.runs.message_cost import MessageCost, check_message, message_cost
 from sublora.runs.networks import trained_parameters
 from sublora.runs.ownership import write_owner
 from sublora.runs.starts import record_start
+from sublora.system.device import claim_devices, use_device
+from sublora.system.errors import UserError
+from sublora.system.locks import sole_writer
+from sublora.system.names import CHECKPOINT_NAME
+from sublora.system.presence import Presence
+from sublora.tools.message_cost import MessageCost, check_message, message_cost
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer

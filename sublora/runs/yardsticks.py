@@ -9,12 +9,12 @@ from sublora import config
 from sublora.coding.bits import index_bits, uint_to_bits
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
-from sublora.device import claim_device
 from sublora.losses.bounded import BoundedLoss
 from sublora.losses.documents import score_documents
 from sublora.runs.announce import announce
 from sublora.runs.build import build_run
 from sublora.runs.score import held_out_losses, record_units
+from sublora.system.device import claim_device
 from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.files import YARDSTICKS_FILE, write_yardsticks

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from sublora import config
-from sublora.device import gpu_name, peak_memory_mib
-from sublora.errors import UserError
-from sublora.files import atomic_path, write_bytes
 from sublora.models.lora_gpt import LoraGPT
-from sublora.torch_file import check_seal, sealed
+from sublora.system.device import gpu_name, peak_memory_mib
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path, write_bytes
+from sublora.system.torch_file import check_seal, sealed
+from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training.history import History
 from sublora.training.run import Run
-from sublora.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 
 
 def save(path: Path, value: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch.distributed
 from torch import Tensor
 
 from sublora import config
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 PATIENCE = datetime.timedelta(days=7)
 """The others may wait for the first while it waits for a GPU or for another training of the same run."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sublora.losses.samplers import ChunkSampler
-from sublora.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.subspace.allocations import mask_width
+from sublora.system.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.training import checkpoint
 from sublora.training.distributed import Peers
 from sublora.training.evaluation import BITS_PER_NAT, Facts, look, token_losses

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sublora.bounds.smoothing import parse_smoothing
 from sublora.losses.windowed import DocumentWeights, document_loss
-from sublora.streams import stream_key
+from sublora.system.streams import stream_key
 from sublora.training.distributed import Peers
 from sublora.training.prefetch import Assemble, Prefetcher
 from sublora.training.quantization import Price

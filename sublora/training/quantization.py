@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sublora.coding.magnitudes import magnitude_bits
-from sublora.device import to_device
+from sublora.system.device import to_device
 from sublora.training.host_copy import HostCopy
 
 _NUMPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}

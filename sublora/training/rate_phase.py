@@ -22,12 +22,12 @@ from torch import Tensor
 
 from sublora.coding.bits import index_bits
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits, nearest_step_index, quantize_entropy, step_of
-from sublora.device import to_device
-from sublora.errors import UserError
 from sublora.losses.estimate import Estimate
 from sublora.losses.samplers import DocumentSampler
 from sublora.models.protocol import LanguageModel
-from sublora.streams import generator
+from sublora.system.device import to_device
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 from sublora.training.quantization import Price, straight_through, with_noise
 from sublora.training.run import Run
 

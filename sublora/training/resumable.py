@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sublora.errors import UserError
-from sublora.signals import StopSignals, kill_follows
+from sublora.system.errors import UserError
+from sublora.system.signals import StopSignals, kill_follows
+from sublora.system.versions import CHECKPOINT_FORMAT
 from sublora.training import checkpoint
 from sublora.training.distributed import Peers
 from sublora.training.history import History
 from sublora.training.progress import Progress
 from sublora.training.tracking import Trackers
-from sublora.versions import CHECKPOINT_FORMAT
 
 BeforeStep = Callable[[int], None]
 """Called with the number of each step before it is taken."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sublora import config
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 TENSORBOARD_FOLDER = "tensorboard"
 

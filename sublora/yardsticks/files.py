@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sublora.errors import UserError
-from sublora.files import read_json, write_json
+from sublora.system.errors import UserError
+from sublora.system.files import read_json, write_json
 
 YARDSTICKS_FILE = "yardsticks.json"
 YARDSTICKS_FORMAT = 1

@@ -13,7 +13,7 @@ from sublora.bounds.precision import with_tolerance
 from sublora.bounds.selection import Sampling
 from sublora.bounds.smoothing import LossRange, Smoothing
 from sublora.coding.bits import Bits, bits_to_bytes
-from sublora.streams import generator
+from sublora.system.streams import generator
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from faults.scene import BOUND, CONFIG, DATA, FOLDER, PREPARE, RUN_OPTIONS, SCORE, STATUS, TRAIN, VERIFY, Scene
-from sublora.names import SETTINGS_NAME, STARTS_NAME
+from sublora.system.names import SETTINGS_NAME, STARTS_NAME
 
 Command = tuple[str, ...]
 Break = Callable[[Scene], object]

@@ -17,10 +17,10 @@ from sublora import cli, config
 from sublora.coding.certificate import read_certificate, write_certificate
 from sublora.coding.payload import Payload
 from sublora.data.prepare import prepare_dataset
-from sublora.files import sha256_of_file
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
+from sublora.system.files import sha256_of_file
 
 RUN = config.RunSpec(budget=40, allocation="learned", seed=1)
 FOLDER = f"results/runs/{RUN.name}"

@@ -12,13 +12,13 @@ from faults.scene import DATA, RUN, Scene
 from sublora import config
 from sublora.data import dataset as dataset_module
 from sublora.data.dataset import HASHES_FILE, TokenDataset
-from sublora.errors import UserError
-from sublora.files import atomic_path, os_error_line, remove_stale_temporaries, sha256_of_file
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path, os_error_line, remove_stale_temporaries, sha256_of_file
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from sublora.files import atomic_path
+from sublora.system.files import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_bytes(bytes(1000))
     os.kill(os.getpid(), signal.SIGKILL)

@@ -15,11 +15,11 @@ from faults.scene import Scene
 from sublora import config
 from sublora.coding.certificate import read_certificate
 from sublora.data.dataset import TokenDataset
-from sublora.errors import UserError
-from sublora.files import read_json
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import read_message
-from sublora.streams import generator
+from sublora.system.errors import UserError
+from sublora.system.files import read_json
+from sublora.system.streams import generator
 from sublora.training import checkpoint
 
 FLIPS = 200
@@ -128,7 +128,7 @@ def test_meta_json_is_taken_or_refused(scene: Scene) -> None:
 
 
 def test_bounds_json_is_shown_or_damaged(scene: Scene) -> None:
-    from sublora.runs.status import run_status
+    from sublora.tools.status import run_status
 
     path = scene.run / "bounds.json"
     for content in damaged(path.read_bytes(), "bounds.json"):

@@ -13,9 +13,9 @@ from faults.scene import Scene
 from sublora import config
 from sublora.bounds import inequalities
 from sublora.config.yaml_text import read_yaml
-from sublora.errors import UserError
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
+from sublora.system.errors import UserError
 
 VALUES = merged(demo_values(), TINY)
 PLACES = [(section, key) for section, keys in VALUES.items() for key in keys]

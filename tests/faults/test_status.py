@@ -13,9 +13,9 @@ import pytest
 
 from faults.scene import RUN, SCORE, STATUS, Scene
 from sublora import __version__, config
-from sublora.presence import RUNNING_NAME, SILENT_SECONDS, Presence, read_presence
 from sublora.runs.announce import start_line
-from sublora.runs.status import RunStatus, duration, run_status
+from sublora.system.presence import RUNNING_NAME, SILENT_SECONDS, Presence, read_presence
+from sublora.tools.status import RunStatus, duration, run_status
 
 
 def status(scene: Scene) -> RunStatus:

@@ -198,7 +198,7 @@ def _run(arguments: list[str], folder: Path, environment: dict[str, str], log: P
         os.dup2(handle.fileno(), 2)
     from snakemake.cli import main
 
-    from sublora.versions import NUMERICS_VERSIONS
+    from sublora.system.versions import NUMERICS_VERSIONS
 
     NUMERICS_VERSIONS.update(numerics)
     sys.argv = ["snakemake", *arguments]

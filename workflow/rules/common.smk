@@ -19,10 +19,10 @@ from sublora.config import (
     with_typed_overrides,
     write_resolved,
 )
-from sublora.errors import UserError
-from sublora.hardware import gpu_is_present
+from sublora.system.errors import UserError
+from sublora.system.hardware import gpu_is_present
 from sublora.runs.ownership import read_owner
-from sublora.versions import NUMERICS_VERSIONS
+from sublora.system.versions import NUMERICS_VERSIONS
 
 
 def stop(message):
@@ -163,7 +163,7 @@ if shutil.which("sublora") is None:
 
 # Before a job's command. Snakemake deletes a job's log before it runs the job again: a second name,
 # logs/.../RUN.1.log for the first start, keeps it, however the start ends (on a file system with hard links). In a SLURM
-# job SIGTERM only announces the end (sublora/signals.py): the shell must not die of it while its command goes on.
+# job SIGTERM only announces the end (sublora/system/signals.py): the shell must not die of it while its command goes on.
 shell.prefix(
     'start_job() {{ rm -f "$1"; : > "$1"; local n=1; while [ -e "${{1%.log}}.$n.log" ]; do n=$((n + 1)); done; '
     'ln "$1" "${{1%.log}}.$n.log" || true; if [ -n "${{SLURM_JOB_ID:-}}" ]; then trap : TERM; fi; }}; '

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sublora.errors import printable
-from sublora.runs.verification.checks import Check
+from sublora.runs.verify.checks import Check
+from sublora.system.errors import printable
 
 LONGEST_CELL = 160
 LONGEST_FACT = 2000

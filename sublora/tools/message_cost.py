@@ -10,8 +10,8 @@ from sublora.bounds.selection import Sampling, estimated_bound
 from sublora.coding import plain
 from sublora.coding.magnitudes import MAX_COEFFICIENTS
 from sublora.data.dataset import TokenDataset
-from sublora.errors import UserError
 from sublora.losses.bounded import BoundedLoss
+from sublora.system.errors import UserError
 
 GAUSSIAN_BITS = 0.5 * math.log2(2.0 * math.pi * math.e)
 """Differential entropy of a Gaussian of standard deviation 1; in steps of s it takes about log2(1 / s) bits more."""

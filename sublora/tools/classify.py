@@ -22,12 +22,12 @@ from sublora.bounds.certify import Certified, certify
 from sublora.bounds.smoothing import TokenSmoothing
 from sublora.config.classify import ClassifyAdapters, ClassifySettings
 from sublora.data.classification import Example, labels_of, read_examples, split_examples
-from sublora.errors import UserError
-from sublora.files import atomic_path, write_bytes, write_json
-from sublora.models.wrap import Wrapped, wrap
-from sublora.runs.wrapped import EncodedMessage, decode, encode
-from sublora.streams import generator, stream_key
-from sublora.training.wrapped import message_bits
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path, write_bytes, write_json
+from sublora.system.streams import generator, stream_key
+from sublora.wrapping.message import EncodedMessage, decode, encode
+from sublora.wrapping.module import Wrapped, wrap
+from sublora.wrapping.price import message_bits
 
 MESSAGE_NAME, LOSSES_NAME, BOUNDS_NAME = "message.bin", "losses.npz", "bounds.json"
 SCORING_BATCH = 64

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from sublora import config
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 POLL_SECONDS = 1.0
 

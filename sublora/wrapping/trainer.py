@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sublora.models.wrap import Wrapped
+from sublora.wrapping.module import Wrapped
 
 
 class AnnealCallback(TrainerCallback):

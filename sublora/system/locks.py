@@ -7,8 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sublora.files import remove_stale_temporaries, writing
-from sublora.presence import Presence
+from sublora.system.files import remove_stale_temporaries, writing
+from sublora.system.presence import Presence
 
 LOCK_NAME = ".lock"
 """Stays in the folder for good: a lock file that is deleted locks out nobody who has it open already."""

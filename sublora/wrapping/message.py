@@ -27,9 +27,9 @@ from sublora.coding.payload import (
 )
 from sublora.config.errors import describe
 from sublora.config.section import NonNegativeFloat, PositiveInt, Section
-from sublora.errors import UserError
-from sublora.models.wrap import WrapArguments, Wrapped, base_sha256
 from sublora.runs.decoder import lora_init_sha256, projection_sha256
+from sublora.system.errors import UserError
+from sublora.wrapping.module import WrapArguments, Wrapped, base_sha256
 
 ITEM_NAMES = {"codebook": "step", "symbols": "w", "gates": "gates", "smoothing": "choice", "extra": "extra"}
 """Item of the payload to the item of a message. The others are zero: no length and no counts are written."""

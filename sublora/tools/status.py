@@ -17,12 +17,19 @@ from rich.text import Text
 
 from sublora import config
 from sublora.coding.certificate import read_certificate
-from sublora.errors import UserError, printable
-from sublora.files import read_json
-from sublora.names import BASE_FOLDER, BASE_JSON_NAME, BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
-from sublora.presence import read_presence
 from sublora.runs.ownership import foreign_setting
-from sublora.torch_file import check_seal
+from sublora.system.errors import UserError, printable
+from sublora.system.files import read_json
+from sublora.system.names import (
+    BASE_FOLDER,
+    BASE_JSON_NAME,
+    BOUNDS_NAME,
+    CERTIFICATE_NAME,
+    CHECKPOINT_NAME,
+    LOSSES_NAME,
+)
+from sublora.system.presence import read_presence
+from sublora.system.torch_file import check_seal
 
 STAGES = ("untrained", "training", "trained", "encoded", "bounded")
 STATES = ("done", "running", "failed", "damaged", "waiting", "foreign", "missing")

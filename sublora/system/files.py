@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 
 @contextlib.contextmanager

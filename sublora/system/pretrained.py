@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora import config
-from sublora.errors import UserError
+from sublora.system.errors import UserError
 
 MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "*.gguf")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")

@@ -20,18 +20,18 @@ from sublora import config
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.tokenizers import TOKENIZERS
-from sublora.device import claim_device, gpu_name
-from sublora.errors import UserError
 from sublora.losses import TOP_K
 from sublora.losses.documents import padded_widths, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows
-from sublora.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.runs.base import load_base
 from sublora.runs.build import assemble_run
 from sublora.runs.losses_file import read_losses
-from sublora.runs.message_cost import MessageCost, message_cost
 from sublora.runs.networks import random_base, trained_parameters
 from sublora.runs.ownership import foreign_setting
+from sublora.system.device import claim_device, gpu_name
+from sublora.system.errors import UserError
+from sublora.system.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
+from sublora.tools.message_cost import MessageCost, message_cost
 from sublora.training import checkpoint
 from sublora.training.objective import Objective
 from sublora.training.optimizer import AdamW

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from sublora import config
 from sublora.data.dataset import TokenDataset, dataset_folder
-from sublora.errors import UserError
-from sublora.names import (
+from sublora.runs.folder import find_root
+from sublora.system.errors import UserError
+from sublora.system.names import (
     BASE_FOLDER,
     BASE_WEIGHTS_NAME,
     BOUNDS_NAME,
@@ -17,7 +18,6 @@ from sublora.names import (
     CHECKPOINT_NAME,
     LOSSES_NAME,
 )
-from sublora.runs.folder import find_root
 
 NAME_OF_A_RUN = re.compile(r"(.+_)?d(\d+|all)_.+_seed\d+")
 

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from sublora.coding.bits import index_bits
 from sublora.coding.entropy import STEP_BITS
-from sublora.models.wrap import Wrapped
 from sublora.training.quantization import symbol_bits
+from sublora.wrapping.module import Wrapped
 
 
 def message_bits(wrapped: Wrapped) -> Tensor:

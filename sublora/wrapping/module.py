@@ -31,11 +31,11 @@ from sublora.config.errors import describe
 from sublora.config.section import PositiveFloat, PositiveInt, Section
 from sublora.models.linear_maps import Attachment, LinearMap, group_of, linear_map_space, linear_maps, matches
 from sublora.models.lora import Adapters, initial_theta
-from sublora.streams import generator
 from sublora.subspace.allocations import parse_allocation, soft_width
 from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.projections import PROJECTIONS
 from sublora.subspace.subspace import Subspace, SubspaceShape
+from sublora.system.streams import generator
 
 ROLE = "weight"
 """Role of parameters that are moved themselves."""

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sublora.bounds.certify import Certified, certify
-from sublora.errors import UserError
-from sublora.files import write_json
+from sublora.system.errors import UserError
+from sublora.system.files import write_json
 
 Columns = dict[str, Callable[[], NDArray]]
 """Name of a column, or of an array, to what reads it: others may hold anything."""

@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from sublora.errors import UserError
-from sublora.files import write_bytes
+from sublora.system.errors import UserError
+from sublora.system.files import write_bytes
 
 PICKLE_PROTOCOL = 2
 """torch.save's own."""

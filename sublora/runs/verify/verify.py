@@ -16,10 +16,6 @@ from sublora import config
 from sublora.bounds.precision import with_tolerance
 from sublora.bounds.record import headline_bound
 from sublora.data.dataset import TokenDataset
-from sublora.device import claim_device
-from sublora.errors import UserError, printable
-from sublora.files import sha256_of_file, write_json
-from sublora.names import BOUNDS_NAME, BOUNDS_PT_NAME
 from sublora.runs.announce import announce
 from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, run_record
 from sublora.runs.build import assemble_run
@@ -29,21 +25,25 @@ from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.score import score_message, score_training_units
-from sublora.runs.verification.checks import Check, loss_checks, record_checks
-from sublora.runs.verification.data import data_checks
-from sublora.runs.verification.files import Claim, Options, read_claim
-from sublora.runs.verification.premises import (
+from sublora.runs.verify.checks import Check, loss_checks, record_checks
+from sublora.runs.verify.data import data_checks
+from sublora.runs.verify.files import Claim, Options, read_claim
+from sublora.runs.verify.premises import (
     premises_of,
     settings_checks,
     texts_of_the_base,
     trusted_premises,
     unchecked_facts,
 )
-from sublora.runs.verification.verdict import NOT_CHECKED, Verdict
-from sublora.streams import generator
+from sublora.runs.verify.verdict import NOT_CHECKED, Verdict
+from sublora.system.device import claim_device
+from sublora.system.errors import UserError, printable
+from sublora.system.files import sha256_of_file, write_json
+from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME
+from sublora.system.streams import generator
+from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training import checkpoint
 from sublora.training.run import Run
-from sublora.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 
 OWN_NUMBERS = (
     "empirical_bpd",

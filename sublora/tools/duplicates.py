@@ -22,12 +22,12 @@ from sublora.bounds.record import headline_bound
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares
-from sublora.errors import UserError
-from sublora.files import write_json
-from sublora.names import CERTIFICATE_NAME, LOSSES_NAME
 from sublora.runs.announce import announce
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
+from sublora.system.errors import UserError
+from sublora.system.files import write_json
+from sublora.system.names import CERTIFICATE_NAME, LOSSES_NAME
 
 NEAR_DUPLICATES_FILE = "near_duplicates.json"
 NEAR_DUPLICATES_FORMAT = 1

@@ -6,12 +6,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sublora.device import claim_device
-from sublora.errors import UserError
 from sublora.models.generation import Choice, continuation
 from sublora.runs.decode import CertificateFiles, decode
 from sublora.runs.message import read_message
-from sublora.streams import generator
+from sublora.system.device import claim_device
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,9 +37,9 @@ from sublora.data.base import open_target
 from sublora.data.dataset import dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZERS
-from sublora.errors import UserError
 from sublora.losses.bounded import BoundedLoss
 from sublora.runs.message import charged_bits, payload_context
+from sublora.system.errors import UserError
 
 BITS_PER_COORDINATE = 2.2
 """In the demo 2.1 to 2.4 with the entropy code."""

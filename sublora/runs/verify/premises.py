@@ -9,8 +9,8 @@ from sublora.data.base import base_data, open_text_keys
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.runs.message import Message
-from sublora.runs.verification.checks import Check, environment_facts
-from sublora.runs.verification.files import Claim, Options
+from sublora.runs.verify.checks import Check, environment_facts
+from sublora.runs.verify.files import Claim, Options
 
 PREMISES = (
     "bound.delta",

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sublora.errors import UserError
-from sublora.files import write_bytes
+from sublora.system.errors import UserError
+from sublora.system.files import write_bytes
 
 RUNNING_NAME = ".running.json"
 SILENT_SECONDS = 1800.0

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.data.dataset import BLOCK_TOKENS, SPLITS, TokenDataset, partitions
-from sublora.runs.verification.checks import Check
+from sublora.runs.verify.checks import Check
 
 DIGEST_BYTES = 8
 """Of a document. Equal digests are candidates only, which are compared token by token; different ones settle it."""

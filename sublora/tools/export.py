@@ -9,15 +9,15 @@ from typing import Any, Literal, cast
 import torch
 
 from sublora import config
-from sublora.errors import UserError
-from sublora.files import sha256_of_file, write_json
 from sublora.models.gpt2_export import gpt2_description, gpt2_tensors, gpt2_updates, gpt2_weights
 from sublora.models.lora_gpt import AdaptedGPT
 from sublora.models.updates import Update, peft_description, peft_tensors
 from sublora.models.weights import Base
-from sublora.pretrained import TOKENIZER_FILES
 from sublora.runs.decode import CertificateFiles, Decoded, decode
 from sublora.runs.networks import gpt2
+from sublora.system.errors import UserError
+from sublora.system.files import sha256_of_file, write_json
+from sublora.system.pretrained import TOKENIZER_FILES
 
 Form = Literal["peft", "merged"]
 """peft: adapters, for the base; merged: a whole model with the adapters in its weights."""

@@ -1,0 +1,1 @@
+"""Files and digests, locks, devices, signals, errors, random streams, versions: what every other package may use."""

@@ -1,0 +1,1 @@
+"""Commands beside the pipeline: plan, certify, classify, export, generate, duplicates, status."""
