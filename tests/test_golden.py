@@ -1,9 +1,10 @@
 """Golden values: the numbers of every stage, pinned together with the stage's version.
 
-Whoever changes numbers and means to raises the version in sublora/system/versions.py, which reruns the stage
-wherever it has run, and then writes the values again: `python tests/test_golden.py`. It refuses to write new numbers
-under an old version. Digests and counts must be equal, since no machine may change them. Other numbers may differ by
-TOLERANCE, relative: float32 sums in another order (SSE in place of AVX-512) make 4e-6 here, one percent more learning rate 8e-2.
+Whoever changes numbers and means to raises the version in sublora/system/versions.py, which reruns the stage wherever
+it has run, and then writes the values again: `python tests/test_golden.py`. It refuses to write new numbers under an
+old version. Digests and counts must be equal, since no machine may change them. Other numbers may differ by
+TOLERANCE, relative: float32 sums in another order (SSE in place of AVX-512) make 4e-6 here, one percent more learning
+rate 8e-2.
 """
 
 import copy
