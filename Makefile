@@ -1,10 +1,14 @@
 # `make help` lists the targets. Everything is installed into .venv; nothing outside this folder is touched.
-PYTHON ?= python3.11
+# The newest Python that can create an environment; `make PYTHON=...` chooses another.
+PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 python3.11,\
+  $(shell $(name) -c 'import ensurepip, venv' 2> /dev/null && echo $(name))))
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # Raised on purpose only: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
+# The oldest supported one: what it resolves installs on newer ones as well, not the other way round.
+PYTHON_OF_LOCK ?= python3.11
 
 ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): this path has a space in it, which Snakemake cannot work with; move the checkout)
@@ -23,6 +27,8 @@ help: ## list these targets
 setup: $(INSTALLED) ## create the environment from requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "no Python from 3.11 to 3.14 with the module venv: install one (on Debian and Ubuntu:" \
+	  "apt-get install python3-venv), or name one with make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -124,7 +130,7 @@ faults: $(INSTALLED) ## write docs/studies/faults.md: what each fault of the mat
 # Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.
 lock: ## resolve the dependencies of pyproject.toml anew and write requirements.lock
 	rm -rf $(VENV)-lock
-	$(PYTHON) -m venv $(VENV)-lock
+	$(PYTHON_OF_LOCK) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "setuptools>=77"
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check ".[dev]" torch==$(TORCH_OF_LOCK)
 	{ echo "# Every package of the demo and of the tests, exactly. Written by \`make lock\`; do not edit."; \

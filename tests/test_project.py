@@ -4,6 +4,8 @@ import ast
 import importlib.metadata
 import json
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -20,6 +22,8 @@ from sublora.config.readme import readme_text
 from sublora.config.schema import schema_text
 from sublora.system.extras import EXTRAS
 
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
+"""Versions of Python that requirements.lock installs on."""
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
@@ -56,7 +60,7 @@ def test_the_lock_holds_the_packages_the_workflow_rests_on() -> None:
 
 
 def test_the_lock_is_closed_under_dependencies() -> None:
-    """Nothing that a locked package needs here is missing, so that an installation resolves nothing by itself."""
+    """Nothing that a locked package needs on any supported Python is missing: an installation resolves nothing."""
     pins = lock()
     for name in pins:
         try:
@@ -64,7 +68,8 @@ def test_the_lock_is_closed_under_dependencies() -> None:
         except importlib.metadata.PackageNotFoundError:
             pytest.fail(f"{name} is in requirements.lock but not installed; run `make setup`")
         for need in map(Requirement, needs):
-            if need.marker is None or need.marker.evaluate({"extra": ""}):
+            versions = [{"extra": "", "python_version": v, "python_full_version": f"{v}.9"} for v in SUPPORTED]
+            if need.marker is None or any(map(need.marker.evaluate, versions)):
                 assert canonicalize_name(need.name) in pins, f"{name} needs {need}, which is not in requirements.lock"
 
 
@@ -105,10 +110,41 @@ def test_the_conda_environment_installs_the_lock_and_the_package() -> None:
     environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
     assert environment["name"] == PROJECT["name"]
     *conda, pip = environment["dependencies"]
-    assert conda == ["python=3.11", "pip"]
+    oldest, newest = SUPPORTED[0], SUPPORTED[-1]
+    assert conda == [f"python>={oldest},<3.{int(newest.split('.')[1]) + 1}", "pip"]
     assert pip == {"pip": ["-r requirements.lock", "-e ."]}
-    assert "3.11" in PROJECT["requires-python"]
-    assert re.search(r"^PYTHON \?= python3\.11$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert PROJECT["requires-python"] == f">={oldest}"
+    assert f"PYTHON_OF_LOCK ?= python{oldest}\n" in (REPOSITORY / "Makefile").read_text()
+
+
+def make_with(pythons: dict[str, str], folder: Path) -> subprocess.CompletedProcess:
+    """`make --dry-run setup` where the only Pythons are scripts of these names, each with its body."""
+    for tool in ("sh", "sed", "make", "echo"):
+        (folder / tool).symlink_to(shutil.which(tool))
+    for name, body in pythons.items():
+        (folder / name).write_text(f"#!{folder}/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    command = [folder / "make", "setup", f"VENV={folder / 'environment'}", *(["--dry-run"] if pythons else [])]
+    environment = {"PATH": str(folder)}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+
+
+def test_make_takes_the_newest_python_that_has_venv(tmp_path: Path) -> None:
+    there = {"python3.14": "exit 1", "python3.13": "exit 0", "python3.11": "exit 0"}  # 3.14 lacks venv
+    result = make_with(there, tmp_path)
+    assert f"python3.13 -m venv {tmp_path / 'environment'}" in result.stdout
+
+
+def test_without_a_python_make_says_in_one_line_what_to_install(tmp_path: Path) -> None:
+    result = make_with({}, tmp_path)
+    line, makes_own = result.stderr.strip().splitlines()
+    assert "no Python from 3.11 to 3.14" in line and "apt-get install python3-venv" in line
+    assert result.returncode == 2 and "Error 2" in makes_own
+
+
+def test_the_checks_run_on_the_oldest_and_the_newest_python() -> None:
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/checks.yml").read_text())["jobs"]
+    assert jobs["checks"]["strategy"]["matrix"]["python"] == [SUPPORTED[0], SUPPORTED[-1]]
 
 
 def test_the_version_is_defined_once_and_the_installed_one_follows() -> None:
