@@ -29,8 +29,9 @@ OF_ALL = (("allocation_grid", 2070), ("bound_against_budget", 2070), ("gating_tr
 
 def captions() -> list[Path]:
     """The caption files in the order that the workflow gives them."""
-    rule = (REPOSITORY / "workflow/rules/report.smk").read_text()
-    names = re.findall(r'"(\w+)"', rule[rule.index("CAPTIONS") : rule.index("]")])
+    rules = (REPOSITORY / "workflow/rules/figures.smk").read_text()
+    figures = re.findall(r'Figure\("(\w+)", .*, (?:ALLOCATIONS|GATES)\),', rules)
+    names = ["workflow", "yardsticks", "summary", "hypotheses", *figures]
     return [REPOSITORY / "workflow/report" / f"{name}.rst" for name in names]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from analysis_data import MODEL_PARAMETERS, PARAMETERS, write_results, write_yardsticks_of
 from test_analysis_figures import clashes
-from test_analysis_scripts import Files, run
+from test_analysis_scripts import files, run
 
 from sublora.analysis.figures.networks import (
     bound_against_compressed_size,
@@ -133,19 +133,20 @@ def test_labels_say_what_is_trained():
 
 
 @pytest.mark.parametrize(
-    ("script", "name"), [("bound_against_compressed_size", "four ways"), ("bound_against_model_size", "sizes")]
+    ("figure", "name"), [("bound_against_compressed_size", "four ways"), ("bound_against_model_size", "sizes")]
 )
-def test_scripts_write_the_same_figure_each_time(results, tmp_path, script, name):
-    inputs = Files(runs=str(results[name].csv), yardsticks=str(results[name].yardsticks_json))
-    outputs = [Files(png=str(tmp_path / f"{i}.png"), pdf=str(tmp_path / f"{i}.pdf")) for i in range(2)]
+def test_the_script_writes_the_same_figure_each_time(results, tmp_path, figure, name):
+    inputs = files(yardsticks=str(results[name].yardsticks_json), runs=str(results[name].csv))
+    outputs = [files(png=str(tmp_path / f"{i}.png"), pdf=str(tmp_path / f"{i}.pdf")) for i in range(2)]
     for output in outputs:
-        run(script, inputs, output, tmp_path / "job.log")
+        run("figure", inputs, output, tmp_path / "job.log", f"figures.networks.{figure}")
     assert Path(outputs[0].png).read_bytes() == Path(outputs[1].png).read_bytes()
 
 
 def test_the_table_s_script(results, tmp_path):
     csv = tmp_path / "networks.csv"
-    run("networks", Files(runs=str(results["both"].csv)), Files(csv=str(csv)), tmp_path / "job.log")
+    runs = files(runs=str(results["both"].csv))
+    run("table", runs, files(csv=str(csv)), tmp_path / "job.log", "networks.network_table")
     table = pd.read_csv(csv)
     assert (
         list(table.columns[:5]) == ["size", "model_parameters", "trained", "budget", "allocation"] and len(table) == 4

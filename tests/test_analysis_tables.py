@@ -10,7 +10,7 @@ from analysis_data import LARGE, SMALL, write_results
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.runs_table import collect_runs
 from sublora.analysis.summary import configurations, improvement_over_uniform, pareto_optimal
-from sublora.analysis.tables import summary_latex, summary_table, write_csv, write_summary
+from sublora.analysis.tables import summary_latex, summary_table, write_csv, write_latex
 from sublora.config import Grid
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
@@ -53,7 +53,8 @@ def test_large_grids_and_single_seeds(tmp_path):
 
 
 def test_latex_table_is_well_formed_and_agrees_with_the_csv(runs, tmp_path):
-    write_summary(runs, csv=tmp_path / "summary.csv", tex=tmp_path / "summary.tex")
+    write_csv(summary_table(runs), tmp_path / "summary.csv")
+    write_latex(summary_table(runs), tmp_path / "summary.tex")
     table = pd.read_csv(tmp_path / "summary.csv")
     text = (tmp_path / "summary.tex").read_text()
     body = text[text.index("\\midrule") :]

@@ -37,18 +37,16 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_summary(runs: pd.DataFrame, *, csv: Path | str, tex: Path | str) -> None:
-    """summary.csv and the same as a LaTeX tabular, the best bound of each budget in bold."""
-    table = summary_table(runs)
-    write_csv(table, csv)
-    with atomic_path(Path(tex)) as temporary:
-        temporary.write_text(summary_latex(table), encoding="utf-8")
-
-
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
     """Six significant digits; what is missing is left empty."""
     with atomic_path(Path(path)) as temporary:
         table.to_csv(temporary, index=False, float_format=CSV_FORMAT)
+
+
+def write_latex(summary: pd.DataFrame, path: Path | str) -> None:
+    """Write `summary_table`'s result as a LaTeX tabular, the smallest bound of each budget in bold."""
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(summary_latex(summary), encoding="utf-8")
 
 
 def summary_latex(table: pd.DataFrame) -> str:

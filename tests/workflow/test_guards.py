@@ -219,7 +219,7 @@ def test_a_training_on_two_gpus_is_two_processes_of_one_job(gpu_toy: Toy) -> Non
 
 def test_data_and_figures_are_not_submitted(finished: Toy) -> None:
     """They run beside Snakemake, so that they need no SLURM at all."""
-    script = finished.root / "workflow/scripts/pareto.py"
+    script = finished.root / "workflow/scripts/figure.py"
     script.write_text(script.read_text() + "# larger symbols\n")
     without_waiting = ("--latency-wait", "0", "--slurm-init-seconds-before-status-checks", "1")
     for target, rule in (("results/figures/pareto_d40.png", "pareto"), ("data/docstrings/meta.json", "prepare")):

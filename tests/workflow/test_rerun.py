@@ -179,10 +179,27 @@ def test_a_new_seed_trains_only_the_new_runs_but_all_pay_for_the_larger_sweep(fi
     assert stages(finished.plan()) == {"train": SMALL_GRID_RUNS, "score": twice, "bound": twice}
 
 
-def test_an_edited_plotting_script_redraws_only_its_figure(finished: Toy) -> None:
-    script = finished.root / "workflow/scripts/pareto.py"
-    script.write_text(script.read_text() + "# larger symbols\n")
+def test_an_edited_script_makes_again_what_it_makes(finished: Toy) -> None:
+    script = finished.root / "workflow/scripts/table.py"
+    script.write_text(script.read_text() + "# wider columns\n")
+    assert finished.plan() == {"summary": 1, "hypotheses": 1, "yardsticks_table": 1, "html_report": 1}
+
+
+def test_another_function_redraws_only_its_figure(finished: Toy) -> None:
+    """As the table of figures names it, which is all that it needs to know of a figure."""
+    rules = finished.root / "workflow/rules/figures.smk"
+    changed = rules.read_text().replace('"Loss against KL", "tradeoff"', '"Loss against KL", "another_module"')
+    assert changed != rules.read_text()
+    rules.write_text(changed)
     assert finished.plan() == {"pareto": 2, "html_report": 1}
+
+
+def test_a_figure_is_a_line_of_the_table(finished: Toy) -> None:
+    rules = finished.root / "workflow/rules/figures.smk"
+    row = '    Figure("residuals", "Residuals", "training", "metrics", "budget", ALLOCATIONS),\n'
+    rules.write_text(re.sub(r"(FIGURES = \[\n)", rf"\1{row}", rules.read_text()))
+    finished.write("workflow/report/residuals.rst", "**Residuals.** Of what.\n")
+    assert finished.plan() == {"residuals": 2, "html_report": 1}
 
 
 def test_an_edited_caption_rewrites_only_the_page(finished: Toy) -> None:

@@ -124,12 +124,9 @@ class Toy:
         """Copy what Snakemake reads; config/config.yaml is the demo's with a small grid."""
         for name in ("workflow", "profiles", "demo/config"):
             shutil.copytree(REPOSITORY / name, root / name)
-        for kind, text in (("scripts", STUB_SCRIPT), ("report", "toy\n")):
-            for rules in (root / "workflow").rglob("*"):
-                if rules.is_file() and rules.suffix in (".smk", ""):
-                    for name in re.findall(rf'{kind}/([\w.]+)"', rules.read_text()):
-                        (root / "workflow" / kind).mkdir(exist_ok=True)
-                        (root / "workflow" / kind / name).write_text(text)
+        for kind, suffix, text in (("scripts", ".py", STUB_SCRIPT), ("report", ".rst", "toy\n")):
+            for path in (root / "workflow" / kind).glob(f"*{suffix}"):
+                path.write_text(text)
         toy = cls(root)
         toy.add_command("sublora", FAKE_SUBLORA)
         toy.write_settings(grid=SMALL_GRID)

@@ -1,21 +1,8 @@
 """results/report.html: one page for readers without Snakemake. Figures stand in it in the order of their captions."""
 
-CAPTIONS = [
-    "workflow",
-    "yardsticks",
-    "summary",
-    "hypotheses",
-    "pareto",
-    "bound_decomposition",
-    "bound_by_inequality",
-    "bound_against_budget",
-    "allocation_grid",
-    "compression",
-    "gating_trend",
-    "gating_heatmap",
-    "gating_traces",
-    "loss_curves",
-]
+# The page is about allocations: figures that compare networks have no place on it.
+CAPTIONS = ["workflow", "yardsticks", "summary", "hypotheses"]
+CAPTIONS += [figure.name for figure in FIGURES if figure.module != "networks"]
 
 
 rule html_report:
@@ -29,7 +16,7 @@ rule html_report:
         runs="results/runs.csv",
         yardsticks=f"{DATA}/yardsticks.json",
         hypotheses="results/tables/hypotheses.csv",
-        figures=FIGURES,
+        figures=FIGURE_FILES,
         captions=[caption_file(name) for name in CAPTIONS],
     output:
         html=report(
