@@ -1,5 +1,10 @@
 """The base that all runs adapt, where it is not random: trained once, or imported from a pretrained model."""
 
+# A random base follows from each run's seed; every other one is a file that all runs share.
+HAS_BASE = SETTINGS.base.kind != "random"
+# base.json names the weights by their hash and alone decides whether a new base is another one.
+BASE = {"base": "results/base/base.json", "base_weights": ancient("results/base/base.safetensors")} if HAS_BASE else {}
+
 if HAS_BASE:
 
     rule base:

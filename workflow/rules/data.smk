@@ -1,5 +1,14 @@
 """The corpus as tokens. Runs where Snakemake runs: it alone needs the internet."""
 
+DATA = f"data/{SETTINGS.data.name}"
+# Arrays that say where documents and units begin, or which source a document is from.
+INDEX = ["eot_indices", "doc_lengths"]
+if SETTINGS.data.unit == "source":
+    INDEX += [f"unit_starts_{split}" for split in ("train", "val", "test")]
+elif SETTINGS.data.knows_sources:
+    INDEX += ["source_ids"]
+# A base is trained on documents of its own.
+TRAINS_BASE = SETTINGS.base.kind == "trained"
 BASE_DATASET_FILES = ["meta.json", "train.bin", "val.bin", "test.bin", "eot_indices.npy", "doc_lengths.npy"]
 BASE_DATA = f"data/{SETTINGS.base.name}" if TRAINS_BASE else None
 

@@ -11,7 +11,7 @@ from collections import namedtuple
 # drawn   whether the grid has what the figure shows
 Figure = namedtuple("Figure", "name title module reads per drawn")
 ALLOCATIONS, TRAINED, SIZES = not COMPARES_NETWORKS, bool(SETTINGS.grid.trained), bool(SETTINGS.grid.sizes)
-GATES = ALLOCATIONS and HAS_GATES
+GATES = ALLOCATIONS and "learned" in GRID["allocation"]
 FIGURES = [
     Figure("pareto", "Loss against KL", "tradeoff", "yardsticks", "budget", ALLOCATIONS),
     Figure("bound_decomposition", "What the bound consists of", "allocation", "yardsticks", "budget", ALLOCATIONS),
@@ -35,6 +35,8 @@ TABLES = [
     Table("networks", "networks", "Networks side by side", "networks.network_table", "", COMPARES_NETWORKS),
 ]
 LATEX_TABLES = {"summary"}
+ARMS = {key: GRID[key] for key in ("allocation", "seed")}
+LEARNED_ARMS = ARMS | {"allocation": [name for name in GRID["allocation"] if name == "learned"]}
 READ = {
     "yardsticks": f"{DATA}/yardsticks.json",
     "metrics": expand("results/runs/d{{budget}}_{allocation}_seed{seed}/metrics.csv", **ARMS),

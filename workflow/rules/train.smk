@@ -1,5 +1,14 @@
 """One training for each point of the grid."""
 
+# A training on several GPUs is a process for each. Schedulers such as SLURM read the resource `gpu`; locally, jobs
+# share the GPUs by locks of their own.
+GPUS_PER_TRAINING = SETTINGS.compute.gpus_per_training
+LAUNCHER = (
+    "sublora"
+    if GPUS_PER_TRAINING == 1
+    else f"torchrun --standalone --nproc-per-node={GPUS_PER_TRAINING} --no-python sublora"
+)
+
 
 rule trainings:
     input:
