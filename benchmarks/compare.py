@@ -72,20 +72,26 @@ TIMING = {"tokens_per_second", "seconds"}
 CERTIFICATE_HEADER = struct.Struct(">8sHI")
 
 
-def settings_values(repository: Path, changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def settings_values(repository: Path, changes: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
     """The demo's settings of a version of the repository, on a random base, with the small ones and the changes put in.
 
-    Keys that a version does not have are left out, so that older ones can be compared.
+    The version's own loader resolves the file first, so that a key is there whether the file gives it or a default
+    does. Also returned: the keys to change that this version does not know. They are left out, so that older versions
+    can be compared.
     """
-    values = yaml.safe_load((repository / "demo/config/config.yaml").read_text(encoding="utf-8"))
-    if "base" in values:
-        values["base"] = {"kind": "random"}
+    from sublora.config import load_settings
+
+    values = load_settings(repository / "demo/config/config.yaml").model_dump(mode="json")
+    values["base"] = {"kind": "random"}
     if "sources" in values["scoring"]:
         values["scoring"]["sources"] = None  # the documents below have none
+    unknown = []
     for part in (SMALL, changes):
         for section, keys in part.items():
-            values[section] |= {key: value for key, value in keys.items() if key in values[section]}
-    return values
+            known = values.get(section, {})
+            unknown += [f"{section}.{key}" for key in keys if key not in known]
+            known |= {key: value for key, value in keys.items() if key in known}
+    return values, unknown
 
 
 def facts_of_run(folder: Path) -> dict[str, str]:
@@ -115,8 +121,8 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def collect(repository: Path, device: str) -> dict[str, dict[str, str]]:
-    """Facts of every run, by the `sublora` that this process imports."""
+def collect(repository: Path, device: str) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Facts of every run, by the `sublora` that this process imports, and the keys of SMALL that it does not know."""
     import sublora
     from sublora.cli import app
 
@@ -126,12 +132,13 @@ def collect(repository: Path, device: str) -> dict[str, dict[str, str]]:
     def run(*arguments: object) -> None:
         app([str(argument) for argument in arguments], standalone_mode=False)
 
-    facts = {}
+    facts, left_out = {}, set()
     for variant, changes in VARIANTS.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config" / "config.yaml"
             path.parent.mkdir()
-            values = settings_values(repository, changes)
+            values, unknown = settings_values(repository, changes)
+            left_out |= set(unknown)
             values["compute"] = values["compute"] | {"device": device}
             path.write_text(yaml.safe_dump(values), encoding="utf-8")
             run("prepare", "--config", path)
@@ -144,10 +151,10 @@ def collect(repository: Path, device: str) -> dict[str, dict[str, str]]:
                     run("score", out, "--config", path)
                     run("bound", out, "--config", path)
                     facts[f"{variant}: {out.name}"] = facts_of_run(out)
-    return facts
+    return facts, sorted(left_out)
 
 
-def run_version(repository: Path, device: str) -> dict[str, dict[str, str]]:
+def run_version(repository: Path, device: str) -> tuple[dict[str, dict[str, str]], list[str]]:
     """`collect` in a process of its own that imports the `sublora` of this folder."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "facts.json"
@@ -156,7 +163,8 @@ def run_version(repository: Path, device: str) -> dict[str, dict[str, str]]:
         subprocess.run(
             command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
         )
-        return json.loads(result.read_text(encoding="utf-8"))
+        facts, left_out = json.loads(result.read_text(encoding="utf-8"))
+        return facts, left_out
 
 
 def compare(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> bool:
@@ -190,9 +198,14 @@ def main() -> None:
         git = ["git", "-C", str(here), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(there), arguments.reference], check=True)
         try:
-            equal = compare(run_version(there, arguments.device), run_version(here, arguments.device))
+            before, unknown_before = run_version(there, arguments.device)
+            after, unknown_after = run_version(here, arguments.device)
         finally:
             subprocess.run([*git, "remove", "--force", str(there)], check=True)
+    for version, unknown in ((arguments.reference, unknown_before), ("this folder", unknown_after)):
+        if unknown:
+            print(f"settings that {version} does not know, left at what it does without them: {', '.join(unknown)}")
+    equal = compare(before, after)
     print(f"{arguments.reference} and this folder, on {arguments.device}: {'equal' if equal else 'DIFFERENT'}")
     sys.exit(not equal)
 
