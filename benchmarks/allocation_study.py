@@ -19,12 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from sublora.analysis import style
 from sublora.analysis.arms import LEARNED, UNIFORM
+from sublora.analysis.figures import style
 from sublora.analysis.hypotheses import hypothesis_table
-from sublora.analysis.hypothesis_rows import HEADLINE
-from sublora.analysis.inference import holm, sign_flip_p
-from sublora.analysis.report_hypotheses import QUESTIONS, answer
+from sublora.analysis.hypotheses.inference import holm, sign_flip_p
+from sublora.analysis.hypotheses.rows import HEADLINE
+from sublora.analysis.report.hypotheses import QUESTIONS, answer
 from sublora.analysis.runs_table import collect_runs
 from sublora.analysis.tables import write_csv
 from sublora.system.errors import UserError

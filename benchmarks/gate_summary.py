@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sublora.analysis.arms import LEARNED, UNIFORM
-from sublora.analysis.inference import holm, sign_flip_p, t_interval
+from sublora.analysis.hypotheses.inference import holm, sign_flip_p, t_interval
 from sublora.system.errors import UserError
 
 FIXED = ("fixed-0.2", "fixed-0.5", "fixed-0.8")

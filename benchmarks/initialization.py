@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sublora import config
-from sublora.analysis import style
 from sublora.analysis.arms import Arm
+from sublora.analysis.figures import style
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.losses.samplers import ChunkSampler

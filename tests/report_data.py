@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from sublora.analysis.hypotheses import hypothesis_table
-from sublora.analysis.report import write_report
+from sublora.analysis.report.page import write_report
 from sublora.analysis.runs_table import collect_runs, read_runs_csv, write_runs_csv
 from sublora.analysis.tables import write_csv
 from sublora.config import Grid

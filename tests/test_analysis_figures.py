@@ -15,13 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from sublora.analysis import style
-from sublora.analysis.arms import Arm, arms_of
-from sublora.analysis.figures import allocation, bounds, gating, tradeoff, training
-from sublora.analysis.reference_lines import Level, mark_levels, spread
+from sublora.analysis.arms import Arm, arms_of, configurations
+from sublora.analysis.figures import allocation, bounds, gating, style, tradeoff, training
+from sublora.analysis.figures.reference_lines import Level, mark_levels, spread
+from sublora.analysis.histories import read_gating_traces, read_metrics
 from sublora.analysis.runs_table import collect_runs, write_runs_csv
-from sublora.analysis.summary import configurations
-from sublora.analysis.traces import read_gating_traces, read_metrics
 from sublora.analysis.yardsticks import load_yardsticks
 from sublora.config import Grid
 from sublora.system.errors import UserError
@@ -39,7 +37,7 @@ FIGURES = {
     "bound_against_budget": lambda data: bounds.bound_against_budget(data.runs, data.yardsticks),
     "gating_heatmap": lambda data: gating.gating_heatmap(data.runs, data.budget),
     "gating_trend": lambda data: gating.gating_trend(data.runs),
-    "gating_traces": lambda data: gating.gating_traces(data.runs, data.traces),
+    "gating_traces": lambda data: training.gating_traces(data.runs, data.traces),
     "loss_curves": lambda data: training.loss_curves(data.runs, data.metrics),
 }
 SMALLEST_POINTS = 5.5
@@ -332,7 +330,7 @@ PROGRAM = """
 import sys
 from sublora.analysis.figures.allocation import bound_decomposition
 from sublora.analysis.runs_table import read_runs_csv
-from sublora.analysis.style import save
+from sublora.analysis.figures.style import save
 from sublora.analysis.yardsticks import load_yardsticks
 runs = read_runs_csv(sys.argv[1])
 yardsticks = load_yardsticks(sys.argv[2], runs)

@@ -8,8 +8,7 @@ import pytest
 from analysis_data import SMALL, write_results
 from scipy import stats
 
-from sublora.analysis import inference
-from sublora.analysis.hypotheses import hypothesis_table
+from sublora.analysis.hypotheses import hypothesis_table, inference
 from sublora.analysis.runs_table import collect_runs
 from sublora.config import Grid
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sublora.analysis import inference
+from sublora.analysis.hypotheses import inference
 from sublora.system.streams import generator
 
 

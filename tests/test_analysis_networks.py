@@ -14,10 +14,11 @@ from test_analysis_scripts import files, run
 from sublora.analysis.figures.networks import (
     bound_against_compressed_size,
     bound_against_model_size,
+    part_label,
     size_labels,
 )
-from sublora.analysis.networks import kinds_of_run, network_table, part_label
 from sublora.analysis.runs_table import collect_runs, read_runs_csv, write_runs_csv
+from sublora.analysis.tables import kinds_of_run, network_table
 from sublora.analysis.yardsticks import load_yardsticks
 from sublora.config import Grid
 from sublora.system.errors import UserError

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from sublora.analysis import inference
-from sublora.analysis.hypotheses_fixed import NEGLIGIBLE_GAIN_BITS
-from sublora.analysis.hypothesis_rows import ALPHA
+from sublora.analysis.hypotheses import inference
+from sublora.analysis.hypotheses.fixed_splits import NEGLIGIBLE_GAIN_BITS
+from sublora.analysis.hypotheses.rows import ALPHA
 from sublora.system.streams import generator
 
 EXPERIMENTS = 1000

@@ -15,8 +15,9 @@ import pytest
 from analysis_data import INDEPENDENCE, LARGE, SMALL
 from report_data import captions, write_inputs
 
-from sublora.analysis.report import INTRODUCTION, TABLES, _caption, best_run, write_report
-from sublora.analysis.report_hypotheses import hypothesis_sections
+from sublora.analysis.report.facts import best_run
+from sublora.analysis.report.hypotheses import hypothesis_sections
+from sublora.analysis.report.page import INTRODUCTION, TABLES, _caption, write_report
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.config import Grid
 from sublora.system.errors import UserError
@@ -282,7 +283,7 @@ def test_text_from_files_cannot_become_markup(tmp_path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from sublora.analysis.report import write_report
+from sublora.analysis.report.page import write_report
 folder, *captions = map(Path, sys.argv[1:])
 figures = sorted(folder.glob("figures/*.png"), reverse=True)
 write_report("other.html", runs_csv=folder / "runs.csv", yardsticks_json=folder / "yardsticks.json",

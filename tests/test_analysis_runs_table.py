@@ -10,7 +10,8 @@ import pytest
 from analysis_data import INDEPENDENCE, LARGE, SMALL, write_results
 
 from sublora.analysis.arms import arms_of
-from sublora.analysis.report import best_run
+from sublora.analysis.histories import read_gating_traces, read_metrics
+from sublora.analysis.report.page import best_run
 from sublora.analysis.runs_table import (
     at_budget,
     collect_runs,
@@ -20,7 +21,6 @@ from sublora.analysis.runs_table import (
     read_runs_csv,
     write_runs_csv,
 )
-from sublora.analysis.traces import read_gating_traces, read_metrics
 from sublora.config import Grid
 from sublora.system.errors import UserError
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from analysis_data import LARGE, SMALL, write_results
 
+from sublora.analysis.arms import configurations, improvement_over_uniform, pareto_optimal
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.runs_table import collect_runs
-from sublora.analysis.summary import configurations, improvement_over_uniform, pareto_optimal
 from sublora.analysis.tables import summary_latex, summary_table, write_csv, write_latex
 from sublora.config import Grid
 from sublora.system.errors import UserError

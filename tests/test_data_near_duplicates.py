@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublora import config
-from sublora.analysis.near_duplicates import near_duplicates_sentence
+from sublora.analysis.report.facts import near_duplicates_sentence
 from sublora.data.dataset import TokenDataset
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares, shingles
 from sublora.data.prepare import prepare_dataset

@@ -1,12 +1,12 @@
-"""summary.csv, summary.tex and hypotheses.csv."""
+"""Tables of the runs: one row per configuration, or per kind of run where networks are compared; CSV and LaTeX."""
 
 import math
 from pathlib import Path
 
 import pandas as pd
 
-from sublora.analysis.arms import arms_of
-from sublora.analysis.summary import configurations, with_sizes
+from sublora.analysis.arms import arms_of, configurations, with_sizes
+from sublora.analysis.runs_table import COMPARED, MODEL_PARAMETERS
 from sublora.system.files import atomic_path
 
 COLUMNS = (
@@ -16,6 +16,17 @@ COLUMNS = (
     ("Size", "size_kb", "KB", 3),
 )
 """Heading, column of the runs, unit, decimals in LaTeX. KB is 1,000 bytes."""
+NETWORK_MEASURES = (
+    "code_bits",
+    "compressed_size_bits",
+    "val_loss_unquantized_bits",
+    "val_loss_bits",
+    "test_loss_bits",
+    "empirical_bpd",
+    "bound_value",
+    "bound_all_runs",
+)
+"""What `network_table` averages over seeds; losses and bounds in bits per token."""
 CSV_FORMAT = "%.6g"
 
 
@@ -35,6 +46,25 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
             row |= {heading: values[(column, "mean")], f"{heading}_std": values[(column, "std")]}
         rows.append(row | {"Seeds": int(values[("seeds", "")])})
     return pd.DataFrame(rows)
+
+
+def kinds_of_run(runs: pd.DataFrame) -> list[str]:
+    """Columns that tell runs of one seed apart."""
+    compared = [key for key in (COMPARED[0], MODEL_PARAMETERS, *COMPARED[1:]) if key in runs]
+    return [*compared, "budget", "allocation"]
+
+
+def network_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per size, what is trained, budget and allocation, in the order of the runs table.
+
+    Of each measure the mean over seeds and its standard deviation, the sample's, empty where there is one seed; and
+    the number of seeds.
+    """
+    grouped = runs.groupby(kinds_of_run(runs), sort=False)
+    table = grouped["seed"].count().rename("seeds").to_frame()
+    for measure in NETWORK_MEASURES:
+        table[measure], table[f"{measure}_std"] = grouped[measure].mean(), grouped[measure].std()
+    return table.reset_index()
 
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:

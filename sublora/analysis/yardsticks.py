@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from sublora.analysis.reference_lines import Level
-from sublora.analysis.summary import best_of_all
+from sublora.analysis.arms import best_of_all
 from sublora.system.errors import UserError
 from sublora.yardsticks.files import read_yardsticks
 
@@ -28,13 +27,23 @@ DESCRIPTIONS = {
     ORDER3: "adaptive model of order 3, reset for every document: nothing learned beforehand",
     FROZEN_BASE: "the base without any adaptation",
 }
-LINE_LABELS = {GUESSING: "Vacuous", UNIGRAM: "Unigram", BIGRAM: "Bigram", ORDER3: "Order 3", FROZEN_BASE: "Frozen base"}
 BEST_RUN, BEST_RUN_ALONE, BEST_RUN_HELD_OUT = "best_run", "best_run_alone", "best_run_held_out"
 
 Outcome = Literal["beaten", "smaller certificate", "nothing added"]
 BEATEN: Outcome = "beaten"
 SMALLER_CERTIFICATE: Outcome = "smaller certificate"
 NOTHING_ADDED: Outcome = "nothing added"
+OUTCOME_LABELS = {
+    "beaten": "beaten",
+    "smaller certificate": "certificate smaller",
+    "nothing added": "nothing added",
+}
+ROW_LABELS = LABELS | {
+    BEST_RUN: "the best network",
+    "best_run_alone": "the same, named beforehand",
+    "best_run_held_out": "the same, held-out bound",
+}
+NONE = "\N{EN DASH}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Yardstick:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class YardstickVerdict:
     """What the best network adds over one yardstick."""
 
     yardstick: Yardstick
@@ -93,20 +102,6 @@ def _yardstick(name: str, row: Mapping[str, Any]) -> Yardstick:
         n=row["n"],
         m=row["m"],
     )
-
-
-def bound_levels(yardsticks: Sequence[Yardstick]) -> list[Level]:
-    """Their bounds, as lines of a figure whose axis is a bound."""
-    return [_level(yardstick, yardstick.bound_bits) for yardstick in yardsticks]
-
-
-def loss_levels(yardsticks: Sequence[Yardstick]) -> list[Level]:
-    """Their losses on the training documents that are scored, as lines of a figure whose axis is such a loss."""
-    return [_level(yardstick, yardstick.scored_loss_bits) for yardstick in yardsticks]
-
-
-def _level(yardstick: Yardstick, bits: float) -> Level:
-    return Level(LINE_LABELS[yardstick.name], bits, dotted=yardstick.name == GUESSING)
 
 
 def yardstick_table(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> pd.DataFrame:
@@ -163,12 +158,12 @@ def outcome_against(bound_all_runs_bits: float, yardstick: Yardstick) -> Outcome
     return SMALLER_CERTIFICATE if bound_all_runs_bits < yardstick.bound_bits else NOTHING_ADDED
 
 
-def verdicts(bound_all_runs_bits: float, yardsticks: Sequence[Yardstick]) -> list[Verdict]:
+def verdicts(bound_all_runs_bits: float, yardsticks: Sequence[Yardstick]) -> list[YardstickVerdict]:
     """What the best run's bound (bits per token) shows against each yardstick, in a sentence each."""
     found = []
     for yardstick in yardsticks:
         outcome = outcome_against(bound_all_runs_bits, yardstick)
-        found.append(Verdict(yardstick, outcome, _sentence(bound_all_runs_bits, yardstick, outcome)))
+        found.append(YardstickVerdict(yardstick, outcome, _sentence(bound_all_runs_bits, yardstick, outcome)))
     return found
 
 
@@ -200,7 +195,7 @@ def _gap(first: float, second: float) -> str:
     return f"{gap:.3f} bits per token" if gap >= 0.0005 else "less than 0.001 bits per token"
 
 
-def conclusion(found: Sequence[Verdict]) -> str:
+def conclusion(found: Sequence[YardstickVerdict]) -> str:
     """All verdicts in two or three sentences, the first about the trivial models together."""
     trivial = [verdict for verdict in found if verdict.yardstick.name != FROZEN_BASE]
     nothing = [verdict for verdict in trivial if verdict.outcome == NOTHING_ADDED]
@@ -222,6 +217,35 @@ def conclusion(found: Sequence[Verdict]) -> str:
     return " ".join([*sentences, *(base[each.outcome] for each in found if each.yardstick.name == FROZEN_BASE)])
 
 
-def _names(found: Sequence[Verdict]) -> str:
+def _names(found: Sequence[YardstickVerdict]) -> str:
     *first, last = (verdict.yardstick.label for verdict in found)
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def yardstick_section(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> dict[str, Any]:
+    """Headline in words, one verdict per yardstick, and the table's rows as texts."""
+    found = verdicts(best_of_all(runs)["bound_all_runs"], yardsticks)
+    return {
+        "conclusion": conclusion(found),
+        "verdicts": [
+            {"outcome": OUTCOME_LABELS[each.outcome], "good": each.outcome == "beaten", "sentence": each.sentence}
+            for each in found
+        ],
+        "rows": [_cells(row) for row in yardstick_table(runs, yardsticks).to_dict("records")],
+    }
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    name = ROW_LABELS[row["model"]]
+    return {
+        "name": name[0].upper() + name[1:],
+        "description": row["description"],
+        "best": row["model"] == BEST_RUN,
+        "numbers": [
+            f"{row['test_loss_bits']:.3f}",
+            f"{row['bound_bits']:.3f}",
+            f"{row['message_bits']:,.0f}",
+            *(NONE if pd.isna(row[key]) else f"{row[key]:,}" for key in ("n", "m")),
+        ],
+        "smoothing": NONE if pd.isna(row["smoothing"]) else row["smoothing"],
+    }

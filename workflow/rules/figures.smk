@@ -21,7 +21,7 @@ FIGURES = [
     Figure("compression", "Complexity, size, performance", "tradeoff", "", "budget", ALLOCATIONS),
     Figure("gating_trend", "Gates by depth", "gating", "", "grid", GATES),
     Figure("gating_heatmap", "Gates", "gating", "", "budget", GATES),
-    Figure("gating_traces", "Gates during training", "gating", "traces", "budget", GATES),
+    Figure("gating_traces", "Gates during training", "training", "traces", "budget", GATES),
     Figure("loss_curves", "Loss during training", "training", "metrics", "budget", ALLOCATIONS),
     Figure("bound_against_compressed_size", "Bound against compressed size", "networks", "yardsticks", "grid", TRAINED),
     Figure("bound_against_model_size", "Bound against model size", "networks", "yardsticks", "grid", SIZES),
@@ -32,7 +32,7 @@ TABLES = [
     Table("yardsticks_table", "yardsticks", "What the network adds", "yardsticks.yardstick_table", "yardsticks", True),
     Table("summary", "summary", "Summary", "tables.summary_table", "", ALLOCATIONS),
     Table("hypotheses", "hypotheses", "Hypotheses", "hypotheses.hypothesis_table", "", ALLOCATIONS),
-    Table("networks", "networks", "Networks side by side", "networks.network_table", "", COMPARES_NETWORKS),
+    Table("networks", "networks", "Networks side by side", "tables.network_table", "", COMPARES_NETWORKS),
 ]
 LATEX_TABLES = {"summary"}
 ARMS = {key: GRID[key] for key in ("allocation", "seed")}

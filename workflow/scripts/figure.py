@@ -3,10 +3,10 @@
 import importlib
 import inspect
 
+from sublora.analysis.figures.style import save
+from sublora.analysis.histories import read_gating_traces, read_metrics
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.scripting import user_errors_to
-from sublora.analysis.style import save
-from sublora.analysis.traces import read_gating_traces, read_metrics
 from sublora.analysis.yardsticks import load_yardsticks
 
 READERS = {

@@ -1,6 +1,6 @@
 """One page with everything that was found."""
 
-from sublora.analysis.report import write_report
+from sublora.analysis.report.page import write_report
 from sublora.analysis.scripting import user_errors_to
 
 with user_errors_to(snakemake.log[0]):

@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sublora.analysis.arms import arms_of
-from sublora.analysis.reference_lines import mark_levels
-from sublora.analysis.runs_table import at_budget
-from sublora.analysis.style import (
+from sublora.analysis.arms import arms_of, configurations, improvement_over_uniform, with_sizes
+from sublora.analysis.figures.reference_lines import bound_levels, mark_levels
+from sublora.analysis.figures.style import (
     COLUMN_INCHES,
     INK,
     PAGE_INCHES,
@@ -23,8 +22,8 @@ from sublora.analysis.style import (
     panels_in,
     styled,
 )
-from sublora.analysis.summary import configurations, improvement_over_uniform, with_sizes
-from sublora.analysis.yardsticks import Yardstick, bound_levels
+from sublora.analysis.runs_table import at_budget
+from sublora.analysis.yardsticks import Yardstick
 
 MOST_LABELLED_BARS = 10
 """More bars than these in a panel leave no room for a number above each."""

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from sublora.analysis.arms import arms_of
-from sublora.analysis.reference_lines import mark_levels
-from sublora.analysis.runs_table import NESTED, inequality_columns
-from sublora.analysis.style import (
+from sublora.analysis.arms import arms_of, configurations
+from sublora.analysis.figures.reference_lines import bound_levels, mark_levels
+from sublora.analysis.figures.style import (
     CATEGORY_COLOURS,
     CATEGORY_MARKERS,
     COLUMN_INCHES,
@@ -27,10 +26,10 @@ from sublora.analysis.style import (
     styled,
     wrapped,
 )
-from sublora.analysis.summary import configurations
-from sublora.analysis.yardsticks import Yardstick, bound_levels
+from sublora.analysis.runs_table import NESTED, inequality_columns
+from sublora.analysis.yardsticks import Yardstick
 
-MOST_PANELS_IN_A_ROW = 4
+MOST_BUDGETS_IN_A_ROW = 4
 INEQUALITY_LABELS = {
     "hoeffding": "Hoeffding",
     "kl_inverse": "kl inverse",
@@ -57,7 +56,7 @@ def bound_by_inequality(runs: pd.DataFrame) -> Figure:
         handle = Line2D([], [], color=colour, marker=marker, markersize=4, linestyle="none", label=label)
         series.append((column, handle))
     arms, budgets = arms_of(runs), sorted(runs["budget"].unique())
-    down, across = wrapped(len(budgets), MOST_PANELS_IN_A_ROW)
+    down, across = wrapped(len(budgets), MOST_BUDGETS_IN_A_ROW)
     height = down * (0.5 + 0.2 * len(arms))
     width = PAGE_INCHES if across > 1 else COLUMN_INCHES
     figure, panels = panels_in(width, height, rows=down, columns=across, sharex=True, sharey=True)

@@ -9,12 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from sublora.analysis.arms import arms_of
-from sublora.analysis.figures.tradeoff import log_axis
-from sublora.analysis.networks import network_table, part_label, require
-from sublora.analysis.reference_lines import mark_levels
-from sublora.analysis.runs_table import MODEL_PARAMETERS
-from sublora.analysis.style import (
+from sublora.analysis.arms import BITS_PER_KILOBYTE, arms_of
+from sublora.analysis.figures.reference_lines import bound_levels, mark_levels
+from sublora.analysis.figures.style import (
     CATEGORY_COLOURS,
     CATEGORY_MARKERS,
     COLUMN_INCHES,
@@ -24,10 +21,15 @@ from sublora.analysis.style import (
     panels_in,
     styled,
 )
-from sublora.analysis.summary import BITS_PER_KILOBYTE
-from sublora.analysis.yardsticks import Yardstick, bound_levels
+from sublora.analysis.figures.tradeoff import log_axis
+from sublora.analysis.runs_table import MODEL_PARAMETERS
+from sublora.analysis.tables import network_table
+from sublora.analysis.yardsticks import Yardstick
+from sublora.system.errors import UserError
 
-MEASURES = (("bound_value", True), ("empirical_bpd", False))
+PART_LABELS = {"lora": "LoRA", "weights": "All weights"}
+WHOLE = "identity"
+DRAWN_MEASURES = (("bound_value", True), ("empirical_bpd", False))
 """Column, and whether its markers are filled."""
 CLOSE_SHARE = 0.22
 """Of the axis: sizes closer than that have labels that would touch."""
@@ -40,7 +42,7 @@ def bound_against_compressed_size(runs: pd.DataFrame, yardsticks: Sequence[Yards
     Mean and std over seeds; of several budgets, allocations or sizes a point each, joined. Lines at the yardsticks'
     bounds. UserError if the grid does not compare what is trained.
     """
-    require(runs, "trained", "grid.trained")
+    _require(runs, "trained", "grid.trained")
     table = network_table(runs)
     parts = list(dict.fromkeys(table["trained"]))
     figure, (axes,) = panels_in(COLUMN_INCHES, 2.4)
@@ -49,7 +51,7 @@ def bound_against_compressed_size(runs: pd.DataFrame, yardsticks: Sequence[Yards
         rows = table[table["trained"] == part].sort_values("compressed_size_bits")
         colour, marker = _code(rank)
         x = rows["compressed_size_bits"] / BITS_PER_KILOBYTE
-        for column, filled in MEASURES:
+        for column, filled in DRAWN_MEASURES:
             _points(axes, x, rows, column, colour, marker, filled=filled)
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=part_label(part)))
     axes.margins(x=0.1)
@@ -67,7 +69,7 @@ def bound_against_model_size(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]
     A colour for each of what is trained, or else for each budget and allocation; mean and std over seeds. Lines at the
     yardsticks' bounds. UserError if the grid does not compare sizes.
     """
-    require(runs, MODEL_PARAMETERS, "grid.sizes")
+    _require(runs, MODEL_PARAMETERS, "grid.sizes")
     table = network_table(runs)
     labels = _labels(runs, table)
     figure, (axes,) = panels_in(COLUMN_INCHES, 2.4)
@@ -76,7 +78,7 @@ def bound_against_model_size(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]
     for rank, label in enumerate(dict.fromkeys(labels)):
         rows = table[labels == label].sort_values(MODEL_PARAMETERS)
         colour, marker = _code(rank)
-        for column, filled in MEASURES:
+        for column, filled in DRAWN_MEASURES:
             _points(axes, rows[MODEL_PARAMETERS], rows, column, colour, marker, filled=filled)
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=label))
     sizes = table.drop_duplicates("size").sort_values(MODEL_PARAMETERS)
@@ -89,6 +91,15 @@ def bound_against_model_size(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]
     mark_levels(axes, bound_levels(yardsticks))
     add_legend(figure, [*handles, *_measure_handles()])
     return figure
+
+
+def part_label(trained: str) -> str:
+    """What is trained, in words."""
+    adapt, _, projection = trained.partition("-")
+    label = PART_LABELS[adapt]
+    if projection == WHOLE:
+        return label
+    return f"Subspace of {label if adapt == 'lora' else label.lower()}"
 
 
 def size_labels(sizes: Sequence[tuple[str, int]]) -> list[str]:
@@ -162,5 +173,11 @@ def _measure_handles() -> list[Line2D]:
             linewidth=0.7,
             label=labels[column],
         )
-        for column, filled in MEASURES
+        for column, filled in DRAWN_MEASURES
     ]
+
+
+def _require(runs: pd.DataFrame, column: str, key: str) -> None:
+    """UserError if the grid does not compare what a figure shows."""
+    if column not in runs:
+        raise UserError(f"the runs table has no column {column}; set {key}, and run what it adds")

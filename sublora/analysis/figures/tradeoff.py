@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from sublora.analysis.arms import Arm, arms_of
-from sublora.analysis.reference_lines import mark_levels
-from sublora.analysis.runs_table import at_budget
-from sublora.analysis.style import (
+from sublora.analysis.arms import Arm, arms_of, configurations, pareto_optimal, with_sizes
+from sublora.analysis.figures.reference_lines import loss_levels, mark_levels
+from sublora.analysis.figures.style import (
     COLUMN_INCHES,
     FAINT,
     PAGE_INCHES,
@@ -24,8 +23,8 @@ from sublora.analysis.style import (
     panels_in,
     styled,
 )
-from sublora.analysis.summary import configurations, pareto_optimal, with_sizes
-from sublora.analysis.yardsticks import Yardstick, loss_levels
+from sublora.analysis.runs_table import at_budget
+from sublora.analysis.yardsticks import Yardstick
 
 KL_LABEL = "KL divergence (nats)"
 BPD_LABEL = "Empirical BPD (bits/token)"

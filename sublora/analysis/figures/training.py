@@ -1,14 +1,33 @@
-"""Losses over training."""
+"""Losses and gates over the steps of training."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sublora.analysis.arms import arms_of
-from sublora.analysis.style import PAGE_INCHES, add_legend, colour_of, label_outer, panels_in, styled
+from sublora.analysis.figures.gating import GAMMA_LABEL
+from sublora.analysis.figures.style import (
+    COLUMN_INCHES,
+    FAINT,
+    PAGE_INCHES,
+    add_legend,
+    colour_of,
+    label_outer,
+    ordered_colours,
+    panels_in,
+    styled,
+    wrapped,
+)
+from sublora.analysis.runs_table import HEAD, gate_groups
 
 SETTLED_SHARE = 0.15
 """The y axis shows what happens after this share of the steps; the fall before it would flatten all else."""
+MOST_SEEDS_IN_A_ROW = 5
+MOST_LAYERS_NAMED = 12
+"""Of more layers the legend of the traces names every second, third, ...: their colours are ordered."""
+HEAD_COLOUR = "#d55e00"
+PHASE_COLOUR = "#eeeeee"
 LOSSES = (("train_eval_loss_bits", "training loss"), ("val_loss_bits", "validation loss"))
 
 
@@ -36,3 +55,50 @@ def loss_curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
     label_outer(panels, len(LOSSES), x="Training step", y="Loss (bits/token)")
     add_legend(figure, [Line2D([], [], color=colour_of(arm), label=arm.label) for arm in arms])
     return figure
+
+
+@styled
+def gating_traces(runs: pd.DataFrame, traces: pd.DataFrame) -> Figure:
+    """Gamma over training steps: one panel per run (rows budgets, columns seeds), one line per group.
+
+    `traces`: as `read_gating_traces` returns it. Grey: the last phase, with the hard split.
+    """
+    groups = gate_groups(runs)
+    layers = [group for group in groups if group != HEAD]
+    colours = dict(zip(layers, ordered_colours(len(layers)), strict=True)) | {HEAD: HEAD_COLOUR}
+    budgets, seeds = sorted(traces["budget"].unique()), sorted(traces["seed"].unique())
+    rows_each, columns = wrapped(len(seeds), MOST_SEEDS_IN_A_ROW)
+    rows = rows_each * len(budgets)
+    width = PAGE_INCHES if columns > 1 else COLUMN_INCHES
+    figure, panels = panels_in(width, 0.3 + 1.25 * rows, rows=rows, columns=columns, sharex=True, sharey=True)
+    for axes in panels:
+        axes.set_visible(False)
+    for row, budget in enumerate(budgets):
+        for rank, seed in enumerate(seeds):
+            axes = panels[row * rows_each * columns + rank]
+            axes.set_visible(True)
+            run = traces[(traces["budget"] == budget) & (traces["seed"] == seed)]
+            _draw_trace(axes, run, groups, colours)
+            axes.set_title(f"d = {budget}, seed {seed}", loc="left")
+    label_outer(panels, columns, x="Training step", y=GAMMA_LABEL)
+    named = [group for group in groups if group == HEAD] + layers[:: -(-len(layers) // MOST_LAYERS_NAMED) or 1]
+    add_legend(figure, [_handle(group, colours[group]) for group in groups if group in named])
+    return figure
+
+
+def _handle(group: str, colour: str) -> Line2D:
+    return Line2D([], [], color=colour, linestyle=_line(group), label="Head" if group == HEAD else f"Layer {group}")
+
+
+def _draw_trace(axes: Axes, run: pd.DataFrame, groups: list[str], colours: dict[str, str]) -> None:
+    hard = run.loc[run["mask_width"] == 0.0, "step"]
+    if not hard.empty:
+        axes.axvspan(hard.min(), hard.max(), color=PHASE_COLOUR, linewidth=0.0, zorder=0)
+    axes.axhline(0.5, color=FAINT, linestyle="--", linewidth=0.6, zorder=1)
+    for group in groups:
+        line = run[run["group"] == group].sort_values("step")
+        axes.plot(line["step"], line["gamma"], color=colours[group], linestyle=_line(group), linewidth=0.9)
+
+
+def _line(group: str) -> str | tuple[int, tuple[int, int]]:
+    return (0, (3, 1)) if group == HEAD else "-"

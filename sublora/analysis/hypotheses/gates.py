@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from sublora.analysis import inference
 from sublora.analysis.arms import EQUAL_RATIO, LEARNED, UNIFORM
-from sublora.analysis.hypothesis_rows import (
+from sublora.analysis.hypotheses import inference
+from sublora.analysis.hypotheses.rows import (
     ALL_BUDGETS,
     EXPLORATORY,
     HEADLINE,
     RECORD,
     UNIT,
-    Plan,
+    HypothesisTest,
     Role,
-    Test,
+    SeedPlan,
     differences,
     scopes,
     seed_means,
@@ -27,12 +27,12 @@ REFERENCES = (UNIFORM, f"fixed-{EQUAL_RATIO}")
 """What the bound of the learned allocation is compared with."""
 
 
-def gate_tests(runs: pd.DataFrame) -> Iterator[Test]:
+def gate_tests(runs: pd.DataFrame) -> Iterator[HypothesisTest]:
     """Each gate and all jointly against 0.5; the layers' gates against depth."""
     if not (runs["mode"] == LEARNED).any():
         note = ("the grid has no learned allocation",)
-        yield Test("H2", RECORD, "learned gamma against 0.5", "gamma", "", "", notes=note)
-        yield Test("H3", RECORD, "learned gamma against depth", "gamma", "", "", notes=note)
+        yield HypothesisTest("H2", RECORD, "learned gamma against 0.5", "gamma", "", "", notes=note)
+        yield HypothesisTest("H3", RECORD, "learned gamma against depth", "gamma", "", "", notes=note)
         return
     groups = gate_groups(runs[runs["mode"] == LEARNED])
     for budget, role, rows in scopes(runs):
@@ -46,7 +46,7 @@ def gate_tests(runs: pd.DataFrame) -> Iterator[Test]:
     layers = [group for group in groups if group != HEAD]
     if len(layers) < FEWEST_LAYERS:
         note = (f"a trend needs at least {FEWEST_LAYERS} layers, the model has {len(layers)}",)
-        yield Test("H3", RECORD, "learned gamma against depth", "gamma", "", "", notes=note)
+        yield HypothesisTest("H3", RECORD, "learned gamma against depth", "gamma", "", "", notes=note)
         return
     for budget, role, rows in scopes(runs[runs["mode"] == LEARNED]):
         yield _trend_of_seeds(rows, budget, role, layers)
@@ -63,12 +63,12 @@ def _averaged_note(budget: str) -> tuple[str, ...]:
     return ("gamma is averaged over the budgets of a seed, which share base weights",) * (budget == ALL_BUDGETS)
 
 
-def _gate(rows: pd.DataFrame, budget: str, role: Role, group: str, gates: int) -> Test:
+def _gate(rows: pd.DataFrame, budget: str, role: Role, group: str, gates: int) -> HypothesisTest:
     pairs = _deviations(rows, [group])
     values = seed_means(pairs)[:, 0]
     low, high = inference.t_interval(values)
     name = "the head" if group == HEAD else f"layer {group}"
-    return Test(
+    return HypothesisTest(
         hypothesis="H2",
         role=role,
         comparison=f"gamma of {name} against {EQUAL_RATIO}",
@@ -84,7 +84,7 @@ def _gate(rows: pd.DataFrame, budget: str, role: Role, group: str, gates: int) -
         effect_size=inference.cohens_dz(values),
         effect_size_kind="Cohen's dz",
         n_seeds=len(values),
-        plan=Plan(values, tests=gates),
+        plan=SeedPlan(values, tests=gates),
         lean=float(values.mean()),
         verdict_below=f"{name} gives more to A",
         verdict_above=f"{name} gives more to B",
@@ -92,10 +92,10 @@ def _gate(rows: pd.DataFrame, budget: str, role: Role, group: str, gates: int) -
     )
 
 
-def _worth(rows: pd.DataFrame, budget: str, reference: str) -> Test:
+def _worth(rows: pd.DataFrame, budget: str, reference: str) -> HypothesisTest:
     """What the learned split changes in the bound."""
     values = seed_means(differences(rows, HEADLINE, LEARNED, reference))
-    return Test(
+    return HypothesisTest(
         hypothesis="H2",
         role=EXPLORATORY,
         comparison=f"{LEARNED} - {reference}",
@@ -112,11 +112,11 @@ def _worth(rows: pd.DataFrame, budget: str, reference: str) -> Test:
     )
 
 
-def _joint(rows: pd.DataFrame, budget: str, role: Role, groups: Sequence[str]) -> Test:
+def _joint(rows: pd.DataFrame, budget: str, role: Role, groups: Sequence[str]) -> HypothesisTest:
     pairs = _deviations(rows, groups)
     deviations_SG = seed_means(pairs)
     effects_G = np.abs(deviations_SG.mean(axis=0)) / (np.std(deviations_SG, axis=0) + np.finfo(float).tiny)
-    return Test(
+    return HypothesisTest(
         hypothesis="H2",
         role=role,
         comparison=f"gamma of all {len(groups)} groups against {EQUAL_RATIO}, jointly",
@@ -129,7 +129,7 @@ def _joint(rows: pd.DataFrame, budget: str, role: Role, groups: Sequence[str]) -
         p_if_independent=inference.joint_sign_flip_p(pairs.to_numpy()) if budget == ALL_BUDGETS else np.nan,
         smallest_p=inference.smallest_sign_flip_p(len(deviations_SG)),
         n_seeds=len(deviations_SG),
-        plan=Plan(deviations_SG[:, int(np.argmax(effects_G))], tests=len(groups)),
+        plan=SeedPlan(deviations_SG[:, int(np.argmax(effects_G))], tests=len(groups)),
         lean=1.0,
         verdict_above=f"some gamma differs from {EQUAL_RATIO}",
         notes=(
@@ -140,12 +140,12 @@ def _joint(rows: pd.DataFrame, budget: str, role: Role, groups: Sequence[str]) -
     )
 
 
-def _trend_of_seeds(rows: pd.DataFrame, budget: str, role: Role, layers: Sequence[str]) -> Test:
+def _trend_of_seeds(rows: pd.DataFrame, budget: str, role: Role, layers: Sequence[str]) -> HypothesisTest:
     gamma_SL = seed_means(_deviations(rows, layers))
     correlations_S = inference.depth_correlation(gamma_SL)
     correlation = float(correlations_S.mean())
     low, high = inference.t_interval(correlations_S)
-    return Test(
+    return HypothesisTest(
         hypothesis="H3",
         role=role,
         comparison=f"gamma against depth over {len(layers)} layers, seeds as replicates (Page)",
@@ -159,7 +159,7 @@ def _trend_of_seeds(rows: pd.DataFrame, budget: str, role: Role, layers: Sequenc
         effect_size=correlation,
         effect_size_kind="mean Spearman rho",
         n_seeds=len(gamma_SL),
-        plan=Plan(correlations_S),
+        plan=SeedPlan(correlations_S),
         lean=correlation,
         verdict_below="gamma falls with depth",
         verdict_above="gamma rises with depth",
@@ -171,11 +171,11 @@ def _trend_of_seeds(rows: pd.DataFrame, budget: str, role: Role, layers: Sequenc
     )
 
 
-def _trend_of_means(rows: pd.DataFrame, budget: str, layers: Sequence[str]) -> Test:
+def _trend_of_means(rows: pd.DataFrame, budget: str, layers: Sequence[str]) -> HypothesisTest:
     gamma_SL = seed_means(_deviations(rows, layers))
     mean_1L = gamma_SL.mean(axis=0, keepdims=True)
     correlation = float(inference.depth_correlation(mean_1L)[0])
-    return Test(
+    return HypothesisTest(
         hypothesis="H3",
         role=EXPLORATORY,
         comparison=f"mean gamma against depth over {len(layers)} layers (Spearman)",

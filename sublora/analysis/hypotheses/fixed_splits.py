@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from sublora.analysis import inference
 from sublora.analysis.arms import EQUAL_RATIO, Arm, arms_of
-from sublora.analysis.hypothesis_rows import (
+from sublora.analysis.hypotheses import inference
+from sublora.analysis.hypotheses.rows import (
     ALL_BUDGETS,
     ALPHA,
     CHECK,
@@ -17,14 +18,13 @@ from sublora.analysis.hypothesis_rows import (
     HEADLINE,
     RECORD,
     UNIT,
-    Plan,
+    HypothesisTest,
     Role,
-    Test,
+    SeedPlan,
     differences,
     scopes,
     seed_means,
 )
-from sublora.analysis.mixed_model import Effect, allocation_effects
 
 BPD = "empirical_bpd"
 PARETO_METRICS = ("kl_divergence", BPD)
@@ -32,7 +32,7 @@ NEGLIGIBLE_GAIN_BITS = 0.01
 """A gain below this does not matter: a third of what the draw of the scored documents moves a bound of the demo."""
 
 
-def asymmetry_tests(runs: pd.DataFrame) -> Iterator[Test]:
+def asymmetry_tests(runs: pd.DataFrame) -> Iterator[HypothesisTest]:
     """Every unequal fixed split against the equal one.
 
     In the bound, directional, over all budgets together: these rows decide. BPD, Pareto domination, single budgets and
@@ -43,7 +43,7 @@ def asymmetry_tests(runs: pd.DataFrame) -> Iterator[Test]:
     others = [arm for arm in arms if arm.ratio is not None and arm.ratio != EQUAL_RATIO]
     if not equal or not others:
         note = f"the grid needs fixed-{EQUAL_RATIO} and another fixed split"
-        yield Test("H1", RECORD, "asymmetric against equal splits", HEADLINE, "", "", notes=(note,))
+        yield HypothesisTest("H1", RECORD, "asymmetric against equal splits", HEADLINE, "", "", notes=(note,))
         return
     for budget, role, rows in scopes(runs):
         for metric in (HEADLINE, BPD):
@@ -74,7 +74,7 @@ class _Question:
         return f"H1 {name}, {self.budget}"
 
 
-def _paired(question: _Question, metric: str) -> Test:
+def _paired(question: _Question, metric: str) -> HypothesisTest:
     """One-sided: is the split better, that is, its metric smaller? And if not: how much could it gain at most?"""
     arm, reference = question.arm, question.reference
     pairs = question.differences(metric)
@@ -85,7 +85,7 @@ def _paired(question: _Question, metric: str) -> Test:
     notes = [f"is the gain below {NEGLIGIBLE_GAIN_BITS} {UNIT}? p = {p_no_gain:.3g}"]
     if several:
         notes.insert(0, "a seed's value is the mean over its budgets, which share base, initialization and batches")
-    return Test(
+    return HypothesisTest(
         hypothesis="H1",
         role=question.role,
         comparison=f"{arm.allocation} - {reference.allocation}",
@@ -111,14 +111,14 @@ def _paired(question: _Question, metric: str) -> Test:
     )
 
 
-def _plan(values: np.ndarray, splits: int) -> Plan:
+def _plan(values: np.ndarray, splits: int) -> SeedPlan:
     """For the verdict that the mean leans to: a gain, or none that matters."""
     if values.mean() < -NEGLIGIBLE_GAIN_BITS / 2.0:
-        return Plan(values, "less", splits)
-    return Plan(values + NEGLIGIBLE_GAIN_BITS, "greater")
+        return SeedPlan(values, "less", splits)
+    return SeedPlan(values + NEGLIGIBLE_GAIN_BITS, "greater")
 
 
-def _pareto(question: _Question) -> Test:
+def _pareto(question: _Question) -> HypothesisTest:
     """Is the split better in both measures? By intersection and union: p is the larger of the two one-sided ones."""
     arm, reference = question.arm, question.reference
     pairs = [question.differences(metric) for metric in PARETO_METRICS]
@@ -127,7 +127,7 @@ def _pareto(question: _Question) -> Test:
     dominated = int(np.all([values > 0.0 for values in pairs], axis=0).sum())
     means = [float(values.mean()) for values in by_seed]
     count = len(pairs[0])
-    return Test(
+    return HypothesisTest(
         hypothesis="H1",
         role=EXPLORATORY,
         comparison=f"{arm.allocation} Pareto-dominates {reference.allocation}",
@@ -147,13 +147,13 @@ def _pareto(question: _Question) -> Test:
     )
 
 
-def _check(runs: pd.DataFrame, others: Sequence[Arm], reference: Arm) -> Iterator[Test]:
+def _check(runs: pd.DataFrame, others: Sequence[Arm], reference: Arm) -> Iterator[HypothesisTest]:
     """The record's comparisons once more, by a linear mixed model."""
     fixed = runs[runs["ratio"].notna()]
     effects = allocation_effects(fixed, HEADLINE, reference.allocation)
     for arm in others:
         effect = effects.get(arm.allocation, Effect())
-        yield Test(
+        yield HypothesisTest(
             hypothesis="H1",
             role=CHECK,
             comparison=f"{arm.allocation} - {reference.allocation}",
@@ -171,3 +171,53 @@ def _check(runs: pd.DataFrame, others: Sequence[Arm], reference: Arm) -> Iterato
                 else "the mixed model cannot be fitted to these runs",
             ),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """Of one allocation against the reference; nan where there is none."""
+
+    estimate: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    """95 %, Wald."""
+    p: float = math.nan
+    """Two-sided, Wald."""
+
+
+def allocation_effects(runs: pd.DataFrame, metric: str, reference: str) -> dict[str, Effect]:
+    """metric ~ allocation + budget with a random intercept for each seed (Laird and Ware 1982), by REML.
+
+    One effect for each allocation but the reference; empty where the runs do not allow the fit: a single seed, or no
+    spread left to estimate.
+    """
+    from statsmodels.regression.mixed_linear_model import MixedLM  # a second
+    from statsmodels.tools.sm_exceptions import ConvergenceWarning, SingularMatrixWarning
+
+    if runs["seed"].nunique() < 2:
+        return {}
+    others = sorted(set(runs["allocation"]) - {reference})
+    budgets = sorted(runs["budget"].unique())[1:]
+    columns = {name: runs["allocation"] == name for name in others} | {f"d{b}": runs["budget"] == b for b in budgets}
+    design = pd.DataFrame({"one": 1.0} | columns, index=runs.index).astype(float)
+    # Around its mean and in units of its spread: REML's optimizer knows no scale.
+    centre, spread = float(runs[metric].mean()), float(runs[metric].std())
+    if spread == 0.0:
+        return {}
+    with warnings.catch_warnings():
+        # A seed's share of the variance may be estimated as zero, the end of its range: the fit is one without it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", SingularMatrixWarning)
+        try:
+            fit = MixedLM((runs[metric] - centre) / spread, design, groups=runs["seed"]).fit(reml=True)
+            intervals = fit.conf_int()
+        except np.linalg.LinAlgError:
+            return {}
+    effects = {
+        name: Effect(
+            spread * float(fit.fe_params[name]),
+            (spread * float(intervals.loc[name, 0]), spread * float(intervals.loc[name, 1])),
+            float(fit.pvalues[name]),
+        )
+        for name in others
+    }
+    return {} if any(math.isnan(effect.p) for effect in effects.values()) else effects

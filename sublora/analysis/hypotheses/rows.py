@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from sublora.analysis import inference
+from sublora.analysis.hypotheses import inference
 
 ALPHA = 0.05
 ALL_BUDGETS = "all"
@@ -28,7 +28,7 @@ EXPLORATORY: Role = "exploratory"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SeedPlan:
     """What tells how many seeds would decide: differences, one per seed, and the test that they are planned for."""
 
     values: np.ndarray
@@ -42,7 +42,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Test:
+class HypothesisTest:
     """One test before correction for multiplicity. `family` groups the tests that are corrected together."""
 
     hypothesis: str
@@ -66,7 +66,7 @@ class Test:
     effect_size: float = math.nan
     effect_size_kind: str = ""
     n_seeds: int = 0
-    plan: Plan | None = None
+    plan: SeedPlan | None = None
     lean: float = 0.0
     """Its sign says which verdict a small p supports."""
     verdict_below: str = UNDECIDED
@@ -75,7 +75,7 @@ class Test:
     notes: tuple[str, ...] = ()
 
 
-def rows_of(tests: Sequence[Test]) -> list[dict[str, object]]:
+def rows_of(tests: Sequence[HypothesisTest]) -> list[dict[str, object]]:
     """The rows, p-values corrected within each family by Holm's procedure."""
     corrected_2T = np.full((2, len(tests)), math.nan)
     sizes = np.ones(len(tests), dtype=int)
@@ -93,7 +93,7 @@ def rows_of(tests: Sequence[Test]) -> list[dict[str, object]]:
     ]
 
 
-def _row(test: Test, p_holm: float, p_holm_if_independent: float, family_size: int) -> dict[str, object]:
+def _row(test: HypothesisTest, p_holm: float, p_holm_if_independent: float, family_size: int) -> dict[str, object]:
     notes = list(test.notes)
     testable = not math.isnan(test.p)
     if testable and family_size > 1:
@@ -124,7 +124,7 @@ def _row(test: Test, p_holm: float, p_holm_if_independent: float, family_size: i
     }
 
 
-def _verdict(test: Test, p_holm: float) -> str:
+def _verdict(test: HypothesisTest, p_holm: float) -> str:
     if math.isnan(test.p):
         return NOT_TESTABLE
     if test.role != RECORD:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from sublora.analysis.hypotheses_fixed import NEGLIGIBLE_GAIN_BITS
-from sublora.analysis.hypothesis_rows import ALL_BUDGETS, ALPHA, HEADLINE, NOT_TESTABLE, RECORD, UNDECIDED, UNIT
+from sublora.analysis.hypotheses.fixed_splits import NEGLIGIBLE_GAIN_BITS
+from sublora.analysis.hypotheses.rows import ALL_BUDGETS, ALPHA, HEADLINE, NOT_TESTABLE, RECORD, UNDECIDED, UNIT
 
 QUESTIONS = {
     "H1": "Do asymmetric fixed splits beat the equal one?",
@@ -26,7 +26,7 @@ METRICS = {
 }
 """Metrics that the comparison does not name."""
 
-Row = dict[str, Any]
+HypothesisRow = dict[str, Any]
 
 
 def hypothesis_sections(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def answer(table: pd.DataFrame, hypothesis: str) -> str:
     return _typographic(sentence)
 
 
-def _asymmetry(record: list[Row], rows: pd.DataFrame) -> str:
+def _asymmetry(record: list[HypothesisRow], rows: pd.DataFrame) -> str:
     effects = "; ".join(f"{row['comparison']} = {_measured(row)}" for row in record)
     better = [row for row in record if row["p_holm"] <= ALPHA]
     if better:
@@ -79,7 +79,7 @@ def _gain(limit: float) -> str:
     return f"at most {limit:.3f}" if limit > 0.0 else f"they lose at least {-limit:.3f}"
 
 
-def _gates(record: list[Row], rows: pd.DataFrame) -> str:
+def _gates(record: list[HypothesisRow], rows: pd.DataFrame) -> str:
     joint, *gates = record
     decided = [
         f"{row['verdict']} (gamma {row['estimate']:.2f}, {row['interval_low']:.2f} to {row['interval_high']:.2f})"
@@ -100,18 +100,18 @@ def _worth(rows: pd.DataFrame) -> str:
     return "; in the bound " + " and ".join(changes) if changes else ""
 
 
-def _depth(record: list[Row], rows: pd.DataFrame) -> str:
+def _depth(record: list[HypothesisRow], rows: pd.DataFrame) -> str:
     (trend,) = record
     found = f"mean rank correlation {_measured(trend)}, p = {trend['p']:.2g}{_over(record)}"
     return f"Undecided: {found}." if trend["verdict"] == UNDECIDED else f"Yes, {trend['verdict']}: {found}."
 
 
-def _over(record: list[Row]) -> str:
+def _over(record: list[HypothesisRow]) -> str:
     seeds = int(record[0]["n_seeds"])
     return f" over {seeds} seeds" if seeds > 1 else " with a single seed"
 
 
-def _measured(row: Row) -> str:
+def _measured(row: HypothesisRow) -> str:
     """Estimate, unit and interval. A share of d or a correlation has no unit to stand behind a number."""
     text = f"{row['estimate']:+.3f} {UNIT}" if row["unit"] == UNIT else f"{row['estimate']:.3f}"
     if not pd.isna(row["interval_low"]):
@@ -124,7 +124,7 @@ def _typographic(text: str) -> str:
     return re.sub(r"(?<![\w.])-(?=[ \d])", "\N{MINUS SIGN}", text)
 
 
-def _test(row: Row) -> dict[str, Any]:
+def _test(row: HypothesisRow) -> dict[str, Any]:
     """One test: what was compared, what came out, and what follows."""
     what = [row["comparison"]]
     if row["metric"] in METRICS:
@@ -140,7 +140,7 @@ def _test(row: Row) -> dict[str, Any]:
     }
 
 
-def _result(row: Row) -> str:
+def _result(row: HypothesisRow) -> str:
     if pd.isna(row["p"]):
         return ""
     text = ("" if row["unit"] == UNIT else f"{row['unit']} ") + _measured(row) + f"; p = {row['p']:.2g}"

@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from sublora.analysis.style import FAINT
+from sublora.analysis.figures.style import FAINT
+from sublora.analysis.yardsticks import BIGRAM, FROZEN_BASE, GUESSING, ORDER3, UNIGRAM, Yardstick
 
+LINE_LABELS = {GUESSING: "Vacuous", UNIGRAM: "Unigram", BIGRAM: "Bigram", ORDER3: "Order 3", FROZEN_BASE: "Frozen base"}
 LABEL_POINTS = 5.8
 LABEL_DISTANCE_POINTS = 8.0
 """From the end of a line to its label: room for a connector where the label stands elsewhere."""
@@ -27,6 +29,20 @@ class Level:
     label: str
     bits: float
     dotted: bool = False
+
+
+def bound_levels(yardsticks: Sequence[Yardstick]) -> list[Level]:
+    """Their bounds, as lines of a figure whose axis is a bound."""
+    return [_level(yardstick, yardstick.bound_bits) for yardstick in yardsticks]
+
+
+def loss_levels(yardsticks: Sequence[Yardstick]) -> list[Level]:
+    """Their losses on the training documents that are scored, as lines of a figure whose axis is such a loss."""
+    return [_level(yardstick, yardstick.scored_loss_bits) for yardstick in yardsticks]
+
+
+def _level(yardstick: Yardstick, bits: float) -> Level:
+    return Level(LINE_LABELS[yardstick.name], bits, dotted=yardstick.name == GUESSING)
 
 
 def mark_levels(axes: Axes, levels: Sequence[Level], *, along: Literal["x", "y"] = "y", limit: float = 2.2) -> None:

@@ -11,9 +11,9 @@ assumptions; everything else is exploratory.
 
 import pandas as pd
 
-from sublora.analysis.hypotheses_fixed import asymmetry_tests
-from sublora.analysis.hypotheses_gates import gate_tests
-from sublora.analysis.hypothesis_rows import rows_of
+from sublora.analysis.hypotheses.fixed_splits import asymmetry_tests
+from sublora.analysis.hypotheses.gates import gate_tests
+from sublora.analysis.hypotheses.rows import rows_of
 
 
 def hypothesis_table(runs: pd.DataFrame) -> pd.DataFrame:
