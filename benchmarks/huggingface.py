@@ -19,11 +19,11 @@ import torch
 from benchmarks.hardware import Machine, this_machine
 from benchmarks.timing import compared
 from sublora import config
+from sublora.models.adapted import LoraNetwork, lora_network
 from sublora.models.gpt import DTYPES, GPT
-from sublora.models.huggingface import HuggingFaceNetwork, read_pretrained
-from sublora.models.lora_gpt import LoraGPT
-from sublora.models.lora_space import lora_space
+from sublora.models.huggingface import HuggingFaceBackbone, read_pretrained
 from sublora.models.protocol import Network
+from sublora.models.spaces import lora_space
 from sublora.models.weights import pretrained_weights
 
 VOCABULARY = 50257
@@ -44,15 +44,17 @@ def networks(folder: Path, given: argparse.Namespace, machine: Machine) -> tuple
     gpt = GPT(model, VOCABULARY, dtype=dtype, use_compiler=use_compiler)
     gpt.load(pretrained_weights(folder, model, VOCABULARY))
     space = lora_space(model, config.Lora(targets=("query", "value", "head"), **common), VOCABULARY)
-    ours = LoraGPT(gpt=gpt.to(machine.device), space=space, base_sha256="", scale=ALPHA / RANK)
-    theirs = HuggingFaceNetwork(
-        read_pretrained(folder),
+    ours = LoraNetwork(gpt.to(machine.device), space, base_sha256="", scale=ALPHA / RANK)
+    base, lora = read_pretrained(folder), config.Lora(targets=("c_attn", "head"), **common)
+    backbone = HuggingFaceBackbone(
+        base,
         config.HuggingFaceModel(kind="huggingface", n_layer=given.layers, context_length=given.context),
-        config.Lora(targets=("c_attn", "head"), **common),
+        lora,
         device=machine.device,
         dtype=dtype,
         use_compiler=use_compiler,
     )
+    theirs, _ = lora_network(backbone, backbone.space, lora, base_sha256=base.sha256, seed=0)
     return ours, theirs
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sublora import config
 from sublora.bounds.smoothing import Smoothing, TokenSmoothing, parse_smoothing
 from sublora.data.dataset import TokenDataset
-from sublora.models.lora_space import HEAD, lora_name, lora_space
+from sublora.models.spaces import HEAD, lora_name, lora_space
 from sublora.models.weights import random_weights
 from sublora.runs.build import build_run
 from sublora.training.rate_phase import training_documents

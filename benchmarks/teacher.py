@@ -32,9 +32,10 @@ from scipy import stats
 from torch import Tensor
 
 from sublora import config
+from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.lora import Adapters, initial_theta
-from sublora.models.lora_space import lora_space
+from sublora.models.spaces import lora_space
 from sublora.models.weights import random_weights
 from sublora.subspace.allocations import hard_mask, mask_width, parse_allocation, soft_mask
 from sublora.subspace.subspace import Subspace, SubspaceShape
@@ -153,7 +154,8 @@ class World:
     def log_p(self, tokens_NT: Tensor, theta_D: Tensor) -> Tensor:
         """Log probabilities (N x T x V) of the next token, nats."""
         adapters = Adapters(self.space, theta_D, scale=SCALE, dtype=torch.float32, origin_D=self.origin_D)
-        return self.base.logits(self.base.hidden(tokens_NT, adapters), adapters).log_softmax(-1)
+        model = AdaptedModel(self.base, adapters)
+        return model.differentiable_logits(model.hidden(tokens_NT)).log_softmax(-1)
 
     def training_loss(self, theta_D: Tensor, step: int) -> Tensor:
         """Cross-entropy in nats with the teacher's probabilities; with tokens drawn from them if it is the base."""

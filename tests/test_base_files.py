@@ -37,6 +37,7 @@ from sublora.data.base import base_data, open_target
 from sublora.data.dataset import META_FILE, dataset_folder
 from sublora.data.prepare import prepare_all
 from sublora.losses.documents import score_documents
+from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.head import head_target_scores
 from sublora.models.weights import weight_shapes, weights_sha256
@@ -292,11 +293,11 @@ class BareGPT:
     context_length: int = CONTEXT
 
     def hidden(self, tokens_NT: Tensor, *, training: bool = False) -> Tensor:
-        return self.gpt.hidden(tokens_NT)
+        return AdaptedModel(self.gpt, None).hidden(tokens_NT)
 
     def target_scores(self, hidden_KC: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor]:
         if not self.zero_columns:
-            return self.gpt.target_scores(hidden_KC, targets_K)
+            return AdaptedModel(self.gpt, None).target_scores(hidden_KC, targets_K)
         weight_VC = self.gpt.weight("wte.weight")
         down_KR, up_VR = (torch.zeros(len(side), self.zero_columns) for side in (hidden_KC, weight_VC))
         return head_target_scores(hidden_KC, weight_VC, down_KR, up_VR, targets_K)

@@ -12,6 +12,7 @@ import torch
 from base_samples import CONTEXT, PRETRAINED, VOCABULARY, base_settings, complaint
 from safetensors.numpy import load_file, save_file
 
+from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.weights import load_weights, weight_shapes
 from sublora.runs.base import load_base, make_base
@@ -74,7 +75,8 @@ def assert_same_logits(gpt: GPT, model: "transformers.PreTrainedModel") -> None:
     length = gpt.shape.context_length
     tokens_NT = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (5, length)))
     with torch.no_grad():
-        torch.testing.assert_close(gpt.logits(gpt.hidden(tokens_NT)), model(tokens_NT).logits, rtol=2e-5, atol=1e-4)
+        ours = AdaptedModel(gpt, None)
+        torch.testing.assert_close(ours.logits(ours.hidden(tokens_NT)), model(tokens_NT).logits, rtol=2e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("shard", [None, "20KB"])

@@ -35,6 +35,7 @@ from sublora.data.dataset import TokenDataset
 from sublora.data.markov import MarkovSource
 from sublora.losses.samplers import evaluation_chunks
 from sublora.models import head
+from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.weights import load_weights, random_weights, weight_shapes
 from sublora.runs.base import make_base
@@ -97,7 +98,8 @@ def test_gradients_of_all_weights_equal_those_of_a_plain_network() -> None:
     used = {name: value.float().requires_grad_() for name, value in values.items()}
     gpt = GPT(model, VOCABULARY)
     gpt.place(used)
-    loss = gpt.cross_entropy(gpt.hidden(tokens_NT).flatten(0, 1), targets_NT.flatten())
+    adapted = AdaptedModel(gpt, None)
+    loss = adapted.cross_entropy(adapted.hidden(tokens_NT).flatten(0, 1), targets_NT.flatten())
     gradients = torch.autograd.grad(loss, list(used.values()))
     plain = {name: value.requires_grad_() for name, value in values.items()}
     expected_loss = plain_loss(plain, tokens_NT, targets_NT, model)

@@ -9,7 +9,7 @@ from conftest import PRETRAINED, TINY, build_on, demo_values, merged, write_sett
 from sublora import config
 from sublora.config.schema import schema_text
 from sublora.config.settings import Settings
-from sublora.models.weights_space import model_parameters
+from sublora.models.spaces import model_parameters
 from sublora.runs.bound import bound_run
 from sublora.runs.message import read_message
 from sublora.runs.networks import random_base
@@ -129,7 +129,7 @@ def test_each_run_is_of_its_own_size_in_every_stage(tiny_root, tmp_path):
             "context_length": settings.model.context_length,
         }
         assert message.header["base_sha256"] == random_base(settings.for_run(spec), 257, 1).sha256
-        assert build_on(root, settings, spec).network.gpt.shape.n_embd == width
+        assert build_on(root, settings, spec).network.backbone.shape.n_embd == width
         assert verify_run(out, root=root).verified
         hashes.add(message.header["base_sha256"])
     assert len(hashes) == 2

@@ -9,9 +9,10 @@ import torch
 from conftest import build_on, demo_values, merged, write_settings
 
 from sublora import config
+from sublora.models.adapted import AdaptedModel, WeightsNetwork
 from sublora.models.gpt import GPT
+from sublora.models.spaces import model_parameters, weights_space, weights_theta
 from sublora.models.weights import random_weights
-from sublora.models.weights_space import model_parameters, weights_space, weights_theta
 from sublora.runs.bound import bound_run
 from sublora.runs.message import read_message
 from sublora.runs.networks import random_base
@@ -122,11 +123,9 @@ def test_a_header_says_how_many_parameters_all_are(four):
 
 def test_weights_as_theta_are_the_network_of_those_weights(tiny_settings):
     """Every model keeps its own theta, and gradients are those of the weights."""
-    from sublora.models.weights_gpt import WeightsGPT
-
     space = weights_space(tiny_settings.model, 101)
     gpt = GPT(tiny_settings.model, 101)
-    network = WeightsGPT(gpt, space, "0" * 64)
+    network = WeightsNetwork(gpt, space, "0" * 64)
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, 101, (3, 16)))
     thetas, outcomes = [], []
     for seed in (1, 2):
@@ -134,10 +133,10 @@ def test_weights_as_theta_are_the_network_of_those_weights(tiny_settings):
         thetas.append(torch.from_numpy(weights_theta(weights, space)).requires_grad_())
         plain = GPT(tiny_settings.model, 101)
         plain.load(weights)
-        outcomes.append(plain.logits(plain.hidden(tokens)))
+        outcomes.append(AdaptedModel(plain, None).logits(plain.hidden(tokens)))
     models = [network.at(theta) for theta in thetas]
     for model, outcome in zip(models, outcomes, strict=True):
-        assert torch.equal(model.gpt.logits(model.hidden(tokens)), outcome)
+        assert torch.equal(model.logits(model.hidden(tokens)), outcome)
     loss = models[0].cross_entropy(models[0].hidden(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     loss.backward()
     direction = torch.randn(space.size, generator=torch.Generator().manual_seed(0)) / space.size**0.5

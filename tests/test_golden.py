@@ -43,7 +43,7 @@ from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_all, prepare_dataset
 from sublora.models.lora import initial_theta
-from sublora.models.lora_space import lora_space
+from sublora.models.spaces import lora_space
 from sublora.models.weights import random_weights, weights_sha256
 from sublora.runs.base import load_base, make_base
 from sublora.runs.bound import read_losses

@@ -14,10 +14,10 @@ from sublora.losses import documents as documents_module
 from sublora.losses.documents import ScoringRule, TargetScores, score_documents
 from sublora.losses.windows import WindowRule, sliding_windows, windows_of_targets
 from sublora.models import head
+from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.lora import Adapters
-from sublora.models.lora_gpt import AdaptedGPT
-from sublora.models.lora_space import lora_space
+from sublora.models.spaces import lora_space
 from sublora.models.weights import random_weights, weight_shapes
 
 VOCABULARY, EOT, CONTEXT, STRIDE = 60, 59, 16, 10
@@ -25,16 +25,16 @@ SMOOTHING = (TokenSmoothing(0.01), TokenSmoothing(0.5), DocumentMixture(1), Docu
 
 
 @pytest.fixture
-def model(tiny_settings) -> AdaptedGPT:
+def model(tiny_settings) -> AdaptedModel:
     base = GPT(tiny_settings.model, VOCABULARY)
     weights = random_weights(tiny_settings.model, VOCABULARY, 1)
     base.load({name: value * (5 if value.ndim == 2 else 1) for name, value in weights.items()})
     space = lora_space(tiny_settings.model, tiny_settings.lora, VOCABULARY)
     theta = 0.3 * torch.randn(space.size, generator=torch.Generator().manual_seed(0))
-    return AdaptedGPT(base, Adapters(space, theta, scale=4.0, dtype=torch.float32))
+    return AdaptedModel(base, Adapters(space, theta, scale=4.0, dtype=torch.float32))
 
 
-def scored(model: AdaptedGPT, documents: list[np.ndarray], batch_tokens: int) -> TargetScores:
+def scored(model: AdaptedModel, documents: list[np.ndarray], batch_tokens: int) -> TargetScores:
     rule = ScoringRule(WindowRule(CONTEXT, STRIDE), EOT, batch_tokens)
     return score_documents(model, documents, rule, torch.device("cpu"))
 
@@ -93,7 +93,7 @@ def test_the_window_of_a_target_is_the_one_that_scores_it(stride):
         assert (found.scored == windows.scored[row]).all()
 
 
-def reference(model: AdaptedGPT, document: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+def reference(model: AdaptedModel, document: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Probability and rank of every target, one forward pass per token."""
     inputs = np.concatenate([[EOT], document]).astype(np.int64)
     targets = np.concatenate([document, [EOT]]).astype(np.int64)
@@ -101,7 +101,7 @@ def reference(model: AdaptedGPT, document: np.ndarray, stride: int) -> tuple[np.
     for position, target in enumerate(targets):
         start = math.ceil(max(0, position + 1 - CONTEXT) / stride) * stride
         context = torch.from_numpy(inputs[start : position + 1])[None]
-        logits = model.gpt.logits(model.hidden(context)[0, -1:], model.adapters)[0]
+        logits = model.differentiable_logits(model.hidden(context)[0, -1:])[0]
         p.append(float(logits.softmax(0)[target]))
         ranks.append(int((logits >= logits[target]).sum()) - 1)
     return np.array(p), np.array(ranks)
@@ -176,7 +176,7 @@ def test_impossible_stride_is_refused():
         WindowRule(16, 17)
 
 
-def losses_bits(model: AdaptedGPT, documents: list[np.ndarray], batch_tokens: int = 128) -> np.ndarray:
+def losses_bits(model: AdaptedModel, documents: list[np.ndarray], batch_tokens: int = 128) -> np.ndarray:
     """Losses of documents in fixed shapes, documents x smoothings."""
     rule = ScoringRule(WindowRule(CONTEXT, STRIDE), EOT, batch_tokens, fixed_shapes=True)
     return score_documents(model, documents, rule, torch.device("cpu")).losses_DA(SMOOTHING, VOCABULARY)
@@ -197,8 +197,8 @@ def test_in_fixed_shapes_a_loss_does_not_depend_on_the_other_documents(model):
 def test_fixed_shapes_depend_on_nothing_but_the_rule_and_a_window_s_length(model, monkeypatch):
     shapes = []
     monkeypatch.setattr(documents_module, "NARROWEST", 4)
-    hidden = AdaptedGPT.hidden
-    monkeypatch.setattr(AdaptedGPT, "hidden", lambda self, x: shapes.append(tuple(x.shape)) or hidden(self, x))
+    hidden = AdaptedModel.hidden
+    monkeypatch.setattr(AdaptedModel, "hidden", lambda self, x: shapes.append(tuple(x.shape)) or hidden(self, x))
     losses_bits(model, sample([1, 2, 6, 15, 16, 30]))
     losses_bits(model, sample([30] * 20))
     losses_bits(model, sample([2] * 50))
@@ -209,11 +209,11 @@ def test_rounding_in_float32_is_far_below_the_tolerance(model, tiny_settings):
     """Against the same network in float64, and against every batch that is not of a fixed shape."""
     documents = sample([1, 9, 16, 30, 70, 200])
     base = GPT(tiny_settings.model, VOCABULARY, dtype=torch.float64)
-    base.load({name: model.gpt.weight(name).numpy() for name in weight_shapes(tiny_settings.model, VOCABULARY)})
+    base.load({name: model.backbone.weight(name).numpy() for name in weight_shapes(tiny_settings.model, VOCABULARY)})
     space = lora_space(tiny_settings.model, tiny_settings.lora, VOCABULARY)
     theta = 0.3 * torch.randn(space.size, generator=torch.Generator().manual_seed(0))
     adapters = Adapters(space, theta, scale=4.0, dtype=torch.float64)
-    exact = losses_bits(AdaptedGPT(base, adapters), documents)
+    exact = losses_bits(AdaptedModel(base, adapters), documents)
     found = losses_bits(model, documents)
     assert 0 < np.abs(found - exact).max() < SCORE_TOLERANCE_BITS / 5
     for batch_tokens in (1, 64, 4096):

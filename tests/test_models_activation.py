@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from sublora.models.activation import gelu_tanh
+from sublora.models.gpt import gelu_tanh
 
 
 def test_values_and_gradients_equal_pytorch():

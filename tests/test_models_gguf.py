@@ -15,7 +15,8 @@ from huggingface_samples import LLAMA, SPECIAL, texts, tiny_model, tiny_tokenize
 
 from sublora import config
 from sublora.data.tokenizers import import_tokenizer
-from sublora.models.huggingface import HuggingFaceNetwork, read_pretrained
+from sublora.models.adapted import LoraNetwork, lora_network
+from sublora.models.huggingface import HuggingFaceBackbone, read_pretrained
 from sublora.system.errors import UserError
 
 gguf = pytest.importorskip("gguf")
@@ -79,14 +80,16 @@ def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
     writer.close()
 
 
-def network(folder: Path, n_layer: int, targets: tuple[str, ...]) -> HuggingFaceNetwork:
+def network(folder: Path, n_layer: int, targets: tuple[str, ...]) -> LoraNetwork:
     model = config.HuggingFaceModel(kind="huggingface", n_layer=n_layer, context_length=32)
     lora = config.Lora(rank=2, alpha=4.0, dropout=0.0, targets=targets, init="zero_b")
-    return HuggingFaceNetwork(read_pretrained(folder), model, lora, device=torch.device("cpu"), dtype=torch.float32)
+    base = read_pretrained(folder)
+    backbone = HuggingFaceBackbone(base, model, lora, device=torch.device("cpu"), dtype=torch.float32)
+    return lora_network(backbone, backbone.space, lora, base_sha256=base.sha256, seed=0)[0]
 
 
 @torch.no_grad()
-def log_p(net: HuggingFaceNetwork, tokens_NT: torch.Tensor) -> torch.Tensor:
+def log_p(net: LoraNetwork, tokens_NT: torch.Tensor) -> torch.Tensor:
     model = net.at(torch.zeros(net.space.size))
     return model.target_scores(model.hidden(tokens_NT[:, :-1]).flatten(0, 1), tokens_NT[:, 1:].flatten())[0]
 

@@ -6,10 +6,10 @@ import torch
 
 from sublora import config
 from sublora.models import gpt
+from sublora.models.adapted import AdaptedModel, LoraNetwork
 from sublora.models.gpt import GPT
 from sublora.models.lora import Adapters, initial_theta
-from sublora.models.lora_gpt import LoraGPT
-from sublora.models.lora_space import lora_name, lora_space
+from sublora.models.spaces import lora_name, lora_space
 from sublora.models.weights import random_weights, weight_shapes, weights_sha256
 from sublora.subspace.parameters import ParameterSpace
 
@@ -32,7 +32,13 @@ def plain_adapters(settings: config.Settings, theta: torch.Tensor | None = None)
 
 def mean_loss(model: GPT, tokens: torch.Tensor, adapters: Adapters) -> torch.Tensor:
     """Cross-entropy of each next token, nats."""
-    return model.cross_entropy(model.hidden(tokens[:, :-1], adapters).flatten(0, 1), tokens[:, 1:].flatten(), adapters)
+    adapted = AdaptedModel(model, adapters)
+    return adapted.cross_entropy(adapted.hidden(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def logits_of(model: GPT, tokens: torch.Tensor, adapters: Adapters) -> torch.Tensor:
+    adapted = AdaptedModel(model, adapters)
+    return adapted.differentiable_logits(adapted.hidden(tokens))
 
 
 def product(space: ParameterSpace, theta: torch.Tensor, group: str, target: str) -> torch.Tensor:
@@ -52,7 +58,7 @@ def test_start_is_the_base_model_whatever_b_is(tiny_settings):
         start = torch.from_numpy(initial_theta(space, 1, init))
         theta = start.clone().requires_grad_()
         adapters = Adapters(space, theta, scale=4.0, dtype=torch.float32, origin_D=start)
-        outcomes.append(model.logits(model.hidden(tokens, adapters), adapters).detach())
+        outcomes.append(logits_of(model, tokens, adapters).detach())
         mean_loss(model, tokens, adapters).backward()
         for parameter in space.parameters:
             gradient = theta.grad[parameter.start : parameter.stop]
@@ -80,9 +86,11 @@ def test_initial_product_is_subtracted_from_the_frozen_weight(tiny_settings):
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 16)))
     hidden = reduced.hidden(tokens, plain)
     # The embedding that the head is tied to keeps its weights.
-    expected = reduced.logits(hidden, plain) - hidden @ product(space, start, "head", "head").T
+    expected = (
+        AdaptedModel(reduced, plain).differentiable_logits(hidden) - hidden @ product(space, start, "head", "head").T
+    )
     adapters = Adapters(space, theta, scale=4.0, dtype=torch.float64, origin_D=start)
-    torch.testing.assert_close(model.logits(model.hidden(tokens, adapters), adapters), expected)
+    torch.testing.assert_close(logits_of(model, tokens, adapters), expected)
 
 
 def test_logits_equal_hugging_face(tiny_settings):
@@ -110,7 +118,7 @@ def test_logits_equal_hugging_face(tiny_settings):
     model.load(weights)
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, shape.context_length)))
     adapters = plain_adapters(tiny_settings)
-    logits = model.logits(model.hidden(tokens, adapters), adapters)
+    logits = logits_of(model, tokens, adapters)
     with torch.no_grad():
         expected = reference(tokens).logits
     assert logits.shape == (3, shape.context_length, VOCABULARY)
@@ -129,7 +137,7 @@ def test_adapters_add_scaled_product_to_the_frozen_weights(tiny_settings):
     theta = torch.from_numpy(np.random.default_rng(2).standard_normal(space.size)) * 0.3
     adapters = plain_adapters(tiny_settings, theta)
     tokens = torch.arange(12)[None]
-    adapted = model.logits(model.hidden(tokens, adapters), adapters)
+    adapted = logits_of(model, tokens, adapters)
 
     merged = GPT(shape, VOCABULARY, dtype=torch.float64)
     merged.load(weights)
@@ -172,9 +180,7 @@ def test_zero_b_reproduces_the_base_model_exactly(tiny_settings):
     model.load(random_weights(tiny_settings.model, VOCABULARY, 3))
     tokens = torch.arange(16)[None]
     at_start, nothing = (plain_adapters(tiny_settings, t) for t in (None, torch.zeros(build_size(tiny_settings))))
-    assert torch.equal(
-        model.logits(model.hidden(tokens, at_start), at_start), model.logits(model.hidden(tokens, nothing), nothing)
-    )
+    assert torch.equal(logits_of(model, tokens, at_start), logits_of(model, tokens, nothing))
 
 
 def build_size(settings: config.Settings) -> int:
@@ -192,18 +198,18 @@ def test_weights_depend_on_the_seed_alone(tiny_settings):
 def test_context_overflow_is_refused(tiny_settings):
     model = GPT(tiny_settings.model, VOCABULARY)
     with pytest.raises(ValueError, match="17 positions exceed the context of 16"):
-        model.hidden(torch.zeros(1, 17, dtype=torch.long), plain_adapters(tiny_settings))
+        AdaptedModel(model, plain_adapters(tiny_settings)).hidden(torch.zeros(1, 17, dtype=torch.long))
 
 
 @pytest.mark.parametrize("init", ["zero_b", "both_random"])
 def test_a_model_is_a_view_of_theta_and_dropout_acts_in_training_alone(tiny_settings, init):
-    """`LoraGPT.at` makes independent models: the second neither changes the first nor the network."""
+    """`LoraNetwork.at` makes independent models: the second neither changes the first nor the network."""
     space = lora_space(tiny_settings.model, tiny_settings.lora, VOCABULARY)
     base = GPT(tiny_settings.model, VOCABULARY)
     base.load(random_everything(tiny_settings.model, np.random.default_rng(0)))
     start = torch.from_numpy(initial_theta(space, 1, init))
     origin = start if init == "both_random" else None
-    network = LoraGPT(gpt=base, space=space, base_sha256="", scale=4.0, dropout=0.5, origin_D=origin)
+    network = LoraNetwork(base, space, base_sha256="", scale=4.0, dropout=0.5, origin_D=origin)
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (3, 16)))
     theta = start + 0.1 * torch.randn(space.size, generator=torch.Generator().manual_seed(5))
     first = network.at(theta)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sublora.models import compilation, head
+from sublora.models import head
 
 
 def example(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
@@ -33,7 +33,7 @@ def use_compiler(request, monkeypatch) -> bool:
         monkeypatch.setitem(head.WIDTH_MULTIPLE, "cpu", 8)
     # Traced and differentiated as for a GPU; only the last step, machine code, is left out.
     backend = functools.cache(functools.partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(compilation, "_compiled", backend)
+    monkeypatch.setattr(head, "_compiled", backend)
     return "compiled" in request.param
 
 

@@ -12,9 +12,10 @@ import torch
 from huggingface_samples import SIZES, TARGETS, tiny_model
 
 from sublora import config
+from sublora.models.adapted import LoraNetwork, lora_network
 from sublora.models.huggingface import (
+    HuggingFaceBackbone,
     HuggingFaceBase,
-    HuggingFaceNetwork,
     build_module,
     load_base,
     read_pretrained,
@@ -54,29 +55,26 @@ def network(
     dtype: torch.dtype = torch.float32,
     use_compiler: bool = False,
     **sizes: int,
-) -> HuggingFaceNetwork:
-    return HuggingFaceNetwork(
-        read_pretrained(folder),
-        model_settings(**sizes),
-        settings,
-        device=torch.device("cpu"),
-        dtype=dtype,
-        use_compiler=use_compiler,
+) -> LoraNetwork:
+    base = read_pretrained(folder)
+    backbone = HuggingFaceBackbone(
+        base, model_settings(**sizes), settings, device=torch.device("cpu"), dtype=dtype, use_compiler=use_compiler
     )
+    return lora_network(backbone, backbone.space, settings, base_sha256=base.sha256, seed=0)[0]
 
 
-def random_theta(net: HuggingFaceNetwork, seed: int = 1) -> torch.Tensor:
+def random_theta(net: LoraNetwork, seed: int = 1) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     return torch.from_numpy(rng.normal(0.0, 0.3, net.space.size).astype(np.float32))
 
 
-def merged_model(kind: str, net: HuggingFaceNetwork, theta_D: torch.Tensor) -> torch.nn.Module:
+def merged_model(kind: str, net: LoraNetwork, theta_D: torch.Tensor) -> torch.nn.Module:
     """transformers' own model with W + (alpha / rank) B A in the place of every adapted W, the head untied."""
     model: Any = copy.deepcopy(tiny_model(kind, VOCABULARY))
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     cut = {p.name: theta_D[p.start : p.stop].view(p.shape) for p in net.space.parameters}
-    for each in net.maps:
+    for each in net.backbone.maps:
         name = f"{each.group}.{each.target}.lora_"
         module = head if each.name == "head" else model.get_submodule(each.name)
         delta_OI = ALPHA / RANK * cut[f"{name}B"] @ cut[f"{name}A"]
@@ -135,7 +133,7 @@ def test_groups_are_layers_and_the_head(folders: dict[str, Path]) -> None:
     assert net.space.groups == ("0", "1", "head")
     assert (
         net.space.size
-        == sum(RANK * (each.inputs + each.outputs) for each in net.maps)
+        == sum(RANK * (each.inputs + each.outputs) for each in net.backbone.maps)
         == RANK * (2 * (16 + 48) + 2 * (16 + 64) + 16 + VOCABULARY)
     )
 
@@ -257,7 +255,7 @@ def test_a_cross_entropy_is_the_mean_of_the_scores(folders: dict[str, Path]) -> 
     assert math.isfinite(loss_nats)
 
 
-def loss_and_gradient(net: HuggingFaceNetwork, seed: int) -> tuple[float, torch.Tensor]:
+def loss_and_gradient(net: LoraNetwork, seed: int) -> tuple[float, torch.Tensor]:
     tokens_NT = torch.randint(VOCABULARY, (2, 13), generator=torch.Generator().manual_seed(1))
     theta_D = random_theta(net, seed).requires_grad_()
     model = net.at(theta_D)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sublora.models.lora_space import lora_space
+from sublora.models.spaces import lora_space
 from sublora.subspace.allocations import Fixed, Learned, Uniform, mask_width, parse_allocation, soft_mask
 from sublora.subspace.parameters import ParameterSpace
 

@@ -11,7 +11,7 @@ from conftest import build_on
 
 from sublora import config
 from sublora.models.lora import initial_theta
-from sublora.models.lora_space import lora_space
+from sublora.models.spaces import lora_space
 from sublora.subspace.allocations import hard_split, parse_allocation
 from sublora.subspace.projections import PROJECTIONS
 from sublora.subspace.subspace import Subspace, SubspaceShape

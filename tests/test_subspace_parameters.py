@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sublora.models.lora_space import lora_groups, lora_space
+from sublora.models.spaces import lora_groups, lora_space
 from sublora.subspace.parameters import ParameterSpace, span_length
 
 DESCRIBED = [

@@ -4,6 +4,7 @@ Shape legend: N sequences, T positions, C width, H heads, V vocabulary, R rank, 
 """
 
 import copy
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,17 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sublora import config
-from sublora.models.activation import gelu_tanh
-from sublora.models.compilation import compiled
-from sublora.models.head import head_cross_entropy, head_target_scores
+from sublora.models.head import compiled
 from sublora.models.lora import Adapters, Pair, down_projection
-from sublora.models.lora_space import HEAD
 from sublora.models.weights import LAYER_NORM_EPSILON, Weights, weight_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Types a network computes in, by their names in settings."""
 MERGED_WIDTH_PER_RANK = 6
 """Up to this ratio the C x C gradient of W + up down has fewer multiplications than what it replaces."""
+_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
+_CUBIC = 0.044715 * _SLOPE
 BLOCK_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
@@ -45,6 +45,14 @@ class GPT(nn.Module):
         self.shape, self.vocab_size, self.dtype, self.use_compiler = model, vocab_size, dtype, use_compiler
         for name, shape in weight_shapes(model, vocab_size).items():
             self.register_buffer(_buffer_name(name), torch.zeros(shape, dtype=dtype), persistent=False)
+
+    @property
+    def context_length(self) -> int:
+        return self.shape.context_length
+
+    @property
+    def head_VC(self) -> Tensor:
+        return self.weight("wte.weight")
 
     def weight(self, name: str) -> Tensor:
         return getattr(self, _buffer_name(name))
@@ -74,63 +82,13 @@ class GPT(nn.Module):
 
     def hidden(self, tokens_NT: Tensor, adapters: Adapters | None = None, *, dropout: float = 0.0) -> Tensor:
         """Final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""
-        length = tokens_NT.shape[1]
-        if length > self.shape.context_length:
-            raise ValueError(f"{length} positions exceed the context of {self.shape.context_length}")
         # One function for every layer, its weights arguments: it is compiled once.
         block = compiled(_block, self.use_compiler)
-        x_NTC = F.embedding(tokens_NT, self.weight("wte.weight")) + self.weight("wpe.weight")[:length]
+        x_NTC = F.embedding(tokens_NT, self.weight("wte.weight")) + self.weight("wpe.weight")[: tokens_NT.shape[1]]
         for layer in range(self.shape.n_layer):
             pairs = _block_pairs(adapters, str(layer))
             x_NTC = block(x_NTC, self._block_weights(layer), pairs, self.shape.n_head, dropout)
         return _norm(x_NTC, (self.weight("ln_f.weight"), self.weight("ln_f.bias")))
-
-    def logits(self, hidden: Tensor, adapters: Adapters | None = None) -> Tensor:
-        """Logits (... x V) of hidden states (... x C), in the compute dtype."""
-        logits = hidden @ self.weight("wte.weight").T
-        return logits if (pair := _pair(adapters, HEAD, HEAD)) is None else logits + _delta(hidden, pair, 0.0)
-
-    def cross_entropy(
-        self,
-        hidden_KC: Tensor,
-        targets_K: Tensor,
-        adapters: Adapters | None = None,
-        *,
-        dropout: float = 0.0,
-        position_weights_K: Tensor | None = None,
-        smoothing: float = 0.0,
-    ) -> Tensor:
-        """Weighted cross-entropy in nats (see `head_cross_entropy`): by default the mean over all positions.
-
-        The logits of all positions are never held at once.
-        """
-        down_KR, up_VR = self._head_factors(hidden_KC, adapters, dropout)
-        return head_cross_entropy(
-            hidden_KC,
-            self.weight("wte.weight"),
-            down_KR,
-            up_VR,
-            targets_K,
-            position_weights_K=position_weights_K,
-            smoothing=smoothing,
-            use_compiler=self.use_compiler,
-        )
-
-    def target_scores(
-        self, hidden_KC: Tensor, targets_K: Tensor, adapters: Adapters | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(log p in nats, rank among all tokens) of targets, K each; see `head_target_scores`."""
-        down_KR, up_VR = self._head_factors(hidden_KC, adapters, 0.0)
-        weight = self.weight("wte.weight")
-        return head_target_scores(hidden_KC, weight, down_KR, up_VR, targets_K, use_compiler=self.use_compiler)
-
-    def _head_factors(
-        self, hidden_KC: Tensor, adapters: Adapters | None, dropout: float
-    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """(scale A x, B) of the head's adapter."""
-        if (pair := _pair(adapters, HEAD, HEAD)) is None:
-            return None, None
-        return down_projection(hidden_KC, pair, dropout), pair[1]
 
     def _block_weights(self, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
         """(weight, bias) of a layer's norms and linear maps by name."""
@@ -217,3 +175,35 @@ def _norm(x: Tensor, weight_and_bias: tuple[Tensor, Tensor]) -> Tensor:
 
 def _buffer_name(name: str) -> str:
     return name.replace(".", "__")
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, equal to x sigmoid(_SLOPE x + _CUBIC x^3).
+
+    In float32 on a CPU by the second form: PyTorch's tanh kernel takes almost twice as long there. In bfloat16 the
+    kernel is the exacter one, since it rounds once.
+    """
+    if x.device.type != "cpu" or x.dtype == torch.bfloat16:
+        return F.gelu(x, approximate="tanh")
+    return _SigmoidForm.apply(x) if torch.is_grad_enabled() else _gate(x).mul_(x)
+
+
+def _gate(x: Tensor) -> Tensor:
+    """sigmoid(_SLOPE x + _CUBIC x^3)."""
+    return torch.addcmul(x.new_tensor(_SLOPE), x, x, value=_CUBIC).mul_(x).sigmoid_()
+
+
+class _SigmoidForm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # noqa: ANN001
+        gate = _gate(x)
+        ctx.save_for_backward(x, gate)
+        return x * gate
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # noqa: ANN001
+        x, gate = ctx.saved_tensors
+        # d/dx = gate + gate (1 - gate) x (_SLOPE + 3 _CUBIC x^2)
+        rise = torch.addcmul(x.new_tensor(_SLOPE), x, x, value=3.0 * _CUBIC).mul_(x)
+        rise.mul_(torch.addcmul(gate, gate, gate, value=-1.0))
+        return rise.add_(gate).mul_(grad)

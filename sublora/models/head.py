@@ -6,13 +6,14 @@ to sizes that tensor cores take at full speed; padded columns count as -infinity
 Shape legend: K positions, C width, R rank, V vocabulary, P vocabulary padded, J = C + R padded.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from sublora.models.compilation import compiled
 
 LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 28}
 """Elements of the logits of a chunk: on a CPU what its caches hold; a GPU needs large products to be busy (512 MiB)."""
@@ -205,3 +206,19 @@ def _smoothed(target_log_p_K: Tensor, smoothing: Tensor | None, vocab_size: int)
     from_model_K = (1.0 - smoothing) * target_log_p_K.exp()
     smoothed_K = from_model_K + smoothing / vocab_size
     return -smoothed_K.log(), from_model_K / smoothed_K
+
+
+def compiled(function: Callable[..., Any], use_compiler: bool) -> Callable[..., Any]:
+    """The function itself, or its compiled form: one for the whole process."""
+    return _compiled(function) if use_compiler else function
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+    import torch._dynamo
+
+    # Training, evaluation and scoring differ in gradients, dropout and shapes, and each combination is compiled once.
+    # Beyond the limit PyTorch would go on uncompiled.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function)

@@ -1,10 +1,10 @@
-"""Any causal language model of transformers as the frozen base, its LoRA matrices a vector theta.
+"""Any causal language model of transformers as the frozen base.
 
 The backbone runs as transformers has it, with adapters hooked onto its linear maps. The head is computed by this
 library, a chunk of positions at a time, so the logits of all positions are never held. That is right for models whose
 logits are the last hidden states times one matrix, which is checked when a model is read, like its causality.
 
-Shape legend: N sequences, T positions, K scored positions, C width, V vocabulary, D LoRA parameters.
+Shape legend: N sequences, T positions, K scored positions, C width, V vocabulary.
 """
 
 import dataclasses
@@ -19,11 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from sublora import config
-from sublora.models.head import head_cross_entropy, head_target_scores
 from sublora.models.linear_maps import Attachment, LinearMap, linear_map_space, linear_maps, sizes
-from sublora.models.lora import Adapters, Pair, down_projection
-from sublora.models.lora_space import HEAD, lora_groups
-from sublora.models.protocol import LanguageModel
+from sublora.models.lora import Adapters
+from sublora.models.spaces import HEAD, lora_groups
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path
 from sublora.system.pretrained import gguf_files, import_transformers
@@ -184,79 +182,8 @@ def _backbone(module: nn.Module) -> nn.Module:
     return cast(Any, module).base_model
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AdaptedHuggingFace:
-    """A model with adapters in place; a `LanguageModel`."""
-
-    network: "HuggingFaceNetwork"
-    adapters: Adapters
-
-    @property
-    def vocab_size(self) -> int:
-        return self.network.vocab_size
-
-    @property
-    def context_length(self) -> int:
-        return self.network.context_length
-
-    @functools.cached_property
-    def _pairs(self) -> dict[str, Pair]:
-        found = {each.name: self.adapters.pair(each.group, each.target) for each in self.network.maps}
-        return {name: pair for name, pair in found.items() if pair is not None}
-
-    def hidden(self, tokens_NT: Tensor, *, training: bool = False) -> Tensor:
-        if tokens_NT.shape[1] > self.context_length:
-            raise ValueError(f"{tokens_NT.shape[1]} positions exceed the context of {self.context_length}")
-        self.network.attachment.use(self._pairs, dropout=self._dropout(training))
-        output = self.network.backbone(input_ids=tokens_NT, use_cache=False)
-        return cast(Tensor, output.last_hidden_state)
-
-    @torch.no_grad()
-    def logits(self, hidden_KC: Tensor) -> Tensor:
-        logits_KV = hidden_KC @ self.network.head_VC.T
-        down_KR, up_VR = self._head_factors(hidden_KC, 0.0)
-        return (logits_KV if down_KR is None or up_VR is None else logits_KV + down_KR @ up_VR.T).float()
-
-    def cross_entropy(
-        self,
-        hidden_KC: Tensor,
-        targets_K: Tensor,
-        *,
-        position_weights_K: Tensor | None = None,
-        smoothing: float = 0.0,
-        training: bool = False,
-    ) -> Tensor:
-        down_KR, up_VR = self._head_factors(hidden_KC, self._dropout(training))
-        return head_cross_entropy(
-            hidden_KC,
-            self.network.head_VC,
-            down_KR,
-            up_VR,
-            targets_K,
-            position_weights_K=position_weights_K,
-            smoothing=smoothing,
-            use_compiler=self.network.use_compiler,
-        )
-
-    def target_scores(self, hidden_KC: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor]:
-        down_KR, up_VR = self._head_factors(hidden_KC, 0.0)
-        network = self.network
-        return head_target_scores(
-            hidden_KC, network.head_VC, down_KR, up_VR, targets_K, use_compiler=network.use_compiler
-        )
-
-    def _head_factors(self, hidden_KC: Tensor, dropout: float) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """(scale A x, B) of the head's adapter."""
-        if (pair := self.adapters.pair(HEAD, HEAD)) is None:
-            return None, None
-        return down_projection(hidden_KC, pair, dropout), pair[1]
-
-    def _dropout(self, training: bool) -> float:
-        return self.network.dropout if training else 0.0
-
-
-class HuggingFaceNetwork:
-    """A frozen model of transformers for every theta of its adapters; a `Network`."""
+class HuggingFaceBackbone:
+    """A frozen model of transformers up to its last hidden states, adapters hooked onto its linear maps."""
 
     def __init__(
         self,
@@ -271,28 +198,21 @@ class HuggingFaceNetwork:
         """UserError if the settings do not fit the model: its layers, its context, the names of its linear maps."""
         _check_sizes(base.architecture, model)
         module = build_module(base, dtype).to(device)
-        self.base_sha256, self.context_length, self.use_compiler = base.sha256, model.context_length, use_compiler
-        self.scale, self.dropout, self._dtype = lora.alpha / lora.rank, lora.dropout, dtype
-        self.origin_D: Tensor | None = None
-        """Set to the initial theta where its product must be subtracted, because B starts from random values."""
+        self.context_length, self.dtype, self.use_compiler = model.context_length, dtype, use_compiler
         self.head_VC = cast(nn.Module, head_of(module)).get_parameter("weight").detach()
         self.maps = _adapted_maps(module, model, lora)
-        self.attachment = Attachment(module, [each for each in self.maps if each.group != HEAD])
-        backbone = _backbone(module)
-        self.backbone = torch.compile(backbone) if use_compiler else backbone
         self.space = linear_map_space(self.maps, lora.rank)
+        """Of the LoRA matrices."""
+        self._attachment = Attachment(module, [each for each in self.maps if each.group != HEAD])
+        backbone = _backbone(module)
+        self._backbone = torch.compile(backbone) if use_compiler else backbone
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self.head_VC)
-
-    @property
-    def device(self) -> torch.device:
-        return self.head_VC.device
-
-    def at(self, theta_D: Tensor) -> LanguageModel:
-        adapters = Adapters(self.space, theta_D, scale=self.scale, dtype=self._dtype, origin_D=self.origin_D)
-        return AdaptedHuggingFace(self, adapters)
+    def hidden(self, tokens_NT: Tensor, adapters: Adapters | None = None, *, dropout: float = 0.0) -> Tensor:
+        """Final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""
+        found = {} if adapters is None else {each.name: adapters.pair(each.group, each.target) for each in self.maps}
+        pairs = {name: pair for name, pair in found.items() if pair is not None}
+        self._attachment.use(pairs, dropout=dropout)
+        return cast(Tensor, self._backbone(input_ids=tokens_NT, use_cache=False).last_hidden_state)
 
 
 def _adapted_maps(module: nn.Module, model: config.HuggingFaceModel, lora: config.Lora) -> tuple[LinearMap, ...]:

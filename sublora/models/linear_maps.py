@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sublora.models.lora import Pair, down_projection
-from sublora.models.lora_space import lora_name
+from sublora.models.spaces import lora_name
 from sublora.subspace.parameters import ParameterSpace
 
 

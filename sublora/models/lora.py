@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sublora.models.lora_space import lora_name
+from sublora.models.spaces import lora_name
 from sublora.subspace.parameters import ParameterSpace
 from sublora.system.streams import generator
 

@@ -10,7 +10,7 @@ from typing import Any
 from sublora import __version__, config
 from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, ScoredSources, bound_record
 from sublora.losses import TOP_K
-from sublora.models.weights_space import model_parameters
+from sublora.models.spaces import model_parameters
 from sublora.runs.announce import announce
 from sublora.runs.losses_file import check_losses, read_losses
 from sublora.runs.message import Message, charged_bits, read_message

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sublora import config
 from sublora.coding import plain
-from sublora.models.lora_space import lora_groups
+from sublora.models.spaces import lora_groups
 from sublora.subspace.allocations import Gate, parse_allocation
 
 if TYPE_CHECKING:

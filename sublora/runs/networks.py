@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from sublora import config
 from sublora.data.tokenizers import tokenizer_facts
+from sublora.models.adapted import Backbone, WeightsNetwork, lora_network
 from sublora.models.gpt import DTYPES, GPT
-from sublora.models.lora import initial_theta
-from sublora.models.lora_gpt import LoraGPT
-from sublora.models.lora_space import lora_space
 from sublora.models.protocol import Network
+from sublora.models.spaces import lora_space, model_parameters, weights_space, weights_theta
 from sublora.models.weights import (
     Base,
     load_weights,
@@ -23,12 +22,10 @@ from sublora.models.weights import (
     save_weights,
     weights_sha256,
 )
-from sublora.models.weights_gpt import WeightsGPT
-from sublora.models.weights_space import model_parameters, weights_space, weights_theta
 from sublora.system.errors import UserError
 
 if TYPE_CHECKING:
-    from sublora.models.huggingface import HuggingFaceBase
+    from sublora.models.huggingface import HuggingFaceBackbone, HuggingFaceBase
 
 AnyBase = Union[Base, "HuggingFaceBase"]
 
@@ -83,49 +80,42 @@ def make_network(
 
     dtype: what the network computes in, a training's `compute.dtype`.
     """
+    compute_type = DTYPES[dtype]
+    backbone: Backbone
     if not isinstance(base, Base):
-        return _adapted_huggingface(settings, base, vocab_size, seed, device, DTYPES[dtype])
-    if settings.subspace.adapt == "weights":
+        backbone = adapted = _huggingface_backbone(settings, base, vocab_size, device, compute_type)
+        space = adapted.space
+    elif settings.subspace.adapt == "weights":
         return weights_network(settings, base, vocab_size=vocab_size, device=device, dtype=dtype)
-    model, lora = gpt2(settings), settings.lora
-    space = lora_space(model, lora, vocab_size)
-    start_D = initial_theta(space, seed, lora.init)
-    gpt = GPT(model, vocab_size, dtype=DTYPES[dtype], use_compiler=settings.compute.compile)
-    gpt.load(base.weights)
-    network = LoraGPT(
-        gpt=gpt.to(device),
-        space=space,
-        base_sha256=base.sha256,
-        scale=lora.alpha / lora.rank,
-        dropout=lora.dropout,
-        # With random B the initial product has to be taken away.
-        origin_D=torch.from_numpy(start_D).to(device) if lora.init == "both_random" else None,
-    )
-    return network, start_D
+    else:
+        model = gpt2(settings)
+        gpt = GPT(model, vocab_size, dtype=compute_type, use_compiler=settings.compute.compile)
+        gpt.load(base.weights)
+        backbone = gpt.to(device)
+        space = lora_space(model, settings.lora, vocab_size)
+    return lora_network(backbone, space, settings.lora, base_sha256=base.sha256, seed=seed)
 
 
-def _adapted_huggingface(
+def _huggingface_backbone(
     settings: config.Settings,
     base: "HuggingFaceBase",
     vocab_size: int,
-    seed: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Network, NDArray[np.float32]]:
-    model, lora = settings.model, settings.lora
+) -> "HuggingFaceBackbone":
+    """The base on the device. UserError if the data were tokenized for another vocabulary."""
+    model = settings.model
     if not isinstance(model, config.HuggingFaceModel):
         raise TypeError(f"model.kind {model.kind} does not describe a model of transformers")
     use_compiler = settings.compute.compile
-    network = huggingface().HuggingFaceNetwork(base, model, lora, device=device, dtype=dtype, use_compiler=use_compiler)
-    if network.vocab_size != vocab_size:
+    kind = huggingface().HuggingFaceBackbone
+    backbone = kind(base, model, settings.lora, device=device, dtype=dtype, use_compiler=use_compiler)
+    if len(backbone.head_VC) != vocab_size:
         raise UserError(
-            f"the pretrained model predicts {network.vocab_size} tokens, data/{settings.data.name} was made with a "
+            f"the pretrained model predicts {len(backbone.head_VC)} tokens, data/{settings.data.name} was made with a "
             f"vocabulary of {vocab_size}; set data.tokenizer: base and prepare the data again"
         )
-    start_D = initial_theta(network.space, seed, lora.init)
-    if lora.init == "both_random":
-        network.origin_D = torch.from_numpy(start_D).to(device)
-    return network, start_D
+    return backbone
 
 
 def huggingface() -> "types.ModuleType":
@@ -142,7 +132,7 @@ def weights_network(
     model = gpt2(settings)
     space = weights_space(model, vocab_size)
     gpt = GPT(model, vocab_size, dtype=DTYPES[dtype], use_compiler=settings.compute.compile)
-    network = WeightsGPT(gpt.to(device), space, base.sha256)
+    network = WeightsNetwork(gpt.to(device), space, base.sha256)
     return network, weights_theta(base.weights, space)
 
 

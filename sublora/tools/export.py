@@ -9,9 +9,16 @@ from typing import Any, Literal, cast
 import torch
 
 from sublora import config
-from sublora.models.gpt2_export import gpt2_description, gpt2_tensors, gpt2_updates, gpt2_weights
-from sublora.models.lora_gpt import AdaptedGPT
-from sublora.models.updates import Update, peft_description, peft_tensors
+from sublora.models.adapted import AdaptedModel
+from sublora.models.export import (
+    gpt2_description,
+    gpt2_tensors,
+    gpt2_weights,
+    merged_module,
+    peft_description,
+    peft_tensors,
+    updates,
+)
 from sublora.models.weights import Base
 from sublora.runs.decode import CertificateFiles, Decoded, decode
 from sublora.runs.networks import gpt2
@@ -54,13 +61,11 @@ def export(files: CertificateFiles, out: Path, form: Form) -> Path:
 
 
 def _write_merged(folder: Path, decoded: Decoded) -> None:
-    added, _ = _updates(decoded)
+    added, _ = updates(cast(AdaptedModel, decoded.model), decoded.base)
     if isinstance(decoded.base, Base):
-        _save(folder / "model.safetensors", gpt2_tensors(gpt2_weights(cast(AdaptedGPT, decoded.model)), added))
+        _save(folder / "model.safetensors", gpt2_tensors(gpt2_weights(cast(AdaptedModel, decoded.model)), added))
         write_json(folder / "config.json", _gpt2_description(decoded, tied_head="lm_head" not in added))
     else:
-        from sublora.models.huggingface_export import merged_module
-
         cast(Any, merged_module(decoded.base, added)).save_pretrained(folder)
     source = decoded.files.pretrained_folder(decoded.message.settings)
     if source is not None:
@@ -83,20 +88,9 @@ def _write_peft(folder: Path, decoded: Decoded, out: Path) -> None:
         _save(folder / BASE_NAME / "model.safetensors", gpt2_tensors(decoded.base.weights, {}))
         write_json(folder / BASE_NAME / "config.json", _gpt2_description(decoded, tied_head=True))
         name = str((out / BASE_NAME).resolve())
-    added, transposed = _updates(decoded)
+    added, transposed = updates(cast(AdaptedModel, decoded.model), decoded.base)
     _save(folder / "adapter_model.safetensors", peft_tensors(added))
     write_json(folder / "adapter_config.json", peft_description(added, name, revision, transposed=transposed))
-
-
-def _updates(decoded: Decoded) -> tuple[dict[str, Update], bool]:
-    """(What is added to the weight of every adapted linear map, whether some are transformers' Conv1D)."""
-    if isinstance(decoded.base, Base):
-        added = gpt2_updates(cast(AdaptedGPT, decoded.model))
-        return added, set(added) != {"lm_head"}
-    from sublora.models.huggingface import AdaptedHuggingFace
-    from sublora.models.huggingface_export import huggingface_updates
-
-    return huggingface_updates(cast(AdaptedHuggingFace, decoded.model), decoded.base)
 
 
 def _gpt2_description(decoded: Decoded, *, tied_head: bool) -> dict[str, Any]:

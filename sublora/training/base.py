@@ -10,6 +10,7 @@ from torch import Tensor
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.losses.samplers import ChunkSampler, evaluation_chunks
+from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.weights import random_weights
 from sublora.training import checkpoint
@@ -118,8 +119,8 @@ class BaseTrainer(ResumableTraining):
         return used
 
     def _loss(self, inputs_NT: Tensor, targets_NT: Tensor) -> Tensor:
-        hidden_KC = self.gpt.hidden(inputs_NT).flatten(0, 1)
-        return self.gpt.cross_entropy(hidden_KC, targets_NT.flatten())
+        model = AdaptedModel(self.gpt, None)
+        return model.cross_entropy(model.hidden(inputs_NT).flatten(0, 1), targets_NT.flatten())
 
     def _after_step(self, gradient_norm: Tensor, last: bool) -> None:
         done, history = self.history.step, self.history

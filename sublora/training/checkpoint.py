@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sublora import config
-from sublora.models.lora_gpt import LoraGPT
+from sublora.models.adapted import LoraNetwork
+from sublora.models.gpt import GPT
 from sublora.system.device import gpu_name, peak_memory_mib
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, write_bytes
@@ -138,9 +139,10 @@ def save_initialization(folder: Path, run: Run) -> None:
 
     The frozen weights are the base's: with lora.init both_random the initial product is not subtracted in the file.
     """
-    if not isinstance(run.network, LoraGPT):
-        raise TypeError(f"the published files are those of a GPT with adapters, not of {type(run.network).__name__}")
-    base = {name.replace("__", "."): value.cpu() for name, value in run.network.gpt.named_buffers()}
+    network = run.network
+    if not isinstance(network, LoraNetwork) or not isinstance(network.backbone, GPT):
+        raise TypeError(f"the published files are those of a GPT with adapters, not of {type(network).__name__}")
+    base = {name.replace("__", "."): value.cpu() for name, value in network.backbone.named_buffers()}
     theta_D = run.subspace.origin_D.cpu()
     lora = {p.name: theta_D[p.start : p.stop].view(p.shape).clone() for p in run.network.space.parameters}
     files: dict[str, dict[str, Any]] = {

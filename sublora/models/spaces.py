@@ -1,10 +1,23 @@
-"""Which LoRA matrices a network has, and their order in theta. Does not import torch: bounds need the groups alone."""
+"""The parameters that theta may stand for in a GPT-2: its LoRA matrices, or all its weights; names, sizes and order.
+
+Does not import torch: a message needs the numbers of parameters alone, a bound the groups alone.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sublora import config
+from sublora.models.weights import Weights, weight_shapes
 from sublora.subspace.parameters import ParameterSpace
 
 HEAD = config.HEAD_TARGET
 """Group of the LM head, and the target in it; layers are '0', '1', ..."""
+WEIGHT_ROLE = "weight"
+"""Role of weights that are trained themselves."""
+EMBEDDINGS, FINAL = "embeddings", "final"
+"""Groups beside the layers '0', '1', ...; the head is tied to the token embedding."""
 
 
 def lora_targets(model: config.Model, lora: config.Lora) -> list[tuple[str, str]]:
@@ -43,3 +56,28 @@ def _sizes(width: int, target: str, vocab_size: int) -> tuple[int, int]:
 def lora_name(group: str, target: str, role: str) -> str:
     """Name of a LoRA matrix, as published code has it."""
     return f"{group}.{target}.lora_{role}"
+
+
+def weights_space(model: config.Model, vocab_size: int) -> ParameterSpace:
+    """Every weight, in the order in which they are hashed."""
+    shapes = weight_shapes(model, vocab_size)
+    return ParameterSpace.of((name, shape, _weight_group(name), WEIGHT_ROLE) for name, shape in shapes.items())
+
+
+def weights_theta(weights: Weights, space: ParameterSpace) -> NDArray[np.float32]:
+    """theta (D) of given weights."""
+    theta_D = np.empty(space.size, dtype=np.float32)
+    for p in space.parameters:
+        theta_D[p.start : p.stop] = weights[p.name].ravel()
+    return theta_D
+
+
+def model_parameters(model: config.Model, vocab_size: int) -> int:
+    """Weights of the network, those of the tied head counted once and no adapters."""
+    return sum(map(math.prod, weight_shapes(model, vocab_size).values()))
+
+
+def _weight_group(name: str) -> str:
+    if name.startswith("h."):
+        return name.split(".")[1]
+    return FINAL if name.startswith("ln_f") else EMBEDDINGS
