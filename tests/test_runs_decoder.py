@@ -7,9 +7,10 @@ import pytest
 from conftest import TINY, demo_values, merged
 
 from sublora import config
-from sublora.runs.decoder import decoder_header, lora_init_sha256, projection_sha256
+from sublora.runs.decoder import decoder_header
 from sublora.runs.score import draw_units
 from sublora.subspace.allocations import parse_allocation
+from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.streams import generator

@@ -13,9 +13,9 @@ from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
 from sublora.models.protocol import LanguageModel, Network
 from sublora.runs.build import adaptable
-from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
+from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.errors import UserError
 from sublora.system.names import BASE_FOLDER, BASE_WEIGHTS_NAME, CERTIFICATE_NAME
 

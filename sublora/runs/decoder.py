@@ -1,22 +1,14 @@
-"""What of a certificate's header reaches the decoded predictor or the draw of documents, and the hashes it names.
+"""What of a certificate's header reaches the decoded predictor or the draw of documents.
 
 Does not import torch.
 """
 
-import hashlib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from sublora import config
 from sublora.coding import plain
 from sublora.models.spaces import lora_groups
 from sublora.subspace.allocations import Gate, parse_allocation
-
-if TYPE_CHECKING:
-    from sublora.subspace.subspace import Subspace
 
 
 def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ...]:
@@ -82,31 +74,3 @@ def _lora(lora: config.Lora, init_sha256: str) -> dict[str, Any]:
         "init": lora.init,
         "sha256": init_sha256,
     }
-
-
-def lora_init_sha256(subspace: "Subspace") -> str:
-    """Names theta at w = 0."""
-    return _sha256([("theta", subspace.origin_D.cpu().numpy())])
-
-
-def projection_sha256(subspace: "Subspace") -> str:
-    """Names the map from w to theta: which coordinates feed which entries, behind which gates, by which arrays."""
-    digest = hashlib.sha256()
-    buffers = dict(subspace.named_buffers())
-    for part in subspace.parts:
-        rows, coordinates = part.rows, part.coordinates
-        layout = [part.name, rows.start, rows.stop, coordinates.start, coordinates.stop, part.gate, part.takes_first]
-        prefix = f"{part.name}__"
-        arrays = [(name, buffers[name].cpu().numpy()) for name in sorted(buffers) if name.startswith(prefix)]
-        digest.update(config.digest(layout).encode() + _sha256(arrays).encode())
-    return digest.hexdigest()
-
-
-def _sha256(arrays: Iterable[tuple[str, NDArray]]) -> str:
-    """Digest of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, array in arrays:
-        values = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        digest.update(f"{name} {values.dtype.str} {values.shape}\0".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()

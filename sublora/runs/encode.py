@@ -17,10 +17,10 @@ from sublora.coding.plain import PlainWeights, quantize_plain
 from sublora.coding.rounding import round_for_rate
 from sublora.losses.documents import score_documents
 from sublora.runs.announce import announce
-from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import charged_bits, payload_context
 from sublora.runs.starts import record_start
+from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.device import claim_device
 from sublora.system.locks import sole_writer
 from sublora.system.names import CERTIFICATE_NAME

@@ -27,7 +27,7 @@ from sublora.coding.payload import (
 )
 from sublora.config.errors import describe
 from sublora.config.section import NonNegativeFloat, PositiveInt, Section
-from sublora.runs.decoder import lora_init_sha256, projection_sha256
+from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.errors import UserError
 from sublora.wrapping.module import WrapArguments, Wrapped, base_sha256
 

@@ -19,7 +19,6 @@ from sublora.data.dataset import TokenDataset
 from sublora.runs.announce import announce
 from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, run_record
 from sublora.runs.build import assemble_run
-from sublora.runs.decoder import lora_init_sha256, projection_sha256
 from sublora.runs.encode import val_losses
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
@@ -36,6 +35,7 @@ from sublora.runs.verify.premises import (
     unchecked_facts,
 )
 from sublora.runs.verify.verdict import NOT_CHECKED, Verdict
+from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError, printable
 from sublora.system.files import sha256_of_file, write_json
