@@ -118,8 +118,8 @@ compare: $(INSTALLED) ## byte for byte the same results as another commit? make 
 	$(BIN)/python benchmarks/compare.py $(REF)
 
 schema: $(INSTALLED) ## write what is generated from settings: JSON schema, config/README.md, references in the package
-	$(BIN)/python -m sublora.config.schema > workflow/schemas/config.schema.json
-	$(BIN)/python -m sublora.config.readme > config/README.md
+	$(BIN)/python -m sublora.config.documentation schema > workflow/schemas/config.schema.json
+	$(BIN)/python -m sublora.config.documentation readme > config/README.md
 	cp config/config.yaml sublora/config/references/full.yaml
 	cp demo/config/config.yaml sublora/config/references/demo.yaml
 	cp demo/config/random_base.yaml sublora/config/references/random_base.yaml

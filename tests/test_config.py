@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY, TINY, demo_values, merged
 
 from sublora import config
-from sublora.config.reach import Reaches, ReachesThrough
+from sublora.config.section import Reaches, ReachesThrough
 from sublora.system.errors import UserError
 
 

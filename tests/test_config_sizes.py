@@ -7,7 +7,7 @@ import pytest
 from conftest import PRETRAINED, TINY, build_on, demo_values, merged, write_settings
 
 from sublora import config
-from sublora.config.schema import schema_text
+from sublora.config.documentation import schema_text
 from sublora.config.settings import Settings
 from sublora.models.spaces import model_parameters
 from sublora.runs.bound import bound_run

@@ -18,8 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sublora import __version__
-from sublora.config.readme import readme_text
-from sublora.config.schema import schema_text
+from sublora.config.documentation import readme_text, schema_text
 from sublora.system.extras import EXTRAS
 
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")

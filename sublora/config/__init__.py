@@ -7,7 +7,7 @@ one of its own keys changes. Light to import: no numerical library.
 
 from sublora.config.base import Base, Independence, PretrainedBase, RandomBase, TrainedBase
 from sublora.config.bound import Bound, Message, Scoring
-from sublora.config.data import (
+from sublora.config.corpus import (
     Corpus,
     Data,
     DocstringCorpus,
@@ -20,8 +20,17 @@ from sublora.config.data import (
     Unit,
 )
 from sublora.config.grid import ALL, Grid, RunSpec, allocation_modes
-from sublora.config.loading import load_settings, parse_run, parse_settings, root_of
-from sublora.config.model import (
+from sublora.config.loading import (
+    load_settings,
+    origin_of,
+    parse_run,
+    parse_settings,
+    root_of,
+    settings_text,
+    with_typed_overrides,
+    write_resolved,
+)
+from sublora.config.network import (
     BLOCK_TARGETS,
     HEAD_TARGET,
     AnyModel,
@@ -32,13 +41,10 @@ from sublora.config.model import (
     Subspace,
     part_rank,
 )
-from sublora.config.reach import STAGES, Stage
-from sublora.config.resolved import origin_of, settings_text, with_typed_overrides, write_resolved
-from sublora.config.section import Section
+from sublora.config.section import STAGES, Section, Stage
 from sublora.config.settings import Settings
 from sublora.config.stages import data_settings, digest, stage_settings
-from sublora.config.tracking import Tracking
-from sublora.config.training import Compute, Optimization, RatePhase, Training
+from sublora.config.training import Compute, Optimization, RatePhase, Tracking, Training
 
 __all__ = [
     "ALL",
@@ -48,7 +54,6 @@ __all__ = [
     "AnyModel",
     "Base",
     "Bound",
-    "RatePhase",
     "Compute",
     "Corpus",
     "Data",

@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from sublora.config.data import Corpus, DatasetName
-from sublora.config.reach import Reaches, tokenizes_as_the_base
-from sublora.config.section import NonNegativeInt, PositiveInt, Section
+from sublora.config.corpus import Corpus, DatasetName
+from sublora.config.section import NonNegativeInt, PositiveInt, Reaches, Section, tokenizes_as_the_base
 from sublora.config.training import Optimization
 
 

@@ -4,8 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sublora.config.reach import Reaches, trains_for_the_message
-from sublora.config.section import NonNegativeFloat, PositiveInt, Probability, Section, SmoothingName
+from sublora.config.section import (
+    NonNegativeFloat,
+    PositiveInt,
+    Probability,
+    Reaches,
+    Section,
+    SmoothingName,
+    trains_for_the_message,
+)
 
 IS_SCORED = Reaches("score", "yardsticks", "bound")
 IN_THE_OBJECTIVE = Reaches("train", when=trains_for_the_message)

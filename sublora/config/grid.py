@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sublora.config.model import TrainedPart, is_whole, named_part
+from sublora.config.network import SizeName, TrainedPart, is_whole, named_part
 from sublora.config.section import LARGEST_BUDGET, Budget, NonNegativeInt, Section
-from sublora.config.sizes import SizeName
 from sublora.subspace.allocations import ALLOCATIONS, Uniform, parse_allocation
 
 ALL: Literal["all"] = "all"

@@ -1,17 +1,21 @@
-"""Settings from files and from the command line; whatever is wrong with them becomes one line."""
+"""Settings files: read, checked, and written with every key; whatever is wrong with one becomes one line."""
 
+import difflib
 import functools
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import ValidationError
 
-from sublora.config.errors import describe
 from sublora.config.grid import RunSpec
 from sublora.config.section import Section
 from sublora.config.settings import Settings
-from sublora.config.yaml_text import read_yaml
-from sublora.system.errors import UserError
+from sublora.system.errors import UserError, printable
+from sublora.system.files import write_bytes
 
 Whole = TypeVar("Whole", bound=Section)
 
@@ -73,3 +77,203 @@ def with_tuples(value: Any) -> Any:
 def root_of(config_path: Path) -> Path:
     """The folder that data/ and results/ of a settings file are relative to: the one above config/."""
     return Path(config_path).resolve().parent.parent
+
+
+HEADER = (
+    "# The settings in force, written by the workflow for its jobs. Change the workflow's own config, not this file.\n"
+)
+ORIGIN = "# From: "
+
+
+def settings_text(settings: Settings, origin: str | None = None) -> str:
+    """A whole settings file: equal settings give equal text, and `load_settings` reads them back."""
+    values = settings.model_dump(mode="json")
+    named = f"{ORIGIN}{json.dumps(origin)}\n" if origin else ""
+    return HEADER + named + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def write_resolved(settings: Settings, path: Path | str, origin: Path | str | None = None) -> None:
+    """Make the file hold these settings. One that does already is left as it is, its date included.
+
+    origin: the settings file that they come from, if there is one; `origin_of` finds it again.
+    """
+    path = Path(path)
+    name = None if origin is None else os.path.relpath(Path(origin).resolve(), root_of(path))
+    data = settings_text(settings, name).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def origin_of(path: Path | str) -> Path | None:
+    """The settings file that a person edits: the file itself, or the origin of one that a workflow wrote.
+
+    None if a workflow wrote it from settings that are in no file.
+    """
+    path = Path(path)
+    with open(path, encoding="utf-8") as handle:
+        first, second = handle.readline(), handle.readline()
+    if first != HEADER:
+        return path
+    return root_of(path) / json.loads(second.removeprefix(ORIGIN)) if second.startswith(ORIGIN) else None
+
+
+def with_typed_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with what came from the command line read as YAML.
+
+    Snakemake has merged `overrides` into `values`, but parses `--config 'training={steps: 7}'` to text: the 7 of it is
+    the string "7". Text that other sources put in its place stays text.
+    """
+    return {key: _typed(value, overrides[key]) if key in overrides else value for key, value in values.items()}
+
+
+def _typed(value: Any, override: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(override, Mapping):
+        return with_typed_overrides(value, override)
+    return _parsed(value) if value == override else value
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _parsed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_parsed(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+    return value
+
+
+LARGEST_NODES = 100_000
+"""Values in a file, counted as often as aliases repeat them. A settings file has some hundred."""
+
+
+def read_yaml(text: str) -> Any:
+    """The values of a YAML text. ValueError, in one line, if it is no YAML, ambiguous or too large."""
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except (KeyError, IndexError, AttributeError, TypeError):  # how the loader says that a !!tag does not fit
+        raise ValueError("a value does not fit the tag (!!) before it") from None
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Nodes below and with a node, aliases expanded; `counted`: those known, 0 for one that is being counted.
+
+    Equal nodes are one object, so this takes a step per node of the text. ValueError for a key given twice, a node
+    inside itself, and more than LARGEST_NODES.
+    """
+    if (known := counted.get(id(node))) is not None:
+        if not known:
+            raise ValueError(f"{_where(node)}: an alias stands inside what it repeats")
+        return known
+    counted[id(node)] = 0
+    total = 1
+    if isinstance(node, yaml.MappingNode):
+        _refuse_repeated_keys(node)
+        total += sum(_count(key, counted) + _count(value, counted) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        total += sum(_count(item, counted) for item in node.value)
+    if total > LARGEST_NODES:
+        raise ValueError(
+            f"{_where(node)}: more than {LARGEST_NODES:,} values, aliases counted as often as they are used"
+        )
+    counted[id(node)] = total
+    return total
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    seen: dict[tuple[str, str], yaml.Node] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if (first := seen.setdefault((key.tag, key.value), key)) is not key:
+            raise ValueError(f"key '{key.value}' is given twice, {_where(first)} and {_where(key)}; delete one of them")
+
+
+def _where(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}"
+
+
+def describe(error: ValidationError, schema: dict[str, Any]) -> str:
+    """All complaints in one line; unknown keys with the nearest one that the JSON schema of the settings knows."""
+    complaints = []
+    for item in error.errors(include_url=False):
+        location = [str(part) for part in item["loc"]]
+        key = ".".join(_written(location, schema))
+        if item["type"] == "extra_forbidden":
+            complaints.append(f"unknown key '{key}'{_nearest_key(location, schema)}")
+        elif item["type"] == "missing":
+            complaints.append(f"key '{key}' is missing")
+        elif item["type"] in ("model_type", "model_attributes_type"):
+            complaints.append(f"{key}{': ' if key else ''}expected keys with values, found {_shown(item['input'])}")
+        elif item["type"] == "union_tag_not_found":
+            complaints.append(f"key '{key}.kind' is missing; kinds: {_kinds(location, schema)}")
+        elif item["type"] == "union_tag_invalid":
+            complaints.append(f"{key}.kind: expected one of {_kinds(location, schema)}, found '{item['ctx']['tag']}'")
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            text = text[:1].lower() + text[1:]
+            prefix = f"{key}: " if key else ""
+            found = f", found {_shown(item['input'])}" if item["type"] != "value_error" else ""
+            complaints.append(f"{prefix}{text}{found}{_yaml_number_hint(item)}")
+    return "; ".join(complaints)
+
+
+def _shown(value: object) -> str:
+    return printable(repr(value), 80)
+
+
+def _yaml_number_hint(item: Any) -> str:
+    if item["type"] != "float_type" or not isinstance(item["input"], str):
+        return ""
+    try:
+        value = float(item["input"])
+    except ValueError:
+        return ""
+    return f" (YAML reads numbers without a dot before the exponent as text: write {value:.1e})"
+
+
+def _kinds(location: list[str], schema: dict[str, Any]) -> str:
+    return ", ".join(_section(location, schema)["discriminator"]["mapping"])
+
+
+def _nearest_key(location: list[str], schema: dict[str, Any]) -> str:
+    *parents, key = location
+    known = list(_section(parents, schema).get("properties", {}))
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean '{'.'.join([*_written(parents, schema), nearest[0]])}'?"
+    return f"; known keys here: {', '.join(known)}"
+
+
+def _section(path: list[str], schema: dict[str, Any]) -> dict[str, Any]:
+    """The part of the schema at a path, which may name the chosen alternative of a union."""
+    node = schema
+    for part in path:
+        node = _resolve(node, schema)
+        alternatives = node.get("discriminator", {}).get("mapping", {})
+        node = {"$ref": alternatives[part]} if part in alternatives else node.get("properties", {}).get(part, {})
+    return _resolve(node, schema)
+
+
+def _written(location: list[str], schema: dict[str, Any]) -> list[str]:
+    """The keys as the file has them: pydantic puts the chosen alternative of a union among them."""
+    return [
+        part
+        for index, part in enumerate(location)
+        if part not in _section(location[:index], schema).get("discriminator", {}).get("mapping", {})
+    ]
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node

@@ -1,15 +1,25 @@
 """A whole settings file, and what its sections must agree on."""
 
+import sys
+from os.path import normpath
+from pathlib import PurePath
 from typing import Annotated
 
 from pydantic import model_validator
 
-from sublora.config import comparison, overlap
 from sublora.config.base import Base, PretrainedBase, TrainedBase
 from sublora.config.bound import Bound, Message, Scoring
-from sublora.config.data import Data
+from sublora.config.corpus import (
+    Corpus,
+    Data,
+    FolderCorpus,
+    HuggingFaceCorpus,
+    PackageCorpus,
+    markov_complaint,
+    unit_complaint,
+)
 from sublora.config.grid import ALL, Grid, RunSpec
-from sublora.config.model import (
+from sublora.config.network import (
     BLOCK_TARGETS,
     HEAD_TARGET,
     AnyModel,
@@ -18,14 +28,17 @@ from sublora.config.model import (
     Lora,
     Model,
     Subspace,
+    is_whole,
     named_part,
+    parse_size,
 )
-from sublora.config.reach import Reaches, ReachesThrough, trains_for_the_message
-from sublora.config.section import Section
-from sublora.config.sizes import parse_size
-from sublora.config.tracking import Tracking
-from sublora.config.training import Compute, RatePhase, Training
+from sublora.config.section import Reaches, ReachesThrough, Section, trains_for_the_message
+from sublora.config.training import Compute, RatePhase, Tracking, Training
+from sublora.subspace.allocations import Uniform
+from sublora.subspace.projections import IDENTITY
 from sublora.system.errors import UserError
+
+STDLIB = "stdlib"
 
 
 class Settings(Section):
@@ -55,9 +68,9 @@ class Settings(Section):
         found = [*self._sizes_that_disagree(), *self._what_only_some_bases_have()]
         found += [*self._targets_that_are_none(), *self._budgets_beyond_the_parameters()]
         found += self._phases_that_never_start()
-        found += comparison.complaints(self)
+        found += _contradictions_of_the_grid(self)
         if isinstance(self.base, TrainedBase):
-            found += [*self._batches_of_the_base(self.base), *overlap.complaints(self.base, self.data)]
+            found += [*self._batches_of_the_base(self.base), *_overlap_complaints(self.base, self.data)]
         if found:
             raise ValueError("; ".join(found))
         return self
@@ -158,3 +171,91 @@ class Settings(Section):
         widths = {"query": 2, "value": 2, "mlp_in": 5, "mlp_out": 5}
         in_blocks = sum(widths[target] for target in BLOCK_TARGETS if target in self.lora.targets)
         return r * width * (in_blocks * self.model.n_layer + (HEAD_TARGET in self.lora.targets))
+
+
+def _contradictions_of_the_grid(settings: Settings) -> list[str]:
+    """One line for each contradiction; empty if there is none."""
+    own = f"{settings.subspace.adapt}-{settings.subspace.projection}"
+    parts = (own,) if settings.grid.trained is None else settings.grid.trained
+    found = _of_budgets(settings, parts) + _of_networks(settings, parts)
+    return found if settings.grid.trained is not None else found + _of_allocations(settings)
+
+
+def _of_budgets(settings: Settings, parts: tuple[str, ...]) -> list[str]:
+    budgets = settings.grid.budgets
+    listed = ", ".join(map(str, budgets))
+    if all(map(is_whole, parts)):
+        if budgets == (ALL,):
+            return []
+        return [
+            f"grid.budgets: with projection {IDENTITY} w is every trained parameter; expected [{ALL}], found [{listed}]"
+        ]
+    if ALL in budgets:
+        return [
+            f"grid.budgets: {ALL} is the budget of projection {IDENTITY}; {', '.join(parts)} need numbers, "
+            f"found [{listed}]"
+        ]
+    return []
+
+
+def _of_allocations(settings: Settings) -> list[str]:
+    """Allocations are what A and B are given of a subspace."""
+    adapt, projection = settings.subspace.adapt, settings.subspace.projection
+    split = [name for name in settings.grid.allocations if name != Uniform.mode]
+    if not split or (adapt == "lora" and projection != IDENTITY):
+        return []
+    return [
+        f"grid.allocations: with subspace.adapt {adapt} and projection {projection} there is nothing to divide between "
+        f"A and B; expected {Uniform.mode} alone, found {', '.join(split)}"
+    ]
+
+
+def _of_networks(settings: Settings, parts: tuple[str, ...]) -> list[str]:
+    found = []
+    if any(named_part(part)[0] == "weights" for part in parts):
+        if not isinstance(settings.model, Model):
+            found.append(f"adapt weights needs model.kind gpt2, found {settings.model.kind}")
+        if settings.training.keep_initialization:
+            found.append("training.keep_initialization writes files of adapters, and adapt weights has none; set false")
+    if settings.grid.sizes is not None and settings.base.kind != "random":
+        found.append(
+            f"grid.sizes needs base.kind random, found {settings.base.kind}, which is a file of one size; set "
+            "grid.sizes to null"
+        )
+    rates = settings.training.learning_rates or {}
+    if unknown := [name for name in rates if name not in (settings.grid.trained or ())]:
+        found.append(f"training.learning_rates: {', '.join(unknown)} is not in grid.trained")
+    return found
+
+
+def _overlap_complaints(base: TrainedBase, data: Data) -> list[str]:
+    """What a trained base and `data` must not share, one line each; empty if they are apart."""
+    complaint = markov_complaint(base.corpus, data.tokenizer, {"min_characters": base.min_characters})
+    complaint = complaint or unit_complaint(base.corpus, "document")
+    found = [f"base: {complaint}"] if complaint else []
+    if base.name == data.name:
+        found.append(f"base.name and data.name are both '{data.name}', but each needs a folder of its own in data/")
+    overlap = _overlap(base.corpus, data.corpus)
+    if overlap:
+        found.append(f"base.corpus and data.corpus share {overlap}; the base must not have seen documents of data")
+    return found
+
+
+def _overlap(base: Corpus, data: Corpus) -> str | None:
+    """What two corpora have in common, in words."""
+    if isinstance(base, PackageCorpus) and isinstance(data, PackageCorpus):
+        shared = sorted(_shared_packages(base.packages, data.packages) | _shared_packages(data.packages, base.packages))
+        return f"the packages {', '.join(shared)}" if shared else None
+    if isinstance(base, FolderCorpus) and isinstance(data, FolderCorpus):
+        first, second = PurePath(normpath(base.path)), PurePath(normpath(data.path))
+        apart = not (first.is_relative_to(second) or second.is_relative_to(first))
+        return None if apart else f"the folder {max(first, second, key=lambda path: len(path.parts))}"
+    if isinstance(base, HuggingFaceCorpus) and isinstance(data, HuggingFaceCorpus):
+        same = (base.dataset, base.split) == (data.dataset, data.split)
+        return f"the split {data.split} of {data.dataset}" if same else None
+    return "all of their documents" if base == data else None
+
+
+def _shared_packages(first: tuple[str, ...], second: tuple[str, ...]) -> set[str]:
+    """Packages of the first list that the second contains, by name or as a part of the standard library."""
+    return {name for name in first if name in second or (STDLIB in second and name in sys.stdlib_module_names)}

@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from sublora.config.data import Data
-from sublora.config.reach import Reaches, ReachesThrough, Stage
-from sublora.config.section import Section
+from sublora.config.corpus import Data
+from sublora.config.section import Reaches, ReachesThrough, Section, Stage
 from sublora.config.settings import Settings
 
 

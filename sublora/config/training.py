@@ -4,8 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sublora.config.reach import Reaches
-from sublora.config.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, SmoothingName
+from sublora.config.section import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Reaches,
+    Section,
+    SmoothingName,
+)
 
 
 class Optimization(Section):
@@ -108,3 +115,15 @@ class Compute(Section):
     """CPU threads of a training or scoring process."""
     scoring_batch_tokens: Annotated[PositiveInt, Reaches()]
     """Tokens that go through the model at once when documents are scored."""
+
+
+class Tracking(Section):
+    """Copies of every row of metrics.csv and gating_trace.csv, while a training runs; no number depends on them."""
+
+    tensorboard: bool
+    """Whether event files are written into tensorboard/ in the run's folder; needs tensorboardX (sublora[tracking])."""
+    wandb: Literal["offline", "online"] | None
+    """Weights & Biases, which needs the package wandb. offline: files in wandb/ in the run's folder, to be sent later
+    by `wandb sync`; online: sent at once, or written as offline where the server cannot be reached; null: neither."""
+    wandb_project: Annotated[str, Field(min_length=1)]
+    """Project on Weights & Biases."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sublora import config
-from sublora.config.errors import describe
+from sublora.config.loading import describe
 from sublora.data.dataset import PREPARE_AGAIN, TokenDataset
 from sublora.data.meta import META_FILE
 from sublora.data.text_keys import TEXT_KEYS_FILE, TextKeys

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sublora.config.data import Unit
-from sublora.config.errors import describe
+from sublora.config.corpus import Unit
+from sublora.config.loading import describe
 from sublora.system.errors import UserError
 from sublora.system.files import read_json
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from sublora.config.errors import describe
+from sublora.config.loading import describe
 from sublora.config.section import Section
 from sublora.losses import TOP_K
 from sublora.runs.message import Message, Sha256

@@ -17,7 +17,7 @@ from sublora.coding.payload import (
     total_code_bits,
     write_payload,
 )
-from sublora.config.errors import describe
+from sublora.config.loading import describe
 from sublora.losses.bounded import BoundedLoss
 from sublora.runs.decoder import decoder_header, run_gates
 from sublora.subspace.allocations import Gate

@@ -25,7 +25,7 @@ from sublora.coding.payload import (
     total_code_bits,
     write_payload,
 )
-from sublora.config.errors import describe
+from sublora.config.loading import describe
 from sublora.config.section import NonNegativeFloat, PositiveInt, Section
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.errors import UserError

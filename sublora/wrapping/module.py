@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sublora.coding.entropy import EntropyWeights, nearest_step_index, quantize_entropy, step_of
-from sublora.config.errors import describe
+from sublora.config.loading import describe
 from sublora.config.section import PositiveFloat, PositiveInt, Section
 from sublora.models.linear_maps import Attachment, LinearMap, group_of, linear_map_space, linear_maps, matches
 from sublora.models.lora import Adapters, initial_theta

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from faults.scene import Scene
 from sublora import config
 from sublora.bounds import inequalities
-from sublora.config.yaml_text import read_yaml
+from sublora.config.loading import read_yaml
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.system.errors import UserError

@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sublora.config.reach import Reaches
-from sublora.config.section import NonNegativeInt, PositiveInt, Section
+from sublora.config.section import NonNegativeInt, PositiveInt, Reaches, Section
 
 
 class HuggingFaceCorpus(Section):

@@ -1,16 +1,19 @@
-"""config/README.md, written from the settings themselves: what each key means, takes and reruns.
+"""What describes the settings to people and editors, written from the settings themselves.
 
-`python -m sublora.config.readme > config/README.md` (or `make schema`); a test compares the two.
+`python -m sublora.config.documentation schema` prints workflow/schemas/config.schema.json, a JSON schema, and
+`python -m sublora.config.documentation readme` prints config/README.md: what each key means, takes and reruns.
+`make schema` writes both; a test compares them.
 """
 
 import inspect
+import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from sublora.config.reach import STAGES, Reaches, ReachesThrough
-from sublora.config.section import Section
+from sublora.config.section import STAGES, Reaches, ReachesThrough, Section
 from sublora.config.settings import Settings
 
 INTRODUCTION = """\
@@ -182,5 +185,11 @@ def _escaped(text: str) -> str:
     return text.replace("<", "&lt;")
 
 
+def schema_text() -> str:
+    """The schema as indented JSON, ending in a newline."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(dialect | Settings.model_json_schema(), indent=2) + "\n"
+
+
 if __name__ == "__main__":
-    print(readme_text(), end="")
+    print({"schema": schema_text, "readme": readme_text}[sys.argv[1]](), end="")
