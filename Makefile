@@ -124,7 +124,7 @@ schema: $(INSTALLED) ## write what is generated from settings: JSON schema, conf
 	cp demo/config/config.yaml sublora/config/references/demo.yaml
 	cp demo/config/random_base.yaml sublora/config/references/random_base.yaml
 
-faults: $(INSTALLED) ## write docs/studies/faults.md: what each fault of the matrix says
+faults: $(INSTALLED) ## write tests/faults/messages.md: the message of each fault of the matrix
 	$(BIN)/python tests/faults/table.py
 
 # Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.

@@ -1,7 +1,7 @@
 """The fault matrix: what is wrong, the command that meets it, and what it says.
 
 Every row ends in one line and exit status 2, and changes no file. `python tests/faults/table.py` writes the rows and
-their messages to docs/studies/faults.md; the test of a row compares its message with the one that stands there.
+their messages to tests/faults/messages.md; the test of a row compares its message with the one that stands there.
 """
 
 import dataclasses

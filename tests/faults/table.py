@@ -1,6 +1,6 @@
-"""docs/studies/faults.md: the fault matrix with its messages, and what random damage does.
+"""Write tests/faults/messages.md, the message of every fault of the matrix: `python tests/faults/table.py`.
 
-python tests/faults/table.py writes the page; the tests hold every row against it.
+The tests compare every row of that file with the message that is printed.
 """
 
 import sys
@@ -8,18 +8,19 @@ import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = REPOSITORY / "docs/studies/faults.md"
+PAGE = REPOSITORY / "tests/faults/messages.md"
 
 HEAD = """\
-# Faults, and what they say
+# Faults and their messages
 
-Each row is a test (`tests/faults/`): the fault is made, the command is run, and it must end with exit status 2 and this
-one line, without a traceback and without changing a file. HASH stands for a sha256 or its beginning. Below `settings`
-the command is `sublora status`, which reads the settings as every command does. Beside the rows the tests flip and cut
-files at random places: checkpoint, resume state and certificate are refused after any one flipped bit and any cut, the
-losses are read as they were or refused, and settings changed at random are taken or refused in one line.
+Each row is a test (`tests/faults/`): the test causes the fault, runs the command, and expects exit status 2 and this one
+line, without a traceback and without a changed file. HASH stands for a sha256 or its beginning. Under *Settings* the
+command is `sublora status`, which reads the settings as every command does. Further tests flip and cut files at random
+places: checkpoint, resume state and certificate are refused after any flipped bit and any cut, losses are either read
+unchanged or refused, and randomly changed settings are either accepted or refused in one line.
 
-What to do about a message: [troubleshooting](../guide/troubleshooting.md). Written by `make faults`.
+[Troubleshooting](../../docs/guide/troubleshooting.md) explains what to do about a message. This file is written by
+`make faults`.
 """
 TITLES = {
     "settings": "Settings",
