@@ -20,7 +20,6 @@ documents, A candidates.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,11 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sublora.bounds.checks import LN2, check_count, check_probability
-
-LARGEST_A = 0.999999
-"""Nearer to 1 the loss range shrinks to rounding errors."""
-LARGEST_K = 64
-"""A prior of 2^-64 on guessing: smaller ones change no loss that matters."""
+from sublora.bounds.smoothing_names import LARGEST_A, LARGEST_K, parse_name
 
 
 class LossRange(NamedTuple):
@@ -147,18 +142,8 @@ Smoothing = TokenSmoothing | DocumentMixture
 
 def parse_smoothing(text: str) -> Smoothing:
     """The smoothing of a name, `token(0.1)` or `document(8)`; ValueError in one line for anything else."""
-    match = re.fullmatch(r"\s*(token|document)\s*\(\s*([0-9.eE+-]+)\s*\)\s*", text)
-    try:
-        if match and match[1] == "token":
-            return TokenSmoothing(float(match[2]))
-        if match:
-            return DocumentMixture(int(match[2]))
-    except ValueError:
-        pass
-    raise ValueError(
-        f"smoothing {text[:40]!r}: expected token(a) with 0 < a <= {LARGEST_A}, as in token(0.1), "
-        f"or document(k) with a whole k from 1 to {LARGEST_K}, as in document(8)"
-    )
+    kind, number = parse_name(text)
+    return TokenSmoothing(number) if kind == "token" else DocumentMixture(int(number))
 
 
 def document_losses_bits(

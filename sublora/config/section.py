@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from sublora.bounds.smoothing_names import parse_name
+
 
 class Section(BaseModel):
     """Base of all groups of settings: unknown keys refused, values immutable, types not coerced."""
@@ -27,9 +29,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 def _canonical_smoothing(text: str) -> str:
-    from sublora.bounds.smoothing import parse_smoothing  # numpy, which other users of settings do without
-
-    return parse_smoothing(text).name
+    return str(parse_name(text))
 
 
 SmoothingName = Annotated[str, AfterValidator(_canonical_smoothing)]

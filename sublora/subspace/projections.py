@@ -2,7 +2,7 @@
 
 A projection is described by its sizes, drawn once as small arrays, and applied to any w. Adding one takes this file
 alone: a class with the three members of `Projection`, registered under the name that `subspace.projection` gives it.
-Importing this module does not import torch, so that settings can be checked without the seconds that takes.
+Importing this module imports neither torch nor numpy, so that settings can be read without a numerical library.
 
 Shape legend: S coordinates of w that go in.
 """
@@ -11,13 +11,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-Arrays = dict[str, NDArray]
+Arrays = dict[str, "NDArray"]
 
 IDENTITY, STREAMED = "identity", "kronecker_feistel"
 """Names of the projection that is none, and of the one for very large theta."""
@@ -34,7 +33,7 @@ class Projection(Protocol):
 
     def __init__(self, rows: int, columns: int, *, total: int) -> None: ...
 
-    def arrays(self, stream: np.random.Generator) -> Arrays:
+    def arrays(self, stream: "np.random.Generator") -> Arrays:
         """What is random about P, by name; the same stream gives the same arrays."""
 
     def apply(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
@@ -85,18 +84,20 @@ class KroneckerQR:
         self.a, self.b = kronecker_sizes(self.tall, self.narrow)
         self.scale = math.sqrt(self.tall / total)
 
-    def arrays(self, stream: np.random.Generator) -> Arrays:
+    def arrays(self, stream: "np.random.Generator") -> Arrays:
         """left, right (a x b), rest (tall - a^2 x narrow - b^2): orthonormal columns, float32; order: int64 (tall)."""
         if self.tall > STORED_ENTRIES:
             raise ValueError(
                 f"projection kronecker_qr would store a permutation of {self.tall} entries, at most {STORED_ENTRIES}; "
                 f"set subspace.projection to {STREAMED}, which stores none"
             )
+        import numpy as np
+
         factors = self._factors(stream)
         order = stream.permutation(self.tall)
         return factors | {"order": np.argsort(order) if self.wide else order}
 
-    def _factors(self, stream: np.random.Generator) -> Arrays:
+    def _factors(self, stream: "np.random.Generator") -> Arrays:
         left = _orthonormal((self.a, self.b), stream)
         right = _orthonormal((self.a, self.b), stream)
         rest = _orthonormal((self.tall - self.a**2, self.narrow - self.b**2), stream)
@@ -133,7 +134,7 @@ class KroneckerFeistel(KroneckerQR):
     What is stored grows with the root of the larger side, so that theta may have a hundred million entries.
     """
 
-    def arrays(self, stream: np.random.Generator) -> Arrays:
+    def arrays(self, stream: "np.random.Generator") -> Arrays:
         """left, right, rest as in `kronecker_qr`; tables: int64, the key of `permutation.feistel_positions`."""
         from sublora.subspace.permutation import ROUNDS, feistel_side
 
@@ -164,14 +165,16 @@ class Identity:
                 "each parameter; set grid.budgets: [all]"
             )
 
-    def arrays(self, stream: np.random.Generator) -> Arrays:
+    def arrays(self, stream: "np.random.Generator") -> Arrays:
         return {}
 
     def apply(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
         return w_S
 
 
-def _orthonormal(shape: tuple[int, int], stream: np.random.Generator) -> NDArray[np.float32]:
+def _orthonormal(shape: tuple[int, int], stream: "np.random.Generator") -> "NDArray[np.float32]":
     """float32 matrix with orthonormal columns, uniformly distributed: QR of a Gaussian, signs fixed by R."""
+    import numpy as np
+
     q, r = np.linalg.qr(stream.standard_normal(shape))
     return (q * np.where(np.diagonal(r) < 0, -1.0, 1.0)).astype(np.float32)

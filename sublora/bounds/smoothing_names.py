@@ -1,0 +1,40 @@
+"""Names of smoothed predictors, `token(a)` and `document(k)`: how they are written and which numbers they take.
+
+Apart from `sublora.bounds.smoothing`, which computes their losses, because settings are checked without a numerical
+library.
+"""
+
+import re
+from typing import NamedTuple
+
+LARGEST_A = 0.999999
+"""Nearer to 1 the loss range shrinks to rounding errors."""
+LARGEST_K = 64
+"""A prior of 2^-64 on guessing: smaller ones change no loss that matters."""
+
+
+class SmoothingName(NamedTuple):
+    """A parsed name: the kind of smoothing, token or document, and its number, a or k."""
+
+    kind: str
+    number: float | int
+
+    def __str__(self) -> str:
+        """The one spelling of the name."""
+        return f"{self.kind}({self.number!r})"
+
+
+def parse_name(text: str) -> SmoothingName:
+    """Parse a name such as `token(0.1)` or `document(8)`. ValueError, in one line, if it is none."""
+    match = re.fullmatch(r"\s*(token|document)\s*\(\s*([0-9.eE+-]+)\s*\)\s*", text)
+    try:
+        if match and match[1] == "token" and 0.0 < float(match[2]) <= LARGEST_A:
+            return SmoothingName("token", float(match[2]))
+        if match and match[1] == "document" and 1 <= int(match[2]) <= LARGEST_K:
+            return SmoothingName("document", int(match[2]))
+    except ValueError:
+        pass
+    raise ValueError(
+        f"smoothing {text[:40]!r}: expected token(a) with 0 < a <= {LARGEST_A}, as in token(0.1), "
+        f"or document(k) with a whole k from 1 to {LARGEST_K}, as in document(8)"
+    )
