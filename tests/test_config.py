@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY, TINY, demo_values, merged
 
 from sublora import config
-from sublora.config.section import Reaches, ReachesThrough
+from sublora.config.section import Mark, ReachesThrough
 from sublora.system.errors import UserError
 
 
@@ -111,7 +111,7 @@ def test_all_documents_or_a_number_of_them():
 
 def test_every_section_says_which_stages_it_reaches():
     for name, field in config.Settings.model_fields.items():
-        assert any(isinstance(mark, Reaches | ReachesThrough) for mark in field.metadata), name
+        assert any(isinstance(mark, Mark | ReachesThrough) for mark in field.metadata), name
 
 
 def test_digest_ignores_the_order_of_keys_and_refuses_nan():

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from sublora.config.corpus import Corpus, DatasetName
-from sublora.config.section import NonNegativeInt, PositiveInt, Reaches, Section, tokenizes_as_the_base
+from sublora.config.section import Mark, NonNegativeInt, PositiveInt, Section, tokenizes_as_the_base
 from sublora.config.training import Optimization
 
 
@@ -18,10 +18,13 @@ def _not_blank(text: str) -> str:
 Statement = Annotated[str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "pattern": r"\S"})]
 
 
+BASE_KIND = Mark("base", "train", "yardsticks", decoder=True, premise=True)
+
+
 class RandomBase(Section):
     """Weights drawn from the seed of the run: independent of every document."""
 
-    kind: Annotated[Literal["random"], Reaches("base", "train", "yardsticks")]
+    kind: Annotated[Literal["random"], BASE_KIND]
     """Weights drawn from the seed of the run."""
 
 
@@ -32,15 +35,15 @@ class TrainedBase(Optimization):
     from the documents of `data`.
     """
 
-    kind: Annotated[Literal["trained"], Reaches("base", "train", "yardsticks")]
+    kind: Annotated[Literal["trained"], BASE_KIND]
     """Weights trained in the workflow."""
-    name: Annotated[DatasetName, Reaches("base", "data")]
+    name: Annotated[DatasetName, Mark("base", "data", claim="population")]
     """Files lie in data/{name}/; the trained weights in results/base/."""
-    corpus: Annotated[Corpus, Reaches("base", "data")]
+    corpus: Annotated[Corpus, Mark("base", "data", claim="population")]
     """Where the documents of the base come from."""
-    min_characters: Annotated[PositiveInt, Reaches("base", "data")]
+    min_characters: Annotated[PositiveInt, Mark("base", "data")]
     """Shorter documents are left out."""
-    val_documents: Annotated[PositiveInt, Reaches("base", "data")]
+    val_documents: Annotated[PositiveInt, Mark("base", "data")]
     """Documents on which the best step is chosen."""
     seed: NonNegativeInt
     """Seed of the initial weights and of the batches."""
@@ -59,20 +62,20 @@ class Independence(Section):
     """How it was checked that none of them is among the base's training data."""
 
 
-TOKENIZES = Reaches("data", when=tokenizes_as_the_base)
+TOKENIZES = Mark("data", when=tokenizes_as_the_base)
 
 
 class PretrainedBase(Section):
     """Weights trained elsewhere."""
 
-    kind: Annotated[Literal["pretrained"], Reaches("base", "train", "yardsticks")]
+    kind: Annotated[Literal["pretrained"], BASE_KIND]
     """Weights from a folder or from the Hugging Face hub."""
-    path: Annotated[str, Field(min_length=1), Reaches("base", "train"), TOKENIZES]
+    path: Annotated[str, Field(min_length=1), Mark("base", "train"), TOKENIZES]
     """A folder (relative to the folder above config/, or absolute) with config.json and safetensors or with a .gguf
     file, or a hub id."""
-    revision: Annotated[str | None, Reaches("base", "train"), TOKENIZES]
+    revision: Annotated[str | None, Mark("base", "train"), TOKENIZES]
     """Branch, tag or commit on the hub; null for a folder."""
-    independence: Annotated[Independence, Reaches("score", "bound")]
+    independence: Annotated[Independence, Mark("score", "bound", claim="population")]
     """The assumption under which the bound holds."""
 
 

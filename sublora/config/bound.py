@@ -5,17 +5,17 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sublora.config.section import (
+    Mark,
     NonNegativeFloat,
     PositiveInt,
     Probability,
-    Reaches,
     Section,
     SmoothingName,
     trains_for_the_message,
 )
 
-IS_SCORED = Reaches("score", "yardsticks", "bound")
-IN_THE_OBJECTIVE = Reaches("train", when=trains_for_the_message)
+IS_SCORED = Mark("score", "yardsticks", "bound", decoder=True, premise=True)
+IN_THE_OBJECTIVE = Mark("train", when=trains_for_the_message)
 """Beside keys of scoring and inequality that the objective of training contains."""
 
 
@@ -32,12 +32,12 @@ DocumentsToScore = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_
 class Message(Section):
     """How a trained w becomes a message."""
 
-    quantizer: Annotated[Literal["plain", "entropy"], Reaches("train", "score", "bound")]
+    quantizer: Annotated[Literal["plain", "entropy"], Mark("train", "score", "bound", decoder=True, premise=True)]
     """plain: uniform levels, 16-bit codebook, transmitted counts; entropy: one step and an adaptive code, which the end
     of training optimizes for."""
-    levels: Annotated[int, Field(ge=2, le=255)]
+    levels: Annotated[int, Field(ge=2, le=255), Mark(decoder=True)]
     """Levels of the plain quantizer."""
-    extra_bits: NonNegativeFloat
+    extra_bits: Annotated[NonNegativeFloat, Mark(claim="condition", premise=True)]
     """Bits owed for choices made by hand on these data: log2 of the number of alternatives tried."""
 
 
@@ -47,7 +47,7 @@ class Scoring(Section):
     documents: Annotated[DocumentsToScore, IS_SCORED, IN_THE_OBJECTIVE]
     """m, the number of training documents (units, with data.unit: source) drawn with replacement after the message is
     frozen. all: each of the n once, with the full-sample inequality; needs no draw and no bound.delta_sample."""
-    sources: Annotated[PositiveInt | None, Reaches("score", "bound")]
+    sources: Annotated[PositiveInt | None, Mark("score", "bound", claim="source_bound")]
     """Source files drawn with replacement for a second bound, on the mean over source files, beside the one over
     documents; one training document of each is scored. Only for a corpus of packages with data.unit: document; null:
     no second bound."""
@@ -75,9 +75,9 @@ class Scoring(Section):
 class Bound(Section):
     """The inequality and its confidence."""
 
-    delta: Probability
+    delta: Annotated[Probability, Mark(claim="condition", premise=True)]
     """The bounds hold with probability 1 - delta."""
-    delta_sample: Probability
+    delta_sample: Annotated[Probability, Mark(claim="condition", premise=True)]
     """Part of delta spent on scoring only m of the n documents; unused with scoring.documents: all."""
 
     @model_validator(mode="after")

@@ -11,59 +11,60 @@ from importlib.resources.abc import Traversable
 from typing import Any, get_args
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from sublora.config.loading import parse_settings
-from sublora.config.section import Section
+from sublora.config.section import ClaimPart, Section, marks_of
 from sublora.config.settings import Settings
-
-WITHOUT_EFFECT = {
-    "training": None,
-    "rate_phase": None,
-    "compute": None,
-    "tracking": None,
-    "gating": {"learning_rate", "mask_width_start", "mask_width_end", "soft_fraction", "trace_interval_steps"},
-    "lora": {"dropout"},
-    "data": {"workers", "near_duplicates"},
-    "base": {"log_interval_steps", "save_interval_steps"},
-}
-"""Sections (None: whole) and keys by which messages were found or machines chosen: a bound holds whatever they are."""
-
-POPULATION = {"data.name", "data.corpus", "data.permute", "base.name", "base.corpus", "base.independence"}
-"""What the claim is about: it picks neither a hypothesis nor a sample, and is not charged."""
-SECOND_BOUND = {"scoring.sources"}
-"""Reaches the bound over source files alone, which `bound_strict` does not speak of."""
-CONDITIONS = {"bound.delta", "bound.delta_sample", "message.extra_bits"}
-"""Not charged, since `unfit` compares them; hand tuning has its own item in C."""
 
 
 def claim_settings(settings: Settings) -> dict[str, Any]:
-    """The settings without those of WITHOUT_EFFECT, as plain JSON values by dotted key (two levels)."""
+    """The settings that a claim depends on, as plain JSON values by dotted key (two levels)."""
     plain = settings.model_dump(mode="json")
-    values: dict[str, Any] = {}
-    for section, keys in plain.items():
-        left_out = WITHOUT_EFFECT.get(section, set())
-        if left_out is not None:
-            values |= {f"{section}.{key}": value for key, value in keys.items() if key not in left_out}
+    return {
+        f"{name}.{key}": plain[name][key]
+        for name, section in Settings.model_fields.items()
+        for key, field in type(getattr(settings, name)).model_fields.items()
+        if claim_part(section, field) != "no_effect"
+    }
+
+
+def decoder_settings(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The settings on which the decoded predictor or the draw of documents depends, by section and key."""
+    values: dict[str, dict[str, Any]] = {}
+    for name, section in settings:
+        for key, field in type(section).model_fields.items():
+            if any(mark.decoder for mark in marks_of(field)):
+                values.setdefault(name, {})[key] = getattr(section, key)
     return values
 
 
 @functools.cache
 def charged_keys() -> tuple[str, ...]:
     """Every key that can be charged, sorted: what an index counts through."""
-    return tuple(sorted(key for key in _all_keys() if key not in POPULATION | SECOND_BOUND | CONDITIONS))
+    return tuple(sorted({key for key, section, field in _all_keys() if claim_part(section, field) == "charged"}))
 
 
-def _all_keys() -> Iterator[str]:
-    for name, field in Settings.model_fields.items():
-        left_out = WITHOUT_EFFECT.get(name, set())
-        if left_out is None:
-            continue
-        kinds = get_args(field.annotation) or (field.annotation,)
-        fields: set[str] = set()
-        for kind in kinds:
+@functools.cache
+def premises() -> tuple[str, ...]:
+    """Keys that are shown with every verdict, in the order of the settings; the certificate has the others."""
+    keys = (key for key, _, field in _all_keys() if any(mark.premise for mark in marks_of(field)))
+    return tuple(dict.fromkeys(keys))
+
+
+def claim_part(section: FieldInfo, field: FieldInfo) -> ClaimPart:
+    """What a key of a section is to the claim."""
+    parts = (mark.claim for mark in (*marks_of(field), *marks_of(section)))
+    return next((part for part in parts if part is not None), "charged")
+
+
+def _all_keys() -> Iterator[tuple[str, FieldInfo, FieldInfo]]:
+    """Each key of two levels with the fields of its section and its own: once for each kind of section that has it."""
+    for name, section in Settings.model_fields.items():
+        for kind in get_args(section.annotation) or (section.annotation,):
             assert isinstance(kind, type) and issubclass(kind, Section)
-            fields |= kind.model_fields.keys()
-        yield from (f"{name}.{key}" for key in fields if key not in left_out)
+            for key, field in kind.model_fields.items():
+                yield f"{name}.{key}", section, field
 
 
 def reference_names() -> tuple[str, ...]:

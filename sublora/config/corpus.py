@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sublora.config.section import NonNegativeInt, PositiveInt, Reaches, Section
+from sublora.config.section import Mark, NonNegativeInt, PositiveInt, Section
 
 
 class HuggingFaceCorpus(Section):
@@ -147,26 +147,29 @@ def unit_complaint(corpus: Corpus, unit: Unit) -> str | None:
     return None
 
 
+IN_EVERY_BOUND = Mark("data", "train", "score", "yardsticks", "bound", decoder=True, premise=True)
+
+
 class Data(Section):
     """Where documents come from and how they are split and tokenized."""
 
-    name: DatasetName
+    name: Annotated[DatasetName, Mark(claim="population")]
     """Files lie in data/{name}/."""
-    corpus: Corpus
+    corpus: Annotated[Corpus, Mark(claim="population", premise=True)]
     """Where the documents come from."""
-    unit: Annotated[Unit, Reaches("data", "train", "score", "yardsticks", "bound")]
+    unit: Annotated[Unit, IN_EVERY_BOUND]
     """What is drawn independently from the population, and what n counts. document: each document. source: the group
     that a document belongs to, fixed before the sample: the source file of docstrings and functions, the .txt file, the
     value of corpus.unit_field, the leading parts of a path in a wheel. A unit's loss is the mean over its documents,
     and no unit is split between train, val and test."""
-    tokenizer: Annotated[Literal["gpt2", "bytes", "base"], Reaches("data", "base", "train")]
+    tokenizer: Annotated[Literal["gpt2", "bytes", "base"], Mark("data", "base", "train")]
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token; base: that of the
     pretrained base, byte-level byte-pair encoding."""
     min_characters: Annotated[int, Field(ge=1)]
     """Shorter documents are left out."""
     max_characters: PositiveInt | None
     """Longer documents are not in the population; null: there is no limit."""
-    min_tokens: Annotated[PositiveInt, Reaches("data", "train", "score", "yardsticks", "bound")]
+    min_tokens: Annotated[PositiveInt, IN_EVERY_BOUND]
     """Documents with fewer tokens, end-of-text not counted, are not in the population. The smallest number of scored
     targets is T_min = min_tokens + 1, which sets the range of the document mixture's loss."""
     val_documents: PositiveInt
@@ -174,16 +177,18 @@ class Data(Section):
     they hold at least this many documents; the same goes for every other number of val or test documents."""
     test_documents: PositiveInt
     """Documents whose losses are only ever reported."""
-    shuffle_seed: Annotated[NonNegativeInt, Reaches("data", "base", "train")]
+    shuffle_seed: Annotated[NonNegativeInt, Mark("data", "base", "train")]
     """Key of the hash of a text (or of a source's name) that decides whether it goes to train, val or test."""
-    permute: Literal["words", "tokens"] | None = None
+    permute: Annotated[Literal["words", "tokens"] | None, Mark(claim="population", premise=True, null_counts=False)] = (
+        None
+    )
     """Control: puts what stands in a document into another order, by a permutation keyed with shuffle_seed and the
     document's text. words: what white space separates, which stays where it is; tokens: tokens. A model of text must
     lose by it, and with it the bound. Splits are those of the documents as they were. The corpus of a trained base
     stays in order. null: documents as they are."""
-    workers: Annotated[PositiveInt, Reaches()]
+    workers: Annotated[PositiveInt, Mark(no_stage=True, claim="no_effect")]
     """Processes that tokenize; does not change the result."""
-    near_duplicates: Annotated[bool, Reaches()]
+    near_duplicates: Annotated[bool, Mark(no_stage=True, claim="no_effect")]
     """Whether the report says how many near duplicates there are and how much the bounds owe to them; `sublora
     duplicates` measures it in any case."""
 

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-from pydantic.fields import FieldInfo
-
-from sublora.config.section import STAGES, Reaches, ReachesThrough, Section
+from sublora.config.section import STAGES, Mark, ReachesThrough, Section, stage_marks
 from sublora.config.settings import Settings
 
 INTRODUCTION = """\
@@ -52,7 +50,7 @@ def readme_text() -> str:
         if len(kinds) > 1:
             page.add("One of these kinds:")
         derived = [mark for mark in field.metadata if isinstance(mark, ReachesThrough)]
-        page.add_kinds(kinds, name, _marks(field), unmarked="see below" if derived else "")
+        page.add_kinds(kinds, name, stage_marks(field), unmarked="see below" if derived else "")
         if derived:
             numbers = (f"`{mark.name}` reruns {', '.join(mark.stages)}" for mark in derived)
             page.add(f"Runs that are there depend on this section only through derived numbers: {'; '.join(numbers)}.")
@@ -76,7 +74,7 @@ class _Page:
         self.paragraphs.append(paragraph)
 
     def add_kinds(
-        self, kinds: tuple[type[Section], ...], path: str, inherited: Sequence[Reaches], unmarked: str = ""
+        self, kinds: tuple[type[Section], ...], path: str, inherited: Sequence[Mark], unmarked: str = ""
     ) -> None:
         """A table of each section's own keys, followed by the sections inside it.
 
@@ -92,7 +90,7 @@ class _Page:
             rows = ["| key | takes | reruns | meaning |", "|---|---|---|---|"]
             schema, inner = section.model_json_schema(), []
             for key, field in section.model_fields.items():
-                marks, below = _marks(field) or inherited, _sections(field.annotation)
+                marks, below = stage_marks(field) or inherited, _sections(field.annotation)
                 if not below:
                     takes, stages = _takes(schema["properties"][key], schema), _stages(marks, self.conditions)
                     stages = stages or unmarked
@@ -131,15 +129,11 @@ def _documented(section: type[Section]) -> str:
     return " ".join(_escaped(inspect.getdoc(section) or "").split())
 
 
-def _marks(field: FieldInfo) -> list[Reaches]:
-    return [mark for mark in field.metadata if isinstance(mark, Reaches)]
-
-
-def _stages(marks: Sequence[Reaches], conditions: dict[str, str]) -> str:
+def _stages(marks: Sequence[Mark], conditions: dict[str, str]) -> str:
     """Stages in their order; one that is reached under a condition has a sign, explained below the tables."""
     reached: dict[str, str] = {}
     for mark in marks:
-        for stage in mark.stages:
+        for stage in mark.stages or ():
             if mark.when is None:
                 reached[stage] = ""
             else:

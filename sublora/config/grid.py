@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sublora.config.network import SizeName, TrainedPart, is_whole, named_part
-from sublora.config.section import LARGEST_BUDGET, Budget, NonNegativeInt, Section
+from sublora.config.section import LARGEST_BUDGET, Budget, Mark, NonNegativeInt, Section
 from sublora.subspace.allocations import ALLOCATIONS, Uniform, parse_allocation
 
 ALL: Literal["all"] = "all"
@@ -86,11 +86,11 @@ class Grid(Section):
     that compares what is trained such a run stands once for each seed (and size).
     """
 
-    budgets: Annotated[tuple[AnyBudget, ...], Field(min_length=1)]
+    budgets: Annotated[tuple[AnyBudget, ...], Field(min_length=1), Mark(premise=True)]
     """Subspace dimensions d; [all] with subspace.projection: identity, where w is every trained parameter."""
-    allocations: Annotated[tuple[str, ...], Field(min_length=1)]
+    allocations: Annotated[tuple[str, ...], Field(min_length=1), Mark(premise=True)]
     """Any of uniform, fixed-<share of B>, learned."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Mark(premise=True)]
     """Seeds of base weights, LoRA init and batch order."""
     trained: Annotated[tuple[TrainedPart, ...], Field(min_length=1)] | None = None
     """Compares what is trained: any of <adapt>-<projection>, for example lora-kronecker_qr and weights-identity, which

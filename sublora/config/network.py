@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sublora.config.section import LayerCount, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sublora.config.section import LayerCount, Mark, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from sublora.subspace.projections import IDENTITY, PROJECTIONS
 
 
@@ -101,13 +101,13 @@ class Model(Section):
 
     kind: Literal["gpt2"]
     """GPT-2."""
-    n_layer: LayerCount
+    n_layer: Annotated[LayerCount, Mark(decoder=True)]
     """Transformer blocks."""
-    n_head: PositiveInt
+    n_head: Annotated[PositiveInt, Mark(decoder=True)]
     """Attention heads per block; divides n_embd."""
-    n_embd: PositiveInt
+    n_embd: Annotated[PositiveInt, Mark(decoder=True)]
     """Width of the residual stream."""
-    context_length: PositiveInt
+    context_length: Annotated[PositiveInt, Mark(decoder=True)]
     """Tokens of a window, and positions that have an embedding."""
     init_std: PositiveFloat
     """Standard deviation of the frozen weights; 0.02 in GPT-2."""
@@ -148,11 +148,11 @@ class Model(Section):
 class HuggingFaceModel(Section):
     """Any causal language model that transformers loads; architecture and weights are those of a pretrained base."""
 
-    kind: Literal["huggingface"]
+    kind: Annotated[Literal["huggingface"], Mark(decoder=True)]
     """A causal language model of transformers."""
-    n_layer: LayerCount
+    n_layer: Annotated[LayerCount, Mark(decoder=True)]
     """Layers, as config.json counts them: one gate each where the allocation is learned."""
-    context_length: PositiveInt
+    context_length: Annotated[PositiveInt, Mark(decoder=True)]
     """Tokens of a window; at most what the model was made for."""
 
 
@@ -166,17 +166,17 @@ HEAD_TARGET = "head"
 class Lora(Section):
     """Low-rank adapters on the frozen weights: W x + (alpha / rank) B A x."""
 
-    rank: PositiveInt
+    rank: Annotated[PositiveInt, Mark(decoder=True, premise=True)]
     """r, the inner dimension of B A."""
-    alpha: PositiveFloat
+    alpha: Annotated[PositiveFloat, Mark(decoder=True, premise=True)]
     """Adapters are scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0), Mark(claim="no_effect")]
     """Dropout on the input of an adapter during training."""
-    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    targets: Annotated[tuple[str, ...], Field(min_length=1), Mark(decoder=True)]
     """Linear maps that have adapters. GPT-2: query and value projections and the two maps of the MLP (mlp_in, mlp_out)
     of every block, and the LM head. A model of transformers: names or shell-style patterns of its linear maps, for
     example q_proj, and head."""
-    init: Literal["zero_b", "both_random"]
+    init: Annotated[Literal["zero_b", "both_random"], Mark(decoder=True, premise=True)]
     """zero_b: A random, B zero, so that only B learns at first; both_random: both random, and their product is
     subtracted from the frozen weight. Either way training starts from the base model."""
 
@@ -184,10 +184,10 @@ class Lora(Section):
 class Subspace(Section):
     """What is trained, and through which projection."""
 
-    adapt: Adapted
+    adapt: Annotated[Adapted, Mark(premise=True)]
     """Which parameters w stands for. lora: the matrices of section lora, beside frozen weights; weights: every weight
     of the network, which starts from the base, and no adapters."""
-    projection: ProjectionName
+    projection: Annotated[ProjectionName, Mark(decoder=True, premise=True)]
     """How w is mapped to the parameters; kronecker_qr: Kronecker products of orthonormal factors; kronecker_feistel:
     the same for many million parameters, with a permutation that is not stored; identity: no subspace, w is the
     parameters' difference from their start, and grid.budgets is [all]."""
@@ -198,15 +198,15 @@ class Subspace(Section):
 class Gating(Section):
     """The learned allocation: soft masks that narrow, then hard splits."""
 
-    sharing: Literal["shared", "per_layer"]
+    sharing: Annotated[Literal["shared", "per_layer"], Mark(decoder=True)]
     """shared: every gate splits all of w; per_layer: each gate splits its layer's (or the head's) own part of w."""
-    learning_rate: PositiveFloat
+    learning_rate: Annotated[PositiveFloat, Mark(claim="no_effect")]
     """Peak learning rate of the gates."""
-    mask_width_start: PositiveFloat
+    mask_width_start: Annotated[PositiveFloat, Mark(claim="no_effect")]
     """Temperature tau of the mask at the first step, as a share of the coordinates that a gate splits."""
-    mask_width_end: PositiveFloat
+    mask_width_end: Annotated[PositiveFloat, Mark(claim="no_effect")]
     """Temperature tau, in coordinates, at the end of the soft phase."""
-    soft_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    soft_fraction: Annotated[float, Field(gt=0.0, lt=1.0), Mark(claim="no_effect")]
     """Share of the steps with soft masks; the rest trains with the hard split."""
-    trace_interval_steps: PositiveInt
+    trace_interval_steps: Annotated[PositiveInt, Mark(claim="no_effect")]
     """Steps between rows of gating_trace.csv, over which a row's gradient_snr is taken."""

@@ -1,10 +1,11 @@
-"""What every group of settings is made of: the strict base class and the types of numbers."""
+"""What every group of settings is made of: the strict base class, the types of numbers, the marks beside keys."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from sublora.bounds.smoothing_names import parse_name
 
@@ -40,21 +41,65 @@ Stage = Literal["data", "base", "train", "score", "yardsticks", "bound"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
-@dataclass(frozen=True, init=False)
-class Reaches:
-    """Stages that read the key themselves; what an earlier stage reads reaches them through its files.
+ClaimPart = Literal["charged", "condition", "population", "source_bound", "no_effect"]
+"""What a key is to the claim that a bound makes.
 
-    Without stages: the key changes how fast or how visibly a stage runs, never its numbers. Several marks on one key
-    add up.
+charged      picks the predictor or the sample; `bound_strict` pays for its difference from a reference
+condition    what the bound promises, or has paid for; has to fit the reference (`claim.unfit`), and is not charged
+population   what the claim is about; picks neither a predictor nor a sample
+source_bound reaches the bound over source files alone, which `bound_strict` does not speak of
+no_effect    by such keys messages are found and machines chosen: a bound holds whatever they are
+"""
+
+
+@dataclass(frozen=True, init=False)
+class Mark:
+    """What stands beside a key or a section: the stages that it reaches, and its part in decoder, claim and premises.
+
+    What a key's marks leave open, those of the section around it decide. Several marks on one key add up.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...] | None
+    """Stages that read the key themselves; what an earlier stage reads reaches them through its files. None: left open;
+    empty: the key changes how fast or how visibly a stage runs, never its numbers."""
     when: Callable[[Any], bool] | None
-    """Of the whole `Settings`, which cannot be imported here: those under which the mark counts; None: all."""
+    """The condition on the whole `Settings` (not importable here) under which `stages` counts; None: always."""
+    claim: ClaimPart | None
+    """What the key is to the claim; None: left open, and charged where the section leaves it open, too."""
+    decoder: bool
+    """Whether the decoded predictor, or the draw of documents, depends on the value itself."""
+    premise: bool
+    """Whether the key is shown with every verdict of `sublora verify`."""
+    null_counts: bool
+    """Whether a null is among the settings of a stage. Not for keys that were added later: results from before there
+    was such a key stay valid."""
 
-    def __init__(self, *stages: Stage, when: Callable[[Any], bool] | None = None) -> None:
-        object.__setattr__(self, "stages", stages)
+    def __init__(
+        self,
+        *stages: Stage,
+        no_stage: bool = False,
+        when: Callable[[Any], bool] | None = None,
+        claim: ClaimPart | None = None,
+        decoder: bool = False,
+        premise: bool = False,
+        null_counts: bool = True,
+    ) -> None:
+        object.__setattr__(self, "stages", stages if stages or no_stage else None)
         object.__setattr__(self, "when", when)
+        object.__setattr__(self, "claim", claim)
+        object.__setattr__(self, "decoder", decoder)
+        object.__setattr__(self, "premise", premise)
+        object.__setattr__(self, "null_counts", null_counts)
+
+
+def marks_of(field: FieldInfo) -> list[Mark]:
+    """All marks beside a key or a section."""
+    return [mark for mark in field.metadata if isinstance(mark, Mark)]
+
+
+def stage_marks(field: FieldInfo) -> list[Mark]:
+    """The marks that say which stages a key or a section reaches; empty if that is left open."""
+    return [mark for mark in marks_of(field) if mark.stages is not None]
 
 
 @dataclass(frozen=True, init=False)

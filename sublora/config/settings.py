@@ -32,7 +32,7 @@ from sublora.config.network import (
     named_part,
     parse_size,
 )
-from sublora.config.section import Reaches, ReachesThrough, Section, trains_for_the_message
+from sublora.config.section import Mark, ReachesThrough, Section, trains_for_the_message
 from sublora.config.training import Compute, RatePhase, Tracking, Training
 from sublora.subspace.allocations import Uniform
 from sublora.subspace.projections import IDENTITY
@@ -49,19 +49,19 @@ class Settings(Section):
         ReachesThrough("sweep_size", lambda grid: len(grid.runs()), "score", "bound"),
         ReachesThrough("first_seed", lambda grid: grid.seeds[0], "yardsticks"),
     ]
-    data: Annotated[Data, Reaches("data", "train")]
-    base: Annotated[Base, Reaches("base")]
-    model: Annotated[AnyModel, Reaches("base", "train", "yardsticks")]
-    lora: Annotated[Lora, Reaches("train")]
-    subspace: Annotated[Subspace, Reaches("train")]
-    gating: Annotated[Gating, Reaches("train")]
-    training: Annotated[Training, Reaches("train")]
-    rate_phase: Annotated[RatePhase, Reaches("train", when=trains_for_the_message)]
-    compute: Annotated[Compute, Reaches("train")]
-    tracking: Annotated[Tracking, Reaches()]
-    message: Annotated[Message, Reaches("score", "bound")]
-    scoring: Annotated[Scoring, Reaches("score", "yardsticks", "bound")]
-    bound: Annotated[Bound, Reaches("score", "yardsticks", "bound"), Reaches("train", when=trains_for_the_message)]
+    data: Annotated[Data, Mark("data", "train")]
+    base: Annotated[Base, Mark("base")]
+    model: Annotated[AnyModel, Mark("base", "train", "yardsticks")]
+    lora: Annotated[Lora, Mark("train")]
+    subspace: Annotated[Subspace, Mark("train")]
+    gating: Annotated[Gating, Mark("train")]
+    training: Annotated[Training, Mark("train", claim="no_effect")]
+    rate_phase: Annotated[RatePhase, Mark("train", when=trains_for_the_message, claim="no_effect")]
+    compute: Annotated[Compute, Mark("train", claim="no_effect")]
+    tracking: Annotated[Tracking, Mark(no_stage=True, claim="no_effect")]
+    message: Annotated[Message, Mark("score", "bound")]
+    scoring: Annotated[Scoring, Mark("score", "yardsticks", "bound")]
+    bound: Annotated[Bound, Mark("score", "yardsticks", "bound"), Mark("train", when=trains_for_the_message)]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":

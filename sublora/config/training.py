@@ -6,10 +6,10 @@ from pydantic import Field
 
 from sublora.config.section import (
     Fraction,
+    Mark,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    Reaches,
     Section,
     SmoothingName,
 )
@@ -42,9 +42,9 @@ class Optimization(Section):
     """Steps between evaluations on train and val; the best checkpoint is one of these."""
     eval_sequences: PositiveInt
     """Sequences of train, and of val, in each periodic evaluation."""
-    log_interval_steps: Annotated[PositiveInt, Reaches()]
+    log_interval_steps: Annotated[PositiveInt, Mark(no_stage=True, claim="no_effect")]
     """Steps between updates of the progress line."""
-    save_interval_steps: Annotated[PositiveInt, Reaches()]
+    save_interval_steps: Annotated[PositiveInt, Mark(no_stage=True, claim="no_effect")]
     """Steps between saves of the resume state."""
 
 
@@ -53,7 +53,7 @@ class Training(Optimization):
 
     keep_initialization: bool
     """Also write the initial weights in full (500 MB for GPT-2 small)."""
-    learning_rates: dict[str, PositiveFloat] | None = None
+    learning_rates: Annotated[dict[str, PositiveFloat] | None, Mark(null_counts=False)] = None
     """Peak learning rate of some of grid.trained by name, in place of learning_rate; final_learning_rate keeps its
     ratio to it. A subspace moves each parameter by less than w itself would."""
 
@@ -101,19 +101,19 @@ class RatePhase(Section):
 class Compute(Section):
     """Where and in which precision networks run."""
 
-    device: Annotated[Literal["cuda", "cpu"], Reaches("base", "train", "yardsticks")]
+    device: Annotated[Literal["cuda", "cpu"], Mark("base", "train", "yardsticks")]
     """Where networks are trained and scored."""
-    dtype: Annotated[Literal["float32", "bfloat16"], Reaches("base", "train")]
+    dtype: Annotated[Literal["float32", "bfloat16"], Mark("base", "train")]
     """Type of frozen weights and activations in training; w, its projection and all scoring are float32."""
-    compile: Annotated[bool, Reaches("base", "train", "yardsticks")]
+    compile: Annotated[bool, Mark("base", "train", "yardsticks")]
     """Whether layers and head run through torch.compile; needs a C compiler on the machines that train and score."""
-    deterministic: Annotated[bool, Reaches("base", "train", "yardsticks")]
+    deterministic: Annotated[bool, Mark("base", "train", "yardsticks")]
     """Whether GPUs run only algorithms whose results do not vary between repetitions; a CPU always does."""
     gpus_per_training: PositiveInt
     """GPUs per training, one process each; SLURM jobs request as many. With device cpu: the number of processes."""
-    threads: Annotated[PositiveInt, Reaches("train", "yardsticks")]
+    threads: Annotated[PositiveInt, Mark("train", "yardsticks")]
     """CPU threads of a training or scoring process."""
-    scoring_batch_tokens: Annotated[PositiveInt, Reaches()]
+    scoring_batch_tokens: Annotated[PositiveInt, Mark(no_stage=True)]
     """Tokens that go through the model at once when documents are scored."""
 
 

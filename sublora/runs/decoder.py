@@ -7,6 +7,7 @@ from typing import Any
 
 from sublora import config
 from sublora.coding import plain
+from sublora.config.claim import decoder_settings
 from sublora.models.spaces import lora_groups
 from sublora.subspace.allocations import Gate, parse_allocation
 
@@ -28,49 +29,33 @@ def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[
     spellings (order of the LoRA targets, a ratio's digits) has one. Units are named where they are not the documents.
     `facts`: the certificate's whole header.
     """
-    scoring = settings.scoring
-    quantizer, unit = settings.message.quantizer, settings.data.unit
+    values = decoder_settings(settings)
+    # Names of arrays give way to hashes.
+    values["base"]["sha256"] = facts["base_sha256"]
+    values["subspace"]["sha256"] = facts["projection_sha256"]
+    # A key without an effect is null, and one of several spellings stands for all.
+    if settings.message.quantizer != plain.NAME:
+        values["message"]["levels"] = None
+    if not run_gates(settings, spec):
+        values["gating"]["sharing"] = None
+    lora = values.pop("lora") | {"sha256": facts["lora_init_sha256"]}
+    lora["targets"] = sorted(set(lora["targets"]))
+    values["scoring"]["smoothing"] = list(settings.scoring.smoothing)
+    # What n counts is named where it is not documents.
+    if values["data"]["unit"] == "document":
+        del values["data"]["unit"]
+    else:
+        values["data"]["n_units"] = facts["n_units"]
+    for key, name in (("sha256", "data_hash"), ("n_documents", "n_documents"), ("vocab_size", "vocab_size")):
+        values["data"][key] = facts[name]
     return {
+        **values,
         "run": {
             "budget": spec.dimension(facts.get("parameters")),
             "mode": spec.mode,
             "ratio": spec.ratio,
             "seed": spec.seed,
         },
-        "base": {"kind": settings.base.kind, "sha256": facts["base_sha256"]},
-        "model": _model_facts(settings.model),
-        "lora": _lora(settings.lora, facts["lora_init_sha256"]) if settings.subspace.adapt == "lora" else None,
-        "subspace": {"projection": settings.subspace.projection, "sha256": facts["projection_sha256"]},
-        "gating": {"sharing": settings.gating.sharing if run_gates(settings, spec) else None},
-        "message": {"quantizer": quantizer, "levels": settings.message.levels if quantizer == plain.NAME else None},
-        "scoring": {
-            "documents": scoring.documents,
-            "sliding_window": scoring.sliding_window,
-            "smoothing": list(scoring.smoothing),
-        },
-        "data": {
-            "sha256": facts["data_hash"],
-            "n_documents": facts["n_documents"],
-            "vocab_size": facts["vocab_size"],
-            "min_tokens": settings.data.min_tokens,
-            **({} if unit == "document" else {"unit": unit, "n_units": facts["n_units"]}),
-        },
+        "lora": lora if settings.subspace.adapt == "lora" else None,
         "numerics": {"score": facts["numerics_versions"]["score"]},
-    }
-
-
-def _model_facts(model: config.AnyModel) -> dict[str, Any]:
-    """Of a model of transformers the hash of the base names the rest."""
-    if isinstance(model, config.Model):
-        return {key: getattr(model, key) for key in ("n_layer", "n_head", "n_embd", "context_length")}
-    return {"kind": model.kind, "n_layer": model.n_layer, "context_length": model.context_length}
-
-
-def _lora(lora: config.Lora, init_sha256: str) -> dict[str, Any]:
-    return {
-        "rank": lora.rank,
-        "alpha": lora.alpha,
-        "targets": sorted(set(lora.targets)),
-        "init": lora.init,
-        "sha256": init_sha256,
     }

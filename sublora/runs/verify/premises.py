@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora import config
-from sublora.config.claim import claim_settings
+from sublora.config.claim import claim_settings, premises
 from sublora.data.base import base_data, open_text_keys
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.meta import META_FILE
@@ -12,35 +12,11 @@ from sublora.runs.message import Message
 from sublora.runs.verify.checks import Check, environment_facts
 from sublora.runs.verify.files import Claim, Options
 
-PREMISES = (
-    "bound.delta",
-    "bound.delta_sample",
-    "grid.budgets",
-    "grid.allocations",
-    "grid.seeds",
-    "scoring.smoothing",
-    "scoring.documents",
-    "scoring.sliding_window",
-    "message.quantizer",
-    "message.extra_bits",
-    "base.kind",
-    "subspace.adapt",
-    "subspace.projection",
-    "lora.alpha",
-    "lora.rank",
-    "lora.init",
-    "data.min_tokens",
-    "data.corpus",
-    "data.unit",
-    "data.permute",
-)
-"""Settings that are shown with every verdict; those that are left out are in the certificate."""
-
 
 def premises_of(message: Message) -> dict[str, Any]:
     """The settings that the bounds suppose to have been fixed beforehand, as the certificate has them."""
     values = claim_settings(message.settings)
-    facts = {key: values[key] for key in PREMISES} | {"base sha256": message.header["base_sha256"]}
+    facts = {key: values[key] for key in premises()} | {"base sha256": message.header["base_sha256"]}
     base = message.settings.base
     if isinstance(base, config.PretrainedBase):
         facts |= {f"base.independence.{key}": value for key, value in base.independence.model_dump().items()}
