@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from sublora.analysis.hypotheses import inference
 from sublora.system.streams import generator
@@ -114,6 +115,29 @@ def test_holm_by_hand():
     np.testing.assert_allclose(inference.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(inference.holm(np.array([0.6, 0.5])), [1.0, 1.0])
     assert inference.holm(np.array([0.2])) == 0.2
+
+
+def test_holm_agrees_with_statsmodels_to_the_bit():
+    for rank in range(50):
+        p_values = draws("holm", rank, size=(1 + rank % 20,)) % 1.0
+        expected = multipletests(p_values, method="holm")[1]
+        np.testing.assert_array_equal(inference.holm(p_values), expected)
+
+
+@pytest.mark.parametrize("n", [5, 20])
+def test_sign_flips_give_scipys_p_to_the_bit(n):
+    values = draws("bits", n, size=(n,)) + 0.3
+    for alternative in ("two-sided", "less", "greater"):
+        expected = stats.permutation_test(
+            (np.ones(n),),
+            lambda signs_SR, axis: signs_SR @ values,
+            permutation_type="samples",
+            vectorized=True,
+            alternative=alternative,
+            n_resamples=np.inf if n <= inference.MOST_EXACT_VALUES else inference.MONTE_CARLO_DRAWS,
+            rng=generator("sign flips", n),
+        )
+        assert inference.sign_flip_p(values, alternative) == expected.pvalue
 
 
 def test_t_interval_agrees_with_scipy():

@@ -147,7 +147,7 @@ def test_the_script_writes_the_same_figure_each_time(results, tmp_path, figure, 
 def test_the_table_s_script(results, tmp_path):
     csv = tmp_path / "networks.csv"
     runs = files(runs=str(results["both"].csv))
-    run("table", runs, files(csv=str(csv)), tmp_path / "job.log", "networks.network_table")
+    run("table", runs, files(csv=str(csv)), tmp_path / "job.log", "tables.network_table")
     table = pd.read_csv(csv)
     assert (
         list(table.columns[:5]) == ["size", "model_parameters", "trained", "budget", "allocation"] and len(table) == 4

@@ -1,4 +1,4 @@
-"""What the workflow's scripts share: one clear line for an error the user can mend."""
+"""What the workflow's scripts share: one clear line for an error that the user can fix."""
 
 import contextlib
 import sys

@@ -32,7 +32,7 @@ WHOLE = "identity"
 DRAWN_MEASURES = (("bound_value", True), ("empirical_bpd", False))
 """Column, and whether its markers are filled."""
 CLOSE_SHARE = 0.22
-"""Of the axis: sizes closer than that have labels that would touch."""
+"""Share of the axis: the labels of sizes closer than that would touch."""
 
 
 @styled

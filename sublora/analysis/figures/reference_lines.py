@@ -126,7 +126,7 @@ def _figure_of(axes: Axes) -> Figure:
 
 
 def _right_end_of_title(axes: Axes) -> float:
-    """Of the title at the left, in pixels: labels above an x axis begin beyond it."""
+    """Return where the left title ends, in pixels: labels above an x axis begin beyond it."""
     title = axes.get_title(loc="left")
     return max(
         (text.get_window_extent().x1 for text in axes.findobj(Text) if title and text.get_text() == title), default=0.0

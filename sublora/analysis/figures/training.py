@@ -25,7 +25,7 @@ SETTLED_SHARE = 0.15
 """The y axis shows what happens after this share of the steps; the fall before it would flatten all else."""
 MOST_SEEDS_IN_A_ROW = 5
 MOST_LAYERS_NAMED = 12
-"""Of more layers the legend of the traces names every second, third, ...: their colours are ordered."""
+"""With more layers the legend of the traces names every second, third, ...: their colours are ordered."""
 HEAD_COLOUR = "#d55e00"
 PHASE_COLOUR = "#eeeeee"
 LOSSES = (("train_eval_loss_bits", "training loss"), ("val_loss_bits", "validation loss"))

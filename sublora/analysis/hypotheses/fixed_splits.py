@@ -175,7 +175,7 @@ def _check(runs: pd.DataFrame, others: Sequence[Arm], reference: Arm) -> Iterato
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """Of one allocation against the reference; nan where there is none."""
+    """Effect of one allocation against the reference; nan where it cannot be estimated."""
 
     estimate: float = math.nan
     interval: tuple[float, float] = (math.nan, math.nan)

@@ -3,6 +3,7 @@
 Suffixes: R runs or seeds, S samples or sign assignments, G groups with a gate, L layers.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -17,9 +18,9 @@ Alternative = Literal["two-sided", "less", "greater"]
 
 CONFIDENCE = 0.95
 MOST_EXACT_VALUES = 16
-"""Up to so many values all 2^n sign assignments are enumerated, beyond that drawn."""
+"""Up to this number of values all 2^n sign assignments are enumerated, beyond it they are drawn."""
 MOST_EXACT_LAYERS = 8
-"""Up to so many layers the distribution of Page's L is computed over all orders, beyond that drawn."""
+"""Up to this number of layers Page's L is computed over all orders, beyond it orders are drawn."""
 MONTE_CARLO_DRAWS = 99_999
 FEWEST_PLANNED = 3
 CLEAR_EFFECT = 2.5
@@ -69,16 +70,40 @@ def _flip(n: int, statistic: Callable[[np.ndarray], Any], alternative: Alternati
         observed, flipped = statistic(np.array([[1.0], [-1.0]]))
         is_extreme = flipped <= observed if alternative == "less" else flipped >= observed
         return 1.0 if is_extreme or alternative == "two-sided" else 0.5
-    result = stats.permutation_test(
+    # p as scipy's permutation_test computes it, which would draw the same sign vectors anew for every test.
+    observed = statistic(np.ones(n))
+    null_S = statistic(_sign_vectors(n).astype(np.float64))
+    tolerance = abs(100.0 * np.finfo(np.float64).eps * observed)
+    counted = 0 if n <= MOST_EXACT_VALUES else 1  # among drawn assignments the observed one counts as well
+    total = len(null_S) + counted
+    p_less = (np.count_nonzero(null_S <= observed + tolerance) + counted) / total
+    p_greater = (np.count_nonzero(null_S >= observed - tolerance) + counted) / total
+    p = {"less": p_less, "greater": p_greater, "two-sided": 2.0 * min(p_less, p_greater)}[alternative]
+    return float(min(p, 1.0))
+
+
+@functools.lru_cache(maxsize=4)
+def _sign_vectors(n: int) -> np.ndarray:
+    """Return the sign assignments (S x n, -1 or 1) that scipy's permutation_test visits for n values.
+
+    All 2^n up to MOST_EXACT_VALUES, beyond that MONTE_CARLO_DRAWS drawn ones, the same at every call.
+    """
+    visited: list[np.ndarray] = []
+
+    def record(signs_SR: np.ndarray, axis: int) -> Any:
+        if signs_SR.ndim == 2:  # the first call, with a single row, is for the observed statistic
+            visited.append(signs_SR.astype(np.int8))
+        return signs_SR.sum(axis=axis)
+
+    stats.permutation_test(
         (np.ones(n),),
-        lambda signs_SR, axis: statistic(signs_SR),
+        record,
         permutation_type="samples",
         vectorized=True,
-        alternative=alternative,
         n_resamples=np.inf if n <= MOST_EXACT_VALUES else MONTE_CARLO_DRAWS,
         rng=generator("sign flips", n),
     )
-    return float(result.pvalue)
+    return np.concatenate(visited)
 
 
 def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided") -> float:
@@ -108,12 +133,11 @@ def lower_flip_limit(values_R: np.ndarray, alpha: float) -> float:
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's step-down correction (1979): the family-wise error stays below alpha under any dependence."""
     p_values = np.asarray(p_values, dtype=np.float64)
-    # Nothing to correct; multipletests collects garbage at every call, which takes longer than the tests themselves.
-    if len(p_values) < 2:
-        return p_values
-    from statsmodels.stats.multitest import multipletests  # a second
-
-    return np.asarray(multipletests(p_values, method="holm")[1])
+    order = np.argsort(p_values)
+    corrected = np.empty_like(p_values)
+    # The smallest p counts as often as there are tests, the next once less, and none falls below one before it.
+    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    return np.minimum(corrected, 1.0)
 
 
 def depth_correlation(values_RL: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ INDEPENDENCE_LABELS = {
 }
 NOT_RECORDED = "not recorded"
 NEAR_DUPLICATES_FORMAT = 1
-"""Of near_duplicates.json; a reader refuses every other one."""
+"""Format of near_duplicates.json; any other is refused."""
 
 
 def best_run(runs: pd.DataFrame) -> dict[str, Any]:
