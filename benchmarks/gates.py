@@ -196,8 +196,7 @@ def measure(study: Study, task: Task) -> Row:
 
 def gate_bits_cost(message: Message, code_bits: float, losses_bits: Any) -> float:
     """The bound minus what it would be if the gates' bits were free, bits per token."""
-    premises = message.loss.premises
-    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
+    premises, loss_range = message.loss.premises, message.loss.range_of(message.smoothing)
     charged = [code_bits, code_bits - message.payload.items["gates"]]
     with_gates, without = (headline_bound(losses_bits, loss_range, bits, premises) for bits in charged)
     return with_gates - without

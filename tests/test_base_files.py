@@ -47,7 +47,7 @@ from sublora.runs.build import build_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.verify import verify_run
-from sublora.runs.yardsticks import frozen_base_row, yardstick_premises
+from sublora.runs.yardsticks import frozen_base_row
 from sublora.system.errors import UserError
 from sublora.system.names import BASE_JSON_NAME, BASE_WEIGHTS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME
 from sublora.system.versions import BASE_FORMAT, CERTIFICATE_FORMAT, CHECKPOINT_FORMAT
@@ -343,10 +343,9 @@ def test_at_w_0_a_run_is_its_base_whatever_its_gates(finished: Path, init: str, 
 def test_the_frozen_base_s_row_is_that_of_the_bare_network(finished: Path, init: str, allocation: str) -> None:
     settings = base_settings(TRAINED, lora={"init": init})
     run = run_of(finished, settings, allocation)
-    premises = yardstick_premises(settings, run.dataset)
-    row = frozen_base_row(run, premises)
+    row = frozen_base_row(run)
     bare = BareGPT(bare_network(settings, finished))
-    smoothing = next(one for one in premises.smoothing if one.name == row["smoothing"])
+    smoothing = next(one for one in run.loss.candidates if one.name == row["smoothing"])
 
     def mean_loss(split: str, count: int) -> float:
         documents = [run.dataset.document(split, i) for i in range(count)]
@@ -355,7 +354,7 @@ def test_the_frozen_base_s_row_is_that_of_the_bare_network(finished: Path, init:
 
     assert row["test_loss_bits"] == pytest.approx(mean_loss("test", settings.scoring.test_documents), abs=1e-5)
     assert row["val_loss_bits"] == pytest.approx(mean_loss("val", settings.scoring.val_documents), abs=1e-5)
-    assert row["code_bits"] == np.ceil(np.log2(len(premises.smoothing)))
+    assert row["code_bits"] == np.ceil(np.log2(len(run.loss.candidates)))
     assert row["empirical_loss_bits"] < row["bound_bits"]
 
 

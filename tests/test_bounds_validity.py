@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binom
 
 from sublora.bounds import inequalities
-from sublora.bounds.record import ChargedMessage, HeldOutLosses, Premises, ScoredDocuments, bound_record
+from sublora.bounds.premises import BoundedLoss, Premises
+from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, bound_record
 from sublora.bounds.smoothing import DocumentMixture
 
 FULL = ["hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form"]
@@ -178,7 +179,7 @@ def memorizer_record(errors, documents, test_errors, tests, charged_bits):
         message=ChargedMessage(MIXTURE, {"symbols": charged_bits, "arm": 0, "extra": 0.0}, {}, {}),
         scored=ScoredDocuments(losses, np.zeros((documents, 1)), (1,)),
         held_out=HeldOutLosses(test, test, test),
-        premises=Premises(2, TOKENS, documents, DELTA, None, 1),
+        loss=BoundedLoss((MIXTURE,), 2, TOKENS, Premises(documents, DELTA)),
         environment=dict.fromkeys(("seconds", "peak_memory_mib", "versions", "gpu", "commit", "slurm_job_ids")),
     )
 

@@ -26,12 +26,12 @@ from analysis_data import write_results
 from sublora import config
 from sublora.analysis.runs_table import collect_runs, write_runs_csv
 from sublora.bounds import inequalities
+from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.record import (
     ENVIRONMENT_KEYS,
     RUN_KEYS,
     ChargedMessage,
     HeldOutLosses,
-    Premises,
     ScoredDocuments,
     bound_record,
 )
@@ -226,13 +226,14 @@ def bound_values(root: Path) -> Values:
     for smoothing in (TokenSmoothing(0.1), DocumentMixture(8)):
         for delta_sample in (None, 0.045):
             message = ChargedMessage(smoothing, {"symbols": 300.0, "arm": 5.0, "extra": 2.0}, {}, {})
-            premises = Premises(VOCABULARY, 33, 400 if delta_sample is None else 20000, 0.05, delta_sample, 30)
+            drawn = {} if delta_sample is None else {"m_units": 400, "delta_sample": delta_sample}
+            premises = Premises(20000 if drawn else 400, 0.05, sweep_size=30, **drawn)
             record = bound_record(
                 run=dict.fromkeys(RUN_KEYS),
                 message=message,
                 scored=ScoredDocuments(losses, np.stack([losses / 10.0], axis=1), (1,)),
                 held_out=HeldOutLosses(losses, losses, losses[:100]),
-                premises=premises,
+                loss=BoundedLoss((smoothing,), VOCABULARY, 33, premises),
                 environment=dict.fromkeys(ENVIRONMENT_KEYS),
             )
             case = f"{smoothing.name}, {record['bound_inequality']}"

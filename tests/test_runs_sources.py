@@ -11,7 +11,8 @@ from conftest import TINY, demo_values, merged, write_settings
 
 from sublora import config
 from sublora.bounds.inequalities import betting_subsampled
-from sublora.bounds.record import ChargedMessage, Premises, ScoredSources, bounds_by_source
+from sublora.bounds.premises import BoundedLoss, Premises
+from sublora.bounds.record import ChargedMessage, ScoredSources, bounds_by_source
 from sublora.bounds.smoothing import TokenSmoothing
 from sublora.data.base import open_target
 from sublora.data.prepare import prepare_dataset
@@ -155,7 +156,8 @@ def test_one_document_stands_for_its_source_validly():
     the two draws is between the bound and the truth.
     """
     rng, failures, trials = generator("jensen"), 0, 400
-    smoothing, premises = TokenSmoothing(0.5), Premises(2, 1, 1, 0.2, 0.18, 1)
+    smoothing = TokenSmoothing(0.5)
+    loss = BoundedLoss((smoothing,), 2, 1, Premises(1, 0.2, m_units=1, delta_sample=0.18))
     lower, upper = smoothing.loss_range_bits(2, 1)
     message = ChargedMessage(smoothing, {"arm": 0.0, "extra": 0.0}, {}, {})
     for _ in range(trials):
@@ -163,6 +165,6 @@ def test_one_document_stands_for_its_source_validly():
         drawn = rng.integers(40, size=30)
         hard_M = rng.random(30) < share_S[drawn]
         losses_M = np.where(hard_M, upper - 1e-9, lower + 1e-9)
-        found = bounds_by_source(ScoredSources(losses_M, 40, 0.18), message, premises)
+        found = bounds_by_source(ScoredSources(losses_M, 40, 0.18), loss, message)
         failures += found["bound"] < lower + 0.5 * (upper - lower)
     assert failures / trials < 0.2 + 3 * math.sqrt(0.2 * 0.8 / trials)

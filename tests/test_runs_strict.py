@@ -10,10 +10,10 @@ from conftest import REPOSITORY
 
 from sublora import config
 from sublora.bounds.precision import SCORE_TOLERANCE_BITS
+from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.record import (
     NOTHING_CHARGED,
     ChargedMessage,
-    Premises,
     SettingsCharge,
     headline_bound,
     strict_bound,
@@ -161,36 +161,40 @@ def test_references_are_the_files_of_the_release(name):
     assert reference(name) == config.parse_settings(yaml.safe_load(text), source=name)
 
 
+def premises_of(delta: float, delta_sample: float | None) -> Premises:
+    return Premises(17_000, delta, None if delta_sample is None else 900, delta_sample, sweep_size=30)
+
+
 def strict_inputs(delta_sample: float | None = 0.045) -> tuple:
-    premises = Premises(257, 33, 17_000, 0.05, delta_sample, 30)
+    loss = BoundedLoss((DocumentMixture(8),), 257, 33, premises_of(0.05, delta_sample))
     items = {"symbols": 1000, "arm": 5, "extra": 3.0}
     message = ChargedMessage(DocumentMixture(8), items, {}, {})
-    return generator("strict").normal(4.7, 0.5, size=900), message, premises
+    return generator("strict").normal(4.7, 0.5, size=900), loss, message
 
 
 @pytest.mark.parametrize("delta_sample", [0.045, None])
 def test_strict_bound_charges_the_settings_twice(delta_sample):
     """In C, and in the share of delta_sample of each alternative's draw."""
-    losses, message, premises = strict_inputs(delta_sample)
+    losses, loss, message = strict_inputs(delta_sample)
     if delta_sample is None:
-        losses = generator("strict").normal(4.7, 0.5, size=premises.n_units)
-    record = strict_bound(losses, message, premises, SettingsCharge("demo", 40, None))
+        losses = generator("strict").normal(4.7, 0.5, size=loss.premises.n_units)
+    record = strict_bound(losses, loss, message, SettingsCharge("demo", 40, None))
     share = None if delta_sample is None else delta_sample / 30 / 2**43
     delta = 0.05 if share is None else 0.05 - 0.045 + share
     expected = headline_bound(
         losses,
         message.smoothing.loss_range_bits(257, 33),
         1008.0 + 40,
-        Premises(257, 33, 17_000, delta, share, 30),
+        premises_of(delta, share),
     )
     assert record["bound_strict"] == pytest.approx(expected + SCORE_TOLERANCE_BITS, rel=1e-12)
     assert (record["settings_bits"], record["settings_reference"]) == (40, "demo")
 
 
 def test_more_bits_never_lower_the_strict_bound():
-    losses, message, premises = strict_inputs()
+    losses, loss, message = strict_inputs()
     bounds = [
-        strict_bound(losses, message, premises, SettingsCharge("demo", bits, None))["bound_strict"]
+        strict_bound(losses, loss, message, SettingsCharge("demo", bits, None))["bound_strict"]
         for bits in (0, 1, 10, 100, 500, 890)
     ]
     assert all(a <= b + 1e-9 for a, b in itertools.pairwise(bounds)) and not math.isnan(bounds[-1])

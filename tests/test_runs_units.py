@@ -116,7 +116,7 @@ def test_the_draw_of_training_and_the_plan_count_units(honest):
     run = build_run(settings, SPEC, dataset, honest, torch.device("cpu"))
     assert training_documents(run)._units.starts_U is not None
     estimator = run.estimator()
-    assert estimator.loss.sampling.n == dataset.n_units
+    assert estimator.loss.premises.n_units == dataset.n_units
     assert len(estimator.units) < len(estimator.documents)
     assert scoring_tokens(settings, dataset) > 0
 

@@ -160,7 +160,7 @@ def test_exchange_rate_keeps_the_estimated_bound(tiny_root, documents):
     estimator = run.estimator()
     losses_DA = np.random.default_rng(5).uniform(4.5, 5.5, (30, len(run.loss.candidates)))
     estimate = estimator.estimate(losses_DA, 100.0)
-    common = {"loss_range": run.loss.ranges[estimate.smoothing_index], "sampling": run.loss.sampling}
+    common = {"loss_range": run.loss.ranges[estimate.smoothing_index], "premises": run.loss.premises}
     column = losses_DA[:, estimate.smoothing_index]
     before = estimated_bound(column, code_bits=100.0, **common)
     moved = estimated_bound(column - 0.1 * estimate.exchange_bits, code_bits=100.1, **common)
@@ -176,7 +176,7 @@ def test_the_smoothing_is_the_one_with_the_smallest_estimate(tiny_root):
     model = run.decoded(np.random.default_rng(1).standard_normal(40), ())
     losses_DA = run.estimator().losses(model)
     bounds = [
-        estimated_bound(losses_D, candidate.loss_range_bits(257, 2), code_bits=80.0, sampling=run.loss.sampling)
+        estimated_bound(losses_D, candidate.loss_range_bits(257, 2), code_bits=80.0, premises=run.loss.premises)
         for losses_D, candidate in zip(losses_DA.T, map(parse_smoothing, names), strict=True)
     ]
     estimate = run.estimator().estimate(losses_DA, 80.0)

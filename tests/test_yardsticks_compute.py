@@ -8,6 +8,7 @@ import pytest
 
 from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.precision import SCORE_TOLERANCE_BITS
+from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
 from sublora.data.dataset import FILES, TokenDataset
 from sublora.system.errors import UserError
@@ -16,7 +17,7 @@ from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.documents import TargetBatch, batches, losses_bits
 from sublora.yardsticks.files import read_yardsticks, write_yardsticks
 from sublora.yardsticks.order3 import Order3
-from sublora.yardsticks.rows import Premises, Scored, guessing_row, yardstick_row
+from sublora.yardsticks.rows import Scored, drawn_units, guessing_row, yardstick_row
 
 SMOOTHING = (TokenSmoothing(0.1), TokenSmoothing(0.3), DocumentMixture(4), DocumentMixture(16))
 VOCAB_SIZE = 12
@@ -60,21 +61,13 @@ def markov_dataset(folder, seed=1, documents=1500):
     return make_dataset(folder, {split: sample_documents(size, rng) for split, size in sizes.items()})
 
 
-def premises_of(dataset, **changes):
-    values = {
-        "vocab_size": dataset.vocab_size,
-        "eot_id": dataset.eot_id,
-        "n_units": dataset.n_units,
-        "min_targets": MIN_LENGTH + 1,
-        "delta": 0.05,
-        "m": 300,
-        "delta_sample": 0.04,
-        "data_hash": dataset.data_hash,
-        "smoothing": SMOOTHING,
-        "val_documents": 50,
-        "test_documents": 40,
-    }
-    return Premises(**(values | changes))
+def loss_of(dataset, *, min_targets=MIN_LENGTH + 1, **changes):
+    values = {"n_units": dataset.n_units, "delta": 0.05, "m_units": 300, "delta_sample": 0.04}
+    return BoundedLoss(SMOOTHING, dataset.vocab_size, min_targets, Premises(**(values | changes)))
+
+
+def computed(dataset, loss=None, test_documents=40):
+    return compute_yardsticks(dataset, loss or loss_of(dataset), val_documents=50, test_documents=test_documents)
 
 
 def without_seconds(contents):
@@ -88,7 +81,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def contents(dataset):
-    return compute_yardsticks(dataset, premises_of(dataset))
+    return computed(dataset)
 
 
 @pytest.mark.parametrize("block", [1, 37, 1 << 20])
@@ -155,28 +148,28 @@ def test_rows_add_up(contents):
 
 
 def test_same_data_same_rows(dataset, contents):
-    again = compute_yardsticks(dataset, premises_of(dataset))
+    again = computed(dataset)
     assert without_seconds(again) == without_seconds(contents)
 
 
 def test_each_message_has_its_own_draw(dataset):
-    premises = premises_of(dataset)
+    premises, data_hash = loss_of(dataset).premises, dataset.data_hash
     message = np.array([1, 0, 1], dtype=np.uint8)
-    draw = premises.drawn_units("unigram", message)
+    draw = drawn_units("unigram", message, premises, data_hash)
     assert draw.shape == (300,) and 0 <= draw.min() <= draw.max() < 1500
-    assert np.array_equal(draw, premises.drawn_units("unigram", message))
+    assert np.array_equal(draw, drawn_units("unigram", message, premises, data_hash))
     others = [
-        premises.drawn_units("bigram", message),
-        premises.drawn_units("unigram", np.append(message, np.uint8(0))),
-        premises_of(dataset, data_hash="another").drawn_units("unigram", message),
+        drawn_units("bigram", message, premises, data_hash),
+        drawn_units("unigram", np.append(message, np.uint8(0)), premises, data_hash),
+        drawn_units("unigram", message, premises, "another"),
     ]
     assert not any(np.array_equal(draw, other) for other in others)
-    everything = premises_of(dataset, m=None, delta_sample=None).drawn_units("unigram", message)
+    everything = drawn_units("unigram", message, Premises(1500, 0.05), data_hash)
     assert np.array_equal(everything, np.arange(1500))
 
 
 def test_all_documents_scored_with_the_full_sample_inequality(dataset):
-    row = compute_yardsticks(dataset, premises_of(dataset, m=None, delta_sample=None))["rows"]["order3"]
+    row = computed(dataset, loss_of(dataset, m_units=None, delta_sample=None))["rows"]["order3"]
     assert (row["inequality"], row["m"], row["n"], row["delta_sample"]) == ("betting", 1500, 1500, None)
     documents = batches((dataset.document("train", i) for i in range(1500)), EOT)
     losses_D = losses_bits(Order3(VOCAB_SIZE), documents, [SMOOTHING[2]], VOCAB_SIZE)[:, 0]
@@ -198,53 +191,41 @@ def test_bounds_hold_for_fresh_documents(tmp_path, seed):
             "test": test,
         },
     )
-    rows = compute_yardsticks(fresh, premises_of(fresh, test_documents=4000))["rows"]
+    rows = computed(fresh, test_documents=4000)["rows"]
     for row in rows.values():
         assert row["test_loss_bits"] <= row["bound_bits"]
     assert rows["bigram"]["bound_bits"] < rows["unigram"]["bound_bits"]
 
 
 def test_rows_of_given_losses(dataset):
-    premises = premises_of(dataset)
+    loss = loss_of(dataset)
     losses_D = np.random.default_rng(5).uniform(1.0, 3.0, 300)
     scored = Scored(DocumentMixture(16), losses_D, np.array([1.0, 2.0]), np.array([2.0, 4.0]))
-    row = yardstick_row(scored, premises, code_bits={"smoothing": 2.0, "extra": 3.5}, seconds=1.0)
+    row = yardstick_row(scored, loss, code_bits={"smoothing": 2.0, "extra": 3.5}, seconds=1.0)
     lower, upper = DocumentMixture(16).loss_range_bits(VOCAB_SIZE, MIN_LENGTH + 1)
     expected = {"lower": lower, "upper": upper, "code_bits": 5.5, "n": 1500, "delta": 0.05, "delta_sample": 0.04}
     assert row["bound_bits"] == betting_subsampled(losses_D, **expected) + SCORE_TOLERANCE_BITS
     assert (row["code_bits"], row["val_loss_bits"], row["test_loss_bits"]) == (5.5, 1.5, 3.0)
-    assert set(row) == set(guessing_row(premises))
+    assert set(row) == set(guessing_row(loss))
     with pytest.raises(ValueError, match="expected those of 300 documents"):
-        yardstick_row(
-            Scored(DocumentMixture(16), losses_D[1:], losses_D, losses_D), premises, code_bits={}, seconds=1.0
-        )
+        yardstick_row(Scored(DocumentMixture(16), losses_D[1:], losses_D, losses_D), loss, code_bits={}, seconds=1.0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"n_units": 1400}, "n_units 1400"),
-        ({"data_hash": "other"}, "data_hash other"),
         ({"min_targets": 32}, "31 targets, the premises admit none below 32"),
     ],
 )
 def test_premises_of_another_dataset_are_refused(dataset, changes, message):
     with pytest.raises(ValueError, match=message):
-        compute_yardsticks(dataset, premises_of(dataset, **changes))
+        computed(dataset, loss_of(dataset, **changes))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"smoothing": ()}, "at least one smoothing"),
-        ({"smoothing": (SMOOTHING[0], SMOOTHING[0])}, "must differ"),
-        ({"m": None}, "belong together"),
-        ({"test_documents": 0}, "one test document"),
-    ],
-)
-def test_premises_that_contradict_themselves_are_refused(dataset, changes, message):
-    with pytest.raises(ValueError, match=message):
-        premises_of(dataset, **changes)
+def test_there_must_be_documents_to_score(dataset):
+    with pytest.raises(ValueError, match="one test document"):
+        computed(dataset, test_documents=0)
 
 
 def test_file_round_trip(tmp_path, contents):

@@ -17,7 +17,8 @@ from sublora.bounds.checks import (
     complexity_nats,
 )
 from sublora.bounds.inequalities import hoeffding_subsampled
-from sublora.bounds.record import RATES, Premises, all_bounds
+from sublora.bounds.premises import Premises
+from sublora.bounds.record import RATES, all_bounds
 from sublora.bounds.smoothing import LossRange
 
 FORMAT = 1
@@ -131,10 +132,18 @@ def certify(
         raise ValueError(f"the loss range needs finite lower < upper, found [{lower}, {upper}]")
     loss_range = LossRange(float(lower), float(upper))
     _check_inside(values, loss_range)
-    premises = _premises(n, delta, delta_sample, alternatives, subsample=subsample, counted=counts is not None)
+    _check_numbers(n, delta, delta_sample, alternatives, subsample=subsample, counted=counts is not None)
     complexity_nats(code_bits, delta)
     drawn = values if counts is None else np.repeat(values, _checked_counts(counts, values.size))
-    _check_size(drawn.size, premises, counted=counts is not None)
+    _check_size(drawn.size, int(n), subsample=subsample, counted=counts is not None)
+    share = DRAW_SHARE * delta if delta_sample is None else delta_sample
+    premises = Premises(
+        n_units=int(n),
+        delta=float(delta),
+        m_units=drawn.size if subsample else None,
+        delta_sample=float(share) if subsample else None,
+        sweep_size=int(alternatives),
+    )
     drawn = checked_losses(drawn, lower=lower, upper=upper)
     bounds = _bounds(drawn, loss_range, float(code_bits), premises)
     warnings = _warnings(drawn, loss_range, premises) + _precision_warnings(np.asarray(losses))
@@ -159,27 +168,18 @@ def certify(
     )
 
 
-def _premises(
+def _check_numbers(
     n: int, delta: float, delta_sample: float | None, alternatives: int, *, subsample: bool, counted: bool
-) -> Premises:
-    """Sizes and confidence, checked; a draw has a delta_sample, and nothing else has."""
+) -> None:
+    """Sizes and confidence are possible; a draw has a delta_sample and counts, and nothing else has them."""
     check_count("n", n)
     check_count("alternatives", alternatives)
     check_probability("delta", delta)
     if subsample:
-        delta_sample = float(DRAW_SHARE * delta if delta_sample is None else delta_sample)
-        check_split(delta, delta_sample)
+        check_split(delta, DRAW_SHARE * delta if delta_sample is None else delta_sample)
     elif delta_sample is not None or counted:
         given = "counts" if counted else "delta_sample"
         raise ValueError(f"{given} belongs to a draw of the n examples: say that it is one with subsample")
-    return Premises(
-        vocab_size=1,  # it and the shortest document only set the range, which is given
-        min_targets=1,
-        n_units=int(n),
-        delta=float(delta),
-        delta_sample=delta_sample,
-        sweep_size=int(alternatives),
-    )
 
 
 def _bounds(
@@ -242,15 +242,14 @@ def _checked_counts(counts: ArrayLike, size: int) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _check_size(m: int, premises: Premises, *, counted: bool) -> None:
+def _check_size(m: int, n: int, *, subsample: bool, counted: bool) -> None:
     """The number of losses fits n, and what was said of them."""
-    n, drawn = premises.n_units, premises.delta_sample is not None
-    if drawn and m == n and not counted:
+    if subsample and m == n and not counted:
         raise ValueError(
             f"{m} losses for n = {n}: if every example was scored once, it is no subsample; if n were drawn with "
             "replacement, give the distinct losses and their counts"
         )
-    if drawn or m == n:
+    if subsample or m == n:
         return
     if m > n:
         raise ValueError(f"{m} losses, but n = {n}: give one loss per example, not per token or caption")

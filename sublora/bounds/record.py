@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sublora.bounds.checks import LN2, check_count
+from sublora.bounds.checks import LN2
 from sublora.bounds.inequalities import (
     betting,
     betting_closed_form,
@@ -20,6 +20,7 @@ from sublora.bounds.inequalities import (
     kl_inverse_subsampled,
 )
 from sublora.bounds.precision import SCORE_TOLERANCE_BITS, with_tolerance
+from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.smoothing import LossRange, Smoothing
 
 RECORD_FORMAT = 2
@@ -34,50 +35,6 @@ ENVIRONMENT_KEYS = ("seconds", "peak_memory_mib", "versions", "gpu", "commit", "
 
 RATES = LossRange(0.0, 1.0)
 """The range of top-k errors."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Premises:
-    """What was fixed before the n units were seen, and how often the bounds may fail."""
-
-    vocab_size: int
-    min_targets: int
-    """Targets of the shortest document that the population admits, its closing end-of-text included."""
-    n_units: int
-    """n: what was drawn independently from the population, documents or groups of them."""
-    delta: float
-    delta_sample: float | None
-    """The part of delta for drawing m units to score; None: all n are scored, and nothing is drawn."""
-    sweep_size: int
-    """Runs whose arms the message tells apart."""
-    unit: str = "document"
-    """What a unit is."""
-    n_documents: int | None = None
-    """Documents of the n units; None: each unit is one."""
-
-    def __post_init__(self) -> None:
-        check_count("sweep_size", self.sweep_size)
-
-    @property
-    def headline(self) -> str:
-        """The inequality of bound_value, fixed beforehand: taking the smallest of several would cost a union."""
-        return betting.__name__ if self.delta_sample is None else betting_subsampled.__name__
-
-    @property
-    def hoeffding(self) -> str:
-        return hoeffding.__name__ if self.delta_sample is None else hoeffding_subsampled.__name__
-
-    def for_all_alternatives(self, extra_bits: float) -> "Premises":
-        """Such that the best of |sweep| 2^extra_bits alternatives may be named after looking at all their bounds.
-
-        The message's bits pay for this choice as far as the n units are concerned. But each alternative has its
-        own draw of units to score, and choosing among them also chooses among draws: delta_sample is divided
-        among all. Without a draw nothing changes.
-        """
-        if self.delta_sample is None:
-            return self
-        share = self.delta_sample / self.sweep_size * 2.0**-extra_bits
-        return dataclasses.replace(self, delta=self.delta - self.delta_sample + share, delta_sample=share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +167,7 @@ def held_out_bound(test_losses_D: ArrayLike, loss_range: LossRange, *, delta: fl
 
 
 def strict_bound(
-    losses_D: ArrayLike, message: ChargedMessage, premises: Premises, settings: SettingsCharge
+    losses_D: ArrayLike, loss: BoundedLoss, message: ChargedMessage, settings: SettingsCharge
 ) -> dict[str, float | str | None]:
     """`bound_strict` with what it rests on: the headline bound for whoever does not believe the settings were fixed.
 
@@ -228,14 +185,14 @@ def strict_bound(
     extra_bits = message.items["extra"] + settings.bits
     if extra_bits > LARGEST_SETTINGS_BITS:
         return facts | {"bound_strict_absent": f"naming the settings takes more than {LARGEST_SETTINGS_BITS} bits"}
-    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
-    alternatives = premises.for_all_alternatives(extra_bits)
+    loss_range = loss.range_of(message.smoothing)
+    alternatives = loss.premises.for_all_alternatives(extra_bits)
     bound = headline_bound(losses_D, loss_range, message.code_bits + settings.bits, alternatives)
     return facts | {"bound_strict": with_tolerance(bound, loss_range)}
 
 
 def bounds_by_source(
-    scored: ScoredSources | None, message: ChargedMessage, premises: Premises
+    scored: ScoredSources | None, loss: BoundedLoss, message: ChargedMessage
 ) -> dict[str, float | int]:
     """The headline bound of a draw, and what it rests on, with sources in place of units; empty without such a draw.
 
@@ -245,8 +202,8 @@ def bounds_by_source(
     """
     if scored is None:
         return {}
-    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
-    own = dataclasses.replace(premises, n_units=scored.n_sources, delta_sample=scored.delta_sample)
+    loss_range, m = loss.range_of(message.smoothing), len(scored.losses_M)
+    own = dataclasses.replace(loss.premises, n_units=scored.n_sources, m_units=m, delta_sample=scored.delta_sample)
     alternatives = own.for_all_alternatives(message.items["extra"])
     return {
         "bound": with_tolerance(headline_bound(scored.losses_M, loss_range, message.code_bits, own), loss_range),
@@ -255,7 +212,7 @@ def bounds_by_source(
         ),
         "loss": _mean("losses of drawn sources", scored.losses_M),
         "n": scored.n_sources,
-        "m": len(scored.losses_M),
+        "m": m,
     }
 
 
@@ -265,7 +222,7 @@ def bound_record(
     message: ChargedMessage,
     scored: ScoredDocuments,
     held_out: HeldOutLosses,
-    premises: Premises,
+    loss: BoundedLoss,
     environment: Mapping[str, Any],
     settings: SettingsCharge = NOTHING_CHARGED,
     by_source: ScoredSources | None = None,
@@ -278,8 +235,7 @@ def bound_record(
     """
     _check_keys("run", {key: run[key] for key in run if key not in COMPARED_KEYS}, RUN_KEYS)
     _check_keys("environment", environment, ENVIRONMENT_KEYS)
-    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
-    code_bits = message.code_bits
+    loss_range, premises, code_bits = loss.range_of(message.smoothing), loss.premises, message.code_bits
     pure_bounds = all_bounds(scored.losses_D, loss_range, code_bits, premises)
     bounds = {name: with_tolerance(bound, loss_range) for name, bound in pure_bounds.items()}
     alternatives = premises.for_all_alternatives(message.items["extra"])
@@ -295,12 +251,12 @@ def bound_record(
         "bound_inequality": premises.headline,
         "bound_hoeffding": bounds[premises.hoeffding],
         "bound_all_runs": with_tolerance(all_runs, loss_range),
-        **strict_bound(scored.losses_D, message, premises, settings),
+        **strict_bound(scored.losses_D, loss, message, settings),
         "bound_held_out": with_tolerance(of_test, loss_range),
         "bound_held_out_all_runs": with_tolerance(of_test_all_runs, loss_range),
         "bounds": bounds,
         "score_tolerance_bits": SCORE_TOLERANCE_BITS,
-        "by_source": bounds_by_source(by_source, message, premises),
+        "by_source": bounds_by_source(by_source, loss, message),
         "empirical_bpd": _mean("losses of scored documents", scored.losses_D),
         "kl_divergence": code_bits * LN2,
         "compressed_size_bits": message.payload_bits,
@@ -309,9 +265,9 @@ def bound_record(
         "smoothing": message.smoothing.name,
         "lower_bits": loss_range.lower,
         "upper_bits": loss_range.upper,
-        "vacuous_bits": math.log2(premises.vocab_size),
-        "vocab_size": premises.vocab_size,
-        "min_targets": premises.min_targets,
+        "vacuous_bits": math.log2(loss.vocab_size),
+        "vocab_size": loss.vocab_size,
+        "min_targets": loss.min_targets,
         "unit": premises.unit,
         "n_units": premises.n_units,
         "m_units": len(scored.losses_D),

@@ -1,12 +1,10 @@
 """Choices made on val documents by what they would do to the bound, and the bound's slope in the code length.
 
-The functions with a `Sampling` suppose that the training documents have losses like the ones given, of which
-there may be any number. Their results are estimates for choosing and for training, never bounds.
+Every function supposes that the training documents have losses like the ones given, of which there may be any number.
+The results are estimates for choosing and for training, never bounds.
 """
 
-import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,72 +18,54 @@ from sublora.bounds.checks import (
     rounded_up,
 )
 from sublora.bounds.full_sample import BETS_J, betting_headroom
+from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.smoothing import LossRange
 from sublora.bounds.subsampled import SUBSAMPLED_BETS_J, growth_optimal_play, relative_gain
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """The documents behind a bound, and the probability with which it may fail."""
+def choose_smoothing(val_losses_DA: np.ndarray, loss: BoundedLoss, *, code_bits: float) -> int:
+    """Return the index of the candidate whose `estimated_bound` is smallest, the first of equals.
 
-    n: int
-    """Training documents."""
-    delta: float
-    m: int | None = None
-    """Documents that will be drawn and scored; None: all n."""
-    delta_sample: float | None = None
-    """The part of delta for the draw; given if m is."""
-
-    def __post_init__(self) -> None:
-        if (self.m is None) != (self.delta_sample is None):
-            raise ValueError("m and delta_sample belong together: give both or neither")
-
-
-def choose_smoothing(
-    val_losses_DA: np.ndarray, ranges: Sequence[LossRange], *, code_bits: float, sampling: Sampling
-) -> int:
-    """Index of the candidate whose `estimated_bound` is smallest, the first of equals.
-
-    val_losses_DA: bits per token, shape (val documents, candidates); ranges: of their losses, in the same order. The
-    index travels in the message, so the choice is paid for wherever it comes from. ValueError for shapes that do not
-    fit, and as in `sublora.bounds.inequalities`.
+    val_losses_DA: bits per token, shape (val documents or units, candidates of the loss). The index travels in the
+    message, so the choice is paid for wherever it comes from. ValueError for a shape that does not fit, and as in
+    `sublora.bounds.inequalities`.
     """
-    val_losses_DA = np.asarray(val_losses_DA, dtype=np.float64)
+    val_losses_DA, ranges = np.asarray(val_losses_DA, dtype=np.float64), loss.ranges
     if val_losses_DA.ndim != 2 or val_losses_DA.shape[1] != len(ranges):
         raise ValueError(f"val losses of shape {val_losses_DA.shape} for {len(ranges)} candidates of the smoothing")
     estimates = [
-        estimated_bound(losses_D, loss_range, code_bits=code_bits, sampling=sampling)
+        estimated_bound(losses_D, loss_range, code_bits=code_bits, premises=loss.premises)
         for losses_D, loss_range in zip(val_losses_DA.T, ranges, strict=True)
     ]
     return int(np.argmin(estimates))
 
 
-def estimated_bound(losses, loss_range: LossRange, *, code_bits: float, sampling: Sampling) -> float:
-    """`betting`, or of m drawn documents `betting_subsampled`, to be expected; in the unit of the losses."""
+def estimated_bound(losses, loss_range: LossRange, *, code_bits: float, premises: Premises) -> float:
+    """Return the bound to be expected by `betting`, with a draw by `betting_subsampled`; in the unit of the losses."""
     lower, upper = loss_range
     values = checked_losses(losses, lower=lower, upper=upper)
-    solution = _solve(upper - values, code_bits, sampling)
+    solution = _solve(upper - values, code_bits, premises)
     return rounded_up(upper - solution.headroom, lower=lower, upper=upper)
 
 
-def bound_slope_per_bit(losses, loss_range: LossRange, *, code_bits: float, sampling: Sampling) -> float:
+def bound_slope_per_bit(losses, loss_range: LossRange, *, code_bits: float, premises: Premises) -> float:
     """d `estimated_bound` / d C: what one more bit of message costs, in the unit of the losses per bit.
 
     By the implicit function theorem at the bet (and stake) that attains the estimate; 0 where the bound is `upper`.
     """
     lower, upper = loss_range
     headroom_D = upper - checked_losses(losses, lower=lower, upper=upper)
-    solution = _solve(headroom_D, code_bits, sampling)
+    solution = _solve(headroom_D, code_bits, premises)
     if solution.headroom == 0.0:
         return 0.0
     v, bet, allowance = solution.headroom, solution.bet, solution.allowance
     fall_D = bet * headroom_D / v**2 / (1.0 + bet * (headroom_D / v - 1.0))  # -dY/dv
     if solution.stake is None:
-        return float(LN2 / sampling.n / fall_D.mean())
+        return float(LN2 / premises.n_units / fall_D.mean())
     gain_D = relative_gain(headroom_D, v, bet, allowance)
     factor_D = 1.0 + solution.stake * gain_D
     # d gain / d allowance = -(1 + gain) / (allowance - a) and d gain / d v = -fall / (allowance - a).
-    return float(LN2 / sampling.n * ((1.0 + gain_D) / factor_D).mean() / (fall_D / factor_D).mean())
+    return float(LN2 / premises.n_units * ((1.0 + gain_D) / factor_D).mean() / (fall_D / factor_D).mean())
 
 
 class _Solution(NamedTuple):
@@ -97,15 +77,15 @@ class _Solution(NamedTuple):
     allowance: float
 
 
-def _solve(headroom_D: np.ndarray, code_bits: float, sampling: Sampling) -> _Solution:
-    check_count("n", sampling.n)
-    if sampling.m is None or sampling.delta_sample is None:
-        allowance = (complexity_nats(code_bits, sampling.delta) + math.log(len(BETS_J))) / sampling.n
+def _solve(headroom_D: np.ndarray, code_bits: float, premises: Premises) -> _Solution:
+    check_count("n", premises.n_units)
+    if premises.m_units is None or premises.delta_sample is None:
+        allowance = (complexity_nats(code_bits, premises.delta) + math.log(len(BETS_J))) / premises.n_units
         headroom, bet = betting_headroom(headroom_D, allowance)
         return _Solution(headroom, bet, None, allowance)
-    check_count("m", sampling.m)
-    check_split(sampling.delta, sampling.delta_sample)
-    nats = complexity_nats(code_bits, sampling.delta - sampling.delta_sample)
-    allowance = (nats + math.log(len(SUBSAMPLED_BETS_J))) / sampling.n
-    play = growth_optimal_play(headroom_D, allowance, -math.log(sampling.delta_sample) / sampling.m)
+    check_count("m", premises.m_units)
+    check_split(premises.delta, premises.delta_sample)
+    nats = complexity_nats(code_bits, premises.delta - premises.delta_sample)
+    allowance = (nats + math.log(len(SUBSAMPLED_BETS_J))) / premises.n_units
+    play = growth_optimal_play(headroom_D, allowance, -math.log(premises.delta_sample) / premises.m_units)
     return _Solution(play.headroom, play.bet, play.stake, allowance)

@@ -8,9 +8,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from sublora.bounds.selection import bound_slope_per_bit, estimated_bound
+from sublora.bounds.premises import BoundedLoss
+from sublora.bounds.selection import bound_slope_per_bit, choose_smoothing, estimated_bound
 from sublora.data.units import Units
-from sublora.losses.bounded import BoundedLoss
 from sublora.losses.documents import ScoringRule, score_documents
 from sublora.models.protocol import LanguageModel
 
@@ -50,12 +50,12 @@ class BoundEstimator:
 
     def estimate(self, losses_UA: np.ndarray, code_bits: float) -> Estimate:
         """The best smoothing for a message of `code_bits`, and the bound and the exchange rate at it."""
-        best = self.loss.choose(losses_UA, code_bits)
-        loss_range, sampling = self.loss.ranges[best], self.loss.sampling
+        best = choose_smoothing(losses_UA, self.loss, code_bits=code_bits)
+        loss_range, premises = self.loss.ranges[best], self.loss.premises
         losses_U = losses_UA[:, best]
-        bound = estimated_bound(losses_U, loss_range, code_bits=code_bits, sampling=sampling)
+        bound = estimated_bound(losses_U, loss_range, code_bits=code_bits, premises=premises)
         shifted_U = np.minimum(losses_U + DIFFERENCE_BITS, loss_range.upper)
-        shifted = estimated_bound(shifted_U, loss_range, code_bits=code_bits, sampling=sampling)
-        slope = bound_slope_per_bit(losses_U, loss_range, code_bits=code_bits, sampling=sampling)
+        shifted = estimated_bound(shifted_U, loss_range, code_bits=code_bits, premises=premises)
+        slope = bound_slope_per_bit(losses_U, loss_range, code_bits=code_bits, premises=premises)
         exchange_bits = slope * DIFFERENCE_BITS / (shifted - bound) if shifted > bound else 0.0
         return Estimate(best, bound, exchange_bits)

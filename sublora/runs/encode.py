@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sublora import __version__, config
+from sublora.bounds.selection import choose_smoothing
 from sublora.coding import plain
 from sublora.coding.certificate import write_certificate
 from sublora.coding.entropy import EntropyWeights, ideal_message_bits
@@ -64,7 +65,7 @@ def encode(folder: RunFolder, run: Run) -> Encoded:
     # The payload's length does not depend on which smoothing it names, so C is known before the choice.
     draft = write_payload(MessageContents(weights, split, 0), context)
     code_bits, _ = charged_bits(draft.items, settings)
-    contents = MessageContents(weights, split, run.loss.choose(quantized, code_bits))
+    contents = MessageContents(weights, split, choose_smoothing(quantized, run.loss, code_bits=code_bits))
     payload = write_payload(contents, context)
     write_certificate(folder.path / CERTIFICATE_NAME, certificate_header(run), payload)
     chosen = contents.smoothing_index

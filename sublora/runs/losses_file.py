@@ -99,7 +99,7 @@ def read_losses(path: Path) -> dict[str, Any]:
 def check_losses(losses: dict[str, Any], message: Message, path: Path) -> None:
     """UserError unless the arrays are those that scoring the certificate writes: names, types and shapes."""
     scoring, premises = message.settings.scoring, message.loss.premises
-    units = message.loss.m_units or premises.n_units
+    units = premises.m_units or premises.n_units
     names = [*ARRAYS, *(("source_documents", "source_losses_bits") if scoring.sources is not None else ())]
     found = sorted(losses.keys() - {PROVENANCE})
     mend = f"score the run again (sublora score {path.parent})"

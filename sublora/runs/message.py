@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from sublora import config
+from sublora.bounds.premises import BoundedLoss
 from sublora.bounds.smoothing import Smoothing
 from sublora.coding.certificate import MEND, read_certificate
 from sublora.coding.payload import (
@@ -18,7 +19,7 @@ from sublora.coding.payload import (
     write_payload,
 )
 from sublora.config.loading import describe
-from sublora.losses.bounded import BoundedLoss
+from sublora.losses.bounded import bounded_loss
 from sublora.runs.decoder import decoder_header, run_gates
 from sublora.subspace.allocations import Gate
 from sublora.system.errors import UserError
@@ -89,7 +90,7 @@ class Message:
     def loss(self) -> BoundedLoss:
         """The loss that is bounded, as the header's facts have it."""
         facts = {key: self.header[key] for key in ("vocab_size", "n_units", "n_documents")}
-        return BoundedLoss.of(self.settings, **facts)
+        return bounded_loss(self.settings, **facts)
 
     @property
     def smoothing(self) -> Smoothing:

@@ -125,7 +125,7 @@ def held_out_losses(run: Run, model: LanguageModel, smoothing: Smoothing, split:
 
 def scored_units(message: Message, data_hash: str) -> np.ndarray:
     """Indices of the training units behind the bounds: all n in their order, or m drawn with replacement."""
-    n, m = message.loss.premises.n_units, message.loss.m_units
+    n, m = message.loss.premises.n_units, message.loss.premises.m_units
     if m is None:
         return np.arange(n)
     return draw_units(message.decoder_header, message.payload.data, data_hash, n=n, m=m)

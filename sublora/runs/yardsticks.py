@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from sublora import config
+from sublora.bounds.selection import choose_smoothing
 from sublora.coding.bits import index_bits, uint_to_bits
 from sublora.data.base import open_target
-from sublora.data.dataset import TokenDataset, dataset_folder
-from sublora.losses.bounded import BoundedLoss
+from sublora.data.dataset import dataset_folder
+from sublora.losses.bounded import bounded_loss
 from sublora.losses.documents import score_documents
 from sublora.runs.announce import announce
 from sublora.runs.build import build_run
@@ -18,7 +19,7 @@ from sublora.system.device import claim_device
 from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.files import YARDSTICKS_FILE, write_yardsticks
-from sublora.yardsticks.rows import Premises, Row, Scored, yardstick_row
+from sublora.yardsticks.rows import Row, Scored, drawn_units, yardstick_row
 
 FROZEN_BASE = "frozen_base"
 
@@ -29,56 +30,43 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
     UserError if the data or the base cannot be read.
     """
     dataset = open_target(settings, root).verified()
-    premises = yardstick_premises(settings, dataset)
-    contents = compute_yardsticks(dataset, premises)
+    scoring = settings.scoring
+    loss = bounded_loss(
+        settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
+    )
+    contents = compute_yardsticks(
+        dataset, loss, val_documents=scoring.val_documents, test_documents=scoring.test_documents
+    )
     with claim_device(settings.compute) as device:
         announce(settings, device)
         # A random base is one for each seed: the first stands for all.
         run = build_run(settings, settings.grid.runs()[0], dataset, root, device)
-        contents["rows"][FROZEN_BASE] = frozen_base_row(run, premises)
+        contents["rows"][FROZEN_BASE] = frozen_base_row(run)
     path = dataset_folder(root, settings.data) / YARDSTICKS_FILE
     write_yardsticks(path, contents)
     return path
 
 
-def yardstick_premises(settings: config.Settings, dataset: TokenDataset) -> Premises:
-    """What the yardsticks share with the networks that are trained on this data set."""
-    loss = BoundedLoss.of(
-        settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
-    )
-    return Premises(
-        vocab_size=dataset.vocab_size,
-        eot_id=dataset.eot_id,
-        n_units=dataset.n_units,
-        min_targets=loss.premises.min_targets,
-        delta=loss.premises.delta,
-        m=loss.m_units,
-        delta_sample=loss.premises.delta_sample,
-        data_hash=dataset.data_hash,
-        smoothing=loss.candidates,
-        val_documents=settings.scoring.val_documents,
-        test_documents=settings.scoring.test_documents,
-    )
-
-
 @torch.no_grad()
-def frozen_base_row(run: Run, premises: Premises) -> Row:
+def frozen_base_row(run: Run) -> Row:
     """The row of the base as it is before any adaptation: its message is the index of its smoothing alone."""
     started = time.perf_counter()
+    loss, scoring = run.loss, run.settings.scoring
     model = run.model_at(run.subspace.subspace_params)
-    documents_D, units = run.dataset.leading_units("val", premises.val_documents)
+    documents_D, units = run.dataset.leading_units("val", scoring.val_documents)
     documents = [run.dataset.document("val", int(i)) for i in documents_D]
     scores = score_documents(model, documents, run.scoring_rule, run.device)
-    val_losses_UA = units.means(scores.losses_DA(premises.smoothing, premises.vocab_size))
-    index_length = index_bits(len(premises.smoothing))
-    chosen = run.loss.choose(val_losses_UA, index_length)
-    drawn_U = premises.drawn_units(FROZEN_BASE, uint_to_bits(chosen, index_length))
-    smoothing = premises.smoothing[chosen]
+    val_losses_UA = units.means(scores.losses_DA(loss.candidates, loss.vocab_size))
+    index_length = index_bits(len(loss.candidates))
+    chosen = choose_smoothing(val_losses_UA, loss, code_bits=index_length)
+    message = uint_to_bits(chosen, index_length)
+    drawn_U = drawn_units(FROZEN_BASE, message, loss.premises, run.dataset.data_hash)
+    smoothing = loss.candidates[chosen]
     scored = Scored(
         smoothing=smoothing,
         losses_D=record_units(run, model, smoothing, "train", drawn_U).losses_U,
         val_losses_D=val_losses_UA[:, chosen],
-        test_losses_D=held_out_losses(run, model, smoothing, "test", premises.test_documents),
+        test_losses_D=held_out_losses(run, model, smoothing, "test", scoring.test_documents),
     )
     seconds = time.perf_counter() - started
-    return yardstick_row(scored, premises, code_bits={"smoothing": float(index_length)}, seconds=seconds)
+    return yardstick_row(scored, loss, code_bits={"smoothing": float(index_length)}, seconds=seconds)

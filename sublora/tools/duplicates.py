@@ -107,7 +107,7 @@ def bound_with(message: Message, losses_D: np.ndarray, n_documents: int) -> floa
     if premises.delta_sample is None:
         losses_D = losses_D[np.linspace(0, len(losses_D) - 1, n_documents).round().astype(np.int64)]
     code_bits, _ = charged_bits(message.payload.items, message.settings)
-    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
+    loss_range = message.loss.range_of(message.smoothing)
     return with_tolerance(headline_bound(losses_D, loss_range, code_bits, premises), loss_range)
 
 

@@ -37,7 +37,7 @@ from sublora.data.base import open_target
 from sublora.data.dataset import dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZERS
-from sublora.losses.bounded import BoundedLoss
+from sublora.losses.bounded import bounded_loss
 from sublora.runs.message import charged_bits, payload_context
 from sublora.system.errors import UserError
 
@@ -217,11 +217,11 @@ def _expected(
 ) -> float:
     """The bound with the best smoothing among the settings' candidates."""
     n, vocab_size = population.n_units, population.vocab_size
-    loss = BoundedLoss.of(settings, vocab_size=vocab_size, n_units=n, n_documents=n)
+    loss = bounded_loss(settings, vocab_size=vocab_size, n_units=n, n_documents=n)
     bounds = []
     for smoothing, loss_range in zip(loss.candidates, loss.ranges, strict=True):
         mean = float(np.clip(_smoothed(smoothing, loss_bits, population), *loss_range))
-        bounds.append(estimated_bound(spread(mean, loss_range), loss_range, code_bits=bits, sampling=loss.sampling))
+        bounds.append(estimated_bound(spread(mean, loss_range), loss_range, code_bits=bits, premises=loss.premises))
     return min(bounds)
 
 

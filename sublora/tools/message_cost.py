@@ -6,11 +6,12 @@ import math
 import numpy as np
 
 from sublora import config
-from sublora.bounds.selection import Sampling, estimated_bound
+from sublora.bounds.premises import Premises
+from sublora.bounds.selection import estimated_bound
 from sublora.coding import plain
 from sublora.coding.magnitudes import MAX_COEFFICIENTS
 from sublora.data.dataset import TokenDataset
-from sublora.losses.bounded import BoundedLoss
+from sublora.losses.bounded import bounded_loss
 from sublora.system.errors import UserError
 
 GAUSSIAN_BITS = 0.5 * math.log2(2.0 * math.pi * math.e)
@@ -52,13 +53,13 @@ def bits_per_coefficient(settings: config.Settings) -> float:
 
 def message_cost(settings: config.Settings, dimension: int, dataset: TokenDataset) -> MessageCost:
     """Of a run with d = `dimension` and these settings."""
-    loss = BoundedLoss.of(
+    loss = bounded_loss(
         settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
     )
     bits = dimension * bits_per_coefficient(settings)
-    sampling = Sampling(loss.premises.n_units, loss.premises.delta)
+    premises = Premises(loss.premises.n_units, loss.premises.delta)
     perfect = [
-        estimated_bound(np.full(100, range_.lower), range_, code_bits=bits, sampling=sampling) for range_ in loss.ranges
+        estimated_bound(np.full(100, range_.lower), range_, code_bits=bits, premises=premises) for range_ in loss.ranges
     ]
     return MessageCost(dimension, bits, min(perfect), math.log2(dataset.vocab_size))
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sublora import config
+from sublora.bounds.premises import BoundedLoss
 from sublora.data.dataset import TokenDataset
-from sublora.losses.bounded import BoundedLoss
+from sublora.losses.bounded import bounded_loss
 from sublora.losses.documents import ScoringRule
 from sublora.losses.estimate import BoundEstimator
 from sublora.losses.windows import WindowRule
@@ -43,7 +44,7 @@ class Run:
     def loss(self) -> BoundedLoss:
         """The loss that is bounded."""
         dataset = self.dataset
-        return BoundedLoss.of(
+        return bounded_loss(
             self.settings,
             vocab_size=dataset.vocab_size,
             n_units=dataset.n_units,

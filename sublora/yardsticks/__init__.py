@@ -7,11 +7,10 @@ Needs numpy and constriction only; it knows no network.
 
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.files import YARDSTICKS_FILE, read_yardsticks, write_yardsticks
-from sublora.yardsticks.rows import Premises, Row, Scored, yardstick_row
+from sublora.yardsticks.rows import Row, Scored, yardstick_row
 
 __all__ = [
     "YARDSTICKS_FILE",
-    "Premises",
     "Row",
     "Scored",
     "compute_yardsticks",

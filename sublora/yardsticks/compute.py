@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sublora.bounds.premises import BoundedLoss
 from sublora.bounds.selection import bound_slope_per_bit, choose_smoothing, estimated_bound
 from sublora.bounds.smoothing import Smoothing
 from sublora.coding.bits import Bits, index_bits, uint_to_bits
@@ -23,7 +24,7 @@ from sublora.yardsticks.documents import Predictor, TargetBatch, batches, losses
 from sublora.yardsticks.files import YARDSTICKS_FORMAT
 from sublora.yardsticks.order3 import Order3
 from sublora.yardsticks.pruning import BigramSearch, PairShares
-from sublora.yardsticks.rows import Premises, Row, Scored, guessing_row, yardstick_row
+from sublora.yardsticks.rows import Row, Scored, drawn_units, guessing_row, yardstick_row
 from sublora.yardsticks.statistics import pair_candidates, pair_shares, target_shares
 from sublora.yardsticks.unigram import Unigram
 
@@ -40,17 +41,26 @@ LENGTH_RATIO = 0.93
 CHOICE_ROUNDS = 4
 
 
-def compute_yardsticks(dataset: TokenDataset, premises: Premises) -> dict[str, Any]:
-    """Contents of yardsticks.json (see `sublora.yardsticks.files`): guessing, unigram, bigram and order3.
+def compute_yardsticks(
+    dataset: TokenDataset, loss: BoundedLoss, *, val_documents: int, test_documents: int
+) -> dict[str, Any]:
+    """Return the contents of yardsticks.json (see `sublora.yardsticks.files`): guessing, unigram, bigram and order3.
 
     Two passes over the training split, in memory that does not grow with it, then the documents drawn.
 
+    Args:
+        loss: the one of the networks that are trained on this dataset.
+        val_documents, test_documents: documents of val and test that are scored, rounded up to whole units.
+
     Raises:
-        ValueError: the premises are not this dataset's, or one of its documents is shorter than they admit.
+        ValueError: the loss is not of this dataset, one of its documents is shorter than the loss admits, or no val or
+            test document is to be scored.
     """
-    _check_premises(dataset, premises)
-    stage = _Stage(dataset, premises)
-    rows: dict[str, Row] = {"guessing": guessing_row(premises)}
+    _check_fits(dataset, loss)
+    if val_documents < 1 or test_documents < 1:
+        raise ValueError("yardsticks need at least one val and one test document")
+    stage = _Stage(dataset, loss, val_documents=val_documents, test_documents=test_documents)
+    rows: dict[str, Row] = {"guessing": guessing_row(loss)}
 
     since = time.perf_counter()
     shares_V = target_shares(dataset)
@@ -66,9 +76,9 @@ def compute_yardsticks(dataset: TokenDataset, premises: Premises) -> dict[str, A
 
     since = time.perf_counter()
     # Its smoothing is the middle candidate, whatever the data, so that there is nothing to charge.
-    order3 = Frozen(Order3(premises.vocab_size), len(premises.smoothing) // 2, np.zeros(0, dtype=np.uint8), {})
+    order3 = Frozen(Order3(loss.vocab_size), len(loss.candidates) // 2, np.zeros(0, dtype=np.uint8), {})
     rows["order3"] = stage.row("order3", order3, since)
-    return {"format": YARDSTICKS_FORMAT, "data_hash": premises.data_hash, "rows": rows}
+    return {"format": YARDSTICKS_FORMAT, "data_hash": dataset.data_hash, "rows": rows}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,26 +109,26 @@ class GroupedTargets(NamedTuple):
 class _Stage:
     """The documents, premises and choices that all yardsticks share."""
 
-    def __init__(self, dataset: TokenDataset, premises: Premises) -> None:
-        self._dataset, self._premises = dataset, premises
+    def __init__(self, dataset: TokenDataset, loss: BoundedLoss, *, val_documents: int, test_documents: int) -> None:
+        self._dataset, self._loss = dataset, loss
         self._val, self._test = (
             GroupedTargets(list(self._targets(split, documents_D)), units)
             for split, (documents_D, units) in (
-                ("val", dataset.leading_units("val", premises.val_documents)),
-                ("test", dataset.leading_units("test", premises.test_documents)),
+                ("val", dataset.leading_units("val", val_documents)),
+                ("test", dataset.leading_units("test", test_documents)),
             )
         )
 
     def _targets(self, split: str, documents_D: NDArray[np.int64]) -> Iterator[TargetBatch]:
-        return batches((self._dataset.document(split, int(i)) for i in documents_D), self._premises.eot_id)
+        return batches((self._dataset.document(split, int(i)) for i in documents_D), self._dataset.eot_id)
 
     def _losses_U(self, predictor: Predictor, scored: "GroupedTargets", smoothing_index: int) -> NDArray[np.float64]:
-        return self._losses_UA(predictor, scored, [self._premises.smoothing[smoothing_index]])[:, 0]
+        return self._losses_UA(predictor, scored, [self._loss.candidates[smoothing_index]])[:, 0]
 
     def _losses_UA(
         self, predictor: Predictor, scored: "GroupedTargets", smoothing: Sequence[Smoothing]
     ) -> NDArray[np.float64]:
-        losses_DA = losses_bits(predictor, scored.batches, smoothing, self._premises.vocab_size)
+        losses_DA = losses_bits(predictor, scored.batches, smoothing, self._loss.vocab_size)
         return scored.units.means(losses_DA)
 
     def val_losses_UB(self, models: Sequence[Predictor], smoothing_index: int) -> NDArray[np.float64]:
@@ -131,18 +141,18 @@ class _Stage:
         other, until neither changes (or CHOICE_ROUNDS times): the bound's estimate for every pair would take longer
         than all else.
         """
-        premises, sampling, ranges = self._premises, self._premises.sampling, self._premises.ranges
-        losses_BUA = np.stack([self._losses_UA(model, self._val, premises.smoothing) for model, _ in candidates])
-        bits_B = [bits + index_bits(len(premises.smoothing)) for _, bits in candidates]
+        loss = self._loss
+        losses_BUA = np.stack([self._losses_UA(model, self._val, loss.candidates) for model, _ in candidates])
+        bits_B = [bits + index_bits(len(loss.candidates)) for _, bits in candidates]
         best = int(np.argmin(losses_BUA.mean(axis=1).min(axis=1)))
         smoothing = -1
         for _ in range(CHOICE_ROUNDS):
             before = best, smoothing
-            smoothing = choose_smoothing(losses_BUA[best], ranges, code_bits=bits_B[best], sampling=sampling)
+            smoothing = choose_smoothing(losses_BUA[best], loss, code_bits=bits_B[best])
             if (best, smoothing) == before:
                 break
             estimates_B = [
-                estimated_bound(losses_D, ranges[smoothing], code_bits=bits, sampling=sampling)
+                estimated_bound(losses_D, loss.ranges[smoothing], code_bits=bits, premises=loss.premises)
                 for losses_D, bits in zip(losses_BUA[:, :, smoothing], bits_B, strict=True)
             ]
             best = int(np.argmin(estimates_B))
@@ -152,42 +162,43 @@ class _Stage:
         """What a bit of message costs, in bits per token of loss, near this model."""
         return bound_slope_per_bit(
             self._losses_U(model, self._val, smoothing_index),
-            self._premises.ranges[smoothing_index],
+            self._loss.ranges[smoothing_index],
             code_bits=code_bits,
-            sampling=self._premises.sampling,
+            premises=self._loss.premises,
         )
 
     def freeze(self, model: Unigram | Bigram, smoothing_index: int) -> Frozen:
         """What the decoder of the model's message makes of it."""
-        message = frozen_message(model, smoothing_index, len(self._premises.smoothing))
+        message = frozen_message(model, smoothing_index, len(self._loss.candidates))
         reader = MessageReader(message)
-        decoded = type(model).read(reader, self._premises.vocab_size)
+        decoded = type(model).read(reader, self._loss.vocab_size)
         model_bits = reader.finish()
         code_bits = {"model": float(model_bits), "smoothing": float(len(message) - model_bits)}
         return Frozen(decoded, smoothing_index, message, code_bits)
 
     def row(self, name: str, frozen: Frozen, since: float) -> Row:
         """Draw by the message, score, bound. since: `time.perf_counter()` where the yardstick's work began."""
-        units_U = self._premises.drawn_units(name, frozen.message)
+        units_U = drawn_units(name, frozen.message, self._loss.premises, self._dataset.data_hash)
         documents_D, units = self._dataset.units("train").take(units_U)
         drawn = GroupedTargets(self._targets("train", documents_D), units)
         scored = Scored(
-            smoothing=self._premises.smoothing[frozen.smoothing_index],
+            smoothing=self._loss.candidates[frozen.smoothing_index],
             losses_D=self._losses_U(frozen.predictor, drawn, frozen.smoothing_index),
             val_losses_D=self._losses_U(frozen.predictor, self._val, frozen.smoothing_index),
             test_losses_D=self._losses_U(frozen.predictor, self._test, frozen.smoothing_index),
         )
-        return yardstick_row(scored, self._premises, code_bits=frozen.code_bits, seconds=time.perf_counter() - since)
+        return yardstick_row(scored, self._loss, code_bits=frozen.code_bits, seconds=time.perf_counter() - since)
 
 
-def _check_premises(dataset: TokenDataset, premises: Premises) -> None:
-    for name in ("vocab_size", "eot_id", "n_units", "data_hash"):
-        found, expected = getattr(premises, name), getattr(dataset, name)
-        if found != expected:
+def _check_fits(dataset: TokenDataset, loss: BoundedLoss) -> None:
+    """ValueError unless the loss is one of this dataset."""
+    given = {"vocab_size": loss.vocab_size, "n_units": loss.premises.n_units}
+    for name, found in given.items():
+        if found != (expected := getattr(dataset, name)):
             raise ValueError(f"premises with {name} {found} for a dataset with {expected}")
     shortest = 1 + int(min(dataset.document_lengths(split).min() for split in ("train", "val", "test")))
-    if shortest < premises.min_targets:
-        raise ValueError(f"a document has {shortest} targets, the premises admit none below {premises.min_targets}")
+    if shortest < loss.min_targets:
+        raise ValueError(f"a document has {shortest} targets, the premises admit none below {loss.min_targets}")
 
 
 def _shortened(

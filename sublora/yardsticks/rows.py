@@ -8,67 +8,24 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.precision import with_tolerance
-from sublora.bounds.selection import Sampling
-from sublora.bounds.smoothing import LossRange, Smoothing
+from sublora.bounds.premises import BoundedLoss, Premises
+from sublora.bounds.record import headline_bound
+from sublora.bounds.smoothing import Smoothing
 from sublora.coding.bits import Bits, bits_to_bytes
 from sublora.system.streams import generator
 
 
-@dataclass(frozen=True)
-class Premises:
-    """What a data set's yardsticks share with its networks."""
+def drawn_units(name: str, message: Bits, premises: Premises, data_hash: str) -> NDArray[np.int64]:
+    """Return the training units that a yardstick is scored on: indices of its own draw, or all n in order.
 
-    vocab_size: int
-    """V, the end-of-text token included."""
-    eot_id: int
-    n_units: int
-    """n, the number of training units, documents or groups of them."""
-    min_targets: int
-    """T_min: targets of the shortest document the population admits, its end-of-text among them."""
-    delta: float
-    m: int | None
-    """Units drawn with replacement and scored; None: all n are, and no draw needs a part of delta."""
-    delta_sample: float | None
-    """The part of delta for the draw; None if and only if m is."""
-    data_hash: str
-    smoothing: tuple[Smoothing, ...]
-    val_documents: int
-    test_documents: int
-
-    def __post_init__(self) -> None:
-        if not self.smoothing:
-            raise ValueError("yardsticks need at least one smoothing candidate")
-        if len({choice.name for choice in self.smoothing}) != len(self.smoothing):
-            raise ValueError("the smoothing candidates must differ")
-        if self.val_documents < 1 or self.test_documents < 1:
-            raise ValueError("yardsticks need at least one val and one test document")
-        if (self.m is None) != (self.delta_sample is None):
-            raise ValueError("m and delta_sample belong together: give both or neither")
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.n_units, self.delta, self.m, self.delta_sample)
-
-    @property
-    def ranges(self) -> list[LossRange]:
-        """Loss range of each smoothing candidate."""
-        return [self.range_of(choice) for choice in self.smoothing]
-
-    def range_of(self, smoothing: Smoothing) -> LossRange:
-        return smoothing.loss_range_bits(self.vocab_size, self.min_targets)
-
-    def drawn_units(self, name: str, message: Bits) -> NDArray[np.int64]:
-        """Indices of the training units that a yardstick is scored on: its own draw, or all n in order.
-
-        The seed is sha256 over the yardstick's name, its frozen message (its length in bits, since the bytes are
-        filled up) and the data's hash.
-        """
-        if self.m is None:
-            return np.arange(self.n_units)
-        stream = generator("yardstick", name, len(message), bits_to_bytes(message), self.data_hash)
-        return stream.integers(0, self.n_units, size=self.m)
+    The draw is seeded with sha256 of the yardstick's name, its frozen message (with its length in bits, since the last
+    byte is filled up) and the data's hash.
+    """
+    if premises.m_units is None:
+        return np.arange(premises.n_units)
+    stream = generator("yardstick", name, len(message), bits_to_bytes(message), data_hash)
+    return stream.integers(0, premises.n_units, size=premises.m_units)
 
 
 class Row(TypedDict):
@@ -102,12 +59,12 @@ class Scored:
 
     smoothing: Smoothing
     losses_D: NDArray[np.float64]
-    """Of `Premises.drawn_units`."""
+    """Losses of the units in `drawn_units`."""
     val_losses_D: NDArray[np.float64]
     test_losses_D: NDArray[np.float64]
 
 
-def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str, float], seconds: float) -> Row:
+def yardstick_row(scored: Scored, loss: BoundedLoss, *, code_bits: Mapping[str, float], seconds: float) -> Row:
     """The row of a model with this message; its bound allows for rounding like the networks' (`with_tolerance`).
 
     Args:
@@ -117,51 +74,44 @@ def yardstick_row(scored: Scored, premises: Premises, *, code_bits: Mapping[str,
     Raises:
         ValueError: the number of losses is not m (or n), or a loss lies outside its range.
     """
-    n, delta, delta_sample = premises.n_units, premises.delta, premises.delta_sample
-    expected = n if premises.m is None else premises.m
+    premises, loss_range = loss.premises, loss.range_of(scored.smoothing)
+    expected = premises.n_units if premises.m_units is None else premises.m_units
     if scored.losses_D.shape != (expected,):
         raise ValueError(f"losses of shape {scored.losses_D.shape}, expected those of {expected} documents")
-    loss_range = premises.range_of(scored.smoothing)
-    lower, upper = loss_range
     total = float(sum(code_bits.values()))
-    if delta_sample is None:
-        bound = betting(scored.losses_D, lower=lower, upper=upper, code_bits=total, n=n, delta=delta)
-    else:
-        bound = betting_subsampled(
-            scored.losses_D, lower=lower, upper=upper, code_bits=total, n=n, delta=delta, delta_sample=delta_sample
-        )
+    bound = headline_bound(scored.losses_D, loss_range, total, premises)
     return Row(
         bound_bits=with_tolerance(bound, loss_range),
-        inequality=betting.__name__ if delta_sample is None else betting_subsampled.__name__,
+        inequality=premises.headline,
         smoothing=scored.smoothing.name,
-        loss_range_bits=[lower, upper],
+        loss_range_bits=list(loss_range),
         empirical_loss_bits=float(scored.losses_D.mean()),
         val_loss_bits=float(scored.val_losses_D.mean()),
         test_loss_bits=float(scored.test_losses_D.mean()),
         code_bits=total,
         code_bits_items=dict(code_bits),
-        n=n,
+        n=premises.n_units,
         m=expected,
-        delta=delta,
-        delta_sample=delta_sample,
+        delta=premises.delta,
+        delta_sample=premises.delta_sample,
         seconds=seconds,
     )
 
 
-def guessing_row(premises: Premises) -> Row:
-    """Uniform guessing: its loss is log2 V on every document, so nothing is estimated and nothing can fail."""
-    loss = math.log2(premises.vocab_size)
+def guessing_row(loss: BoundedLoss) -> Row:
+    """Return the row of uniform guessing, whose loss is log2 V on every document: nothing is estimated or can fail."""
+    guessing_bits = math.log2(loss.vocab_size)
     return Row(
-        bound_bits=loss,
+        bound_bits=guessing_bits,
         inequality=None,
         smoothing=None,
-        loss_range_bits=[loss, loss],
-        empirical_loss_bits=loss,
-        val_loss_bits=loss,
-        test_loss_bits=loss,
+        loss_range_bits=[guessing_bits, guessing_bits],
+        empirical_loss_bits=guessing_bits,
+        val_loss_bits=guessing_bits,
+        test_loss_bits=guessing_bits,
         code_bits=0.0,
         code_bits_items={},
-        n=premises.n_units,
+        n=loss.premises.n_units,
         m=None,
         delta=None,
         delta_sample=None,

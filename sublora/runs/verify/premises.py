@@ -59,7 +59,7 @@ def trusted_premises(message: Message, options: Options) -> list[str]:
         )
     if grouped:
         trusted.append("that documents of one source are in one unit: which source they are from is not in the tokens")
-    if message.loss.m_units is not None and options.redraw is None:
+    if message.loss.premises.m_units is not None and options.redraw is None:
         trusted.append(
             "that no other messages were made until a draw of documents was lucky (--redraw N --nonce TEXT draws anew)"
         )

@@ -276,10 +276,12 @@ def _bound_of_own_draw(run: Run, material: Material) -> float:
     is in it; the rest is as for `bound_value`.
     """
     options, message = material.options, material.message
-    premises = dataclasses.replace(message.loss.premises, delta_sample=message.settings.bound.delta_sample)
     assert options.redraw is not None and options.nonce is not None
+    premises = dataclasses.replace(
+        message.loss.premises, m_units=options.redraw, delta_sample=message.settings.bound.delta_sample
+    )
     stream = generator("a verifier's documents", options.nonce, sha256_of_file(material.claim.certificate))
     drawn = score_training_units(run, message, stream.integers(0, premises.n_units, size=options.redraw))
     code_bits, _ = charged_bits(message.payload.items, message.settings)
-    loss_range = message.smoothing.loss_range_bits(premises.vocab_size, premises.min_targets)
+    loss_range = message.loss.range_of(message.smoothing)
     return with_tolerance(headline_bound(drawn.losses_U, loss_range, code_bits, premises), loss_range)
