@@ -16,11 +16,12 @@ from sublora.coding.certificate import read_certificate, write_certificate
 from sublora.coding.payload import MessageContents, Payload, write_payload
 from sublora.data.dataset import TokenDataset
 from sublora.models.weights import Base, random_weights, weights_sha256
+from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import bound_run
 from sublora.runs.build import assemble_run
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import payload_context, read_message
-from sublora.runs.score import score_message, score_run
+from sublora.runs.score import decoded_predictor, score_message, score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.files import Options
 from sublora.runs.verify.verdict import Verdict
@@ -119,7 +120,9 @@ class Prover:
         drawn, honest = scoring.scored_units, indices_D
         scoring.scored_units = lambda *arguments: drawn(*arguments) if honest is None else honest
         try:
-            arrays = score_message(run, message)
+            anchoring = run.loss.anchoring
+            base = None if anchoring is None else compute_base_losses(run, anchoring)
+            arrays = score_message(run, message, decoded_predictor(run, message), base)
         finally:
             scoring.scored_units = drawn
         self.edit_losses(lambda old: old.update(arrays))

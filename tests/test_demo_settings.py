@@ -39,6 +39,9 @@ def test_the_four_ways_are_the_demo_but_for_what_is_trained():
     assert differing == {
         *("grid.budgets", "grid.allocations", "grid.seeds", "grid.trained"),
         *("training.learning_rates", "data.near_duplicates", "scoring.sources"),
+        # The study is of direct bounds, with the draw that they had.
+        *("scoring.anchor", "scoring.anchor_k0", "scoring.documents", "scoring.base_documents", "scoring.base_sources"),
+        *("bound.delta_base", "bound.delta_base_sample", "bound.delta_excess_sample"),
     }
     runs = load_settings(REPOSITORY / "demo/config/four_ways.yaml").grid.runs()
     assert len({run.trained for run in runs}) == 4 and len(runs) == 8

@@ -49,7 +49,7 @@ from sublora.runs.base import load_base, make_base
 from sublora.runs.bound import read_losses
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import payload_context, read_message
-from sublora.runs.score import record_documents, score_run
+from sublora.runs.score import Predictor, record_documents, score_run
 from sublora.runs.train import train_run
 from sublora.runs.yardsticks import make_yardsticks
 from sublora.subspace.projections import PROJECTIONS
@@ -206,7 +206,8 @@ def score_values(root: Path) -> Values:
         for candidate in ("token(0.05)", "document(4)"):
             run = RunFolder.open(out, root=root).load(torch.device("cpu"))
             model = run.decoded(message.contents.weights.values(), message.contents.gates)
-            record = record_documents(run, model, parse_smoothing(candidate), "val", np.arange(3))
+            predictor = Predictor(model, parse_smoothing(candidate))
+            record = record_documents(run, predictor, "val", np.arange(3))
             values[f"{quantizer}: {candidate}"] = record.losses_D.tolist()
         values[f"{quantizer}: topk_errors"] = losses["topk_errors"].mean(0).tolist()
     return values

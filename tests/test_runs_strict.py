@@ -118,10 +118,10 @@ def test_how_a_message_was_found_and_what_it_is_about_cost_nothing():
 
 def test_every_key_of_a_claim_is_charged_or_stated_to_be_free():
     population = {"data.name", "data.corpus", "data.permute", "base.name", "base.corpus", "base.independence"}
-    conditions = {"bound.delta", "bound.delta_sample", "message.extra_bits"}
+    conditions = {f"bound.{key}" for key in config.Bound.model_fields} | {"message.extra_bits"}
     for name in reference_names():
         free = claim_settings(reference(name)).keys() - set(charged_keys())
-        assert free <= population | conditions | {"scoring.sources"}
+        assert free <= population | conditions | {"scoring.sources", "scoring.base_sources"}
 
 
 @pytest.mark.parametrize(

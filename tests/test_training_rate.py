@@ -14,7 +14,7 @@ from sublora.coding.entropy import ideal_message_bits, nearest_step_index, quant
 from sublora.coding.payload import MessageContents, write_payload
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import payload_context, read_message
-from sublora.runs.score import record_documents, score_run
+from sublora.runs.score import Predictor, record_documents, score_run
 from sublora.runs.train import train_run
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError
@@ -53,7 +53,7 @@ def test_the_estimator_measures_what_scoring_measures(tiny_root):
     losses_DA = run.estimator().losses(model)
     assert losses_DA.shape == (6, len(run.loss.candidates))
     for a, candidate in enumerate(run.loss.candidates):
-        exact = record_documents(run, model, candidate, "val", np.arange(6)).losses_D
+        exact = record_documents(run, Predictor(model, candidate), "val", np.arange(6)).losses_D
         np.testing.assert_allclose(losses_DA[:, a], exact, rtol=1e-5)
     assert len(untrained(tiny_root, {"rate_phase": {"val_documents": 31}}).estimator().documents) == 30
 

@@ -5,6 +5,7 @@ A unit is what was drawn independently from the population: a document, or a gro
 
 import dataclasses
 
+from sublora.bounds.anchor import AnchoredMixture, FailureShare
 from sublora.bounds.checks import check_count
 from sublora.bounds.inequalities import betting, betting_subsampled, hoeffding, hoeffding_subsampled
 from sublora.bounds.smoothing import LossRange, Smoothing
@@ -61,6 +62,32 @@ class Premises:
 
 
 @dataclasses.dataclass(frozen=True)
+class Anchoring:
+    """What an anchored bound rests on beside the premises: all of it fixed before the sample."""
+
+    k0: int
+    """Prior weight 2^-k0 of guessing inside the anchor."""
+    base_documents: int | None
+    """Units drawn for the bound on the base's loss; None: all n."""
+    base_sources: int | None
+    """Sources drawn for the same over sources; None: each of them, or there is no such bound."""
+    delta_base: float
+    """The part of delta for the base's loss."""
+    delta_base_sample: float | None
+    delta_excess: float
+    """The part of delta for the excess over the base."""
+    delta_excess_sample: float | None
+
+    def base_share(self, drawn: int | None) -> FailureShare:
+        """Return the part of delta for the base's loss on that many drawn units; None: on all."""
+        return FailureShare(self.delta_base, None if drawn is None else self.delta_base_sample)
+
+    def excess_share(self, drawn: int | None) -> FailureShare:
+        """Return the part of delta for the excess on that many drawn units; None: on all."""
+        return FailureShare(self.delta_excess, None if drawn is None else self.delta_excess_sample)
+
+
+@dataclasses.dataclass(frozen=True)
 class BoundedLoss:
     """The loss that is bounded: how documents' losses may be smoothed, the range they then have, and the premises.
 
@@ -74,6 +101,9 @@ class BoundedLoss:
     min_targets: int
     """T_min: targets of the shortest document that the population admits, its closing end-of-text included."""
     premises: Premises
+    """Of the direct bound."""
+    anchoring: Anchoring | None = None
+    """None: the predictor falls back on guessing alone, and the bound is the direct one."""
 
     def __post_init__(self) -> None:
         if not self.candidates:
@@ -82,10 +112,38 @@ class BoundedLoss:
             raise ValueError("the candidates of the smoothing must differ")
 
     @property
+    def mixtures(self) -> tuple[AnchoredMixture, ...]:
+        """The anchored form of each candidate; empty without an anchor."""
+        if self.anchoring is None:
+            return ()
+        return tuple(AnchoredMixture.of(candidate, self.anchoring.k0) for candidate in self.candidates)
+
+    @property
+    def direct(self) -> "BoundedLoss":
+        """The same loss without an anchor: that of models which are not adapted."""
+        return dataclasses.replace(self, anchoring=None)
+
+    @property
     def ranges(self) -> tuple[LossRange, ...]:
         """The range of each candidate's losses, bits per token."""
         return tuple(map(self.range_of, self.candidates))
 
     def range_of(self, smoothing: Smoothing) -> LossRange:
-        """Return the range of a document's loss under this smoothing, bits per token."""
-        return smoothing.loss_range_bits(self.vocab_size, self.min_targets)
+        """Return the range of a document's loss under this smoothing, anchored or not, bits per token."""
+        predictor = smoothing if self.anchoring is None else AnchoredMixture.of(smoothing, self.anchoring.k0)
+        return predictor.loss_range_bits(self.vocab_size, self.min_targets)
+
+    @property
+    def judged_ranges(self) -> tuple[LossRange, ...]:
+        """The ranges of what choices go by: with an anchor the excess over the base, else the loss."""
+        if self.anchoring is None:
+            return self.ranges
+        return tuple(mixture.excess_range_bits(self.vocab_size, self.min_targets) for mixture in self.mixtures)
+
+    @property
+    def judged_premises(self) -> Premises:
+        """The sample behind what choices go by, and its part of delta."""
+        if self.anchoring is None:
+            return self.premises
+        share = self.anchoring.excess_share(self.premises.m_units)
+        return dataclasses.replace(self.premises, delta=share.delta, delta_sample=share.delta_sample)

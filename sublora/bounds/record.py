@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sublora.bounds.anchored_record import AnchoredLosses, Charges, Population, anchored_by_source, anchored_record
 from sublora.bounds.checks import LN2
 from sublora.bounds.inequalities import (
     betting,
@@ -23,7 +24,7 @@ from sublora.bounds.precision import SCORE_TOLERANCE_BITS, with_tolerance
 from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.smoothing import LossRange, Smoothing
 
-RECORD_FORMAT = 2
+RECORD_FORMAT = 3
 
 OUTSIDE_PAYLOAD = ("arm", "extra")
 """Items of C that the frozen payload does not hold."""
@@ -42,6 +43,7 @@ class ChargedMessage:
     """What the message chose, as far as the record tells it, and what it cost."""
 
     smoothing: Smoothing
+    """As the payload names it; with an anchor its k is that of the anchored mixture."""
     items: Mapping[str, float]
     """Bits of C by item, with "arm" (the run's place in the sweep) and "extra" (hand tuning on this data)."""
     gates: Mapping[str, int]
@@ -226,8 +228,11 @@ def bound_record(
     environment: Mapping[str, Any],
     settings: SettingsCharge = NOTHING_CHARGED,
     by_source: ScoredSources | None = None,
+    anchored: AnchoredLosses | None = None,
 ) -> dict[str, Any]:
     """The content of bounds.json. Every bound on a loss has the allowance for rounding in it (`with_tolerance`).
+
+    With an anchor, the sum of two bounds takes the place of the direct one, which stays as `bound_direct`.
 
     run: the keys RUN_KEYS, and those of COMPARED_KEYS that it has; environment: the keys ENVIRONMENT_KEYS; both are
     copied. settings: what they cost, for `bound_strict`. ValueError as in `sublora.bounds.inequalities`, and for other
@@ -257,6 +262,10 @@ def bound_record(
         "bounds": bounds,
         "score_tolerance_bits": SCORE_TOLERANCE_BITS,
         "by_source": bounds_by_source(by_source, loss, message),
+        "bound_direct": bounds[premises.headline],
+        "certified_gain_bits": None,
+        "certified_gain_all_runs_bits": None,
+        "anchor": {},
         "empirical_bpd": _mean("losses of scored documents", scored.losses_D),
         "kl_divergence": code_bits * LN2,
         "compressed_size_bits": message.payload_bits,
@@ -283,7 +292,28 @@ def bound_record(
         "gates": dict(message.gates),
         "gamma": {group: count / message.gate_sizes[group] for group, count in message.gates.items()},
     }
+    if anchored is not None:
+        record |= _anchored(record, anchored, message, loss, settings)
     return record | _topk(scored, code_bits, premises) | {key: environment[key] for key in ENVIRONMENT_KEYS}
+
+
+def _anchored(
+    record: Mapping[str, Any],
+    anchored: AnchoredLosses,
+    message: ChargedMessage,
+    loss: BoundedLoss,
+    settings: SettingsCharge,
+) -> dict[str, Any]:
+    """The keys that the sum of two bounds replaces; a direct bound over sources stays beside the anchored one."""
+    charges = Charges(message.code_bits, message.items["extra"], loss.premises.sweep_size)
+    population = Population(loss.vocab_size, loss.min_targets)
+    settings_bits = None if record["bound_strict"] is None else settings.bits
+    changes = anchored_record(anchored, charges, population, settings_bits)
+    by_source = dict(record["by_source"])
+    if by_source:
+        by_source["bound_direct"] = by_source["bound"]
+        by_source |= anchored_by_source(anchored, charges, population)
+    return changes | {"by_source": by_source}
 
 
 def _topk(scored: ScoredDocuments, code_bits: float, premises: Premises) -> dict[str, dict[str, float]]:

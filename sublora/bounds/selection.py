@@ -26,15 +26,16 @@ from sublora.bounds.subsampled import SUBSAMPLED_BETS_J, growth_optimal_play, re
 def choose_smoothing(val_losses_DA: np.ndarray, loss: BoundedLoss, *, code_bits: float) -> int:
     """Return the index of the candidate whose `estimated_bound` is smallest, the first of equals.
 
-    val_losses_DA: bits per token, shape (val documents or units, candidates of the loss). The index travels in the
+    val_losses_DA: what choices go by (`BoundedLoss.judged_ranges`: the loss, with an anchor the excess over the base),
+    bits per token, shape (val documents or units, candidates of the loss). The index travels in the
     message, so the choice is paid for wherever it comes from. ValueError for a shape that does not fit, and as in
     `sublora.bounds.inequalities`.
     """
-    val_losses_DA, ranges = np.asarray(val_losses_DA, dtype=np.float64), loss.ranges
+    val_losses_DA, ranges = np.asarray(val_losses_DA, dtype=np.float64), loss.judged_ranges
     if val_losses_DA.ndim != 2 or val_losses_DA.shape[1] != len(ranges):
         raise ValueError(f"val losses of shape {val_losses_DA.shape} for {len(ranges)} candidates of the smoothing")
     estimates = [
-        estimated_bound(losses_D, loss_range, code_bits=code_bits, premises=loss.premises)
+        estimated_bound(losses_D, loss_range, code_bits=code_bits, premises=loss.judged_premises)
         for losses_D, loss_range in zip(val_losses_DA.T, ranges, strict=True)
     ]
     return int(np.argmin(estimates))

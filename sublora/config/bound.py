@@ -15,6 +15,8 @@ from sublora.config.section import (
 )
 
 IS_SCORED = Mark("score", "yardsticks", "bound", decoder=True, premise=True)
+IS_ANCHORED = Mark("score", "yardsticks", "bound", decoder=True, premise=True, null_counts=False)
+PART_OF_DELTA = Mark(claim="condition", premise=True, null_counts=False)
 IN_THE_OBJECTIVE = Mark("train", when=trains_for_the_message)
 """Beside keys of scoring and inequality that the objective of training contains."""
 
@@ -26,6 +28,8 @@ def _all_or_a_number(value: object) -> object:
     return value
 
 
+Exponent = Annotated[int, Field(ge=1, le=64)]
+"""k of a prior weight 2^-k."""
 DocumentsToScore = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_or_a_number)]
 
 
@@ -59,6 +63,19 @@ class Scoring(Section):
     token(a): p_a = (1 - a) p + a / V for every token, 0 < a <= 0.999999; document(k): the mixture
     q(x) = (1 - 2^-k) prod_t p(x_t | x_<t) + 2^-k V^-T of network and guessing, 1 <= k <= 64.
     """
+    anchor: Annotated[Literal["base", "guessing"] | None, IS_ANCHORED, IN_THE_OBJECTIVE] = None
+    """What the certified predictor falls back on. base: q = (1 - 2^-k) P + 2^-k Q_b with the frozen base inside Q_b, so
+    that the bound pays for what adapting changed; needs a base that is not random, document(k) alone among the
+    smoothings, and the parts of delta in the section bound. guessing: the smoothing as it is. null: base unless the
+    base is random."""
+    anchor_k0: Annotated[Exponent | None, IS_ANCHORED, IN_THE_OBJECTIVE] = None
+    """k0 of the anchor Q_b = (1 - 2^-k0) P_base + 2^-k0 V^-T; must not be chosen on these data. Needed with anchor:
+    base."""
+    base_documents: Annotated[DocumentsToScore | None, Mark(premise=True, null_counts=False)] = None
+    """Training documents (units) on which the loss of the base is bounded, once for all runs: all of the n, or a number
+    drawn by the hashes of base and data. Needed with anchor: base."""
+    base_sources: Annotated[DocumentsToScore | None, Mark(claim="source_bound", null_counts=False)] = None
+    """The same for the bound over source files; needed with anchor: base and a number of `sources`."""
     val_documents: PositiveInt
     """Val documents on which the smoothing is chosen."""
     test_documents: PositiveInt
@@ -79,9 +96,26 @@ class Bound(Section):
     """The bounds hold with probability 1 - delta."""
     delta_sample: Annotated[Probability, Mark(claim="condition", premise=True)]
     """Part of delta spent on scoring only m of the n documents; unused with scoring.documents: all."""
+    delta_base: Annotated[Probability | None, PART_OF_DELTA] = None
+    """With scoring.anchor: base, the part of delta for the bound on the loss of the base; the rest of delta is for the
+    bound on what adapting changed."""
+    delta_base_sample: Annotated[Probability | None, PART_OF_DELTA] = None
+    """Part of delta_base for the draw of scoring.base_documents; unused with all of them."""
+    delta_excess_sample: Annotated[Probability | None, PART_OF_DELTA] = None
+    """Part of delta - delta_base for the draw of scoring.documents; unused with all of them."""
 
     @model_validator(mode="after")
     def _sample_below_total(self) -> "Bound":
         if self.delta_sample >= self.delta:
             raise ValueError(f"delta_sample {self.delta_sample} must be smaller than delta {self.delta}")
+        if self.delta_base is not None:
+            if self.delta_base >= self.delta:
+                raise ValueError(f"delta_base {self.delta_base} must be smaller than delta {self.delta}")
+            parts = (
+                ("delta_base_sample", self.delta_base_sample, "delta_base", self.delta_base),
+                ("delta_excess_sample", self.delta_excess_sample, "delta - delta_base", self.delta - self.delta_base),
+            )
+            for name, part, of_name, whole in parts:
+                if part is not None and part >= whole:
+                    raise ValueError(f"{name} {part} must be smaller than {of_name} = {whole:g}")
         return self

@@ -98,8 +98,7 @@ def unfit(settings: Settings, name: str) -> str | None:
     """
     other = reference(name)
     wanted = {
-        "bound.delta": (settings.bound.delta, other.bound.delta),
-        "bound.delta_sample": (settings.bound.delta_sample, other.bound.delta_sample),
+        **{f"bound.{key}": (found, getattr(other.bound, key)) for key, found in settings.bound},
         "all documents scored": (settings.scoring.documents == "all", other.scoring.documents == "all"),
     }
     for key, (found, expected) in wanted.items():

@@ -69,6 +69,7 @@ class Settings(Section):
         found += [*self._targets_that_are_none(), *self._budgets_beyond_the_parameters()]
         found += self._phases_that_never_start()
         found += _contradictions_of_the_grid(self)
+        found += self._anchor_that_does_not_fit()
         if isinstance(self.base, TrainedBase):
             found += [*self._batches_of_the_base(self.base), *_overlap_complaints(self.base, self.data)]
         if found:
@@ -132,6 +133,37 @@ class Settings(Section):
                 f"of {steps} training.steps in which w is rounded; raise the first, lower the second or train longer"
             ]
         return []
+
+    @property
+    def anchors_on_the_base(self) -> bool:
+        """Whether the certified predictor falls back on the frozen base."""
+        return self.base.kind != "random" if self.scoring.anchor is None else self.scoring.anchor == "base"
+
+    def _anchor_that_does_not_fit(self) -> list[str]:
+        scoring, bound = self.scoring, self.bound
+        if not self.anchors_on_the_base:
+            return []
+        if self.base.kind == "random":
+            return ["scoring.anchor base needs a base that is not random: leave the key out, or set it to guessing"]
+        tokens = [name for name in scoring.smoothing if not name.startswith("document(")]
+        found = [f"scoring.anchor base takes document(k) alone, scoring.smoothing holds {', '.join(tokens)}"] * bool(
+            tokens
+        )
+        wanted = {
+            "scoring.anchor_k0": scoring.anchor_k0,
+            "scoring.base_documents": scoring.base_documents,
+            "bound.delta_base": bound.delta_base,
+        }
+        if scoring.sources is not None:
+            wanted["scoring.base_sources"] = scoring.base_sources
+        if "all" not in (scoring.base_documents,) or scoring.base_sources not in (None, "all"):
+            wanted["bound.delta_base_sample"] = bound.delta_base_sample
+        if scoring.documents != "all" or scoring.sources is not None:
+            wanted["bound.delta_excess_sample"] = bound.delta_excess_sample
+        missing = [key for key, value in wanted.items() if value is None]
+        if missing:
+            found.append(f"scoring.anchor base needs {', '.join(missing)} (or set scoring.anchor to guessing)")
+        return found
 
     def for_run(self, spec: RunSpec) -> "Settings":
         """The settings of one run: those of its network and of what it trains, where the grid compares such.

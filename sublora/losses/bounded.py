@@ -1,8 +1,18 @@
-"""From the settings of a run to the loss that is bounded. Imports no torch: bounds are computed without it."""
+"""From the settings of a run to the loss that is bounded. Imports no torch: bounds are computed without it.
+
+Shape legend: D documents, A candidates of the smoothing.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sublora import config
-from sublora.bounds.premises import BoundedLoss, Premises
+from sublora.bounds.premises import Anchoring, BoundedLoss, Premises
 from sublora.bounds.smoothing import parse_smoothing
+
+if TYPE_CHECKING:
+    from sublora.losses.documents import TargetScores
 
 
 def bounded_loss(settings: config.Settings, *, vocab_size: int, n_units: int, n_documents: int) -> BoundedLoss:
@@ -27,4 +37,38 @@ def bounded_loss(settings: config.Settings, *, vocab_size: int, n_units: int, n_
         # The closing end-of-text is a target as well.
         min_targets=settings.data.min_tokens + 1,
         premises=premises,
+        anchoring=_anchoring(settings),
+    )
+
+
+def judged_losses_DA(loss: BoundedLoss, scores: "TargetScores", base_log_p_D: np.ndarray | None) -> np.ndarray:
+    """Return what choices go by, of every document under every candidate, bits per token, float64 (D x A).
+
+    base_log_p_D: ln of the base's probability of each document, nats; None without an anchor.
+    """
+    if loss.anchoring is None:
+        return scores.losses_DA(loss.candidates, loss.vocab_size)
+    assert base_log_p_D is not None
+    arguments = (scores.document_log_p_D(), base_log_p_D, scores.counts_D, loss.vocab_size)
+    return np.stack([mixture.excess_bits(*arguments) for mixture in loss.mixtures], axis=1)
+
+
+def _anchoring(settings: config.Settings) -> Anchoring | None:
+    """Return the anchor that the settings ask for; None where the predictor falls back on guessing alone."""
+    if not settings.anchors_on_the_base:
+        return None
+    scoring, bound = settings.scoring, settings.bound
+    assert scoring.anchor_k0 is not None and bound.delta_base is not None
+    base_documents, base_sources = (
+        None if wanted is None or wanted == "all" else wanted
+        for wanted in (scoring.base_documents, scoring.base_sources)
+    )
+    return Anchoring(
+        k0=scoring.anchor_k0,
+        base_documents=base_documents,
+        base_sources=base_sources,
+        delta_base=bound.delta_base,
+        delta_base_sample=bound.delta_base_sample,
+        delta_excess=bound.delta - bound.delta_base,
+        delta_excess_sample=bound.delta_excess_sample,
     )

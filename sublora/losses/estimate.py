@@ -11,6 +11,7 @@ import torch
 from sublora.bounds.premises import BoundedLoss
 from sublora.bounds.selection import bound_slope_per_bit, choose_smoothing, estimated_bound
 from sublora.data.units import Units
+from sublora.losses.bounded import judged_losses_DA
 from sublora.losses.documents import ScoringRule, score_documents
 from sublora.models.protocol import LanguageModel
 
@@ -42,16 +43,18 @@ class BoundEstimator:
     rule: ScoringRule
     loss: BoundedLoss
     device: torch.device
+    base_log_p_D: np.ndarray | None = None
+    """With an anchor, ln of the base's probability of each document, nats: scored once."""
 
     def losses(self, model: LanguageModel) -> np.ndarray:
-        """Losses of the units, bits per token, float64 (U x A)."""
+        """Return losses of the units, with an anchor their excess over the base; bits per token, float64 (U x A)."""
         scores = score_documents(model, self.documents, self.rule, self.device)
-        return self.units.means(scores.losses_DA(self.loss.candidates, self.loss.vocab_size))
+        return self.units.means(judged_losses_DA(self.loss, scores, self.base_log_p_D))
 
     def estimate(self, losses_UA: np.ndarray, code_bits: float) -> Estimate:
         """The best smoothing for a message of `code_bits`, and the bound and the exchange rate at it."""
         best = choose_smoothing(losses_UA, self.loss, code_bits=code_bits)
-        loss_range, premises = self.loss.ranges[best], self.loss.premises
+        loss_range, premises = self.loss.judged_ranges[best], self.loss.judged_premises
         losses_U = losses_UA[:, best]
         bound = estimated_bound(losses_U, loss_range, code_bits=code_bits, premises=premises)
         shifted_U = np.minimum(losses_U + DIFFERENCE_BITS, loss_range.upper)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora import __version__, config
+from sublora.bounds.anchored_record import AnchoredLosses, AnchoredSample
 from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, ScoredSources, bound_record
 from sublora.losses import TOP_K
 from sublora.models.spaces import model_parameters
@@ -92,6 +93,7 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
         environment=environment,
         settings=settings_charge(message.settings),
         by_source=_scored_sources(message, losses),
+        anchored=anchored_losses(message, losses),
     )
     return record | {"base": base_facts(message)}
 
@@ -104,6 +106,30 @@ def _run_facts(message: Message) -> dict[str, Any]:
         facts["model_parameters"] = model_parameters(model, message.header["vocab_size"])
     budget = spec.dimension(message.header.get("parameters"))
     return facts | {"name": spec.name, "budget": budget, "mode": spec.mode, "ratio": spec.ratio}
+
+
+def anchored_losses(message: Message, losses: dict[str, Any]) -> AnchoredLosses | None:
+    """What the anchored bound follows from; None where the predictor falls back on guessing alone."""
+    anchoring, mixture = message.loss.anchoring, message.mixture
+    if anchoring is None or mixture is None:
+        return None
+    documents = AnchoredSample(
+        losses["base_losses_bits"],
+        losses["excess_bits"],
+        message.loss.premises.n_units,
+        anchoring.base_share(anchoring.base_documents),
+        anchoring.excess_share(message.loss.premises.m_units),
+    )
+    wanted, facts, sources = message.settings.scoring.sources, message.header["sources"], None
+    if wanted is not None and facts is not None:
+        sources = AnchoredSample(
+            losses["base_source_losses_bits"],
+            losses["source_excess_bits"],
+            facts["n"],
+            anchoring.base_share(anchoring.base_sources),
+            anchoring.excess_share(wanted),
+        )
+    return AnchoredLosses(mixture, documents, losses["test_excess_bits"], sources)
 
 
 def _scored_sources(message: Message, losses: dict[str, Any]) -> ScoredSources | None:

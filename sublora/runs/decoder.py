@@ -41,6 +41,10 @@ def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[
     lora = values.pop("lora") | {"sha256": facts["lora_init_sha256"]}
     lora["targets"] = sorted(set(lora["targets"]))
     values["scoring"]["smoothing"] = list(settings.scoring.smoothing)
+    if settings.anchors_on_the_base:
+        values["scoring"]["anchor"] = "base"
+    else:
+        del values["scoring"]["anchor"], values["scoring"]["anchor_k0"]
     # What n counts is named where it is not documents.
     if values["data"]["unit"] == "document":
         del values["data"]["unit"]

@@ -16,6 +16,7 @@ from sublora.coding.entropy import EntropyWeights, ideal_message_bits
 from sublora.coding.payload import MessageContents, Payload, write_payload
 from sublora.coding.plain import PlainWeights, quantize_plain
 from sublora.coding.rounding import round_for_rate
+from sublora.losses.bounded import judged_losses_DA
 from sublora.losses.documents import score_documents
 from sublora.runs.announce import announce
 from sublora.runs.folder import RunFolder
@@ -69,7 +70,8 @@ def encode(folder: RunFolder, run: Run) -> Encoded:
     payload = write_payload(contents, context)
     write_certificate(folder.path / CERTIFICATE_NAME, certificate_header(run), payload)
     chosen = contents.smoothing_index
-    return Encoded(payload, contents, unquantized[:, chosen], time.monotonic() - started)
+    before = val_losses_of(run, unquantized, chosen)
+    return Encoded(payload, contents, before, time.monotonic() - started)
 
 
 def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeights | EntropyWeights:
@@ -93,11 +95,25 @@ def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeigh
 
 
 def val_losses(run: Run, w: np.ndarray, split: tuple[int, ...]) -> np.ndarray:
-    """Losses of the val units under every smoothing, float64 (units x candidates), for given w and gates."""
-    documents_D, units = run.dataset.leading_units("val", run.settings.scoring.val_documents)
-    documents = [run.dataset.document("val", int(i)) for i in documents_D]
-    scores = score_documents(run.decoded(w, split), documents, run.scoring_rule, run.device)
-    return units.means(scores.losses_DA(run.loss.candidates, run.dataset.vocab_size))
+    """Return losses of the val units under every smoothing for given w and gates, float64 (units x candidates).
+
+    With an anchor, of their excess over the base; bits per token.
+    """
+    val = run.val_units
+    scores = score_documents(run.decoded(w, split), val.documents, run.scoring_rule, run.device)
+    return val.units.means(judged_losses_DA(run.loss, scores, val.base_log_p_D))
+
+
+def val_losses_of(run: Run, judged_UA: np.ndarray, chosen: int) -> np.ndarray:
+    """Return the losses of the val units under the chosen smoothing, bits per token, from what choices go by."""
+    judged_U: np.ndarray = judged_UA[:, chosen]
+    val, loss = run.val_units, run.loss
+    if not loss.mixtures:
+        return judged_U
+    mixture, base_log_p_D = loss.mixtures[chosen], val.base_log_p_D
+    assert base_log_p_D is not None
+    counts_D = np.array([len(document) + 1 for document in val.documents])
+    return judged_U + val.units.means(mixture.base_losses_bits(base_log_p_D, counts_D, loss.vocab_size))
 
 
 def certificate_header(run: Run) -> dict[str, Any]:

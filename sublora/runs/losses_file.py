@@ -1,8 +1,6 @@
 """losses.npz: what scoring a certificate gave, and which certificate that was. Does not import torch."""
 
-import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +12,7 @@ from sublora.config.section import Section
 from sublora.losses import TOP_K
 from sublora.runs.message import Message, Sha256
 from sublora.system.errors import UserError, printable
-from sublora.system.files import UNREADABLE, atomic_path
+from sublora.system.files import UNREADABLE, atomic_path, read_npz
 
 PROVENANCE = "provenance"
 ARRAYS = (
@@ -27,7 +25,13 @@ ARRAYS = (
     "val_losses_unquantized_bits",
     "test_losses_bits",
 )
-"""Of every run; a draw of sources adds source_documents and source_losses_bits."""
+"""Of every run."""
+OF_SOURCES = ("source_documents", "source_losses_bits")
+"""Of a run with a bound over sources."""
+OF_THE_ANCHOR = ("excess_bits", "base_log_p_nats", "test_excess_bits", "base_indices", "base_losses_bits")
+"""Of a run that is anchored on its base."""
+OF_ANCHORED_SOURCES = ("source_excess_bits", "base_source_documents", "base_source_losses_bits")
+WHOLE_NUMBERS = ("indices", "target_counts", "source_documents", "base_indices", "base_source_documents")
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
@@ -68,18 +72,9 @@ def write_losses(path: Path, arrays: dict[str, np.ndarray], provenance: dict[str
 def read_losses(path: Path) -> dict[str, Any]:
     """The arrays of losses.npz, float32 as float64, and its provenance; UserError for a missing or damaged file."""
     mend = f"score the run again (sublora score {path.parent})"
+    missing = f"no such file; score the run first (sublora score {path.parent})"
+    arrays = read_npz(path, missing=missing, fix=mend)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; score the run first (sublora score {path.parent})") from None
-    try:
-        # From memory: where a damaged archive points outside itself, a file would blame the operating system.
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} has another checksum")
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
         if PROVENANCE not in arrays:
             raise ValueError(f"it lacks {PROVENANCE}")
         facts = json.loads(str(arrays.pop(PROVENANCE)))
@@ -98,9 +93,12 @@ def read_losses(path: Path) -> dict[str, Any]:
 
 def check_losses(losses: dict[str, Any], message: Message, path: Path) -> None:
     """UserError unless the arrays are those that scoring the certificate writes: names, types and shapes."""
-    scoring, premises = message.settings.scoring, message.loss.premises
+    scoring, premises, anchoring = message.settings.scoring, message.loss.premises, message.loss.anchoring
     units = premises.m_units or premises.n_units
-    names = [*ARRAYS, *(("source_documents", "source_losses_bits") if scoring.sources is not None else ())]
+    by_source = scoring.sources is not None
+    names = [*ARRAYS, *OF_SOURCES * by_source]
+    if anchoring is not None:
+        names += [*OF_THE_ANCHOR, *OF_ANCHORED_SOURCES * by_source]
     found = sorted(losses.keys() - {PROVENANCE})
     mend = f"score the run again (sublora score {path.parent})"
     if found != sorted(names):
@@ -114,10 +112,18 @@ def check_losses(losses: dict[str, Any], message: Message, path: Path) -> None:
         "val_losses_unquantized_bits": np.shape(losses["val_losses_bits"]),
     }
     if scoring.sources is not None:
-        shapes |= dict.fromkeys(("source_documents", "source_losses_bits"), (scoring.sources,))
+        shapes |= dict.fromkeys((*OF_SOURCES, "source_excess_bits"), (scoring.sources,))
+    if anchoring is not None:
+        base_units = anchoring.base_documents or premises.n_units
+        shapes |= {"excess_bits": (units,), "base_log_p_nats": documents}
+        shapes |= {"test_excess_bits": np.shape(losses["test_losses_bits"])}
+        shapes |= dict.fromkeys(("base_indices", "base_losses_bits"), (base_units,))
+        if by_source:
+            base_sources = anchoring.base_sources or message.header["sources"]["n"]
+            shapes |= dict.fromkeys(OF_ANCHORED_SOURCES[1:], (base_sources,))
     for name in names:
         values = losses[name]
-        kind = "i" if name in ("indices", "target_counts", "source_documents") else "f"
+        kind = "i" if name in WHOLE_NUMBERS else "f"
         # Of what is not in `shapes` any number will do.
         wanted = shapes.get(name, (values.size,))
         if values.dtype.kind != kind or values.shape != wanted:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from sublora import config
+from sublora.bounds.anchor import AnchoredMixture
 from sublora.bounds.premises import BoundedLoss
 from sublora.bounds.smoothing import Smoothing
 from sublora.coding.certificate import MEND, read_certificate
@@ -96,6 +97,12 @@ class Message:
     def smoothing(self) -> Smoothing:
         """The smoothing that the payload names."""
         return self.loss.candidates[self.contents.smoothing_index]
+
+    @property
+    def mixture(self) -> AnchoredMixture | None:
+        """The certified predictor's mixture where it is anchored on the base."""
+        mixtures = self.loss.mixtures
+        return mixtures[self.contents.smoothing_index] if mixtures else None
 
     @property
     def decoder_header(self) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from sublora.bounds.anchor import AnchoredMixture
 from sublora.bounds.smoothing import Smoothing
 from sublora.data.dataset import TokenDataset
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.runs.announce import announce
+from sublora.runs.base_losses import BASE_LOSSES_PATH, BaseLosses, read_base_losses
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
 from sublora.runs.losses_file import write_losses
@@ -60,8 +62,18 @@ def _canonical(decoder_header: Mapping[str, Any]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A network that is scored, and how its losses are smoothed."""
+
+    model: LanguageModel
+    smoothing: Smoothing | AnchoredMixture
+    base: LanguageModel | None = None
+    """The anchor's network; given if and only if the smoothing is anchored."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class DocumentRecord:
-    """What a model does on documents, one row per document."""
+    """What a predictor does on documents, one row per document."""
 
     losses_D: np.ndarray
     """float64, bits per token, under the message's smoothing."""
@@ -70,57 +82,79 @@ class DocumentRecord:
     targets_D: np.ndarray
     """int64: its tokens and the closing end-of-text."""
     topk_errors_DK: np.ndarray
-    """float32: share of targets that are not among the k likeliest tokens."""
+    """float32: share of targets that are not among the k likeliest tokens; of the network alone."""
+    base_log_p_D: np.ndarray
+    """float64, nats: ln of the base's probability of the whole document; without an anchor ln 1, used nowhere."""
+    excess_D: np.ndarray
+    """float64, bits per token: the loss in excess of the anchor's; without an anchor the loss."""
 
     def __getitem__(self, rows_D: np.ndarray) -> "DocumentRecord":
         return DocumentRecord(*(getattr(self, field.name)[rows_D] for field in dataclasses.fields(self)))
 
 
 def record_documents(
-    run: Run, model: LanguageModel, smoothing: Smoothing, split: str, rows_D: np.ndarray
+    run: Run, predictor: Predictor, split: str, rows_D: np.ndarray, base_log_p_D: np.ndarray | None = None
 ) -> DocumentRecord:
-    """Score documents of a split, in the order given, in bounded memory."""
-    parts = []
+    """Score documents of a split, in the order given, in bounded memory.
+
+    base_log_p_D: what the base says of these documents, where that is known already.
+    """
+    parts, vocab_size = [], run.dataset.vocab_size
     for block in blocks_of_documents(run.dataset.document_lengths(split)[rows_D]):
         documents = [run.dataset.document(split, int(i)) for i in rows_D[block]]
-        scores = score_documents(model, documents, run.scoring_rule, run.device)
-        parts.append(
-            (
-                scores.losses_DA([smoothing], run.dataset.vocab_size)[:, 0],
-                scores.document_log_p_D(),
-                scores.counts_D,
-                scores.topk_errors_DK().astype(np.float32),
-            )
-        )
+        scores = score_documents(predictor.model, documents, run.scoring_rule, run.device)
+        log_p_D, counts_D = scores.document_log_p_D(), scores.counts_D
+        if isinstance(predictor.smoothing, AnchoredMixture):
+            if base_log_p_D is not None:
+                base_D = base_log_p_D[block]
+            else:
+                assert predictor.base is not None
+                base_D = score_documents(predictor.base, documents, run.scoring_rule, run.device).document_log_p_D()
+            losses_D = predictor.smoothing.losses_bits(log_p_D, base_D, counts_D, vocab_size)
+            excess_D = predictor.smoothing.excess_bits(log_p_D, base_D, counts_D, vocab_size)
+        else:
+            base_D = np.zeros(len(documents))
+            losses_D = excess_D = scores.losses_DA([predictor.smoothing], vocab_size)[:, 0]
+        topk_errors_DK = scores.topk_errors_DK().astype(np.float32)
+        parts.append((losses_D, log_p_D, counts_D, topk_errors_DK, base_D, excess_D))
     return DocumentRecord(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitRecord:
-    """What a model does on units, one row per unit."""
+    """What a predictor does on units, one row per unit."""
 
     losses_U: np.ndarray
     """float64, bits per token: mean over the unit's documents."""
+    excess_U: np.ndarray
+    """float64, bits per token: mean over the unit's documents; without an anchor the loss."""
     topk_errors_UK: np.ndarray
     """float32: mean over the unit's documents."""
     documents: DocumentRecord
     """Of the documents of all units, one unit after the other."""
 
 
-def record_units(run: Run, model: LanguageModel, smoothing: Smoothing, split: str, indices_U: np.ndarray) -> UnitRecord:
-    """Score all documents of some units of a split, in the order given; each distinct unit is scored once."""
+def record_units(
+    run: Run, predictor: Predictor, split: str, indices_U: np.ndarray, base_log_p_D: np.ndarray | None = None
+) -> UnitRecord:
+    """Score all documents of some units of a split, in the order given; each distinct unit is scored once.
+
+    base_log_p_D: as for `record_documents`, of the documents of the distinct units in ascending order.
+    """
     distinct, position_U = np.unique(indices_U, return_inverse=True)
     documents_D, units = run.dataset.units(split).take(distinct)
     rows_D, drawn = units.take(position_U)
-    documents = record_documents(run, model, smoothing, split, documents_D)[rows_D]
+    documents = record_documents(run, predictor, split, documents_D, base_log_p_D)[rows_D]
     topk_errors_UK = drawn.means(documents.topk_errors_DK).astype(np.float32)
-    return UnitRecord(drawn.means(documents.losses_D), topk_errors_UK, documents)
+    return UnitRecord(drawn.means(documents.losses_D), drawn.means(documents.excess_D), topk_errors_UK, documents)
 
 
-def held_out_losses(run: Run, model: LanguageModel, smoothing: Smoothing, split: str, documents: int) -> np.ndarray:
-    """Losses of the first units of val or test that hold at least so many documents, bits per token, float64 (U)."""
+def held_out_units(
+    run: Run, predictor: Predictor, split: str, documents: int, base_log_p_D: np.ndarray | None = None
+) -> UnitRecord:
+    """Score the first units of val or test that hold at least that many documents."""
     count = run.dataset.units(split).leading(documents)
-    return record_units(run, model, smoothing, split, np.arange(count)).losses_U
+    return record_units(run, predictor, split, np.arange(count), base_log_p_D)
 
 
 def scored_units(message: Message, data_hash: str) -> np.ndarray:
@@ -131,40 +165,49 @@ def scored_units(message: Message, data_hash: str) -> np.ndarray:
     return draw_units(message.decoder_header, message.payload.data, data_hash, n=n, m=m)
 
 
-def score_training_units(run: Run, message: Message, indices_U: np.ndarray) -> UnitRecord:
-    """The decoded message on training units, in the order given."""
+def decoded_predictor(run: Run, message: Message) -> Predictor:
+    """Return the predictor that a message stands for: its network, its smoothing and, with an anchor, the base."""
     model = run.decoded(message.contents.weights.values(), message.contents.gates)
-    return record_units(run, model, message.smoothing, "train", indices_U)
+    if message.mixture is None:
+        return Predictor(model, message.smoothing)
+    return Predictor(model, message.mixture, run.base())
 
 
-def score_message(run: Run, message: Message) -> dict[str, np.ndarray]:
-    """The arrays of losses.npz that follow from a decoded message.
+def score_message(run: Run, message: Message, predictor: Predictor, base: BaseLosses | None) -> dict[str, np.ndarray]:
+    """Return the arrays of losses.npz that follow from a decoded message.
 
-    Losses and top-k errors are those of units, in the order of `indices`; `log_p_nats` and `target_counts` are those of
-    the units' documents. With a bound over sources, `source_documents` are the documents of its draw.
+    Losses, excesses and top-k errors are those of units, in the order of `indices`; `log_p_nats`, `base_log_p_nats` and
+    `target_counts` are those of the units' documents. With a bound over sources, `source_documents` are the documents
+    of its draw. base: with an anchor, the losses of the base, which all runs share.
     """
     indices_U = scored_units(message, run.dataset.data_hash)
-    train = score_training_units(run, message, indices_U)
-    model = run.decoded(message.contents.weights.values(), message.contents.gates)
+    train = record_units(run, predictor, "train", indices_U)
     scoring = run.settings.scoring
-    held_out = {
-        split: held_out_losses(run, model, message.smoothing, split, count)
-        for split, count in (("val", scoring.val_documents), ("test", scoring.test_documents))
-    }
-    by_source = {}
-    if scoring.sources is not None:
-        documents_D = draw_of_sources(message, run.dataset, m=scoring.sources)
-        scored = record_units(run, model, message.smoothing, "train", documents_D)
-        by_source = {"source_documents": documents_D, "source_losses_bits": scored.losses_U}
-    return by_source | {
+    val = held_out_units(run, predictor, "val", scoring.val_documents, None if base is None else base.val_log_p_D)
+    test = held_out_units(run, predictor, "test", scoring.test_documents, None if base is None else base.test_log_p_D)
+    arrays = {
         "indices": indices_U,
         "losses_bits": train.losses_U,
         "log_p_nats": train.documents.log_p_D,
         "target_counts": train.documents.targets_D,
         "topk_errors": train.topk_errors_UK,
-        "val_losses_bits": held_out["val"],
-        "test_losses_bits": held_out["test"],
+        "val_losses_bits": val.losses_U,
+        "test_losses_bits": test.losses_U,
     }
+    sources = None
+    if scoring.sources is not None:
+        documents_D = draw_of_sources(message, run.dataset, m=scoring.sources)
+        sources = record_documents(run, predictor, "train", documents_D)
+        arrays |= {"source_documents": documents_D, "source_losses_bits": sources.losses_D}
+    if base is not None:
+        arrays |= base.arrays() | {
+            "excess_bits": train.excess_U,
+            "base_log_p_nats": train.documents.base_log_p_D,
+            "test_excess_bits": test.excess_U,
+        }
+        if sources is not None:
+            arrays["source_excess_bits"] = sources.excess_D
+    return arrays
 
 
 def score_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
@@ -174,11 +217,12 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         announce(folder.settings, device)
         record_start(path, "score", folder.settings)
         run = folder.load(device)
+        base = None if run.loss.anchoring is None else read_base_losses(folder.root / BASE_LOSSES_PATH, run)
         encoded = encode(folder, run)
         started = time.monotonic()
         # What is scored is what a stranger decodes from the file, not what the encoder had in memory.
         message = read_message(path / CERTIFICATE_NAME)
-        arrays = score_message(run, message)
+        arrays = score_message(run, message, decoded_predictor(run, message), base)
         facts: dict[str, Any] = {
             "certificate_sha256": sha256_of_file(path / CERTIFICATE_NAME),
             "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sublora.system.errors import UserError
+from sublora.system.errors import UserError, printable
 
 
 @contextlib.contextmanager
@@ -129,6 +130,30 @@ UNREADABLE = (
 )
 """What numpy and zipfile raise for damaged archives and arrays; MemoryError where a header promises more than there is,
 RuntimeError (of which too deep a recursion is one) where it says that a member is encrypted."""
+
+
+def read_npz(path: Path, *, missing: str, fix: str) -> dict[str, Any]:
+    """Return the arrays of an archive by name, nothing unpickled.
+
+    UserError if it is not there, ending in `missing`, or is damaged, ending in `fix`.
+    """
+    import numpy as np  # other users of this module do without
+
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    try:
+        # From memory: where a damaged archive points outside itself, a file would blame the operating system.
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} has another checksum")
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (*UNREADABLE, OSError) as error:
+        reason = printable(error, 100) or type(error).__name__
+        raise UserError(f"{path}: damaged ({reason}); {fix}") from None
 
 
 def sha256_of_file(path: Path, block_bytes: int = 1 << 20) -> str:

@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sublora import config
+from sublora.bounds.anchored_record import Charges, Population, anchored_bound
 from sublora.bounds.precision import with_tolerance
 from sublora.bounds.record import headline_bound
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares
 from sublora.runs.announce import announce
+from sublora.runs.bound import anchored_losses
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.system.errors import UserError
@@ -92,21 +94,40 @@ def sensitivity(folder: Path, data_hash: str, counts: tuple[int, int]) -> dict[s
             f"{folder / CERTIFICATE_NAME}: its bound counts units of kind {premises.unit}, near duplicates are counted "
             "among documents; set data.unit to document"
         )
-    losses_D = read_losses(folder / LOSSES_NAME)["losses_bits"]
+    losses = read_losses(folder / LOSSES_NAME)
     names = ("bound_value", "bound_value_by_clusters", "bound_value_by_mostly_new")
     sizes = (premises.n_units, *counts)
-    return {name: bound_with(message, losses_D, n) for name, n in zip(names, sizes, strict=True)}
+    return {name: bound_with(message, losses, n) for name, n in zip(names, sizes, strict=True)}
 
 
-def bound_with(message: Message, losses_D: np.ndarray, n_documents: int) -> float:
-    """The run's headline bound, bits per token, as if its losses came from this many documents.
+def bound_with(message: Message, losses: dict[str, Any], n_documents: int) -> float:
+    """Return the run's headline bound, bits per token, as if its losses came from this many documents.
 
-    Where all documents are scored, evenly spaced ones stand for so many of them: their order is random.
+    Where all documents are scored, evenly spaced ones stand for that many of them: their order is random.
     """
     premises = dataclasses.replace(message.loss.premises, n_units=n_documents)
-    if premises.delta_sample is None:
-        losses_D = losses_D[np.linspace(0, len(losses_D) - 1, n_documents).round().astype(np.int64)]
-    code_bits, _ = charged_bits(message.payload.items, message.settings)
+    code_bits, items = charged_bits(message.payload.items, message.settings)
+
+    def of_as_many(values_D: np.ndarray, drawn: bool) -> np.ndarray:
+        """Return the losses of a draw as they are, and of all documents evenly spaced ones."""
+        if drawn:
+            return values_D
+        return values_D[np.linspace(0, len(values_D) - 1, n_documents).round().astype(np.int64)]
+
+    anchored = anchored_losses(message, losses)
+    if anchored is not None:
+        sample = anchored.documents
+        fewer = dataclasses.replace(
+            sample,
+            n=n_documents,
+            base_losses_D=of_as_many(sample.base_losses_D, sample.base_share.delta_sample is not None),
+            excess_D=of_as_many(sample.excess_D, sample.excess_share.delta_sample is not None),
+        )
+        charges = Charges(code_bits, items["extra"], premises.sweep_size)
+        return anchored_bound(
+            fewer, anchored.mixture, charges, Population(message.loss.vocab_size, message.loss.min_targets)
+        ).bits
+    losses_D = of_as_many(losses["losses_bits"], premises.delta_sample is not None)
     loss_range = message.loss.range_of(message.smoothing)
     return with_tolerance(headline_bound(losses_D, loss_range, code_bits, premises), loss_range)
 

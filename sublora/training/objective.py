@@ -59,7 +59,9 @@ class Objective:
             inputs_NT, targets_NT, *windows = (part[rows] for part in batch)
             hidden_KC = model.hidden(inputs_NT, training=True).flatten(0, 1)
             if windows:
-                smoothing = parse_smoothing(self._rate.state.smoothing) if self._rate else None
+                # With an anchor that is a network, responsibilities stay near 1: the loss is the plain one.
+                mixes = self._rate is not None and self._run.loss.anchoring is None
+                smoothing = parse_smoothing(self._rate.state.smoothing) if self._rate and mixes else None
                 loss, value = document_loss(model, hidden_KC, targets_NT, DocumentWeights(*windows), smoothing)
             else:
                 loss = model.cross_entropy(hidden_KC, targets_NT.flatten(), training=True) / pieces

@@ -1,6 +1,7 @@
 """A run of the grid in memory: everything that training, encoding and scoring work on, in one object."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,12 +11,23 @@ from torch import Tensor
 from sublora import config
 from sublora.bounds.premises import BoundedLoss
 from sublora.data.dataset import TokenDataset
+from sublora.data.units import Units
 from sublora.losses.bounded import bounded_loss
-from sublora.losses.documents import ScoringRule
+from sublora.losses.documents import ScoringRule, score_documents
 from sublora.losses.estimate import BoundEstimator
 from sublora.losses.windows import WindowRule
 from sublora.models.protocol import LanguageModel, Network
 from sublora.subspace.subspace import Subspace
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ValUnits:
+    """Documents of val, how they are grouped, and what the base says of them."""
+
+    documents: tuple[np.ndarray, ...]
+    units: Units
+    base_log_p_D: np.ndarray | None
+    """Nats; None without an anchor."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +70,25 @@ class Run:
         documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
         # An estimate is reported nowhere, and its batches need no filling.
         rule = dataclasses.replace(self.scoring_rule, fixed_shapes=False)
-        return BoundEstimator(documents, units, rule, self.loss, self.device)
+        return BoundEstimator(documents, units, rule, self.loss, self.device, self._base_log_p_D(documents, rule))
+
+    @functools.cached_property
+    def val_units(self) -> "ValUnits":
+        """The val units on which the smoothing is chosen, scored by the base once."""
+        documents_D, units = self.dataset.leading_units("val", self.settings.scoring.val_documents)
+        documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
+        return ValUnits(documents, units, self._base_log_p_D(documents, self.scoring_rule))
+
+    def _base_log_p_D(self, documents: Sequence[np.ndarray], rule: ScoringRule) -> np.ndarray | None:
+        """Return ln of the base's probability of documents, nats; None without an anchor."""
+        if self.loss.anchoring is None:
+            return None
+        return score_documents(self.base(), documents, rule, self.device).document_log_p_D()
+
+    @torch.no_grad()
+    def base(self) -> LanguageModel:
+        """Return the frozen base: the network at w = 0, where what is trained changes nothing."""
+        return self.network.at(self.subspace.origin_D)
 
     def model_at(self, w_d: Tensor, mask_width: float = 0.0) -> LanguageModel:
         """The model of any w (d) and of the present gates, at a mask width (0: the hard split)."""

@@ -13,11 +13,11 @@ PAGE = REPOSITORY / "tests/faults/messages.md"
 HEAD = """\
 # Faults and their messages
 
-Each row is a test (`tests/faults/`): the test causes the fault, runs the command, and expects exit status 2 and this one
-line, without a traceback and without a changed file. HASH stands for a sha256 or its beginning. Under *Settings* the
-command is `sublora status`, which reads the settings as every command does. Further tests flip and cut files at random
-places: checkpoint, resume state and certificate are refused after any flipped bit and any cut, losses are either read
-unchanged or refused, and randomly changed settings are either accepted or refused in one line.
+Each row is a test (`tests/faults/`): the test causes the fault, runs the command, and expects exit status 2 and this
+one line, without a traceback and without a changed file. HASH stands for a sha256 or its beginning. Under *Settings*
+the command is `sublora status`, which reads the settings as every command does. Further tests flip and cut files at
+random places: checkpoint, resume state and certificate are refused after any flipped bit and any cut, losses are
+either read unchanged or refused, and randomly changed settings are either accepted or refused in one line.
 
 [Troubleshooting](../../docs/guide/troubleshooting.md) explains what to do about a message. This file is written by
 `make faults`.

@@ -5,6 +5,9 @@ HAS_BASE = SETTINGS.base.kind != "random"
 # base.json names the weights by their hash and alone decides whether a new base is another one.
 BASE = {"base": "results/base/base.json", "base_weights": ancient("results/base/base.safetensors")} if HAS_BASE else {}
 
+# What the base loses, once for all runs, where bounds are anchored on it.
+BASE_LOSSES = {"base_losses": "results/base_losses.npz"} if SETTINGS.anchors_on_the_base else {}
+
 if HAS_BASE:
 
     rule base:

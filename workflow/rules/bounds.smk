@@ -14,6 +14,7 @@ rule score:
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
         checkpoint=f"results/runs/{RUN}/best_ckpt.pt",
+        **BASE_LOSSES,
     output:
         certificate=f"results/runs/{RUN}/certificate.bin",
         losses=f"results/runs/{RUN}/losses.npz",

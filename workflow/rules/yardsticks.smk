@@ -9,6 +9,7 @@ rule yardsticks:
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
     output:
         f"{DATA}/yardsticks.json",
+        **BASE_LOSSES,
     log:
         f"logs/yardsticks/{SETTINGS.data.name}.log",
     benchmark:

@@ -24,6 +24,12 @@ TOPK_MEAN_TOLERANCE = 1e-3
 """Mean top-k error, and its bounds."""
 
 
+TOLERANCES = {"topk_errors": TOPK_DOCUMENT_TOLERANCE} | dict.fromkeys(
+    ("excess_bits", "test_excess_bits", "source_excess_bits"), 2 * LOSS_TOLERANCE_BITS
+)
+"""By array of losses.npz, where it is not that of a loss: an excess is the difference of two."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
     """One comparison: what was claimed, what came out, and how far apart they may be."""
@@ -94,6 +100,12 @@ def _limit(path: KeyPath) -> float | None:
         return TOPK_MEAN_TOLERANCE
     if key in ("empirical_bpd", "val_loss_bits", "val_loss_unquantized_bits", "test_loss_bits"):
         return LOSS_TOLERANCE_BITS
+    if key == "anchor":
+        limits = {"base_loss": LOSS_TOLERANCE_BITS, "excess": 2 * LOSS_TOLERANCE_BITS}
+        limits |= {"excess_sd": 2 * LOSS_TOLERANCE_BITS}
+        return limits.get(path[-1], BOUND_TOLERANCE_BITS if "_bound" in path[-1] else None)
+    if key.startswith("certified_gain"):
+        return BOUND_TOLERANCE_BITS
     is_bound = key.startswith("bound") and key not in ("bound_inequality", "bound_strict_absent")
     return BOUND_TOLERANCE_BITS if is_bound else None
 
@@ -121,9 +133,14 @@ def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray]) -> lis
     checks = [Check("arrays of losses.npz", sorted(names), sorted(stored.keys() - {"provenance"}))]
     if not checks[0].agrees:
         return checks
-    exact = {"indices": "scored documents", "target_counts": "targets of the scored documents"}
-    if "source_documents" in own:
-        exact["source_documents"] = "documents of the drawn sources"
+    exact = {
+        "indices": "scored documents",
+        "target_counts": "targets of the scored documents",
+        "source_documents": "documents of the drawn sources",
+        "base_indices": "documents scored for the base",
+        "base_source_documents": "documents of the sources scored for the base",
+    }
+    exact = {name: title for name, title in exact.items() if name in own}
     for name, title in exact.items():
         checks.append(Check(title, True, bool(np.array_equal(stored[name], own[name]))))
     scale = np.log(2.0) * np.maximum(own["target_counts"], 1)
@@ -133,8 +150,8 @@ def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray]) -> lis
             found, wanted = (f"{values.dtype} {values.shape}" for values in (given, computed))
             checks.append(Check(f"type and shape of {name}", found, wanted))
             continue
-        difference = np.abs(given - computed) / (scale if name == "log_p_nats" else 1.0)
-        limit = TOPK_DOCUMENT_TOLERANCE if name == "topk_errors" else LOSS_TOLERANCE_BITS
+        difference = np.abs(given - computed) / (scale if name in ("log_p_nats", "base_log_p_nats") else 1.0)
+        limit = TOLERANCES.get(name, LOSS_TOLERANCE_BITS)
         largest = float(np.max(difference, initial=0.0)) if np.isfinite(given).all() else float("inf")
         checks.append(Check(f"largest difference in {name}", 0.0, largest, limit))
     return checks

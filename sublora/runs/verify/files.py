@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sublora import config
+from sublora.bounds.record import RECORD_FORMAT
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.runs.folder import find_root
 from sublora.system.errors import UserError
@@ -129,6 +130,11 @@ def read_claim(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
     if not isinstance(claim, dict):
         raise UserError(f"{path}: expected a JSON object; {mend}")
+    if claim.get("format") != RECORD_FORMAT:
+        raise UserError(
+            f"{path}: record format {claim.get('format')!r}, this release reads {RECORD_FORMAT}; {mend}, or verify with "
+            "the release that wrote it"
+        )
     return claim
 
 

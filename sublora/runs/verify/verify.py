@@ -13,17 +13,20 @@ import numpy as np
 import torch
 
 from sublora import config
+from sublora.bounds.anchor import FailureShare
+from sublora.bounds.anchored_record import AnchoredSample, Charges, Population, anchored_bound
 from sublora.bounds.precision import with_tolerance
 from sublora.bounds.record import headline_bound
 from sublora.data.dataset import TokenDataset
 from sublora.runs.announce import announce
+from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, run_record
 from sublora.runs.build import assemble_run
-from sublora.runs.encode import val_losses
+from sublora.runs.encode import val_losses, val_losses_of
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
-from sublora.runs.score import score_message, score_training_units
+from sublora.runs.score import Predictor, decoded_predictor, record_units, score_message
 from sublora.runs.verify.checks import Check, loss_checks, record_checks
 from sublora.runs.verify.data import data_checks
 from sublora.runs.verify.files import Claim, Options, read_claim
@@ -50,6 +53,7 @@ OWN_NUMBERS = (
     "bound_value",
     "bound_all_runs",
     "bound_strict",
+    "bound_direct",
     "bound_hoeffding",
     "bound_held_out",
     "test_loss_bits",
@@ -209,7 +213,9 @@ def _overridden(compute: config.Compute, options: Options) -> config.Compute:
 def _rescored(verdict: Verdict, run: Run, material: Material) -> Verdict:
     """The verdict after scoring: losses, every number of bounds.json, and the verifier's own bounds."""
     message = material.message
-    own: dict[str, Any] = score_message(run, message)
+    predictor, anchoring = decoded_predictor(run, message), run.loss.anchoring
+    base = None if anchoring is None else compute_base_losses(run, anchoring)
+    own: dict[str, Any] = score_message(run, message, predictor, base)
     before = _val_losses_before_quantization(run, material)
     if before is None:
         text = "the val loss before quantization, since the checkpoint is not here; no bound depends on it"
@@ -219,7 +225,7 @@ def _rescored(verdict: Verdict, run: Run, material: Material) -> Verdict:
     verdict = verdict.with_checks(*loss_checks(material.stored, own))
     verdict = _with_record(verdict, material, own)
     if material.options.redraw is not None:
-        verdict = verdict.with_bounds({"bound_redraw": _bound_of_own_draw(run, material)})
+        verdict = verdict.with_bounds({"bound_redraw": _bound_of_own_draw(run, predictor, material, own)})
     return dataclasses.replace(verdict, scored_on=run.settings.compute.device)
 
 
@@ -231,7 +237,7 @@ def _val_losses_before_quantization(run: Run, material: Material) -> np.ndarray 
     checkpoint.restore(run, checkpoint.load(path), path)
     split = tuple(int(k) for k in run.subspace.hard_split())
     w = run.subspace.subspace_params.detach().cpu().numpy()
-    return val_losses(run, w, split)[:, material.message.contents.smoothing_index]
+    return val_losses_of(run, val_losses(run, w, split), material.message.contents.smoothing_index)
 
 
 def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> Verdict:
@@ -269,11 +275,11 @@ def _published_numbers(material: Material) -> list[Check]:
     return [Check(f"{BOUNDS_PT_NAME} says what {BOUNDS_NAME} says", True, numbers == wanted)]
 
 
-def _bound_of_own_draw(run: Run, material: Material) -> float:
+def _bound_of_own_draw(run: Run, predictor: Predictor, material: Material, own: dict[str, Any]) -> float:
     """The headline bound from losses of units that the verifier drew, bits per token.
 
-    The draw hangs on the certificate and on a text that was chosen after it was handed over, so no luck of the prover
-    is in it; the rest is as for `bound_value`.
+    The draw depends on the certificate and on a text that was chosen after it was handed over, so no luck of the prover
+    is in it; the rest is as for `bound_value`. With an anchor the same draw serves both parts of the sum.
     """
     options, message = material.options, material.message
     assert options.redraw is not None and options.nonce is not None
@@ -281,7 +287,18 @@ def _bound_of_own_draw(run: Run, material: Material) -> float:
         message.loss.premises, m_units=options.redraw, delta_sample=message.settings.bound.delta_sample
     )
     stream = generator("a verifier's documents", options.nonce, sha256_of_file(material.claim.certificate))
-    drawn = score_training_units(run, message, stream.integers(0, premises.n_units, size=options.redraw))
-    code_bits, _ = charged_bits(message.payload.items, message.settings)
-    loss_range = message.loss.range_of(message.smoothing)
-    return with_tolerance(headline_bound(drawn.losses_U, loss_range, code_bits, premises), loss_range)
+    drawn = record_units(run, predictor, "train", stream.integers(0, premises.n_units, size=options.redraw))
+    code_bits, items = charged_bits(message.payload.items, message.settings)
+    anchoring, mixture = message.loss.anchoring, message.mixture
+    if anchoring is None or mixture is None:
+        loss_range = message.loss.range_of(message.smoothing)
+        return with_tolerance(headline_bound(drawn.losses_U, loss_range, code_bits, premises), loss_range)
+    sample = AnchoredSample(
+        drawn.losses_U - drawn.excess_U,
+        drawn.excess_U,
+        premises.n_units,
+        FailureShare(anchoring.delta_base, message.settings.bound.delta_base_sample),
+        FailureShare(anchoring.delta_excess, message.settings.bound.delta_excess_sample),
+    )
+    charges = Charges(code_bits, items["extra"], premises.sweep_size)
+    return anchored_bound(sample, mixture, charges, Population(message.loss.vocab_size, message.loss.min_targets)).bits

@@ -1,0 +1,183 @@
+"""results/base_losses.npz: what the frozen base loses, scored once per data set and base and shared by all runs.
+
+The bound on the base's loss holds for a draw that nothing of a run can reach: it is seeded by the hashes of base and
+data, k0 and its size. Shape legend: U units, M sources, D documents.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from sublora import config
+from sublora.bounds.premises import Anchoring
+from sublora.bounds.smoothing import DocumentMixture
+from sublora.config.loading import describe
+from sublora.data.dataset import TokenDataset
+from sublora.losses.documents import blocks_of_documents, score_documents
+from sublora.runs.message import Sha256
+from sublora.system.errors import UserError
+from sublora.system.files import atomic_path, read_npz
+from sublora.system.streams import generator
+from sublora.system.versions import NUMERICS_VERSIONS
+from sublora.training.run import Run
+
+BASE_LOSSES_PATH = Path("results") / "base_losses.npz"
+"""Below the folder that also holds data/."""
+FIX = "compute them again (sublora yardsticks --config FILE)"
+
+
+class BaseFacts(config.Section):
+    """What the losses of a base depend on."""
+
+    base_sha256: Sha256
+    data_hash: Sha256
+    sources_sha256: Sha256 | None
+    k0: Annotated[int, Field(ge=1, le=64)]
+    documents: int | None
+    """Units drawn; None: all n."""
+    sources: int | None
+    """Sources drawn; None: each once, or there is no bound over sources."""
+    by_source: bool
+    val_documents: int
+    test_documents: int
+    sliding_window: int
+    numerics: int
+    """Version of the numerics of scoring."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BaseLosses:
+    """Losses of the anchor Q_b in bits per token, float64, and what the base alone says of val and test documents."""
+
+    indices_U: np.ndarray
+    """int64: the training units behind the bound on the base's loss."""
+    losses_U: np.ndarray
+    source_documents_M: np.ndarray | None
+    """int64: a document of each drawn source; None without a bound over sources."""
+    source_losses_M: np.ndarray | None
+    val_log_p_D: np.ndarray
+    """float64, nats."""
+    test_log_p_D: np.ndarray
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what every run's losses.npz holds of the base, so that it suffices for the run's bounds."""
+        arrays = {"base_indices": self.indices_U, "base_losses_bits": self.losses_U}
+        if self.source_documents_M is not None and self.source_losses_M is not None:
+            arrays |= {
+                "base_source_documents": self.source_documents_M,
+                "base_source_losses_bits": self.source_losses_M,
+            }
+        return arrays
+
+
+def base_facts_of(run: Run, anchoring: Anchoring) -> BaseFacts:
+    """Return what the losses of the run's base depend on."""
+    scoring, dataset = run.settings.scoring, run.dataset
+    by_source = scoring.sources is not None
+    return BaseFacts(
+        base_sha256=run.network.base_sha256,
+        data_hash=dataset.data_hash,
+        sources_sha256=dataset.source_facts()["sha256"] if by_source else None,
+        k0=anchoring.k0,
+        documents=anchoring.base_documents,
+        sources=anchoring.base_sources,
+        by_source=by_source,
+        val_documents=scoring.val_documents,
+        test_documents=scoring.test_documents,
+        sliding_window=scoring.sliding_window,
+        numerics=NUMERICS_VERSIONS["score"],
+    )
+
+
+def drawn_base_units(facts: BaseFacts, n: int) -> np.ndarray:
+    """Return the training units that the base's loss is bounded on, int64: all n, or a draw with replacement."""
+    if facts.documents is None:
+        return np.arange(n)
+    stream = generator("documents of the base", facts.base_sha256, facts.data_hash, facts.k0, facts.documents)
+    return stream.integers(0, n, size=facts.documents)
+
+
+def drawn_base_sources(facts: BaseFacts, dataset: TokenDataset) -> np.ndarray:
+    """Return one training document of each source, or of each source of a draw with replacement, int64 (M,)."""
+    order_D, sources = dataset.sources()
+    size = "all" if facts.sources is None else facts.sources
+    names = (facts.base_sha256, facts.data_hash, str(facts.sources_sha256), facts.k0, size)
+    stream = generator("sources of the base", *names)
+    drawn_M = np.arange(len(sources)) if facts.sources is None else stream.integers(0, len(sources), size=facts.sources)
+    documents: np.ndarray = order_D[sources.documents_of(drawn_M, stream)]
+    return documents
+
+
+def compute_base_losses(run: Run, anchoring: Anchoring) -> BaseLosses:
+    """Score the base of a run, at w = 0, on its own draws and on the val and test documents."""
+    facts, dataset, anchor = base_facts_of(run, anchoring), run.dataset, DocumentMixture(anchoring.k0)
+    model, vocab_size = run.base(), run.dataset.vocab_size
+
+    def log_p(split: str, rows_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return ln P_base of documents, nats, and their numbers of targets; each distinct document is scored once."""
+        distinct, place_D = np.unique(rows_D, return_inverse=True)
+        parts = []
+        for block in blocks_of_documents(dataset.document_lengths(split)[distinct]):
+            documents = [dataset.document(split, int(i)) for i in distinct[block]]
+            scores = score_documents(model, documents, run.scoring_rule, run.device)
+            parts.append((scores.document_log_p_D(), scores.counts_D))
+        log_p_D, counts_D = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return log_p_D[place_D], counts_D[place_D]
+
+    # The draw of units, and of sources where there is a bound over them.
+    indices_U = drawn_base_units(facts, dataset.n_units)
+    documents_D, units = dataset.units("train").take(indices_U)
+    losses_U = units.means(anchor.losses_bits(*log_p("train", documents_D), vocab_size))
+    source_documents_M = drawn_base_sources(facts, dataset) if facts.by_source else None
+    source_losses_M = None
+    if source_documents_M is not None:
+        source_losses_M = anchor.losses_bits(*log_p("train", source_documents_M), vocab_size)
+    # Held-out documents, for choices on val and for what is reported from test.
+    held_out = []
+    for split, wanted in (("val", facts.val_documents), ("test", facts.test_documents)):
+        leading_D, _ = dataset.leading_units(split, wanted)
+        held_out.append(log_p(split, np.asarray(leading_D))[0])
+    return BaseLosses(indices_U, losses_U, source_documents_M, source_losses_M, *held_out)
+
+
+def write_base_losses(path: Path, run: Run, anchoring: Anchoring) -> None:
+    """Compute and write the file; it appears whole."""
+    started = time.perf_counter()
+    losses, facts = compute_base_losses(run, anchoring), base_facts_of(run, anchoring)
+    record = facts.model_dump() | {"seconds": time.perf_counter() - started}
+    arrays = losses.arrays() | {"val_log_p_nats": losses.val_log_p_D, "test_log_p_nats": losses.test_log_p_D}
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez_compressed(handle, allow_pickle=False, facts=np.array(json.dumps(record)), **arrays)
+
+
+def read_base_losses(path: Path, run: Run) -> BaseLosses:
+    """Return the losses of the run's base.
+
+    UserError if the file is missing, damaged, or of another base, data set, anchor or draw.
+    """
+    anchoring = run.loss.anchoring
+    assert anchoring is not None
+    missing = "no such file; the anchored bound needs the losses of the base: run `sublora yardsticks --config FILE`"
+    arrays = read_npz(path, missing=missing, fix=FIX)
+    try:
+        record: dict[str, Any] = json.loads(str(arrays.pop("facts")))
+        record.pop("seconds")
+        facts = BaseFacts.model_validate(record)
+        source = (arrays.pop(name, None) for name in ("base_source_documents", "base_source_losses_bits"))
+        names = ("base_indices", "base_losses_bits", "val_log_p_nats", "test_log_p_nats")
+        indices_U, losses_U, val_log_p_D, test_log_p_D = (arrays.pop(name) for name in names)
+        source_documents_M, source_losses_M = source
+    except ValidationError as error:
+        raise UserError(f"{path}: facts: {describe(error, BaseFacts.model_json_schema())}; {FIX}") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); {FIX}") from None
+    wanted = base_facts_of(run, anchoring)
+    for key, value in wanted.model_dump().items():
+        if (found := getattr(facts, key)) != value:
+            raise UserError(f"{path}: losses of a base with {key} {found}, this run has {value}; {FIX}")
+    return BaseLosses(indices_U, losses_U, source_documents_M, source_losses_M, val_log_p_D, test_log_p_D)
