@@ -11,7 +11,7 @@ from analysis_data import INDEPENDENCE, LARGE, SMALL, write_results
 
 from sublora.analysis.arms import arms_of
 from sublora.analysis.histories import read_gating_traces, read_metrics
-from sublora.analysis.report.page import best_run
+from sublora.analysis.report.facts import best_run
 from sublora.analysis.runs_table import (
     at_budget,
     collect_runs,

@@ -217,7 +217,7 @@ def _expected(
 ) -> float:
     """The bound with the best smoothing among the settings' candidates."""
     n, vocab_size = population.n_units, population.vocab_size
-    loss = bounded_loss(settings, vocab_size=vocab_size, n_units=n, n_documents=n)
+    loss = bounded_loss(settings, vocab_size=vocab_size, n_units=n, n_documents=n).direct
     bounds = []
     for smoothing, loss_range in zip(loss.candidates, loss.ranges, strict=True):
         mean = float(np.clip(_smoothed(smoothing, loss_bits, population), *loss_range))

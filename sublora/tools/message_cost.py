@@ -55,7 +55,7 @@ def message_cost(settings: config.Settings, dimension: int, dataset: TokenDatase
     """Of a run with d = `dimension` and these settings."""
     loss = bounded_loss(
         settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
-    )
+    ).direct
     bits = dimension * bits_per_coefficient(settings)
     premises = Premises(loss.premises.n_units, loss.premises.delta)
     perfect = [

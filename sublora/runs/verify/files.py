@@ -132,8 +132,8 @@ def read_claim(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected a JSON object; {mend}")
     if claim.get("format") != RECORD_FORMAT:
         raise UserError(
-            f"{path}: record format {claim.get('format')!r}, this release reads {RECORD_FORMAT}; {mend}, or verify with "
-            "the release that wrote it"
+            f"{path}: record format {claim.get('format')!r}, this release reads {RECORD_FORMAT}; {mend}, or verify "
+            "with the release that wrote it"
         )
     return claim
 
