@@ -10,11 +10,11 @@ rule bounds:
 rule score:
     input:
         **BASE,
+        **BASE_LOSSES,
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
         checkpoint=f"results/runs/{RUN}/best_ckpt.pt",
-        **BASE_LOSSES,
     output:
         certificate=f"results/runs/{RUN}/certificate.bin",
         losses=f"results/runs/{RUN}/losses.npz",
