@@ -47,7 +47,7 @@ def __getattr__(name: str) -> object:
     try:
         module = importlib.import_module(_EXPORTS[name])
     except ModuleNotFoundError as error:
-        from sublora.system.extras import missing_extra
+        from sublora.system.errors import missing_extra
 
         if (line := missing_extra(error, f"sublora.{name}")) is None:
             raise

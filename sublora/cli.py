@@ -411,7 +411,7 @@ def main() -> None:
     except OSError as error:
         line = os_error_line(error)
     except ModuleNotFoundError as error:
-        from sublora.system.extras import missing_extra
+        from sublora.system.errors import missing_extra
 
         if (missing := missing_extra(error, "this command")) is None:
             raise

@@ -12,9 +12,9 @@ import torch
 from sublora import config
 from sublora.runs.train import train_run
 from sublora.system import files
+from sublora.system.digests import tensors_sha256
 from sublora.system.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.training import checkpoint
-from sublora.training.checkpoint import tensors_sha256
 from sublora.training.resumable import BeforeStep
 
 TIMING = {"tokens_per_second", "seconds"}
@@ -82,5 +82,5 @@ def outcome(folder: Path) -> tuple[str, list[list[str]], bytes]:
     lines = [line.split(",") for line in (folder / METRICS_NAME).read_text().splitlines()]
     kept = [i for i, name in enumerate(lines[0]) if name not in TIMING]
     metrics = [[line[i] for i in kept] for line in lines]
-    weights = tensors_sha256(checkpoint.load(folder / CHECKPOINT_NAME)["raw_model"])
+    weights = tensors_sha256(checkpoint.load(folder / CHECKPOINT_NAME)["raw_model"].items())
     return weights, metrics, (folder / GATES_NAME).read_bytes()

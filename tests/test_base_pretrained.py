@@ -228,7 +228,7 @@ def test_a_download_that_breaks_off_is_one_line(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", break_off)
     found = complaint(lambda: make_base(base_settings(PRETRAINED), root=tmp_path))
-    assert "not to be had from the Hugging Face hub (connection reset)" in found
+    assert "the download from the Hugging Face hub failed (connection reset)" in found
 
 
 @pytest.mark.parametrize("path", ["nobody/no-such-model", "/no/such/folder", "../models/one", "no such model"])
@@ -237,7 +237,7 @@ def test_a_model_that_cannot_be_had_is_refused_at_once(tmp_path: Path, path: str
     started = time.monotonic()
     found = complaint(lambda: make_base(settings, root=tmp_path))
     assert time.monotonic() - started < 10
-    assert found.startswith(f"base.path '{path}': no such folder, and not to be had from the Hugging Face hub (")
+    assert found.startswith(f"base.path '{path}': no such folder, and the download from the Hugging Face hub failed (")
     assert "give a folder with config.json and safetensors" in found
 
 

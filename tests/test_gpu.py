@@ -13,9 +13,9 @@ from sublora.losses.documents import score_documents
 from sublora.runs.build import build_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.checks import LOSS_TOLERANCE_BITS
+from sublora.system.digests import tensors_sha256
 from sublora.tools.plan import RandomTokens
 from sublora.training import checkpoint
-from sublora.training.checkpoint import tensors_sha256
 from sublora.training.prefetch import Prefetcher
 from sublora.training.run import Run
 
@@ -92,5 +92,5 @@ def test_same_training_gives_the_same_bytes(tiny_root, tmp_path, dtype):
     digests = set()
     for name in "ab":
         path = train_run(settings, RUN, root=tiny_root, out=tmp_path / name)
-        digests.add(tensors_sha256(checkpoint.load(path)["raw_model"]))
+        digests.add(tensors_sha256(checkpoint.load(path)["raw_model"].items()))
     assert len(digests) == 1

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 from sublora import __version__
 from sublora.config.documentation import readme_text, schema_text
-from sublora.system.extras import EXTRAS
+from sublora.system.errors import EXTRAS
 
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
 """Versions of Python that requirements.lock installs on."""

@@ -16,12 +16,11 @@ from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.models.gpt import GPT
 from sublora.runs import train as train_stage
+from sublora.system.digests import tensors_sha256
 from sublora.system.errors import UserError
-from sublora.system.locks import LOCK_NAME, sole_writer
+from sublora.system.locks import LOCK_NAME, Presence, sole_writer
 from sublora.system.names import CHECKPOINT_NAME
-from sublora.system.presence import Presence
 from sublora.training import checkpoint
-from sublora.training.checkpoint import tensors_sha256
 from sublora.training.loop import Trainer
 from sublora.training.optimizer import AdamW
 from sublora.training.progress import Progress
@@ -69,7 +68,7 @@ def rows_of(path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_same_job_gives_the_same_bytes(tiny_root, tmp_path, allocation):
     first, second = (train(tiny_root, tmp_path / name, allocation) for name in "ab")
-    assert tensors_sha256(first["raw_model"]) == tensors_sha256(second["raw_model"])
+    assert tensors_sha256(first["raw_model"].items()) == tensors_sha256(second["raw_model"].items())
     assert {k: v for k, v in first.items() if k not in ("raw_model", "provenance")} == {
         k: v for k, v in second.items() if k not in ("raw_model", "provenance")
     }
@@ -87,7 +86,7 @@ def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, allocati
         train(tiny_root, tmp_path / "killed", allocation, changes, before_step=dying_at(killed_at))
     assert not (tmp_path / "killed" / CHECKPOINT_NAME).exists()
     resumed = train(tiny_root, tmp_path / "killed", allocation, changes)
-    assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
+    assert tensors_sha256(resumed["raw_model"].items()) == tensors_sha256(whole["raw_model"].items())
     assert resumed["step"] == whole["step"]
     whole_rows, resumed_rows = (rows_of(tmp_path / name / "metrics.csv") for name in ("whole", "killed"))
     timing = {"tokens_per_second", "seconds"}
@@ -111,7 +110,7 @@ def test_sigterm_saves_and_exits(tiny_root, tmp_path):
     (state,) = (tmp_path / "stopped" / "state").glob("*.pt")
     assert checkpoint.load(state)["history"]["step"] == 7
     resumed = train(tiny_root, tmp_path / "stopped")
-    assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
+    assert tensors_sha256(resumed["raw_model"].items()) == tensors_sha256(whole["raw_model"].items())
 
 
 @pytest.mark.parametrize("init", ["zero_b", "both_random"])
@@ -236,7 +235,7 @@ def test_state_of_another_config_is_not_used(tiny_root, tmp_path, capfd):
     result = train(tiny_root, tmp_path, changes=other)
     assert "a state of other settings or data" in capfd.readouterr().err
     alone = train(tiny_root, tmp_path / "alone", changes=other)
-    assert tensors_sha256(result["raw_model"]) == tensors_sha256(alone["raw_model"])
+    assert tensors_sha256(result["raw_model"].items()) == tensors_sha256(alone["raw_model"].items())
 
 
 HOLD_LOCK = """

@@ -17,9 +17,9 @@ from sublora.runs.message import payload_context, read_message
 from sublora.runs.score import Predictor, record_documents, score_run
 from sublora.runs.train import train_run
 from sublora.system.device import claim_device
+from sublora.system.digests import tensors_sha256
 from sublora.system.errors import UserError
 from sublora.training import checkpoint
-from sublora.training.checkpoint import tensors_sha256
 from sublora.training.loop import Trainer
 from sublora.training.progress import Progress
 from sublora.training.quantization import straight_through, symbol_bits, with_noise
@@ -124,7 +124,7 @@ def test_killed_training_resumes_to_the_same_bytes(tiny_root, tmp_path, allocati
         train(tiny_root, tmp_path / "parts", allocation, changes, die)
     assert list((tmp_path / "parts" / "state").glob("*.pt"))
     resumed = train(tiny_root, tmp_path / "parts", allocation, changes)
-    assert tensors_sha256(resumed["raw_model"]) == tensors_sha256(whole["raw_model"])
+    assert tensors_sha256(resumed["raw_model"].items()) == tensors_sha256(whole["raw_model"].items())
     same = ("step", "quantization_step", "code_bits", "estimated_bound_bits", "val_loss_bits", "digest")
     assert {key: resumed[key] for key in same} == {key: whole[key] for key in same}
 
@@ -203,7 +203,7 @@ def test_plain_training_does_not_read_the_rate_phase(tiny_root, tmp_path):
     plain = {"message": {"quantizer": "plain"}}
     first = train(tiny_root, tmp_path / "a", changes=plain)
     second = train(tiny_root, tmp_path / "b", changes=plain | {"rate_phase": {"fraction": 0.2, "rate_factor": 9.0}})
-    assert tensors_sha256(first["raw_model"]) == tensors_sha256(second["raw_model"])
+    assert tensors_sha256(first["raw_model"].items()) == tensors_sha256(second["raw_model"].items())
     assert first["digest"] == second["digest"]
     assert "quantization_step" not in first
 

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from sublora.coding.payload import Payload
+from sublora.system.digests import SHA256_BYTES, canonical_json
 from sublora.system.errors import UserError
 from sublora.system.files import write_bytes
 from sublora.system.versions import CERTIFICATE_FORMAT
 
 MAGIC = b"SUBLORA\x00"
-CHECKSUM_BYTES = hashlib.sha256().digest_size
 MEND = "write it again with `sublora encode`"
 
 
@@ -49,7 +49,7 @@ def write_certificate(path: Path, header: Mapping[str, Any], payload: Payload) -
 
 def certificate_bytes(header: Mapping[str, Any], payload: Payload) -> bytes:
     """What certificate.bin holds. ValueError for a header that is no plain JSON (NaN, infinity)."""
-    text = _canonical(header)
+    text = canonical_json(dict(header))
     body = b"".join(
         [
             MAGIC,
@@ -90,7 +90,7 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
     (payload_bits,) = struct.unpack(">Q", fields.take(8, "payload length"))
     payload_bytes = fields.take((payload_bits + 7) // 8, "payload")
     body_bytes = fields.position
-    checksum = fields.take(CHECKSUM_BYTES, "checksum")
+    checksum = fields.take(SHA256_BYTES, "checksum")
     if len(data) > fields.position:
         raise UserError(f"{path}: {len(data) - fields.position} bytes follow the certificate's end; {MEND}")
     if hashlib.sha256(data[:body_bytes]).digest() != checksum:
@@ -98,15 +98,11 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
     return Certificate(_header(path, text), payload_bytes, payload_bits)
 
 
-def _canonical(header: Mapping[str, Any]) -> bytes:
-    return json.dumps(dict(header), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
 def _header(path: Path, text: bytes) -> dict[str, Any]:
     """The header's fields. Only one text of equal fields is taken: no key twice, no NaN, no other spelling."""
     try:
         header = json.loads(text)
-        canonical = isinstance(header, dict) and _canonical(header) == text
+        canonical = isinstance(header, dict) and canonical_json(header) == text
     except (ValueError, RecursionError):
         canonical = False
     if not canonical:

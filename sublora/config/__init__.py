@@ -43,8 +43,9 @@ from sublora.config.network import (
 )
 from sublora.config.section import STAGES, Section, Stage
 from sublora.config.settings import Settings
-from sublora.config.stages import data_settings, digest, stage_settings
+from sublora.config.stages import data_settings, stage_settings
 from sublora.config.training import Compute, Optimization, RatePhase, Tracking, Training
+from sublora.system.digests import json_sha256 as digest
 
 __all__ = [
     "ALL",

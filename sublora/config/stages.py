@@ -1,7 +1,5 @@
 """What a stage's results depend on, collected from the marks beside the keys, and digests of it."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,9 +46,3 @@ def _keys_that_count(section: Section, inherited: Sequence[Mark], counts: Callab
         elif any(map(counts, marks)):
             values[name] = plain[name]
     return values
-
-
-def digest(value: object) -> str:
-    """sha256, in hexadecimal, of the canonical JSON of a value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

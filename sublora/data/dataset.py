@@ -337,7 +337,7 @@ class TokenDataset:
 def _known_hashes(path: Path) -> dict[str, Any]:
     """What `.hashes.json` holds, nothing if it is missing or damaged."""
     try:
-        known = read_json(path, missing="", mend="")
+        known = read_json(path, missing="", fix="")
     except (UserError, OSError):
         return {}
     return known if isinstance(known, dict) else {}
@@ -365,7 +365,7 @@ def _load_index(path: Path) -> np.ndarray:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     missing = f", the dataset is not prepared; {PREPARE_AGAIN}"
-    meta = read_meta(folder, missing=missing, mend=PREPARE_AGAIN)
+    meta = read_meta(folder, missing=missing, fix=PREPARE_AGAIN)
     grouped = meta["settings"]["unit"] == "source"
     lacking = [f"files.{name}" for name in (*FILES, *(UNIT_FILES if grouped else ())) if name not in meta["files"]]
     lacking += [f"splits.{split}.units" for split in SPLITS if grouped and "units" not in meta["splits"][split]]

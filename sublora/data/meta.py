@@ -71,12 +71,12 @@ class _Meta(_Facts):
     settings: _Settings
 
 
-def read_meta(folder: Path, *, missing: str, mend: str) -> dict[str, Any]:
+def read_meta(folder: Path, *, missing: str, fix: str) -> dict[str, Any]:
     """meta.json in a folder. UserError if it is missing or damaged, naming the key."""
     path = folder / META_FILE
-    values: dict[str, Any] = read_json(path, missing=missing, mend=mend)
+    values: dict[str, Any] = read_json(path, missing=missing, fix=fix)
     try:
         _Meta.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, _Meta.model_json_schema())}; {mend}") from None
+        raise UserError(f"{path}: {describe(error, _Meta.model_json_schema())}; {fix}") from None
     return values

@@ -120,7 +120,7 @@ def prepare_all(settings: config.Settings, root: Path, *, started: Callable[[], 
     if not isinstance(settings.base, config.TrainedBase):
         pretrained = None
         if isinstance(settings.base, config.PretrainedBase) and settings.data.tokenizer == OF_THE_BASE:
-            pretrained = pretrained_folder(settings.base, root)
+            pretrained = pretrained_folder(settings.base.path, settings.base.revision, root)
         return prepare_dataset(settings.data, root, pretrained=pretrained, started=started)
     prepare_base_dataset(settings, root, started=started)
     return prepare_dataset(settings.data, root, exclude=open_text_keys(settings, root))

@@ -184,7 +184,7 @@ def _read_tokenizer(path: Path) -> "tokenizers.Tokenizer":
     import tokenizers
 
     mend = "prepare the data again (sublora prepare --config FILE)"
-    read_json(path, missing=f"; {mend}", mend=mend)  # the library's own errors have no type
+    read_json(path, missing=f"; {mend}", fix=mend)  # the library's own errors have no type
     return tokenizers.Tokenizer.from_file(str(path))
 
 

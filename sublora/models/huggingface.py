@@ -9,7 +9,6 @@ Shape legend: N sequences, T positions, K scored positions, C width, V vocabular
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from sublora import config
 from sublora.models.linear_maps import Attachment, LinearMap, linear_map_space, linear_maps, sizes
 from sublora.models.lora import Adapters
 from sublora.models.spaces import HEAD, lora_groups
+from sublora.system.digests import json_sha256, tensors_sha256
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path
 from sublora.system.pretrained import gguf_files, import_transformers
@@ -48,12 +48,7 @@ class HuggingFaceBase:
     @functools.cached_property
     def sha256(self) -> str:
         """Digest, in hexadecimal, of the architecture and of names, types, shapes and values of the tensors."""
-        digest = hashlib.sha256(config.digest(self.architecture).encode())
-        for name in sorted(self.tensors):
-            value = self.tensors[name].detach().cpu().contiguous()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return tensors_sha256(sorted(self.tensors.items()), after=json_sha256(self.architecture))
 
     @property
     def parameters(self) -> int:

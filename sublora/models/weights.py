@@ -5,7 +5,6 @@ format of Hugging Face.
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora import config
+from sublora.system.digests import tensors_sha256
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, read_json
 from sublora.system.streams import generator
@@ -71,11 +71,8 @@ def weight_shapes(model: config.Model, vocab_size: int) -> dict[str, tuple[int, 
 
 def weights_sha256(weights: Weights) -> str:
     """Digest of names and float32 values, in the order of `weight_shapes`."""
-    digest = hashlib.sha256()
-    for name, value in weights.items():
-        digest.update(name.encode() + b"\0")
-        digest.update(np.ascontiguousarray(value, dtype="<f4").data)
-    return digest.hexdigest()
+    values = ((name, np.asarray(value, dtype=np.float32)) for name, value in weights.items())
+    return tensors_sha256(values, with_type=False)
 
 
 def random_weights(model: config.Model, vocab_size: int, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -171,7 +168,7 @@ def _check_description(description: dict[str, Any], path: Path, model: config.Mo
 
 def _read_object(path: Path) -> dict[str, Any]:
     missing = "; base.path must be a folder with config.json and safetensors"
-    value = read_json(path, missing=missing, mend=ANOTHER_PATH)
+    value = read_json(path, missing=missing, fix=ANOTHER_PATH)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object; {ANOTHER_PATH}")
     return value

@@ -14,9 +14,8 @@ from sublora.runs.starts import record_start
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError
 from sublora.system.files import read_json, write_json
-from sublora.system.locks import sole_writer
+from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
-from sublora.system.presence import Presence
 from sublora.system.pretrained import pretrained_folder
 from sublora.system.versions import BASE_FORMAT, NUMERICS_VERSIONS
 from sublora.training.base import BaseTrainer
@@ -74,7 +73,7 @@ def read_base_facts(folder: Path) -> dict[str, Any]:
     """base.json. UserError if it is missing, damaged or of another version."""
     path = folder / BASE_JSON_NAME
     missing = "; make the base first (sublora base --config FILE)"
-    facts = read_json(path, missing=missing, mend="make the base again (sublora base)")
+    facts = read_json(path, missing=missing, fix="make the base again (sublora base)")
     found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
     if found != BASE_FORMAT:
         raise UserError(f"{path}: base format {found}, expected {BASE_FORMAT}; make the base again (sublora base)")
@@ -141,7 +140,7 @@ def _train_base(
 
 
 def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, root: Path, out: Path) -> Path:
-    imported = import_base(pretrained_folder(base, root), settings)
+    imported = import_base(pretrained_folder(base.path, base.revision, root), settings)
     announce(settings)
     with sole_writer(out, Presence(out, "importing")):
         _write_base(out, imported, settings, base_digest(settings, root), {})

@@ -19,9 +19,8 @@ from sublora.runs.starts import record_start
 from sublora.runs.strict import settings_charge
 from sublora.system.errors import UserError
 from sublora.system.files import sha256_of_file, write_json
-from sublora.system.locks import sole_writer
+from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
-from sublora.system.presence import Presence
 from sublora.system.torch_file import save_numbers
 from sublora.system.versions import CHECKPOINT_FORMAT
 

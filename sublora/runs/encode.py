@@ -24,9 +24,8 @@ from sublora.runs.message import charged_bits, payload_context
 from sublora.runs.starts import record_start
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.device import claim_device
-from sublora.system.locks import sole_writer
+from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CERTIFICATE_NAME
-from sublora.system.presence import Presence
 from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.training.run import Run
 

@@ -44,7 +44,7 @@ def read_owner(folder: Path) -> Owner | None:
     path, mend = folder / SETTINGS_NAME, "delete it; it is written again when the run is trained"
     if not path.exists():
         return None
-    value = read_json(path, missing="", mend=mend)
+    value = read_json(path, missing="", fix=mend)
     keys = {field.name for field in dataclasses.fields(Owner)}
     if not isinstance(value, dict) or value.keys() != keys or not isinstance(value["train"], dict):
         raise UserError(f"{path}: expected the keys settings_file and train; {mend}")

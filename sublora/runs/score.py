@@ -4,7 +4,6 @@ Shape legend: U units, D documents, K values of top-k.
 """
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -26,10 +25,10 @@ from sublora.runs.losses_file import write_losses
 from sublora.runs.message import Message, read_message
 from sublora.runs.starts import record_start
 from sublora.system.device import claim_device, gpu_name, peak_memory_mib
+from sublora.system.digests import canonical_json
 from sublora.system.files import sha256_of_file
-from sublora.system.locks import sole_writer
+from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CERTIFICATE_NAME, LOSSES_NAME
-from sublora.system.presence import Presence
 from sublora.system.streams import generator
 from sublora.training.run import Run
 
@@ -42,7 +41,9 @@ def draw_units(
     The generator is seeded with the sha256 of the canonical decoder header, the frozen payload and the data's hash, so
     the draw cannot have been known while anything was chosen that reaches the predictor.
     """
-    return generator("scored documents", _canonical(decoder_header), payload_bytes, data_hash).integers(0, n, size=m)
+    return generator("scored documents", canonical_json(decoder_header), payload_bytes, data_hash).integers(
+        0, n, size=m
+    )
 
 
 def draw_of_sources(message: Message, dataset: TokenDataset, *, m: int) -> np.ndarray:
@@ -51,14 +52,10 @@ def draw_of_sources(message: Message, dataset: TokenDataset, *, m: int) -> np.nd
     Seeded as `draw_units` is, under another name and with the hash of the sources.
     """
     facts, (order_D, sources) = dataset.source_facts(), dataset.sources()
-    canonical, payload = _canonical(message.decoder_header), message.payload.data
+    canonical, payload = canonical_json(message.decoder_header), message.payload.data
     rng = generator("scored sources", canonical, payload, dataset.data_hash, facts["sha256"])
     documents: np.ndarray = order_D[sources.documents_of(rng.integers(0, len(sources), size=m), rng)]
     return documents
-
-
-def _canonical(decoder_header: Mapping[str, Any]) -> str:
-    return json.dumps(decoder_header, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ def start_facts(stage: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    record = read_json(path, missing="", mend="delete it")
+    record = read_json(path, missing="", fix="delete it")
     if not (
         isinstance(record, dict)
         and record.get("format") == FORMAT

@@ -9,12 +9,11 @@ be decoded by anyone who has the release. The list is a prefix-free code:
                                 value: the bytes after a leading 1, read as one integer, in Elias' delta code
 """
 
-import json
-
 from sublora import config
 from sublora.bounds.record import SettingsCharge
 from sublora.coding.bits import elias_delta_bits, elias_gamma_bits, index_bits
 from sublora.config.claim import charged_keys, claim_settings, differing_keys, reference, reference_names, unfit
+from sublora.system.digests import canonical_json
 
 
 def settings_bits(settings: config.Settings, name: str) -> int:
@@ -22,7 +21,7 @@ def settings_bits(settings: config.Settings, name: str) -> int:
     values, differing = claim_settings(settings), differing_keys(settings, reference(name))
     bits = index_bits(len(reference_names())) + elias_gamma_bits(len(differing) + 1)
     for key in differing:
-        text = json.dumps(values[key], sort_keys=True, separators=(",", ":")).encode()
+        text = canonical_json(values[key])
         bits += index_bits(len(charged_keys())) + elias_delta_bits(int.from_bytes(b"\1" + text, "big"))
     return bits
 

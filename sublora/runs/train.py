@@ -15,9 +15,8 @@ from sublora.runs.ownership import write_owner
 from sublora.runs.starts import record_start
 from sublora.system.device import claim_devices, use_device
 from sublora.system.errors import UserError
-from sublora.system.locks import sole_writer
+from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CHECKPOINT_NAME
-from sublora.system.presence import Presence
 from sublora.tools.message_cost import MessageCost, check_message, message_cost
 from sublora.training import checkpoint
 from sublora.training.distributed import joined

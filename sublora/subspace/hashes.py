@@ -5,12 +5,9 @@ import torch.
 """
 
 import hashlib
-import json
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from sublora.system.digests import json_sha256, tensors_sha256
 
 if TYPE_CHECKING:
     from sublora.subspace.subspace import Subspace
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
 
 def lora_init_sha256(subspace: "Subspace") -> str:
     """Return the hexadecimal hash that names theta at w = 0."""
-    return _arrays_sha256([("theta", subspace.origin_D.cpu().numpy())])
+    return tensors_sha256([("theta", subspace.origin_D.cpu().numpy())])
 
 
 def projection_sha256(subspace: "Subspace") -> str:
@@ -26,23 +23,12 @@ def projection_sha256(subspace: "Subspace") -> str:
 
     It covers which coordinates feed which entries, behind which gates, and by which arrays.
     """
-    digest = hashlib.sha256()
+    hashes: list[str] = []
     buffers = dict(subspace.named_buffers())
     for part in subspace.parts:
         rows, coordinates = part.rows, part.coordinates
         layout = [part.name, rows.start, rows.stop, coordinates.start, coordinates.stop, part.gate, part.takes_first]
-        layout_sha256 = hashlib.sha256(json.dumps(layout, separators=(",", ":")).encode()).hexdigest()
         prefix = f"{part.name}__"
         arrays = [(name, buffers[name].cpu().numpy()) for name in sorted(buffers) if name.startswith(prefix)]
-        digest.update(layout_sha256.encode() + _arrays_sha256(arrays).encode())
-    return digest.hexdigest()
-
-
-def _arrays_sha256(arrays: Iterable[tuple[str, NDArray]]) -> str:
-    """Return the hash of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, array in arrays:
-        values = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        digest.update(f"{name} {values.dtype.str} {values.shape}\0".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
+        hashes += [json_sha256(layout), tensors_sha256(arrays)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

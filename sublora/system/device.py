@@ -1,45 +1,81 @@
-"""Choosing a device, and sharing the GPUs of a machine between jobs."""
+"""Choose a device, and share the GPUs of a machine between jobs. Importing this module does not import torch."""
 
 import contextlib
 import getpass
 import os
 import random
+import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
-from sublora import config
 from sublora.system.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 POLL_SECONDS = 1.0
 
 
+class ComputeSettings(Protocol):
+    """What this module needs to know of the settings' section `compute`."""
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of PyTorch on the CPU."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether a GPU uses only operations that give the same bits every time."""
+
+
+def gpu_is_present() -> bool:
+    """Return whether a process started here would see an NVIDIA GPU, without the seconds that importing torch takes.
+
+    A GPU hidden by CUDA_VISIBLE_DEVICES does not count.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    command = shutil.which("nvidia-smi")
+    if command:
+        listing = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
+        return listing.returncode == 0 and "GPU " in listing.stdout
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 @contextlib.contextmanager
-def claim_device(compute: config.Compute) -> Iterator[torch.device]:
-    """`claim_devices` for a process alone: yield one device and use it."""
+def claim_device(compute: ComputeSettings) -> Iterator["torch.device"]:
+    """Claim one device for a process that works alone, make it this process's own, and yield it."""
     with claim_devices(compute, 1) as (device,):
         use_device(compute, device)
         yield device
 
 
-def use_device(compute: config.Compute, device: torch.device) -> None:
+def use_device(compute: ComputeSettings, device: "torch.device") -> None:
     """Make a claimed device this process's own, and set the thread count and, on a GPU, the deterministic mode.
 
-    Products in float32 are never done in a GPU's TF32, which keeps 10 bits.
+    Products in float32 are never computed in a GPU's TF32, whose mantissa has 10 bits.
     """
+    import torch
+
     torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":
         if compute.deterministic:
-            # cuBLAS reads this when it is first used. Operations without a deterministic form only warn: the one of
-            # ours, a scatter with one element a row, does not vary.
+            # cuBLAS reads this variable on its first use. Operations without a deterministic form only warn: the only
+            # one used here, a scatter with one element per row, gives the same bits anyway.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -47,12 +83,16 @@ def use_device(compute: config.Compute, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def claim_devices(compute: config.Compute, count: int) -> Iterator[list[torch.device]]:
-    """Yield the CPU (`count` times), or so many GPUs that no other job of this user on this machine holds.
+def claim_devices(compute: ComputeSettings, count: int) -> Iterator[list["torch.device"]]:
+    """Yield the CPU `count` times, or `count` GPUs that no other job of this user on this machine holds.
 
-    Waits for them if need be. Each GPU has a lock file, released when the process ends, however it ends.
-    UserError if a GPU is asked for and there is none, or fewer than `count`.
+    Waits until they are free. Each GPU has a lock file, which is released when the process ends, however it ends.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or there are fewer than `count`.
     """
+    import torch
+
     if compute.device == "cpu":
         yield [torch.device("cpu")] * count
         return
@@ -76,7 +116,9 @@ def claim_devices(compute: config.Compute, count: int) -> Iterator[list[torch.de
 
 
 def _claim_gpus(count: int) -> dict[int, FileLock]:
-    """All of them or none: two jobs that each hold a part of what the other needs would wait for ever."""
+    """Lock `count` GPUs or none: two jobs that each hold a part of what the other needs would wait forever."""
+    import torch
+
     folder = Path(tempfile.gettempdir()) / f"sublora-gpus-{getpass.getuser()}"
     folder.mkdir(exist_ok=True)
     while True:
@@ -89,23 +131,31 @@ def _claim_gpus(count: int) -> dict[int, FileLock]:
                 held[index] = lock
             if len(held) == count:
                 return held
+        # Too few are free: give back what was locked, and try again at a moment that differs between jobs.
         for lock in held.values():
             lock.release()
         time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
 
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array on the device; to a GPU through pinned memory, so that the host does not wait for what is queued."""
+def to_device(array: "np.ndarray", device: "torch.device") -> "torch.Tensor":
+    """Return the array on the device; to a GPU through pinned memory, so that the host does not wait for the copy."""
+    import torch
+
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def gpu_name(device: torch.device) -> str | None:
+def gpu_name(device: "torch.device") -> str | None:
+    """Return the product name of a GPU, None for a CPU."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory in use so far: of the GPU's allocator, or of this process on a CPU."""
+def peak_memory_mib(device: "torch.device") -> float:
+    """Return the largest memory used so far, in MiB: that of the GPU's allocator, or of this process on a CPU."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource

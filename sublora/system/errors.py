@@ -1,17 +1,37 @@
-"""The errors a user can cause and mend."""
+"""Errors that a user can cause and fix, and the line that each of them becomes."""
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: where, what was found, what was expected, and the mend.
+    """Bad input. The message is one line: where, what was found, what was expected, and how to fix it.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 def printable(text: object, limit: int | None = None) -> str:
-    """Text that cannot act on a terminal: control and format characters escaped, cut after `limit` characters.
+    """Return the text with control and format characters escaped, so that it cannot act on a terminal.
 
-    For everything that a stranger's file may hold. A line break is escaped like the rest.
+    For everything that may come from a stranger's file. A line break is escaped like the rest. `limit`: the result is
+    cut after this many characters.
     """
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
     return escaped if limit is None or len(escaped) <= limit else f"{escaped[: limit - 3]}..."
+
+
+EXTRAS = {
+    "train": ("datasets", "huggingface_hub", "pandas", "pyarrow", "safetensors", "tiktoken", "torch"),
+    "workflow": ("docutils", "jinja2", "markupsafe", "matplotlib", "mpl_toolkits", "scipy", "seaborn", "snakemake"),
+    "hf": ("accelerate", "gguf", "tokenizers", "transformers"),
+    "duplicates": ("datasketch",),
+    "tracking": ("tensorboardX",),
+}
+"""The modules that each extra of the package installs."""
+
+
+def missing_extra(error: ImportError, wanted: str) -> str | None:
+    """Return the line that says what to install for `wanted`; None if no extra installs the missing module."""
+    module = (error.name or "").partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if module in modules:
+            return f"{wanted} needs {module}, which is not installed: pip install 'sublora[{extra}]'"
+    return None

@@ -114,14 +114,14 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path, *, missing: str, mend: str) -> Any:
-    """What the file holds. UserError if it is not there, ending in `missing`, or is no JSON, ending in `mend`."""
+def read_json(path: Path, *, missing: str, fix: str) -> Any:
+    """What the file holds. UserError if it is not there, ending in `missing`, or is no JSON, ending in `fix`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{missing}") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits, nested too deep
-        raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
+        raise UserError(f"{path}: not valid JSON ({error}); {fix}") from None
 
 
 UNREADABLE = (

@@ -1,31 +1,36 @@
-"""Where the files of a pretrained model are: a folder, or the cache of the Hugging Face hub. Does not import torch."""
+"""Find the files of a pretrained model: in a folder, or in the cache of the Hugging Face hub. Does not import torch."""
 
 from pathlib import Path
 from typing import Any
 
-from sublora import config
 from sublora.system.errors import UserError
 
 MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "*.gguf")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
-def pretrained_folder(base: config.PretrainedBase, root: Path) -> Path:
-    """The folder of a model's files, downloaded into the cache of the hub if `base.path` is no folder below `root`.
+def pretrained_folder(path: str, revision: str | None, root: Path) -> Path:
+    """Return the folder of a model's files.
 
-    UserError if they cannot be had.
+    Args:
+        path: a folder relative to `root`, or else a model's name on the hub, which is downloaded into its cache.
+        revision: of the model on the hub; a folder has none.
+        root: the folder above config/ and data/.
+
+    Raises:
+        UserError: there is no such folder, and the download failed.
     """
-    folder = root / base.path
-    return folder if folder.is_dir() else _downloaded(base)
+    folder = root / path
+    return folder if folder.is_dir() else _downloaded(path, revision)
 
 
 def gguf_files(folder: Path) -> list[str]:
-    """Names of the .gguf files that hold the model, sorted; none where config.json describes it."""
+    """Return the names of the .gguf files that hold the model, sorted; none where config.json describes it."""
     return [] if (folder / "config.json").exists() else sorted(path.name for path in folder.glob("*.gguf"))
 
 
 def import_transformers(wanted: str) -> Any:
-    """The library; UserError, naming what needs it, if it is not installed."""
+    """Import the library; UserError, which names what needs it, if it is not installed."""
     try:
         import transformers
     except ImportError:
@@ -33,17 +38,17 @@ def import_transformers(wanted: str) -> Any:
     return transformers
 
 
-def _downloaded(base: config.PretrainedBase) -> Path:
+def _downloaded(path: str, revision: str | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
-    # Of whichever HTTP library the hub uses; a file that neither the hub nor the cache has is an OSError.
+    # Errors of whichever HTTP library the hub uses. A file that neither the hub nor the cache has is an OSError.
     http_error = errors.HTTPError  # type: ignore[attr-defined]
     patterns = [*MODEL_FILES, *TOKENIZER_FILES]
     try:
-        return Path(snapshot_download(base.path, revision=base.revision, allow_patterns=patterns))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except (http_error, errors.HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(
-            f"base.path '{base.path}': no such folder, and not to be had from the Hugging Face hub ({reason}); give a "
+            f"base.path '{path}': no such folder, and the download from the Hugging Face hub failed ({reason}); give a "
             "folder with config.json and safetensors, or run `sublora base` where the internet can be reached"
         ) from None

@@ -33,8 +33,8 @@ def sealed(archive: bytes | memoryview) -> bytes:
     return body + SEAL_PREFIX + hashlib.sha256(body).hexdigest().encode()
 
 
-def check_seal(path: Path, *, mend: str, block_bytes: int = 1 << 20) -> None:
-    """Read a sealed file through. UserError, ending in `mend`, if it has no seal or one that does not match."""
+def check_seal(path: Path, *, fix: str, block_bytes: int = 1 << 20) -> None:
+    """Read a sealed file through. UserError, ending in `fix`, if it has no seal or one that does not match."""
     digest, left = hashlib.sha256(), path.stat().st_size - SEAL_BYTES
     with open(path, "rb") as handle:
         while left > 0 and (block := handle.read(min(left, block_bytes))):
@@ -42,9 +42,9 @@ def check_seal(path: Path, *, mend: str, block_bytes: int = 1 << 20) -> None:
             left -= len(block)
         seal = handle.read()
     if left < 0 or not seal.startswith(SEAL_PREFIX):
-        raise UserError(f"{path}: no checksum at its end: cut short, or written by an older version; {mend}")
+        raise UserError(f"{path}: no checksum at its end: cut short, or written by an older version; {fix}")
     if seal != SEAL_PREFIX + digest.hexdigest().encode():
-        raise UserError(f"{path}: damaged: its contents do not have the checksum at its end; {mend}")
+        raise UserError(f"{path}: damaged: its contents do not have the checksum at its end; {fix}")
 
 
 def save_numbers(path: Path, numbers: Mapping[str, int | float]) -> None:

@@ -20,6 +20,7 @@ from sublora.coding.certificate import read_certificate
 from sublora.runs.ownership import foreign_setting
 from sublora.system.errors import UserError, printable
 from sublora.system.files import read_json
+from sublora.system.locks import read_presence
 from sublora.system.names import (
     BASE_FOLDER,
     BASE_JSON_NAME,
@@ -28,7 +29,6 @@ from sublora.system.names import (
     CHECKPOINT_NAME,
     LOSSES_NAME,
 )
-from sublora.system.presence import read_presence
 from sublora.system.torch_file import check_seal
 
 STAGES = ("untrained", "training", "trained", "encoded", "bounded")
@@ -142,7 +142,7 @@ def _number(value: Any) -> float | None:
 def _check_files(folder: Path) -> None:
     """UserError if the checkpoint or the certificate is damaged."""
     if (folder / CHECKPOINT_NAME).exists():
-        check_seal(folder / CHECKPOINT_NAME, mend="delete it and train again")
+        check_seal(folder / CHECKPOINT_NAME, fix="delete it and train again")
     if (folder / CERTIFICATE_NAME).exists():
         read_certificate(folder / CERTIFICATE_NAME)
 
@@ -150,7 +150,7 @@ def _check_files(folder: Path) -> None:
 def _done(folder: Path) -> RunStatus:
     """UserError if bounds.json is damaged, or not that of the certificate."""
     path, mend = folder / BOUNDS_NAME, f"compute it again (sublora bound {folder})"
-    record = read_json(path, missing="", mend=mend)
+    record = read_json(path, missing="", fix=mend)
     values = [_number(record.get(key)) for key in ("bound_value", "code_bits")] if isinstance(record, dict) else []
     if len(values) < 2 or None in values:
         raise UserError(f"{path}: no bound_value and code_bits in it; {mend}")

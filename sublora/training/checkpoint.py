@@ -1,17 +1,14 @@
 """best_ckpt.pt and the resume state: small, loadable without running code, refused when they do not fit."""
 
-import hashlib
 import io
 import os
 import pickle
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sublora import config
 from sublora.models.adapted import LoraNetwork
@@ -35,7 +32,7 @@ def save(path: Path, value: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Load with weights_only=True; UserError for a missing or damaged file: not one bit may have changed."""
     try:
-        check_seal(path, mend="delete it and train again")
+        check_seal(path, fix="delete it and train again")
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
@@ -153,14 +150,6 @@ def save_initialization(folder: Path, run: Run) -> None:
     }
     for name, value in files.items():
         save(folder / name, {"format": CHECKPOINT_FORMAT, **value})
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of named float tensors, for comparing trained parameters."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + b"\0" + tensors[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from sublora.system.presence import Presence
+from sublora.system.locks import Presence
 
 
 class Progress:

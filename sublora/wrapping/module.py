@@ -15,7 +15,6 @@ Shape legend: D entries of theta, S coordinates of w (d of them).
 import contextlib
 import copy
 import functools
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
@@ -35,6 +34,7 @@ from sublora.subspace.allocations import parse_allocation, soft_width
 from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.projections import PROJECTIONS
 from sublora.subspace.subspace import Subspace, SubspaceShape
+from sublora.system.digests import tensors_sha256
 from sublora.system.streams import generator
 
 ROLE = "weight"
@@ -380,13 +380,7 @@ def parameter_space(module: nn.Module, patterns: Iterable[str]) -> ParameterSpac
 
 def base_sha256(module: nn.Module) -> str:
     """Digest of names, types, shapes and values of everything in the module's state dict that is a tensor."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update(data.data)
-    return digest.hexdigest()
+    return tensors_sha256((name, value) for name, value in module.state_dict().items() if isinstance(value, Tensor))
 
 
 def _device(module: nn.Module) -> torch.device:

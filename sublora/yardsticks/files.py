@@ -6,11 +6,11 @@ rows       one row per yardstick, by name (see `sublora.yardsticks.rows`); losse
 sha256     of the other three, as canonical JSON
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from sublora.system.digests import json_sha256
 from sublora.system.errors import UserError
 from sublora.system.files import read_json, write_json
 
@@ -25,7 +25,7 @@ _MEND = "delete it and run the workflow again"
 def write_yardsticks(path: Path, contents: dict[str, Any]) -> None:
     """Write what `compute_yardsticks` gave, atomically. ValueError for a number that is not finite."""
     facts = {key: contents[key] for key in _KEYS - {"sha256"}}
-    write_json(path, facts | {"sha256": _digest(facts)})
+    write_json(path, facts | {"sha256": json_sha256(facts)})
 
 
 def read_yardsticks(path: Path, data_hash: str) -> dict[str, Any]:
@@ -34,22 +34,19 @@ def read_yardsticks(path: Path, data_hash: str) -> dict[str, Any]:
     Raises UserError if the file is missing, damaged, of another format, or about another dataset.
     """
     missing = ", expected the yardsticks of the dataset; run the workflow"
-    found = read_json(path, missing=missing, mend=f"expected yardsticks; {_MEND}")
+    found = read_json(path, missing=missing, fix=f"expected yardsticks; {_MEND}")
     if not isinstance(found, dict) or "format" not in found:
         raise UserError(f"{path}: not a file of yardsticks, it has no 'format'; {_MEND}")
     if found["format"] != YARDSTICKS_FORMAT:
         raise UserError(
             f"{path}: format {json.dumps(found['format'])}, this version reads {YARDSTICKS_FORMAT}; {_MEND}"
         )
-    if set(found) != _KEYS or found["sha256"] != _digest(facts := {k: v for k, v in found.items() if k != "sha256"}):
+    if set(found) != _KEYS or found["sha256"] != json_sha256(
+        facts := {k: v for k, v in found.items() if k != "sha256"}
+    ):
         raise UserError(f"{path}: damaged, its contents do not have the sha256 it states; {_MEND}")
     if facts["data_hash"] != data_hash:
         raise UserError(
             f"{path}: yardsticks of the dataset {facts['data_hash']}, expected those of {data_hash}; {_MEND}"
         )
     return facts
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -168,7 +168,7 @@ def test_json_that_breaks_readers(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     try:
-        read_json(path, missing="", mend="mend")
+        read_json(path, missing="", fix="mend")
     except UserError as error:
         assert "not valid JSON" in str(error)
     else:

@@ -14,7 +14,7 @@ import pytest
 from faults.scene import RUN, SCORE, STATUS, Scene
 from sublora import __version__, config
 from sublora.runs.announce import start_line
-from sublora.system.presence import RUNNING_NAME, SILENT_SECONDS, Presence, read_presence
+from sublora.system.locks import RUNNING_NAME, SILENT_SECONDS, Presence, read_presence
 from sublora.tools.status import RunStatus, duration, run_status
 
 

@@ -21,7 +21,7 @@ from sublora.data.prepare import prepare_all, prepare_dataset
 from sublora.runs.base import make_base
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.training.checkpoint import tensors_sha256
+from sublora.system.digests import tensors_sha256
 
 Build = Callable[..., Workspace]
 ONE_RUN = {"budgets": [40], "allocations": ["learned"], "seeds": [1]}
@@ -44,7 +44,7 @@ def train_locally(space: Workspace, root: Path) -> list[config.RunSpec]:
 
 
 def weights(folder: Path) -> str:
-    return tensors_sha256(torch.load(folder / "best_ckpt.pt", weights_only=True)["raw_model"])
+    return tensors_sha256(torch.load(folder / "best_ckpt.pt", weights_only=True)["raw_model"].items())
 
 
 def saved_states(space: Workspace) -> list[Path]:

@@ -3,7 +3,7 @@
 from snakemake.settings.types import DeploymentMethod, SharedFSUsage
 
 from sublora.runs.ownership import read_owner
-from sublora.system.hardware import gpu_is_present
+from sublora.system.device import gpu_is_present
 
 WORKFLOW = Path(str(workflow.current_basedir)).parent
 RULES_ON_GPU = {"base", "train", "score", "yardsticks", "verify_run"}
