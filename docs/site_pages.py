@@ -21,6 +21,9 @@ PAGES_OF_FILES = {
     "reference/settings.md": "config/README.md",
 }
 """Page to the file that it shows."""
+FIRST = [f"guide/{name}.md" for name in ("installation", "tutorial", "running", "results")]
+FIRST += ["glossary.md", "architecture.md"]
+"""Pages that begin their part of the navigation; the others follow by name."""
 SHOWN = {source: page for page, source in PAGES_OF_FILES.items()}
 OUTSIDE = "(?:README|CHANGELOG|CONTRIBUTING|(?:demo|config|benchmarks|profiles|sublora|tests|workflow)/)"
 """How paths begin that lie beside docs/."""
@@ -31,7 +34,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     docs = Path(config.docs_dir)
 
     def pages_in(folder: str) -> list[str]:
-        return sorted(path.relative_to(docs).as_posix() for path in docs.glob(f"{folder}/*.md"))
+        pages = [path.relative_to(docs).as_posix() for path in docs.glob(f"{folder}/*.md")]
+        return sorted(pages, key=lambda page: (page not in FIRST, FIRST.index(page) if page in FIRST else 0, page))
 
     packages = [f"reference/{package}.md" for package in _packages()]
     config.nav = [

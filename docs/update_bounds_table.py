@@ -1,4 +1,4 @@
-"""Write the table of the demo's runs into docs/bounds.md: `python docs/update_bounds_table.py [runs.csv]`."""
+"""Write the table of the demo's runs into docs/studies/demo.md: `python docs/update_bounds_table.py [runs.csv]`."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pandas as pd
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.system.files import write_bytes
 
-DOCUMENT = Path(__file__).parent / "bounds.md"
+DOCUMENT = Path(__file__).parent / "studies" / "demo.md"
 RUNS = Path(__file__).parents[1] / "demo" / "results" / "runs.csv"
 BEGIN, END = "<!-- demo-table:begin -->\n", "<!-- demo-table:end -->"
 PAPER, BETTING = "paper's", "**betting**"

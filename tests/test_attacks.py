@@ -1,7 +1,7 @@
 """Every way we know to make a claim say more than it proves: each is refused, or is a premise that the verdict shows.
 
 Here the data, the run, the losses and the settings; what is written into the files themselves is in
-test_attacks_files.py. The table of attacks in docs/bounds.md names these tests.
+test_attacks_files.py. The table in docs/studies/attacks.md names these tests.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
-"""What the README tells a reader to type works."""
+"""What the README and the first pages of the guide tell a reader to type works."""
 
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -8,12 +9,21 @@ from typer.testing import CliRunner
 from sublora.cli import app
 from workflow.toy import REPOSITORY, Toy
 
-README = (REPOSITORY / "README.md").read_text()
+PAGES = [
+    REPOSITORY / name
+    for name in (
+        "README.md",
+        "docs/guide/installation.md",
+        "docs/guide/running.md",
+        "docs/guide/results.md",
+        "docs/guide/full_reproduction.md",
+    )
+]
 
 
 def commands(program: str) -> list[list[str]]:
-    """Words of each command of a program that the README shows in a shell block."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    """Words of each command of a program that the pages show in a shell block."""
+    blocks = re.findall(r"```sh\n(.*?)```", "\n".join(page.read_text() for page in PAGES), re.DOTALL)
     lines = [line.split(" #")[0].split() for line in "\n".join(blocks).splitlines()]
     return [words[1:] for words in lines if words and words[0] == program]
 
@@ -25,7 +35,7 @@ def test_make_targets_exist() -> None:
 
 def test_snakemake_commands_plan(toy: Toy) -> None:
     toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
-    found = [words for words in commands("snakemake") if "--report" not in words]
+    found = [words for words in commands("snakemake") if not {"--report", "--touch"} & set(words)]
     assert len(found) > 4
     for words in found:
         outcome = toy.snakemake("--dry-run", *(word for word in words if word != "-n"))
@@ -47,6 +57,7 @@ def test_options_of_the_command_line_exist(words: list[str]) -> None:
         assert option in help_text
 
 
-def test_linked_files_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert "://" in target or (REPOSITORY / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_linked_files_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
