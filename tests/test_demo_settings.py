@@ -31,7 +31,7 @@ def test_both_settings_files_of_the_demo_describe_the_same_documents():
 
 
 def test_the_four_ways_are_the_demo_but_for_what_is_trained():
-    """The same documents, base and training; beside the grid only learning rates and what a report would need."""
+    """The same documents and base; beside the grid only learning rates and what a report would need."""
     demo, four = (
         load_settings(REPOSITORY / "demo/config" / name).model_dump() for name in ("config.yaml", "four_ways.yaml")
     )
@@ -39,8 +39,10 @@ def test_the_four_ways_are_the_demo_but_for_what_is_trained():
     assert differing == {
         *("grid.budgets", "grid.allocations", "grid.seeds", "grid.trained"),
         *("training.learning_rates", "data.near_duplicates", "scoring.sources"),
-        # The study is of direct bounds, with the draw that they had.
-        *("scoring.anchor", "scoring.anchor_k0", "scoring.documents", "scoring.base_documents", "scoring.base_sources"),
+        # The study is of direct bounds, with the training and the draws that the demo had before it was anchored.
+        *("scoring.anchor", "scoring.anchor_k0", "scoring.base_documents", "scoring.base_sources"),
+        *("scoring.documents", "scoring.test_documents", "lora.rank", "rate_phase.rate_factor"),
+        *(f"training.{key}" for key in ("steps", "learning_rate", "eval_interval_steps", "save_interval_steps")),
         *("bound.delta_base", "bound.delta_base_sample", "bound.delta_excess_sample"),
     }
     runs = load_settings(REPOSITORY / "demo/config/four_ways.yaml").grid.runs()
