@@ -120,9 +120,9 @@ compare: $(INSTALLED) ## byte for byte the same results as another commit? make 
 schema: $(INSTALLED) ## write what is generated from settings: JSON schema, config/README.md, references in the package
 	$(BIN)/python -m sublora.config.documentation schema > workflow/schemas/config.schema.json
 	$(BIN)/python -m sublora.config.documentation readme > config/README.md
-	cp config/config.yaml sublora/config/references/full.yaml
-	cp demo/config/config.yaml sublora/config/references/demo.yaml
-	cp demo/config/random_base.yaml sublora/config/references/random_base.yaml
+	$(BIN)/python -m sublora.config.documentation reference config/config.yaml > sublora/config/references/full.yaml
+	$(BIN)/python -m sublora.config.documentation reference demo/config/config.yaml > sublora/config/references/demo.yaml
+	$(BIN)/python -m sublora.config.documentation reference demo/config/random_base.yaml > sublora/config/references/random_base.yaml
 
 faults: $(INSTALLED) ## write tests/faults/messages.md: the message of each fault of the matrix
 	$(BIN)/python tests/faults/table.py

@@ -8,7 +8,6 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.progress import Progress
 
 from sublora import config
@@ -47,7 +46,7 @@ def evenly_spread(documents: list[np.ndarray], count: int) -> list[np.ndarray]:
 
 def settings_with(changes: dict[str, dict[str, Any]]) -> config.Settings:
     """The settings of config/config.yaml with changes by section."""
-    values = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    values = config.load_settings(CONFIG).model_dump(mode="json")
     for section, keys in changes.items():
         values[section] |= keys
     return config.parse_settings(values, source=f"{CONFIG}, with the changes of the benchmark")

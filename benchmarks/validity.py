@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from scipy import stats
 
 from sublora import config
@@ -55,7 +54,7 @@ class Outcome:
 
 def markov_settings(changes: dict[str, dict]) -> config.Settings:
     """The demo's settings on a Markov source and a random base, with changes by section."""
-    values = yaml.safe_load(DEMO.read_text(encoding="utf-8")) | {"base": {"kind": "random"}}
+    values = config.load_settings(DEMO).model_dump(mode="json") | {"base": {"kind": "random"}}
     source = {"kind": "markov", "symbols": 16, "concentration": 0.3, "documents": 18000}
     values["data"] |= {
         "name": "markov",

@@ -83,8 +83,8 @@ PRETRAINED = {
 
 
 def demo_values() -> dict:
-    """The demo's settings as plain values, free to be changed, on a random base."""
-    demo = yaml.safe_load((REPOSITORY / "demo/config/config.yaml").read_text(encoding="utf-8"))
+    """The demo's settings as plain values, every key of them and free to be changed, on a random base."""
+    demo = config.load_settings(REPOSITORY / "demo/config/config.yaml").model_dump(mode="json")
     demo["scoring"]["anchor"] = "guessing"  # for tests that put another base in
     return demo | {"base": {"kind": "random"}}
 
@@ -92,7 +92,7 @@ def demo_values() -> dict:
 def merged(values: dict, changes: dict) -> dict:
     result = copy.deepcopy(values)
     for section, keys in changes.items():
-        result[section] = result[section] | keys
+        result[section] = result.get(section, {}) | keys
     return result
 
 

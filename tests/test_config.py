@@ -9,6 +9,10 @@ from sublora import config
 from sublora.config.section import Mark, ReachesThrough
 from sublora.system.errors import UserError
 
+CLASSIFY = REPOSITORY / "config/glue.yaml"
+CONFIGS = sorted({*REPOSITORY.glob("config/*.yaml"), *REPOSITORY.glob("demo/config/*.yaml")} - {CLASSIFY})
+GOLDEN = [REPOSITORY / "tests/golden/settings.yaml"]
+
 
 def parsed(changes: dict) -> config.Settings:
     return config.parse_settings(merged(merged(demo_values(), TINY), changes), source="x.yaml")
@@ -18,7 +22,7 @@ def parsed(changes: dict) -> config.Settings:
     ("path", "budgets"),
     [
         ("config/config.yaml", (1000, 2000)),
-        ("demo/config/config.yaml", (500, 1000)),
+        ("demo/config/config.yaml", (1000, 2000)),
         ("demo/config/random_base.yaml", (1000, 2000)),
     ],
 )
@@ -58,11 +62,31 @@ def test_mistakes_are_named(changes, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_every_key_is_required():
+@pytest.mark.parametrize(
+    "key", ["bound.delta", "bound.delta_sample", "message.extra_bits", "data.unit", "data.min_tokens"]
+)
+def test_a_premise_has_no_default(key):
     values = demo_values()
-    del values["bound"]["delta"]
-    with pytest.raises(UserError, match=r"key 'bound.delta' is missing"):
+    section, name = key.split(".")
+    del values[section][name]
+    with pytest.raises(UserError, match=rf"key '{key}' is missing"):
         config.parse_settings(values, source="x.yaml")
+
+
+def test_the_independence_of_a_pretrained_base_has_no_default():
+    assert config.PretrainedBase.model_fields["independence"].is_required()
+    assert all(field.is_required() for field in config.Independence.model_fields.values())
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *GOLDEN])
+def test_a_file_of_all_keys_and_one_without_the_defaults_are_the_same_settings(path):
+    settings = config.load_settings(path)
+    whole = config.parse_settings(settings.model_dump(mode="json"), source="whole")
+    short = config.parse_settings(settings.model_dump(mode="json", exclude_defaults=True), source="short")
+    assert whole == short == settings
+    for stage in config.STAGES:
+        digests = {config.digest(config.stage_settings(each, stage)) for each in (settings, whole, short)}
+        assert len(digests) == 1
 
 
 @pytest.mark.parametrize("content", ["grid: [", "just text", ""])

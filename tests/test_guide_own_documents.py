@@ -43,7 +43,7 @@ def write_inputs(folder: Path) -> None:
     tiny_tokenizer(corpus, VOCABULARY).save_pretrained(folder / "model")
 
 
-def mend(path: Path) -> None:
+def edit(path: Path) -> None:
     """What the reader changes, and sizes for a test; everything else is as shipped."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     changes = {
@@ -87,7 +87,7 @@ def test_the_page_from_its_first_command_to_its_last(folder: Path) -> None:
     for words in commands():
         output[tuple(words[:2])] = call(words)
         if words[0] == "cp":
-            mend(folder / words[-1])
+            edit(folder / words[-1])
             shutil.copytree((folder / words[-1]).parent, folder / "auditor/config")
     text = output["sublora", "plan"]
     assert "d = 1,000: n = " in text and "is too small" in text  # a few hundred documents are no sample
@@ -108,9 +108,9 @@ def test_the_page_from_its_first_command_to_its_last(folder: Path) -> None:
     assert transformers.AutoTokenizer.from_pretrained(folder / "merged")("the model").input_ids
 
 
-def test_the_settings_that_are_shipped_are_whole_and_every_command_is_on_the_page() -> None:
+def test_the_settings_that_are_shipped_are_complete_and_every_command_is_on_the_page() -> None:
     settings = config.load_settings(REPOSITORY / SETTINGS)
     assert len(settings.grid.runs()) == 30
     assert {words[1] for words in commands() if words[0] == "sublora"} >= {"prepare", "plan", "train", "verify"}
-    marked = set(re.findall(r"^ *(\w+):.*# mend", (REPOSITORY / SETTINGS).read_text(encoding="utf-8"), re.MULTILINE))
+    marked = set(re.findall(r"^ *(\w+):.*# change", (REPOSITORY / SETTINGS).read_text(encoding="utf-8"), re.MULTILINE))
     assert {"path", "text_field", "unit_field", "independence", "n_layer", "targets", "extra_bits"} <= marked

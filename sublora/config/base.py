@@ -47,7 +47,7 @@ class TrainedBase(Optimization):
     """Documents on which the best step is chosen."""
     seed: NonNegativeInt
     """Seed of the initial weights and of the batches."""
-    threads: PositiveInt
+    threads: PositiveInt = 1
     """CPU threads of the training."""
 
 
@@ -73,7 +73,7 @@ class PretrainedBase(Section):
     path: Annotated[str, Field(min_length=1), Mark("base", "train"), TOKENIZES]
     """A folder (relative to the folder above config/, or absolute) with config.json and safetensors or with a .gguf
     file, or a hub id."""
-    revision: Annotated[str | None, Mark("base", "train"), TOKENIZES]
+    revision: Annotated[str | None, Mark("base", "train"), TOKENIZES] = None
     """Branch, tag or commit on the hub; null for a folder."""
     independence: Annotated[Independence, Mark("score", "bound", claim="population")]
     """The assumption under which the bound holds."""

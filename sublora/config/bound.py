@@ -36,10 +36,12 @@ DocumentsToScore = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_
 class Message(Section):
     """How a trained w becomes a message."""
 
-    quantizer: Annotated[Literal["plain", "entropy"], Mark("train", "score", "bound", decoder=True, premise=True)]
+    quantizer: Annotated[Literal["plain", "entropy"], Mark("train", "score", "bound", decoder=True, premise=True)] = (
+        "entropy"
+    )
     """plain: uniform levels, 16-bit codebook, transmitted counts; entropy: one step and an adaptive code, which the end
     of training optimizes for."""
-    levels: Annotated[int, Field(ge=2, le=255), Mark(decoder=True)]
+    levels: Annotated[int, Field(ge=2, le=255), Mark(decoder=True)] = 11
     """Levels of the plain quantizer."""
     extra_bits: Annotated[NonNegativeFloat, Mark(claim="condition", premise=True)]
     """Bits owed for choices made by hand on these data: log2 of the number of alternatives tried."""
@@ -51,13 +53,15 @@ class Scoring(Section):
     documents: Annotated[DocumentsToScore, IS_SCORED, IN_THE_OBJECTIVE]
     """m, the number of training documents (units, with data.unit: source) drawn with replacement after the message is
     frozen. all: each of the n once, with the full-sample inequality; needs no draw and no bound.delta_sample."""
-    sources: Annotated[PositiveInt | None, Mark("score", "bound", claim="source_bound")]
+    sources: Annotated[PositiveInt | None, Mark("score", "bound", claim="source_bound")] = None
     """Source files drawn with replacement for a second bound, on the mean over source files, beside the one over
     documents; one training document of each is scored. Only for a corpus of packages with data.unit: document; null:
     no second bound."""
     sliding_window: Annotated[PositiveInt, IS_SCORED, IN_THE_OBJECTIVE]
     """Tokens by which the window moves in documents longer than the context."""
-    smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), IS_SCORED, IN_THE_OBJECTIVE]
+    smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), IS_SCORED, IN_THE_OBJECTIVE] = tuple(
+        f"document({k})" for k in (1, 2, 3, 4, 6, 8, 12, 16)
+    )
     """Candidates for the predictor that is bounded; one is chosen on val and named in the message.
 
     token(a): p_a = (1 - a) p + a / V for every token, 0 < a <= 0.999999; document(k): the mixture

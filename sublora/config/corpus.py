@@ -14,13 +14,13 @@ class HuggingFaceCorpus(Section):
     """A dataset of the Hugging Face hub."""
     dataset: str
     """Identifier on the hub, or a folder of parquet files (relative to the folder above config/, or absolute)."""
-    revision: str
+    revision: str = "refs/convert/parquet"
     """Branch or commit; refs/convert/parquet is the hub's own parquet conversion."""
-    split: str
+    split: str = "train"
     """Split of the dataset, for example train."""
-    text_field: str
+    text_field: str = "text"
     """Column of the text."""
-    unit_field: str | None
+    unit_field: str | None = None
     """Column of text that names the source of a document; given if and only if data.unit is source."""
 
 
@@ -31,9 +31,9 @@ class FolderCorpus(Section):
     """Text files."""
     path: str
     """Relative to the folder above config/, or absolute."""
-    text_field: str
+    text_field: str = "text"
     """Key of the text in a .jsonl line."""
-    unit_field: str | None
+    unit_field: str | None = None
     """Key of the text that names the source of a .jsonl line, for data.unit: source; a .txt file is its own source.
     null with data.unit: document, and for a folder that has only .txt files."""
 
@@ -72,7 +72,7 @@ class JsonDocumentationCorpus(Section):
     """Documentation in JSON files of a wheel."""
     wheel: Annotated[str, Field(min_length=1)]
     """The .whl file, or another zip archive; relative to the folder above config/, or absolute."""
-    without: str | None
+    without: str | None = None
     """An earlier wheel, whose texts are left out; null: none."""
     pattern: Annotated[str, Field(min_length=1)]
     """Shell-style pattern of the files' names in the archive; .gz files are unpacked."""
@@ -165,9 +165,9 @@ class Data(Section):
     tokenizer: Annotated[Literal["gpt2", "bytes", "base"], Mark("data", "base", "train")]
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token; base: that of the
     pretrained base, byte-level byte-pair encoding."""
-    min_characters: Annotated[int, Field(ge=1)]
+    min_characters: Annotated[int, Field(ge=1)] = 1
     """Shorter documents are left out."""
-    max_characters: PositiveInt | None
+    max_characters: PositiveInt | None = None
     """Longer documents are not in the population; null: there is no limit."""
     min_tokens: Annotated[PositiveInt, IN_EVERY_BOUND]
     """Documents with fewer tokens, end-of-text not counted, are not in the population. The smallest number of scored
@@ -177,7 +177,7 @@ class Data(Section):
     they hold at least this many documents; the same goes for every other number of val or test documents."""
     test_documents: PositiveInt
     """Documents whose losses are only ever reported."""
-    shuffle_seed: Annotated[NonNegativeInt, Mark("data", "base", "train")]
+    shuffle_seed: Annotated[NonNegativeInt, Mark("data", "base", "train")] = 2357
     """Key of the hash of a text (or of a source's name) that decides whether it goes to train, val or test."""
     permute: Annotated[Literal["words", "tokens"] | None, Mark(claim="population", premise=True, null_counts=False)] = (
         None
@@ -186,9 +186,9 @@ class Data(Section):
     document's text. words: what white space separates, which stays where it is; tokens: tokens. A model of text must
     lose by it, and with it the bound. Splits are those of the documents as they were. The corpus of a trained base
     stays in order. null: documents as they are."""
-    workers: Annotated[PositiveInt, Mark(no_stage=True, claim="no_effect")]
+    workers: Annotated[PositiveInt, Mark(no_stage=True, claim="no_effect")] = 2
     """Processes that tokenize; does not change the result."""
-    near_duplicates: Annotated[bool, Mark(no_stage=True, claim="no_effect")]
+    near_duplicates: Annotated[bool, Mark(no_stage=True, claim="no_effect")] = False
     """Whether the report says how many near duplicates there are and how much the bounds owe to them; `sublora
     duplicates` measures it in any case."""
 

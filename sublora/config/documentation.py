@@ -2,15 +2,19 @@
 
 `python -m sublora.config.documentation schema` prints workflow/schemas/config.schema.json, a JSON schema, and
 `python -m sublora.config.documentation readme` prints config/README.md: what each key means, takes and reruns.
-`make schema` writes both; a test compares them.
+`make schema` writes both, and the reference configurations of the release (`reference FILE`); tests compare them.
 """
 
 import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
+import yaml
+
+from sublora.config.loading import load_settings
 from sublora.config.section import STAGES, Mark, ReachesThrough, Section, stage_marks
 from sublora.config.settings import Settings
 
@@ -19,18 +23,21 @@ INTRODUCTION = """\
 
 Generated from the settings' docstrings by `make schema`; do not edit.
 
-`config.yaml` in this folder is the full reproduction. A settings file is whole: every key below must be given, but for
-those that *may be left out* and are null then; unknown keys are refused, and numbers are not converted from text. Its
-folder is called `config`, and `data/`, `results/` and `logs/` lie in the folder above. To vary it, copy it to
-`NAME/config/config.yaml` and run `snakemake --directory NAME`, or change single keys with
-`--config 'training={steps: 200}'`. The workflow writes the settings in force to `results/settings.yaml`, which its jobs
-read.
+`config.yaml` in this folder is the full reproduction. A settings file holds the keys below; a key that has a default
+may be left out, and so may a section all of whose keys have one. What a bound rests on has none: `delta` and its
+division, `extra_bits`, `unit`, `min_tokens`, `independence`. Unknown keys are refused, and text is not converted to
+numbers.
+
+A settings file lies in a folder called `config`; `data/`, `results/` and `logs/` are beside that folder. To run a
+variant, copy the file to `NAME/config/config.yaml`, change it and run `snakemake --directory NAME`, or change single
+keys with `--config 'training={steps: 200}'`. The workflow writes the settings in force, with every key, to
+`results/settings.yaml`, which its jobs read.
 
 The workflow calls the command line of the Python package `sublora`, which has to be installed in the same environment
 as Snakemake: `make setup` in a clone, or `pip install "sublora[workflow] @ git+<URL of the repository>@<tag>"`.
 
-*Reruns* names the stages whose results hang on a key; what follows them is rerun as well. Stages are, in their order,
-{stages}. A key without an entry changes speed or output on the screen, never a number.
+*Reruns* names the stages whose results depend on a key; the stages that follow them are rerun as well. The stages
+are, in order, {stages}. A key without an entry changes the speed or what is printed, never a number.
 """
 LIMITS = {
     "minimum": "at least",
@@ -76,9 +83,9 @@ class _Page:
     def add_kinds(
         self, kinds: tuple[type[Section], ...], path: str, inherited: Sequence[Mark], unmarked: str = ""
     ) -> None:
-        """A table of each section's own keys, followed by the sections inside it.
+        """Add a table of each section's own keys, followed by the sections inside it.
 
-        unmarked: what stands in the place of the stages where no mark says anything.
+        unmarked: the text for the stages of a key that has no mark.
         """
         self.shown[kinds] = path
         for section in kinds:
@@ -87,27 +94,43 @@ class _Page:
             elif "." in path:
                 self.add(f"### {path}")
             self.add(_documented(section))
-            rows = ["| key | takes | reruns | meaning |", "|---|---|---|---|"]
-            schema, inner = section.model_json_schema(), []
-            for key, field in section.model_fields.items():
-                marks, below = stage_marks(field) or inherited, _sections(field.annotation)
-                if not below:
-                    takes, stages = _takes(schema["properties"][key], schema), _stages(marks, self.conditions)
-                    stages = stages or unmarked
-                elif below in self.shown:
-                    takes, stages = f"keys, as under {self.shown[below]}", _stages(marks, self.conditions)
-                else:
-                    takes, stages = "keys, see below", ""
-                    inner.append((below, f"{path}.{key}", marks))
-                takes += "" if field.is_required() else ", may be left out"
-                rows.append("| " + " | ".join(map(_cell, (f"`{key}`", takes, stages, field.description or ""))) + " |")
-            for key in schema["properties"].keys() - section.model_fields.keys():
-                node = schema["properties"][key]
-                cells = f"`{key}`", f"{_takes(node, schema)}, may be left out", _stages(inherited, self.conditions)
-                rows.append("| " + " | ".join(map(_cell, (*cells, node["description"]))) + " |")
-            self.add("\n".join(rows))
-            for found in inner:
-                self.add_kinds(*found)
+            self.add_table(section, path, inherited, unmarked)
+
+    def add_table(self, section: type[Section], path: str, inherited: Sequence[Mark], unmarked: str) -> None:
+        """Add the table of a section's keys, and after it the sections inside it that have no tables yet."""
+        rows = ["| key | takes | default | reruns | meaning |", "|---|---|---|---|---|"]
+        schema, inner = section.model_json_schema(), []
+        for key, field in section.model_fields.items():
+            marks, below = stage_marks(field) or inherited, _sections(field.annotation)
+            if not below:
+                takes, stages = _takes(schema["properties"][key], schema), _stages(marks, self.conditions)
+                stages = stages or unmarked
+            elif below in self.shown:
+                takes, stages = f"keys, as under {self.shown[below]}", _stages(marks, self.conditions)
+            else:
+                takes, stages = "keys, see below", ""
+                inner.append((below, f"{path}.{key}", marks))
+            default = "" if field.is_required() else _default(schema["properties"][key]["default"])
+            rows.append(_row(f"`{key}`", takes, default, stages, field.description or ""))
+        # Keys that a validator takes apart before the fields are read.
+        for key in schema["properties"].keys() - section.model_fields.keys():
+            node = schema["properties"][key]
+            stages = _stages(inherited, self.conditions)
+            rows.append(_row(f"`{key}`", f"{_takes(node, schema)}, may be left out", "", stages, node["description"]))
+        self.add("\n".join(rows))
+        for found in inner:
+            self.add_kinds(*found)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _default(value: Any) -> str:
+    """A default as a settings file writes it."""
+    if isinstance(value, list):
+        return f"`[{', '.join(map(str, value))}]`"
+    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
 
 
 def _sections(annotation: Any) -> tuple[type[Section], ...]:
@@ -185,5 +208,12 @@ def schema_text() -> str:
     return json.dumps(dialect | Settings.model_json_schema(), indent=2) + "\n"
 
 
+def reference_text(path: Path) -> str:
+    """The settings of a file with every key written, so that a changed default leaves a reference as it was."""
+    values = load_settings(path).model_dump(mode="json")
+    return f"# {path} with every key.\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 if __name__ == "__main__":
-    print({"schema": schema_text, "readme": readme_text}[sys.argv[1]](), end="")
+    texts: dict[str, Callable[..., str]] = {"schema": schema_text, "readme": readme_text, "reference": reference_text}
+    print(texts[sys.argv[1]](*map(Path, sys.argv[2:])), end="")

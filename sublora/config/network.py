@@ -109,7 +109,7 @@ class Model(Section):
     """Width of the residual stream."""
     context_length: Annotated[PositiveInt, Mark(decoder=True)]
     """Tokens of a window, and positions that have an embedding."""
-    init_std: PositiveFloat
+    init_std: PositiveFloat = 0.02
     """Standard deviation of the frozen weights; 0.02 in GPT-2."""
 
     @model_validator(mode="before")
@@ -166,17 +166,17 @@ HEAD_TARGET = "head"
 class Lora(Section):
     """Low-rank adapters on the frozen weights: W x + (alpha / rank) B A x."""
 
-    rank: Annotated[PositiveInt, Mark(decoder=True, premise=True)]
+    rank: Annotated[PositiveInt, Mark(decoder=True, premise=True)] = 4
     """r, the inner dimension of B A."""
-    alpha: Annotated[PositiveFloat, Mark(decoder=True, premise=True)]
+    alpha: Annotated[PositiveFloat, Mark(decoder=True, premise=True)] = 16.0
     """Adapters are scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0), Mark(claim="no_effect")]
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0), Mark(claim="no_effect")] = 0.0
     """Dropout on the input of an adapter during training."""
     targets: Annotated[tuple[str, ...], Field(min_length=1), Mark(decoder=True)]
     """Linear maps that have adapters. GPT-2: query and value projections and the two maps of the MLP (mlp_in, mlp_out)
     of every block, and the LM head. A model of transformers: names or shell-style patterns of its linear maps, for
     example q_proj, and head."""
-    init: Annotated[Literal["zero_b", "both_random"], Mark(decoder=True, premise=True)]
+    init: Annotated[Literal["zero_b", "both_random"], Mark(decoder=True, premise=True)] = "zero_b"
     """zero_b: A random, B zero, so that only B learns at first; both_random: both random, and their product is
     subtracted from the frozen weight. Either way training starts from the base model."""
 
@@ -184,29 +184,29 @@ class Lora(Section):
 class Subspace(Section):
     """What is trained, and through which projection."""
 
-    adapt: Annotated[Adapted, Mark(premise=True)]
+    adapt: Annotated[Adapted, Mark(premise=True)] = "lora"
     """Which parameters w stands for. lora: the matrices of section lora, beside frozen weights; weights: every weight
     of the network, which starts from the base, and no adapters."""
-    projection: Annotated[ProjectionName, Mark(decoder=True, premise=True)]
+    projection: Annotated[ProjectionName, Mark(decoder=True, premise=True)] = "kronecker_qr"
     """How w is mapped to the parameters; kronecker_qr: Kronecker products of orthonormal factors; kronecker_feistel:
     the same for many million parameters, with a permutation that is not stored; identity: no subspace, w is the
     parameters' difference from their start, and grid.budgets is [all]."""
-    projection_seed: NonNegativeInt
+    projection_seed: NonNegativeInt = 137
     """Seed of the projection, combined with the seed of the run."""
 
 
 class Gating(Section):
     """The learned allocation: soft masks that narrow, then hard splits."""
 
-    sharing: Annotated[Literal["shared", "per_layer"], Mark(decoder=True)]
+    sharing: Annotated[Literal["shared", "per_layer"], Mark(decoder=True)] = "shared"
     """shared: every gate splits all of w; per_layer: each gate splits its layer's (or the head's) own part of w."""
-    learning_rate: Annotated[PositiveFloat, Mark(claim="no_effect")]
+    learning_rate: Annotated[PositiveFloat, Mark(claim="no_effect")] = 0.05
     """Peak learning rate of the gates."""
-    mask_width_start: Annotated[PositiveFloat, Mark(claim="no_effect")]
+    mask_width_start: Annotated[PositiveFloat, Mark(claim="no_effect")] = 0.25
     """Temperature tau of the mask at the first step, as a share of the coordinates that a gate splits."""
-    mask_width_end: Annotated[PositiveFloat, Mark(claim="no_effect")]
+    mask_width_end: Annotated[PositiveFloat, Mark(claim="no_effect")] = 0.3
     """Temperature tau, in coordinates, at the end of the soft phase."""
-    soft_fraction: Annotated[float, Field(gt=0.0, lt=1.0), Mark(claim="no_effect")]
+    soft_fraction: Annotated[float, Field(gt=0.0, lt=1.0), Mark(claim="no_effect")] = 0.5
     """Share of the steps with soft masks; the rest trains with the hard split."""
-    trace_interval_steps: Annotated[PositiveInt, Mark(claim="no_effect")]
+    trace_interval_steps: Annotated[PositiveInt, Mark(claim="no_effect")] = 10
     """Steps between rows of gating_trace.csv, over which a row's gradient_snr is taken."""

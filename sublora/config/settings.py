@@ -53,12 +53,12 @@ class Settings(Section):
     base: Annotated[Base, Mark("base")]
     model: Annotated[AnyModel, Mark("base", "train", "yardsticks")]
     lora: Annotated[Lora, Mark("train")]
-    subspace: Annotated[Subspace, Mark("train")]
-    gating: Annotated[Gating, Mark("train")]
+    subspace: Annotated[Subspace, Mark("train")] = Subspace()
+    gating: Annotated[Gating, Mark("train")] = Gating()
     training: Annotated[Training, Mark("train", claim="no_effect")]
-    rate_phase: Annotated[RatePhase, Mark("train", when=trains_for_the_message, claim="no_effect")]
+    rate_phase: Annotated[RatePhase, Mark("train", when=trains_for_the_message, claim="no_effect")] = RatePhase()
     compute: Annotated[Compute, Mark("train", claim="no_effect")]
-    tracking: Annotated[Tracking, Mark(no_stage=True, claim="no_effect")]
+    tracking: Annotated[Tracking, Mark(no_stage=True, claim="no_effect")] = Tracking()
     message: Annotated[Message, Mark("score", "bound")]
     scoring: Annotated[Scoring, Mark("score", "yardsticks", "bound")]
     bound: Annotated[Bound, Mark("score", "yardsticks", "bound"), Mark("train", when=trains_for_the_message)]

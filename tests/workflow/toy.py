@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from sublora.config import load_settings
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIME_LIMIT_SECONDS = 600
 
@@ -150,12 +152,12 @@ class Toy:
         corpus = {"kind": "docstrings", "packages": ["stdlib"]}
         values["data"] |= {"name": "docstrings", "corpus": corpus, "near_duplicates": False}
         for section, keys in sections.items():
-            values[section] = values[section] | keys
+            values[section] = values.get(section, {}) | keys
         self.write(path, yaml.safe_dump(values))
 
     @property
     def settings(self) -> dict[str, Any]:
-        return yaml.safe_load((self.root / "config/config.yaml").read_text())
+        return load_settings(self.root / "config/config.yaml").model_dump(mode="json")
 
     def write(self, path: str, text: str) -> None:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,8 @@ try:
     SETTINGS, SETTINGS_SOURCE = resolved_settings()
 except UserError as error:
     stop(str(error))
-validate(config, "../schemas/config.schema.json")
+# `set_default`: SETTINGS have the defaults; Snakemake would mix those of all kinds of a base.
+validate(config, "../schemas/config.schema.json", set_default=False)
 
 RUNS = SETTINGS.grid.runs()
 # Name of a run's folder, with the wildcards that the grid has.
