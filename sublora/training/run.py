@@ -52,7 +52,7 @@ class Run:
         batch_tokens = self.settings.compute.scoring_batch_tokens
         return ScoringRule(self.windows, self.dataset.eot_id, batch_tokens, fixed_shapes=True)
 
-    @property
+    @functools.cached_property
     def loss(self) -> BoundedLoss:
         """The loss that is bounded."""
         dataset = self.dataset
