@@ -32,7 +32,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from sublora import cli, config
-from sublora.coding.certificate import CHECKSUM_BYTES, MAGIC, read_certificate
+from sublora.coding.certificate import MAGIC, read_certificate
 from sublora.data.base import base_data, open_target
 from sublora.data.dataset import META_FILE, dataset_folder
 from sublora.data.prepare import prepare_all
@@ -48,6 +48,7 @@ from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.verify import verify_run
 from sublora.runs.yardsticks import frozen_base_row
+from sublora.system.digests import SHA256_BYTES
 from sublora.system.errors import UserError
 from sublora.system.names import BASE_JSON_NAME, BASE_WEIGHTS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME
 from sublora.system.versions import BASE_FORMAT, CERTIFICATE_FORMAT, CHECKPOINT_FORMAT
@@ -270,7 +271,7 @@ def interrupt(step: int) -> None:
 
 def test_certificates_of_the_format_before_are_refused(root: Path) -> None:
     path = run_folder(root) / CERTIFICATE_NAME
-    data = path.read_bytes()[:-CHECKSUM_BYTES]
+    data = path.read_bytes()[:-SHA256_BYTES]
     data = MAGIC + (CERTIFICATE_FORMAT - 1).to_bytes(2, "big") + data[len(MAGIC) + 2 :]
     path.write_bytes(data + hashlib.sha256(data).digest())
     for command in (verify_run, bound_run):
