@@ -71,10 +71,11 @@ def prepare(config: ConfigOption) -> None:
     from sublora.config import load_settings, root_of
     from sublora.data.base import open_target
     from sublora.data.prepare import prepare_all
-    from sublora.runs.announce import announce
+    from sublora.runs.starts import announce
+    from sublora.system.provenance import Provenance
 
     settings, root = load_settings(config), root_of(config)
-    folder = prepare_all(settings, root, started=lambda: announce(settings))
+    folder = prepare_all(settings, root, started=lambda: announce(settings, Provenance.of_this_process()))
     print(open_target(settings, root).in_words())
     print(folder)
 

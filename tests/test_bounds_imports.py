@@ -9,7 +9,7 @@ import pytest
 import sublora
 
 PACKAGE = Path(sublora.__file__).parent
-OURS = ("sublora.system.errors", "sublora.system.files", "sublora.system.streams", "sublora.system.versions")
+OURS = tuple(f"sublora.system.{name}" for name in ("digests", "errors", "files", "streams", "versions"))
 OTHERS = {"numpy", "constriction"}
 
 

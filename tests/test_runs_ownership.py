@@ -8,8 +8,8 @@ from conftest import TINY, demo_values, merged, write_settings
 
 from sublora import config
 from sublora.runs.bound import bound_run
-from sublora.runs.ownership import foreign_setting, read_owner
 from sublora.runs.score import score_run
+from sublora.runs.starts import foreign_setting, read_owner
 from sublora.runs.train import train_run
 from sublora.system.errors import UserError
 from sublora.system.names import CHECKPOINT_NAME, SETTINGS_NAME

@@ -8,15 +8,15 @@ from sublora.data.base import base_data
 from sublora.data.dataset import TokenDataset
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.weights import Base, weights_sha256
-from sublora.runs.announce import announce
 from sublora.runs.networks import AnyBase, gpt2, import_base, random_base, read_base, write_base
-from sublora.runs.starts import record_start
+from sublora.runs.starts import announce, record_start
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError
 from sublora.system.files import read_json, write_json
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
 from sublora.system.pretrained import pretrained_folder
+from sublora.system.provenance import Provenance
 from sublora.system.versions import BASE_FORMAT, NUMERICS_VERSIONS
 from sublora.training.base import BaseTrainer
 from sublora.training.progress import Progress
@@ -110,9 +110,10 @@ def _train_base(
             progress.say(f"{out / BASE_JSON_NAME}: written by the process that was waited for")
             return out / BASE_JSON_NAME
         dataset.verified()
-        record_start(out, "base", settings)
+        provenance = Provenance.of_this_process()
+        record_start(out, "base", settings, provenance)
         with claim_device(compute) as device:
-            announce(settings, device)
+            announce(settings, provenance, device)
             dtype = DTYPES[compute.dtype]
             gpt = GPT(gpt2(settings), dataset.vocab_size, dtype=dtype, use_compiler=compute.compile).to(device)
             with tracked(settings, name=f"base {base.name}", digest=digest, out=out, say=progress.say) as trackers:
@@ -141,7 +142,7 @@ def _train_base(
 
 def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, root: Path, out: Path) -> Path:
     imported = import_base(pretrained_folder(base.path, base.revision, root), settings)
-    announce(settings)
+    announce(settings, Provenance.of_this_process())
     with sole_writer(out, Presence(out, "importing")):
         _write_base(out, imported, settings, base_digest(settings, root), {})
     return out / BASE_JSON_NAME

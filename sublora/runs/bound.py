@@ -1,36 +1,33 @@
 """Turn a certificate and its losses into bounds. Needs no network, no data and no GPU, and does not import torch."""
 
-import platform
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sublora import __version__, config
+from sublora import config
 from sublora.bounds.anchored_record import AnchoredLosses, AnchoredSample
 from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, ScoredSources, bound_record
 from sublora.losses import TOP_K
 from sublora.models.spaces import model_parameters
-from sublora.runs.announce import announce
 from sublora.runs.losses_file import check_losses, read_losses
 from sublora.runs.message import Message, charged_bits, read_message
-from sublora.runs.starts import record_start
+from sublora.runs.starts import announce, record_start
 from sublora.runs.strict import settings_charge
 from sublora.system.errors import UserError
 from sublora.system.files import sha256_of_file, write_json
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
+from sublora.system.provenance import Provenance, git_commit
 from sublora.system.torch_file import save_numbers
 from sublora.system.versions import CHECKPOINT_FORMAT
 
 PT_KEYS = ("kl_divergence", "empirical_bpd", "bound_value", "compressed_size_bits", "bound_hoeffding", "code_bits")
 
-PACKAGES = ("torch", "numpy", "scipy", "constriction")
+VERSIONS = ("sublora", "python", "torch", "numpy", "scipy", "constriction")
 ENVIRONMENT_SHAPE: dict[str, tuple[str, ...] | None] = {
     "seconds": ("train", "encode", "score", "bound"),
     "peak_memory_mib": ("train", "score"),
-    "versions": ("sublora", "python", *PACKAGES),
+    "versions": VERSIONS,
     "gpu": None,
     "commit": None,
     "slurm_job_ids": ("train", "score"),
@@ -55,9 +52,10 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
             f"{certificate_sha256[:12]}...; score the run again (sublora score {path})"
         )
     check_losses(losses, message, path / LOSSES_NAME)
-    announce(message.settings)
-    record_start(path, "bound", message.settings)
-    environment = _environment(losses["provenance"], time.monotonic() - started)
+    provenance = Provenance.of_this_process()
+    announce(message.settings, provenance)
+    record_start(path, "bound", message.settings, provenance)
+    environment = _environment(losses["provenance"], provenance, time.monotonic() - started)
     try:
         record = run_record(message, losses, environment)
     except ValueError as error:
@@ -160,24 +158,14 @@ def _check_settings_in_force(message: Message, config_path: Path) -> None:
             )
 
 
-def _environment(scored: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _environment(scored: dict[str, Any], provenance: Provenance, seconds: float) -> dict[str, Any]:
     """Facts of training, scoring and this computation, from the provenance that scoring wrote."""
     trained, took = scored["train"], scored["seconds"]
-    packages = {name: version(name) for name in PACKAGES}
     return {
         "seconds": {"train": trained["seconds"], "encode": took["encode"], "score": took["score"], "bound": seconds},
         "peak_memory_mib": {"train": trained["peak_memory_mib"], "score": scored["peak_memory_mib"]},
-        "versions": {"sublora": __version__, "python": platform.python_version(), **packages},
+        "versions": provenance.versions_of(*VERSIONS),
         "gpu": trained["gpu"],
-        "commit": _commit(),
+        "commit": git_commit(),
         "slurm_job_ids": {"train": trained["slurm_job_id"], "score": scored["slurm_job_id"]},
     }
-
-
-def _commit() -> str | None:
-    """The git commit of the package's checkout, None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

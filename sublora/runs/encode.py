@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from sublora import __version__, config
+from sublora import config
 from sublora.bounds.selection import choose_smoothing
 from sublora.coding import plain
 from sublora.coding.certificate import write_certificate
@@ -18,14 +17,14 @@ from sublora.coding.plain import PlainWeights, quantize_plain
 from sublora.coding.rounding import round_for_rate
 from sublora.losses.bounded import judged_losses_DA
 from sublora.losses.documents import score_documents
-from sublora.runs.announce import announce
 from sublora.runs.folder import RunFolder
 from sublora.runs.message import charged_bits, payload_context
-from sublora.runs.starts import record_start
+from sublora.runs.starts import announce, record_start
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.device import claim_device
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CERTIFICATE_NAME
+from sublora.system.provenance import Provenance, torch_build
 from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.training.run import Run
 
@@ -48,13 +47,14 @@ def encode_run(path: Path, *, config_path: Path | None = None, root: Path | None
     """Encode the run in `path`; returns its certificate.bin."""
     folder = RunFolder.open(path, config_path, root)
     with sole_writer(path, Presence(path, "encoding")), claim_device(folder.settings.compute) as device:
-        announce(folder.settings, device)
-        record_start(path, "encode", folder.settings)
-        encode(folder, folder.load(device))
+        provenance = Provenance.of_this_process()
+        announce(folder.settings, provenance, device)
+        record_start(path, "encode", folder.settings, provenance)
+        encode(folder, folder.load(device), provenance)
     return path / CERTIFICATE_NAME
 
 
-def encode(folder: RunFolder, run: Run) -> Encoded:
+def encode(folder: RunFolder, run: Run, provenance: Provenance) -> Encoded:
     """Quantize w, choose the smoothing on val documents, freeze the payload and write the certificate."""
     started = time.monotonic()
     settings, context = run.settings, payload_context(run.settings, run.spec, run.subspace.shape.budget)
@@ -67,7 +67,7 @@ def encode(folder: RunFolder, run: Run) -> Encoded:
     code_bits, _ = charged_bits(draft.items, settings)
     contents = MessageContents(weights, split, choose_smoothing(quantized, run.loss, code_bits=code_bits))
     payload = write_payload(contents, context)
-    write_certificate(folder.path / CERTIFICATE_NAME, certificate_header(run), payload)
+    write_certificate(folder.path / CERTIFICATE_NAME, certificate_header(run, provenance), payload)
     chosen = contents.smoothing_index
     before = val_losses_of(run, unquantized, chosen)
     return Encoded(payload, contents, before, time.monotonic() - started)
@@ -115,7 +115,7 @@ def val_losses_of(run: Run, judged_UA: np.ndarray, chosen: int) -> np.ndarray:
     return judged_U + val.units.means(mixture.base_losses_bits(base_log_p_D, counts_D, loss.vocab_size))
 
 
-def certificate_header(run: Run) -> dict[str, Any]:
+def certificate_header(run: Run, provenance: Provenance) -> dict[str, Any]:
     """What a decoder needs beside the payload, all of it fixed before the data or naming the arm."""
     dataset = run.dataset
     of_all = {"parameters": run.network.space.size} if run.spec.budget == config.ALL else {}
@@ -131,5 +131,5 @@ def certificate_header(run: Run) -> dict[str, Any]:
         "lora_init_sha256": lora_init_sha256(run.subspace),
         "projection_sha256": projection_sha256(run.subspace),
         "numerics_versions": NUMERICS_VERSIONS,
-        "environment": {"sublora": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+        "environment": {**provenance.versions_of("sublora"), "torch": torch_build(), **provenance.versions_of("numpy")},
     }

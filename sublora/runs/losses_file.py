@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from sublora.config.loading import describe
 from sublora.config.section import Section
@@ -13,6 +13,7 @@ from sublora.losses import TOP_K
 from sublora.runs.message import Message, Sha256
 from sublora.system.errors import UserError, printable
 from sublora.system.files import UNREADABLE, atomic_path, read_npz
+from sublora.system.provenance import Amount, TrainingFacts
 
 PROVENANCE = "provenance"
 ARRAYS = (
@@ -32,23 +33,11 @@ OF_THE_ANCHOR = ("excess_bits", "base_log_p_nats", "test_excess_bits", "base_ind
 """Of a run that is anchored on its base."""
 OF_ANCHORED_SOURCES = ("source_excess_bits", "base_source_documents", "base_source_losses_bits")
 WHOLE_NUMBERS = ("indices", "target_counts", "source_documents", "base_indices", "base_source_documents")
-Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-class TrainingFacts(Section):
-    """Facts about the training, from its checkpoint."""
-
-    seconds: Seconds
-    peak_memory_mib: Seconds
-    gpu: str | None
-    python: str
-    torch: str
-    slurm_job_id: str | None
 
 
 class ScoringSeconds(Section):
-    encode: Seconds
-    score: Seconds
+    encode: Amount
+    score: Amount
 
 
 class Provenance(Section):
@@ -56,7 +45,7 @@ class Provenance(Section):
 
     certificate_sha256: Sha256
     seconds: ScoringSeconds
-    peak_memory_mib: Seconds
+    peak_memory_mib: Amount
     gpu: str | None
     slurm_job_id: str | None
     train: TrainingFacts

@@ -4,7 +4,6 @@ Shape legend: U units, D documents, K values of top-k.
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,18 +16,18 @@ from sublora.bounds.smoothing import Smoothing
 from sublora.data.dataset import TokenDataset
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
-from sublora.runs.announce import announce
 from sublora.runs.base_losses import BASE_LOSSES_PATH, BaseLosses, read_base_losses
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
 from sublora.runs.losses_file import write_losses
 from sublora.runs.message import Message, read_message
-from sublora.runs.starts import record_start
+from sublora.runs.starts import announce, record_start
 from sublora.system.device import claim_device, gpu_name, peak_memory_mib
 from sublora.system.digests import canonical_json
 from sublora.system.files import sha256_of_file
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CERTIFICATE_NAME, LOSSES_NAME
+from sublora.system.provenance import Provenance
 from sublora.system.streams import generator
 from sublora.training.run import Run
 
@@ -211,11 +210,12 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
     """Encode the run in `path`, decode the certificate again, score it, and write losses.npz; returns its path."""
     folder = RunFolder.open(path, config_path, root)
     with sole_writer(path, Presence(path, "scoring")), claim_device(folder.settings.compute) as device:
-        announce(folder.settings, device)
-        record_start(path, "score", folder.settings)
+        provenance = Provenance.of_this_process()
+        announce(folder.settings, provenance, device)
+        record_start(path, "score", folder.settings, provenance)
         run = folder.load(device)
         base = None if run.loss.anchoring is None else read_base_losses(folder.root / BASE_LOSSES_PATH, run)
-        encoded = encode(folder, run)
+        encoded = encode(folder, run, provenance)
         started = time.monotonic()
         # What is scored is what a stranger decodes from the file, not what the encoder had in memory.
         message = read_message(path / CERTIFICATE_NAME)
@@ -225,7 +225,7 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
             "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},
             "peak_memory_mib": peak_memory_mib(device),
             "gpu": gpu_name(device),
-            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "slurm_job_id": provenance.slurm_job_id,
             "train": folder.checkpoint["provenance"],
         }
         arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_U

@@ -7,16 +7,15 @@ import torch
 from sublora import config
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset
-from sublora.runs.announce import announce
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run
 from sublora.runs.networks import trained_parameters
-from sublora.runs.ownership import write_owner
-from sublora.runs.starts import record_start
+from sublora.runs.starts import announce, record_start, write_owner
 from sublora.system.device import claim_devices, use_device
 from sublora.system.errors import UserError
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CHECKPOINT_NAME
+from sublora.system.provenance import Provenance
 from sublora.tools.message_cost import MessageCost, check_message, message_cost
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
@@ -43,6 +42,7 @@ def train_run(
     missing GPU, a wrong number of processes, or a folder with another finished training, of which nothing is touched.
     """
     settings = settings.for_run(spec)
+    provenance = Provenance.of_this_process()
     dataset = open_target(settings, root)
     _check_data_size(settings, dataset)
     cost = _message_cost(settings, spec, dataset)
@@ -62,8 +62,16 @@ def train_run(
             use_device(settings.compute, device := devices[peers.rank])
             run = build_run(settings, spec, dataset, root, device, dtype=settings.compute.dtype)
             if peers.is_first:
-                announce(settings, device)
-            trainer = Trainer(run, out=out, progress=progress, peers=peers, trackers=trackers, before_step=before_step)
+                announce(settings, provenance, device)
+            trainer = Trainer(
+                run,
+                out=out,
+                progress=progress,
+                provenance=provenance,
+                peers=peers,
+                trackers=trackers,
+                before_step=before_step,
+            )
             trainer.train()
             if peers.is_first:
                 trainer.forget_state()
@@ -82,7 +90,7 @@ def train_run(
             _check_finished(finished, digest, spec, waited)
             write_owner(out, settings, settings_file, root)
             dataset.verified()
-            record_start(out, "train", settings)
+            record_start(out, "train", settings, provenance)
             with (
                 tracked(settings, name=spec.name, digest=digest, out=out, say=progress.say) as trackers,
                 claim_devices(settings.compute, peers.size) as devices,

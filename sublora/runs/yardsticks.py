@@ -12,11 +12,12 @@ from sublora.data.base import open_target
 from sublora.data.dataset import dataset_folder
 from sublora.losses.bounded import bounded_loss
 from sublora.losses.documents import score_documents
-from sublora.runs.announce import announce
 from sublora.runs.base_losses import BASE_LOSSES_PATH, write_base_losses
 from sublora.runs.build import build_run
 from sublora.runs.score import Predictor, held_out_units, record_units
+from sublora.runs.starts import announce
 from sublora.system.device import claim_device
+from sublora.system.provenance import Provenance
 from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.files import YARDSTICKS_FILE, write_yardsticks
@@ -39,7 +40,7 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
         dataset, loss, val_documents=scoring.val_documents, test_documents=scoring.test_documents
     )
     with claim_device(settings.compute) as device:
-        announce(settings, device)
+        announce(settings, Provenance.of_this_process(), device)
         # A random base is one for each seed: the first stands for all.
         run = build_run(settings, settings.grid.runs()[0], dataset, root, device)
         contents["rows"][FROZEN_BASE] = frozen_base_row(run)

@@ -23,13 +23,14 @@ from sublora.bounds.record import headline_bound
 from sublora.data.base import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares
-from sublora.runs.announce import announce
 from sublora.runs.bound import anchored_losses
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
+from sublora.runs.starts import announce
 from sublora.system.errors import UserError
 from sublora.system.files import write_json
 from sublora.system.names import CERTIFICATE_NAME, LOSSES_NAME
+from sublora.system.provenance import Provenance
 
 NEAR_DUPLICATES_FILE = "near_duplicates.json"
 NEAR_DUPLICATES_FORMAT = 1
@@ -44,7 +45,7 @@ def write_near_duplicates(settings: config.Settings, *, root: Path, rule: Cluste
     UserError if the data cannot be read, datasketch is missing, or a run is of other data.
     """
     dataset, started = open_target(settings, root).verified(), time.monotonic()
-    announce(settings)
+    announce(settings, Provenance.of_this_process())
     facts = measure_documents(dataset, rule or ClusterRule())
     runs = {}
     for spec in settings.grid.runs():

@@ -27,7 +27,7 @@ from sublora.runs.base import load_base
 from sublora.runs.build import assemble_run
 from sublora.runs.losses_file import read_losses
 from sublora.runs.networks import random_base, trained_parameters
-from sublora.runs.ownership import foreign_setting
+from sublora.runs.starts import foreign_setting
 from sublora.system.device import claim_device, gpu_name
 from sublora.system.errors import UserError
 from sublora.system.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sublora import config
 from sublora.coding.certificate import read_certificate
-from sublora.runs.ownership import foreign_setting
+from sublora.runs.starts import foreign_setting
 from sublora.system.errors import UserError, printable
 from sublora.system.files import read_json
 from sublora.system.locks import read_presence

@@ -1,9 +1,7 @@
 """best_ckpt.pt and the resume state: small, loadable without running code, refused when they do not fit."""
 
 import io
-import os
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ import torch
 from sublora import config
 from sublora.models.adapted import LoraNetwork
 from sublora.models.gpt import GPT
-from sublora.system.device import gpu_name, peak_memory_mib
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, write_bytes
+from sublora.system.provenance import Provenance, TrainingFacts
 from sublora.system.torch_file import check_seal, sealed
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training.history import History
@@ -100,7 +98,7 @@ def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
         raise UserError(f"{path}: parameters do not fit the settings: {' '.join(str(error).split())}") from None
 
 
-def save_result(path: Path, run: Run, history: History, digest: str) -> None:
+def save_result(path: Path, run: Run, history: History, digest: str, provenance: Provenance) -> None:
     """best_ckpt.pt: the best parameters of a finished training, what they were trained with, and where."""
     save(
         path,
@@ -114,21 +112,9 @@ def save_result(path: Path, run: Run, history: History, digest: str) -> None:
             "data_hash": run.dataset.data_hash,
             "vocab_size": run.dataset.vocab_size,
             "numerics_version": NUMERICS_VERSIONS["train"],
-            "provenance": provenance(history.seconds, run.device),
+            "provenance": TrainingFacts.of(provenance, history.seconds, run.device).model_dump(),
         },
     )
-
-
-def provenance(seconds: float, device: torch.device) -> dict[str, Any]:
-    """Facts that differ from machine to machine; nothing reads them but reports."""
-    return {
-        "seconds": seconds,
-        "peak_memory_mib": peak_memory_mib(device),
-        "gpu": gpu_name(device),
-        "python": sys.version.split()[0],
-        "torch": str(torch.__version__),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-    }
 
 
 def save_initialization(folder: Path, run: Run) -> None:

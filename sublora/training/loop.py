@@ -10,6 +10,7 @@ from torch import Tensor
 from sublora.losses.samplers import ChunkSampler
 from sublora.subspace.allocations import mask_width
 from sublora.system.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
+from sublora.system.provenance import Provenance
 from sublora.training import checkpoint
 from sublora.training.distributed import Peers
 from sublora.training.evaluation import BITS_PER_NAT, Facts, look, token_losses
@@ -35,6 +36,7 @@ class Trainer(ResumableTraining):
         *,
         out: Path,
         progress: Progress,
+        provenance: Provenance | None = None,
         peers: Peers | None = None,
         trackers: Trackers | None = None,
         before_step: BeforeStep | None = None,
@@ -56,7 +58,7 @@ class Trainer(ResumableTraining):
             trackers=trackers,
             before_step=before_step,
         )
-        self.run = run
+        self.run, self._provenance = run, provenance or Provenance.of_this_process()
         self.soft_steps = round(run.settings.gating.soft_fraction * training.steps) if run.subspace.gates else 0
         self.rate = RatePhase(run) if run.settings.message.quantizer == "entropy" else None
         self.objective = Objective(run, self._batches(), rate=self.rate, peers=self.peers)
@@ -250,4 +252,4 @@ class Trainer(ResumableTraining):
             raise RuntimeError("the last evaluation always keeps a checkpoint")
         checkpoint.write_csv(self.out / METRICS_NAME, METRIC_COLUMNS, self.history.metrics)
         checkpoint.write_csv(self.out / GATES_NAME, GATE_COLUMNS, self.history.gates)
-        checkpoint.save_result(self.out / CHECKPOINT_NAME, self.run, self.history, self.digest)
+        checkpoint.save_result(self.out / CHECKPOINT_NAME, self.run, self.history, self.digest, self._provenance)

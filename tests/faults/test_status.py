@@ -13,8 +13,9 @@ import pytest
 
 from faults.scene import RUN, SCORE, STATUS, Scene
 from sublora import __version__, config
-from sublora.runs.announce import start_line
+from sublora.runs.starts import start_line
 from sublora.system.locks import RUNNING_NAME, SILENT_SECONDS, Presence, read_presence
+from sublora.system.provenance import Provenance
 from sublora.tools.status import RunStatus, duration, run_status
 
 
@@ -148,7 +149,8 @@ def test_a_stage_says_what_it_is(scene: Scene) -> None:
 def test_equal_settings_have_equal_digests(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sublora", "train", "--out", "a folder"])
     settings = config.load_settings(scene.root / "config/config.yaml")
-    line = start_line(settings)
+    provenance = Provenance.of_this_process()
+    line = start_line(settings, provenance)
     assert line.startswith("$ sublora train --out 'a folder' | settings ") and line.endswith(", no network runs")
     other = settings.model_copy(update={"training": settings.training.model_copy(update={"log_interval_steps": 7})})
-    assert start_line(settings.model_copy()) == line != start_line(other)
+    assert start_line(settings.model_copy(), provenance) == line != start_line(other, provenance)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sublora.config import load_settings
-from sublora.runs.ownership import write_owner
+from sublora.runs.starts import write_owner
 from workflow.toy import SMALL_GRID, SMALL_GRID_RUNS, Toy
 
 NVIDIA_SMI = '#!/bin/sh\necho "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-0)"\n'

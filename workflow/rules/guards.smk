@@ -2,7 +2,7 @@
 
 from snakemake.settings.types import DeploymentMethod, SharedFSUsage
 
-from sublora.runs.ownership import read_owner
+from sublora.runs.starts import read_owner
 from sublora.system.device import gpu_is_present
 
 WORKFLOW = Path(str(workflow.current_basedir)).parent

@@ -18,7 +18,6 @@ from sublora.bounds.anchored_record import AnchoredSample, Charges, Population, 
 from sublora.bounds.precision import with_tolerance
 from sublora.bounds.record import headline_bound
 from sublora.data.dataset import TokenDataset
-from sublora.runs.announce import announce
 from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, run_record
 from sublora.runs.build import assemble_run
@@ -27,6 +26,7 @@ from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.score import Predictor, decoded_predictor, record_units, score_message
+from sublora.runs.starts import announce
 from sublora.runs.verify.checks import Check, loss_checks, record_checks
 from sublora.runs.verify.data import data_checks
 from sublora.runs.verify.files import Claim, Options, read_claim
@@ -43,6 +43,7 @@ from sublora.system.device import claim_device
 from sublora.system.errors import UserError, printable
 from sublora.system.files import sha256_of_file, write_json
 from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME
+from sublora.system.provenance import Provenance
 from sublora.system.streams import generator
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training import checkpoint
@@ -152,7 +153,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         return verdict
     compute = _overridden(settings.compute, material.options)
     with claim_device(compute) as device:
-        announce(settings, device)
+        announce(settings, Provenance.of_this_process(), device)
         run = assemble_run(settings.model_copy(update={"compute": compute}), message.spec, dataset, base, device)
         verdict = verdict.with_checks(
             Check("LoRA initialization", header["lora_init_sha256"], lora_init_sha256(run.subspace)),
