@@ -106,6 +106,52 @@ def test_a_bound_over_sources_has_columns_where_there_is_one(folders, tmp_path):
     assert found["bits"] == 5.25 and "n = 300" in found["remark"]
 
 
+GAINS = ("certified_gain_bits", "certified_gain_all_runs_bits")
+
+
+def test_an_anchor_adds_its_numbers_to_the_table(folders, tmp_path):
+    plain = collect_runs(folders)
+    anchored = write_results(tmp_path / "anchored", TINY, anchored=True)
+    runs = collect_runs(anchored)
+    record = json.loads((anchored[-1] / "bounds.json").read_text())
+    expected = {key: record[key] for key in ("bound_direct", *GAINS)}
+    expected |= {f"anchor_{key}": value for key, value in record["anchor"].items()}
+    assert set(runs.columns) - set(plain.columns) == set(expected)
+    row = runs.set_index("name").loc[anchored[-1].name]
+    assert {key: row[key] for key in expected} == expected
+    assert row["bound_direct"] == row["bound_by_betting_subsampled"] != row["bound_value"]
+    write_runs_csv(runs, tmp_path / "runs.csv")
+    pd.testing.assert_frame_equal(read_runs_csv(tmp_path / "runs.csv"), runs, check_exact=True, check_dtype=False)
+
+
+def test_a_record_that_says_it_has_no_anchor_is_as_before(folders):
+    before = collect_runs(folders)
+    for folder in folders:
+        record = json.loads((folder / "bounds.json").read_text())
+        record |= {"bound_direct": record["bound_value"], "anchor": {}} | dict.fromkeys(GAINS)
+        (folder / "bounds.json").write_text(json.dumps(record))
+    pd.testing.assert_frame_equal(collect_runs(folders), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda r: r.update(bound_direct=1.0), f"run {NAME}: bound_direct is 1, but bounds.betting_subsampled is"),
+        (lambda r: r.update(bound_value=1.0), f"run {NAME}: bound_value is 1, but the bounds on the base's loss and"),
+        (lambda r: r["anchor"].pop("excess_bound"), f"run {NAME}: bound_value is .* sum to nan"),
+        (lambda r: r["anchor"].update(excess=None), f"run {NAME}: key anchor.excess of bounds.json is None"),
+        (lambda r: r.update(certified_gain_bits=None), f"run {NAME}: key certified_gain_bits of bounds.json is None"),
+        (lambda r: r["anchor"].update(delta_base=0.02), "anchor_delta_base is .* runs of different settings"),
+        (lambda r: r["anchor"].pop("k0"), f"run {NAME} has no value for anchor_k0"),
+    ],
+)
+def test_an_anchored_record_that_does_not_add_up_is_refused(tmp_path, change, complaint):
+    folders = write_results(tmp_path, TINY, anchored=True)
+    edit(folders, change)
+    with pytest.raises(UserError, match=complaint):
+        collect_runs(folders)
+
+
 def test_runs_with_drawn_and_with_all_documents_do_not_mix(tmp_path):
     drawn = write_results(tmp_path / "drawn", TINY)
     all_scored = write_results(tmp_path / "all", TINY, all_scored=True)

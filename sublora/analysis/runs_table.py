@@ -51,6 +51,9 @@ METRICS = (
 """Numbers of the record that keep their name. Losses and bounds in bits per token, kl_divergence in nats."""
 STRICT = ("bound_strict", "settings_bits")
 """Numbers of the record that are there where the settings fit a reference configuration."""
+ANCHORED = ("bound_direct", "certified_gain_bits", "certified_gain_all_runs_bits")
+"""Numbers of the record that are columns where the bound is anchored on the base; then there are columns anchor_*."""
+ANCHOR_PREFIX = "anchor_"
 NESTED = {
     "bounds": "bound_by_",
     "by_source": "by_source_",
@@ -77,6 +80,10 @@ SAME_IN_ALL_RUNS = (
     "sweep_size",
     "delta",
     "delta_sample",
+)
+"""Columns that all runs of a table share, and below those of them that come with an anchor."""
+SAME_IF_ANCHORED = tuple(
+    ANCHOR_PREFIX + key for key in ("k0", "base_units", "delta_base", "delta_base_sample", "delta_excess_sample")
 )
 OPTIONAL_TEXT = ("gpu", "commit", "data_hash", "certificate_sha256")
 TEXT = ("name", "allocation", "mode", *COMPARED, "bound_inequality", "smoothing", "unit", *OPTIONAL_TEXT)
@@ -236,6 +243,10 @@ def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     row |= {key: _number(record, key, name) for key in METRICS}
     if record.get("bound_strict") is not None:
         row |= {key: _number(record, key, name) for key in STRICT}
+    if record.get("anchor"):
+        anchor = _mapping(record, "anchor", name)
+        row |= {key: _number(record, key, name) for key in ANCHORED}
+        row |= {ANCHOR_PREFIX + key: _number(anchor, key, name, "anchor.") for key in anchor}
     for key, prefix in NESTED.items():
         table = _mapping(record, key, name)
         columns = {prefix + str(item): _number(table, item, name, f"{key}.") for item in table}
@@ -298,11 +309,23 @@ def _check_record(row: Mapping[str, Any], record: Mapping[str, Any], name: str) 
     nats = row["code_bits"] * math.log(2.0)
     if not math.isclose(row["kl_divergence"], nats, rel_tol=1e-9, abs_tol=1e-9):
         raise UserError(f"run {name}: kl_divergence is {row['kl_divergence']:g}, but code_bits x ln 2 is {nats:g}")
+    # With an anchor the bound is a sum, and that by a single inequality stands beside it.
+    direct = "bound_direct" if "bound_direct" in row else "bound_value"
     headline = record["bounds"].get(row["bound_inequality"])
-    if headline != row["bound_value"]:
-        raise UserError(
-            f"run {name}: bound_value is {row['bound_value']:g}, but bounds.{row['bound_inequality']} is {headline}"
-        )
+    if headline != row[direct]:
+        raise UserError(f"run {name}: {direct} is {row[direct]:g}, but bounds.{row['bound_inequality']} is {headline}")
+    if is_anchored(row):
+        parts = [row.get(f"{ANCHOR_PREFIX}{part}_bound", math.nan) for part in ("base", "excess")]
+        if not math.isclose(row["bound_value"], sum(parts), rel_tol=0.0, abs_tol=_TOLERANCE_BITS):
+            raise UserError(
+                f"run {name}: bound_value is {row['bound_value']:g}, but the bounds on the base's loss and on the "
+                f"excess sum to {sum(parts):g}"
+            )
+
+
+def is_anchored(runs: pd.DataFrame | Mapping[str, Any]) -> bool:
+    """Whether the bound of these runs, or of this run, is anchored on the base: then it has the columns ANCHORED."""
+    return "bound_direct" in runs
 
 
 def _check(runs: pd.DataFrame, source: str) -> None:
@@ -321,7 +344,10 @@ def _check(runs: pd.DataFrame, source: str) -> None:
             if empty.any():
                 name = runs["name"][empty].iloc[0]
                 raise UserError(f"{source}: run {name} has no value for {column}, which other runs have")
-    for column in (*SAME_IN_ALL_RUNS, *_base_of_all_runs(runs)):
+    anchor = SAME_IF_ANCHORED if is_anchored(runs) else ()
+    if absent := [column for column in anchor if column not in runs.columns]:
+        raise UserError(f"{source}: column {absent[0]} is missing; make the table again")
+    for column in (*SAME_IN_ALL_RUNS, *anchor, *_base_of_all_runs(runs)):
         values = runs[column].unique()
         if len(values) > 1:
             names = [runs["name"][runs[column] == value].iloc[0] for value in values[:2]]
