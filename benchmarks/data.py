@@ -23,9 +23,9 @@ import yaml
 from benchmarks.hardware import Machine
 from benchmarks.synthetic import LENGTH_SIGMA, OPENWEBTEXT_MEAN_TOKENS, settings_with
 from benchmarks.timing import compared, timed
-from sublora.data.readers import batch_texts
+from sublora.data.corpora.reader import batch_texts
+from sublora.data.tokenize import tokenize_batch
 from sublora.data.tokenizers import load_tokenizer
-from sublora.data.tokenizing import tokenize_batch
 from sublora.system.streams import generator
 
 REPOSITORY = Path(__file__).resolve().parents[1]

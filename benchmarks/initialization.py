@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from sublora import config
 from sublora.analysis.arms import Arm
 from sublora.analysis.figures import style
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.losses.samplers import ChunkSampler
 from sublora.runs.build import build_run

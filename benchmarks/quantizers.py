@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora import config
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run

@@ -12,10 +12,10 @@ from rich.progress import Progress
 
 from sublora import config
 from sublora.data.dataset import TokenDataset, dataset_folder
-from sublora.data.spill import Spill, make_record
+from sublora.data.order import Spill, make_record
+from sublora.data.tokenize import TokenizedBatch
 from sublora.data.tokenizers import token_type, tokenizer_facts
-from sublora.data.tokenizing import TokenizedBatch
-from sublora.data.writing import write_dataset
+from sublora.data.write import write_dataset
 from sublora.system.streams import generator
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "config.yaml"

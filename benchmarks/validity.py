@@ -17,8 +17,8 @@ import torch
 from scipy import stats
 
 from sublora import config
-from sublora.data.base import open_target
-from sublora.data.markov import MarkovSource
+from sublora.data.base_and_target import open_target
+from sublora.data.corpora.markov import MarkovSource
 from sublora.data.prepare import prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
 from sublora.losses.documents import score_documents

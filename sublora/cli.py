@@ -69,7 +69,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def prepare(config: ConfigOption) -> None:
     """Read or download the corpus, tokenize it, and write data/{name}/; likewise the corpus of a base to be trained."""
     from sublora.config import load_settings, root_of
-    from sublora.data.base import open_target
+    from sublora.data.base_and_target import open_target
     from sublora.data.prepare import prepare_all
     from sublora.runs.starts import announce
     from sublora.system.provenance import Provenance

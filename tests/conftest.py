@@ -109,7 +109,7 @@ def build_on(root: Path, settings: config.Settings, spec: config.RunSpec) -> "Ru
     """The run at its start, on the data below `root` and on the CPU."""
     import torch
 
-    from sublora.data.base import open_target
+    from sublora.data.base_and_target import open_target
     from sublora.runs.build import build_run
 
     return build_run(settings, spec, open_target(settings, root), root, torch.device("cpu"))

@@ -30,9 +30,9 @@ from killing import exit_status
 from torch import Tensor
 
 from sublora import config
-from sublora.data.base import base_data
+from sublora.data.base_and_target import base_data
+from sublora.data.corpora.markov import MarkovSource
 from sublora.data.dataset import TokenDataset
-from sublora.data.markov import MarkovSource
 from sublora.losses.samplers import evaluation_chunks
 from sublora.models import head
 from sublora.models.adapted import AdaptedModel

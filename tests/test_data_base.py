@@ -10,12 +10,19 @@ from conftest import PRETRAINED, TINY, TRAINED, demo_values, merged
 from data_samples import FOLDER, folder_data, markov_corpus, write_documents
 
 from sublora import config
-from sublora.data import spill as spill_module
-from sublora.data.base import base_data, open_target, open_text_keys
+from sublora.data import order as order_module
+from sublora.data.base_and_target import (
+    KEY_BYTES,
+    TEXT_KEYS_FILE,
+    TextKeys,
+    base_data,
+    open_target,
+    open_text_keys,
+    write_text_keys,
+)
 from sublora.data.dataset import FILES, META_FILE, SPLITS, TokenDataset
+from sublora.data.order import Spill, document_key, make_record, record_of_key
 from sublora.data.prepare import prepare_all, prepare_base_dataset, prepare_dataset
-from sublora.data.spill import Spill, document_key, make_record, record_of_key
-from sublora.data.text_keys import KEY_BYTES, TEXT_KEYS_FILE, TextKeys, write_text_keys
 from sublora.data.tokenizers import load_tokenizer
 from sublora.system.errors import UserError
 
@@ -109,10 +116,10 @@ def test_the_base_has_a_dataset_of_its_own(root):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_keys_are_the_sorted_digests_of_all_texts(root, workers, monkeypatch):
-    monkeypatch.setattr("sublora.data.readers.BATCH_CHARACTERS", 100)
+    monkeypatch.setattr("sublora.data.corpora.reader.BATCH_CHARACTERS", 100)
     settings = settings_of(folder_data(workers=workers))
     folder = prepare_base_dataset(settings, root)
-    secret = spill_module.stream_key(7, "order of documents").to_bytes(KEY_BYTES, "little")
+    secret = order_module.stream_key(7, "order of documents").to_bytes(KEY_BYTES, "little")
     texts = {text.encode(errors="replace") for text in BASE_CORPUS}
     expected = sorted(hashlib.blake2b(text, digest_size=KEY_BYTES, key=secret).digest() for text in texts)
     content = (folder / TEXT_KEYS_FILE).read_bytes()
@@ -160,7 +167,7 @@ def test_keys_by_first_byte(tmp_path):
 
 
 def test_spill_leaves_out_excluded_keys(tmp_path, monkeypatch):
-    monkeypatch.setattr(spill_module, "BUFFER_BYTES", 100)
+    monkeypatch.setattr(order_module, "BUFFER_BYTES", 100)
     tokens = np.arange(3, dtype=np.uint16)
     with Spill(tmp_path / "texts") as texts:
         for i in [*range(0, 3000, 3), *range(0, 3000, 6)]:

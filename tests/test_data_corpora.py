@@ -19,9 +19,9 @@ from data_samples import folder_data, markov_corpus
 import sublora.data
 from sublora import config
 from sublora.data.corpora import READERS, open_reader
-from sublora.data.docstrings import docstrings_of_source
-from sublora.data.python_sources import SourceBatch, SourceFile, source_files
-from sublora.data.readers import BATCH_CHARACTERS, batch_texts
+from sublora.data.corpora.docstrings import docstrings_of_source
+from sublora.data.corpora.python_sources import SourceBatch, SourceFile, source_files
+from sublora.data.corpora.reader import BATCH_CHARACTERS, batch_texts
 from sublora.system.errors import UserError
 
 
@@ -276,7 +276,7 @@ def test_a_damaged_parquet_file_is_an_error_in_one_line(parquet):
 
 
 def test_commit_is_read_from_the_addresses_of_the_hub():
-    from sublora.data.huggingface import _commit
+    from sublora.data.corpora.huggingface import _commit
 
     address = "hf://datasets/owner/name@{}/plain_text/train/0000.parquet"
     assert _commit({"train": [address.format("abc"), address.format("abc")]}) == "abc"
@@ -333,12 +333,12 @@ def test_a_misspelt_key_of_a_corpus_names_the_known_one(corpus, message):
 def test_modules_of_data_import_in_one_direction():
     folder = Path(sublora.data.__file__).parent
     imports = {
-        path.stem: {
+        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): {
             node.module.removeprefix("sublora.data.")
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.ImportFrom) and node.module.startswith("sublora.data.")
         }
-        for path in folder.glob("*.py")
+        for path in folder.rglob("*.py")
     }
-    assert imports["readers"] == set()
+    assert imports["corpora.reader"] == set()
     graphlib.TopologicalSorter(imports).prepare()  # CycleError names the circle

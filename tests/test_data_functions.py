@@ -13,10 +13,10 @@ from data_samples import folder_data
 
 from sublora import config
 from sublora.data.corpora import open_reader
+from sublora.data.corpora.functions import functions_of_source
+from sublora.data.corpora.python_sources import SourceBatch, SourceFile
 from sublora.data.dataset import TokenDataset
-from sublora.data.functions import functions_of_source
 from sublora.data.prepare import prepare_dataset
-from sublora.data.python_sources import SourceBatch, SourceFile
 from sublora.data.tokenizers import load_tokenizer
 
 CASES = {

@@ -9,7 +9,7 @@ import pytest
 
 from sublora import config
 from sublora.data.corpora import open_reader
-from sublora.data.json_documentation import plain_text
+from sublora.data.corpora.json_documentation import plain_text
 from sublora.data.prepare import prepare_dataset
 from sublora.system.errors import UserError
 

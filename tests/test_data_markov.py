@@ -7,7 +7,7 @@ from data_samples import markov_corpus
 from pydantic import ValidationError
 
 from sublora import config
-from sublora.data.markov import FIRST_SYMBOL, MarkovReader, MarkovSource
+from sublora.data.corpora.markov import FIRST_SYMBOL, MarkovReader, MarkovSource
 from sublora.system.errors import UserError
 
 

@@ -7,11 +7,11 @@ import pytest
 from conftest import TINY, TRAINED, demo_values, merged, write_settings
 
 from sublora import config
-from sublora.data.base import base_data
+from sublora.data.base_and_target import base_data
+from sublora.data.corpora.markov import MarkovSource
 from sublora.data.dataset import TokenDataset
-from sublora.data.markov import MarkovSource
-from sublora.data.permuted import WORD, permuted_tokens, permuted_words
 from sublora.data.prepare import prepare_dataset
+from sublora.data.tokenize import WORD, permuted_tokens, permuted_words
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run

@@ -12,7 +12,9 @@ from data_samples import FOLDER, folder_data, markov_corpus, write_documents
 from fetch_gpt2_vocabulary import CACHE, is_cached
 
 from sublora import config
-from sublora.data import spill, tokenizing, writing
+from sublora.data import order as order_module
+from sublora.data import tokenize as tokenize_module
+from sublora.data import write as write_module
 from sublora.data.dataset import FILES, META_FILE, SPLITS, TokenDataset
 from sublora.data.prepare import prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
@@ -106,8 +108,8 @@ def test_the_same_bytes_whatever_the_workers_the_batches_and_the_order(tmp_path,
     write_documents(tmp_path, DOCUMENTS)
     first = all_bytes(prepare_dataset(folder_data(), tmp_path))
     assert all_bytes(prepare_dataset(folder_data(), tmp_path)) == first
-    monkeypatch.setattr("sublora.data.readers.BATCH_CHARACTERS", 900)
-    monkeypatch.setattr(spill, "BUFFER_BYTES", 300)
+    monkeypatch.setattr("sublora.data.corpora.reader.BATCH_CHARACTERS", 900)
+    monkeypatch.setattr(order_module, "BUFFER_BYTES", 300)
     assert all_bytes(prepare_dataset(folder_data(workers=3), tmp_path)) == first
     (tmp_path / FOLDER / "all.jsonl").unlink()
     write_documents(tmp_path, DOCUMENTS[::-1])
@@ -143,7 +145,7 @@ def test_the_seed_draws_the_split_and_the_order(tmp_path):
         prepare_dataset(folder_data(shuffle_seed=seed), tmp_path)
         dataset = TokenDataset.open(tmp_path, folder_data(shuffle_seed=seed))
         found = [texts_of(dataset, split) for split in ("val", "test", "train")]
-        order = sorted(DOCUMENTS[:10], key=lambda text, seed=seed: spill.document_key(text.encode(), seed))
+        order = sorted(DOCUMENTS[:10], key=lambda text, seed=seed: order_module.document_key(text.encode(), seed))
         assert sum(found, []) == order
         splits.add(tuple(order))
     assert len(splits) == 3
@@ -153,7 +155,7 @@ def test_every_document_is_drawn_equally_often():
     seeds, documents, drawn = 2000, 10, 2
     counts = np.zeros(documents)
     for seed in range(seeds):
-        keys = [spill.document_key(text.encode(), seed) for text in DOCUMENTS[:documents]]
+        keys = [order_module.document_key(text.encode(), seed) for text in DOCUMENTS[:documents]]
         counts[np.argsort(keys)[:drawn]] += 1
     share = drawn / documents
     statistic = ((counts - seeds * share) ** 2).sum() / (seeds * share * (1 - share)) * (documents - 1) / documents
@@ -219,7 +221,7 @@ def test_an_interrupted_replacement_leaves_no_meta(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing, "_write_arrays", full)
+    monkeypatch.setattr(write_module, "_write_arrays", full)
     with pytest.raises(UserError, match=r"data/sample: cannot be written \(No space left on device\); free some space"):
         prepare_dataset(folder_data(shuffle_seed=8), tmp_path)
     with pytest.raises(UserError, match=r"meta.json: no such file, the dataset is not prepared; run: sublora prepare"):
@@ -299,7 +301,7 @@ def read_batch(batch):
 
 def test_a_dead_worker_is_an_error_with_a_mend():
     with pytest.raises(UserError, match=r"data.workers 2: a tokenizing process died .*; use fewer workers"):
-        list(tokenizing.map_in_processes(read_batch, [Dying()], 2))
+        list(tokenize_module.map_in_processes(read_batch, [Dying()], 2))
 
 
 def test_only_a_few_batches_are_held():
@@ -311,9 +313,9 @@ def test_only_a_few_batches_are_held():
             taken += 1
             yield range(i)
 
-    results = tokenizing.map_in_processes(len, batches(), 2)
+    results = tokenize_module.map_in_processes(len, batches(), 2)
     assert [next(results), next(results)] == [0, 1]
-    assert taken <= 2 * tokenizing.QUEUED_BATCHES_PER_WORKER + 2
+    assert taken <= 2 * tokenize_module.QUEUED_BATCHES_PER_WORKER + 2
     results.close()
 
 

@@ -8,11 +8,11 @@ from data_samples import folder_data, write_documents
 from pydantic import ValidationError
 
 from sublora import config
-from sublora.data import spill as spill_module
+from sublora.data import order as order_module
+from sublora.data.corpora.python_sources import source_files
 from sublora.data.dataset import FILES, META_FILE, SPLITS, UNIT_FILES, TokenDataset
+from sublora.data.order import document_key, source_key
 from sublora.data.prepare import prepare_dataset
-from sublora.data.python_sources import source_files
-from sublora.data.spill import document_key, source_key
 from sublora.data.units import Units
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
@@ -77,7 +77,7 @@ def expected_units(rows, seed, val, test):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_units_are_whole_neighbours_and_in_one_split(tmp_path, seed, monkeypatch):
-    monkeypatch.setattr(spill_module, "BUFFER_BYTES", 300)
+    monkeypatch.setattr(order_module, "BUFFER_BYTES", 300)
     rows = sample_rows(seed=seed)
     write_authors(tmp_path, rows)
     data = grouped_data(shuffle_seed=seed)

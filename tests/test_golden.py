@@ -39,7 +39,7 @@ from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing, parse_smoo
 from sublora.coding.entropy import quantize_entropy
 from sublora.coding.payload import MessageContents, write_payload
 from sublora.coding.plain import quantize_plain
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_all, prepare_dataset
 from sublora.models.lora import initial_theta

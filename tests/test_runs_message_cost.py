@@ -10,7 +10,7 @@ from sublora import config
 from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.smoothing import parse_smoothing
 from sublora.coding.entropy import ideal_message_bits, quantize_entropy
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.models.spaces import model_parameters
 from sublora.runs import train
 from sublora.runs.train import train_run

@@ -19,7 +19,7 @@ from huggingface_samples import (
 )
 
 from sublora import config
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.prepare import prepare_all
 from sublora.data.tokenizers import import_tokenizer
 from sublora.runs.base import make_base

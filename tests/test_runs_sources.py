@@ -14,7 +14,7 @@ from sublora.bounds.inequalities import betting_subsampled
 from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.record import ChargedMessage, ScoredSources, bounds_by_source
 from sublora.bounds.smoothing import TokenSmoothing
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.prepare import prepare_dataset
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.message import read_message

@@ -1,7 +1,7 @@
 """From a corpus to token files: train.bin, val.bin, test.bin, the document index and meta.json.
 
 One pass over the text in worker processes, one over the tokens. Documents are ordered by a digest of their
-text, keyed with the shuffle seed (see `sublora.data.spill`): the first are val, the next test, the rest train.
+text, keyed with the shuffle seed (see `sublora.data.order`): the first are val, the next test, the rest train.
 So the files depend on the set of texts and on the seed alone, not on the order of the corpus or the number of
 workers, and no text is in two splits. Texts of another corpus can be left out by their keys. Memory does not
 grow with the corpus, except for 8 bytes per document, and 16 more where documents have sources.
@@ -28,24 +28,23 @@ from rich.progress import (
 )
 
 from sublora import config
-from sublora.data.base import base_data, open_text_keys
+from sublora.data.base_and_target import TEXT_KEYS_FILE, TextKeys, base_data, open_text_keys, write_text_keys
 from sublora.data.corpora import open_reader
+from sublora.data.corpora.reader import Reader
 from sublora.data.dataset import (
     dataset_folder,
 )
-from sublora.data.readers import Reader
-from sublora.data.spill import (
+from sublora.data.order import (
     Spill,
 )
-from sublora.data.text_keys import TEXT_KEYS_FILE, TextKeys, write_text_keys
+from sublora.data.tokenize import tokenize_corpus
 from sublora.data.tokenizers import (
     OF_THE_BASE,
     TokenizerFacts,
     import_tokenizer,
     tokenizer_facts,
 )
-from sublora.data.tokenizing import tokenize_corpus
-from sublora.data.writing import write_dataset
+from sublora.data.write import write_dataset
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, remove_stale_temporaries, writing
 from sublora.system.pretrained import pretrained_folder

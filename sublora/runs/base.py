@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora import config
-from sublora.data.base import base_data
+from sublora.data.base_and_target import base_data
 from sublora.data.dataset import TokenDataset
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.weights import Base, weights_sha256

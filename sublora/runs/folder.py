@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sublora import config
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.runs.build import build_run
 from sublora.system.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sublora import config
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.runs.base import base_sha256
 from sublora.runs.build import build_run

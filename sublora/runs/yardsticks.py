@@ -8,7 +8,7 @@ import torch
 from sublora import config
 from sublora.bounds.selection import choose_smoothing
 from sublora.coding.bits import index_bits, uint_to_bits
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import dataset_folder
 from sublora.losses.bounded import bounded_loss
 from sublora.losses.documents import score_documents

@@ -20,7 +20,7 @@ from sublora import config
 from sublora.bounds.anchored_record import Charges, Population, anchored_bound
 from sublora.bounds.precision import with_tolerance
 from sublora.bounds.record import headline_bound
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares
 from sublora.runs.bound import anchored_losses

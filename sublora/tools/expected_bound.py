@@ -33,7 +33,7 @@ from sublora.coding.bits import index_bits
 from sublora.coding.entropy import EntropyWeights
 from sublora.coding.payload import MessageContents, write_payload
 from sublora.coding.plain import quantize_plain
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZERS

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sublora import config
-from sublora.data.base import open_target
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.losses import TOP_K

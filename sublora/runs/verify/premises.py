@@ -5,7 +5,7 @@ from typing import Any
 
 from sublora import config
 from sublora.config.claim import claim_settings, premises
-from sublora.data.base import base_data, open_text_keys
+from sublora.data.base_and_target import base_data, open_text_keys
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.runs.message import Message

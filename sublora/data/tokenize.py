@@ -3,6 +3,7 @@
 import functools
 import math
 import multiprocessing
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -10,14 +11,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
 import numpy as np
-from rich.progress import (
-    Progress,
-)
+from numpy.typing import NDArray
+from rich.progress import Progress
 
 from sublora import config
-from sublora.data.permuted import permuted_tokens, permuted_words
-from sublora.data.readers import Batch, Reader, Texts
-from sublora.data.spill import (
+from sublora.data.corpora.reader import Batch, Reader, Texts
+from sublora.data.order import (
     Spill,
     document_key,
     key_of_record,
@@ -28,8 +27,10 @@ from sublora.data.tokenizers import (
     TokenizerFacts,
 )
 from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 QUEUED_BATCHES_PER_WORKER = 4
+WORD = re.compile(r"\S+")
 
 
 @dataclass
@@ -88,6 +89,22 @@ def _encoded(texts: list[str], data: config.Data, tokenizer: TokenizerFacts) -> 
     if data.permute == "tokens":
         return [permuted_tokens(tokens, text, seed) for tokens, text in zip(encoded, texts, strict=True)]
     return encoded
+
+
+def permuted_words(text: str, seed: int) -> str:
+    """The words of a text in an order drawn from the seed and the text itself; all white space as it was."""
+    words = WORD.findall(text)
+    order = iter(_order(len(words), text, seed).tolist())
+    return WORD.sub(lambda _: words[next(order)], text)
+
+
+def permuted_tokens(tokens: NDArray, text: str, seed: int) -> NDArray:
+    """The tokens of a text, shape (n,), in an order drawn from the seed and the text."""
+    return tokens[_order(len(tokens), text, seed)]
+
+
+def _order(count: int, text: str, seed: int) -> NDArray[np.int64]:
+    return generator(seed, "order within a document", text.encode()).permutation(count)
 
 
 def _sources_of(texts: Texts, data: config.Data) -> Sequence[str | None]:

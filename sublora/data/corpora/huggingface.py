@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sublora import config
-from sublora.data.readers import TextBatch
+from sublora.data.corpora.reader import TextBatch
 from sublora.system.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sublora.data.readers import Texts
+from sublora.data.corpora.reader import Texts
 from sublora.system.errors import UserError
 
 STANDARD_LIBRARY = "stdlib"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from sublora import config
-from sublora.data.readers import Texts
+from sublora.data.corpora.reader import Texts
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
 

@@ -12,6 +12,7 @@ from rich.progress import (
 )
 
 from sublora import config
+from sublora.data.base_and_target import KEY_BYTES
 from sublora.data.dataset import (
     DOC_LENGTHS_FILE,
     EOT_INDICES_FILE,
@@ -21,17 +22,16 @@ from sublora.data.dataset import (
     unit_starts_file,
 )
 from sublora.data.meta import META_FILE
-from sublora.data.spill import (
+from sublora.data.order import (
     Spill,
     documents_in_order,
 )
-from sublora.data.text_keys import KEY_BYTES
+from sublora.data.tokenize import TokenizedBatch
 from sublora.data.tokenizers import (
     TOKENIZER_FILE,
     TokenizerFacts,
     token_type,
 )
-from sublora.data.tokenizing import TokenizedBatch
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, sha256_of_file, write_json
 from sublora.system.versions import NUMERICS_VERSIONS

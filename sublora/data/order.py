@@ -16,7 +16,7 @@ from types import TracebackType
 
 import numpy as np
 
-from sublora.data.text_keys import KEY_BYTES, TextKeys
+from sublora.data.base_and_target import KEY_BYTES, TextKeys
 from sublora.system.streams import stream_key
 
 COUNT_BYTES = 8

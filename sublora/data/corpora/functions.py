@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sublora import config
-from sublora.data.python_sources import PythonSourceReader, child_statements, parse_source
+from sublora.data.corpora.python_sources import PythonSourceReader, child_statements, parse_source
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DOCUMENTED = (*FUNCTIONS, ast.ClassDef)

@@ -2,22 +2,22 @@
 
 A new kind takes a settings class in the union of `config.Data.corpus`, a module with its reader, and a line in
 READERS. The reader's class is called with the settings and the folder that relative paths start at, raises
-UserError if it cannot find the corpus, and has what `sublora.data.readers.Reader` lists.
+UserError if it cannot find the corpus, and has what `sublora.data.corpora.reader.Reader` lists.
 """
 
 import importlib
 from pathlib import Path
 
 from sublora import config
-from sublora.data.readers import Reader
+from sublora.data.corpora.reader import Reader
 
 READERS: dict[type[config.Section], str] = {
-    config.HuggingFaceCorpus: "sublora.data.huggingface:HuggingFaceReader",
-    config.FolderCorpus: "sublora.data.folder:FolderReader",
-    config.DocstringCorpus: "sublora.data.docstrings:DocstringReader",
-    config.FunctionCorpus: "sublora.data.functions:FunctionReader",
-    config.JsonDocumentationCorpus: "sublora.data.json_documentation:JsonDocumentationReader",
-    config.MarkovCorpus: "sublora.data.markov:MarkovReader",
+    config.HuggingFaceCorpus: "sublora.data.corpora.huggingface:HuggingFaceReader",
+    config.FolderCorpus: "sublora.data.corpora.folder:FolderReader",
+    config.DocstringCorpus: "sublora.data.corpora.docstrings:DocstringReader",
+    config.FunctionCorpus: "sublora.data.corpora.functions:FunctionReader",
+    config.JsonDocumentationCorpus: "sublora.data.corpora.json_documentation:JsonDocumentationReader",
+    config.MarkovCorpus: "sublora.data.corpora.markov:MarkovReader",
 }
 """Module and class of the reader of each kind, by name: a module is imported where its kind is read."""
 

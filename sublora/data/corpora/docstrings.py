@@ -5,7 +5,7 @@ import inspect
 from pathlib import Path
 
 from sublora import config
-from sublora.data.python_sources import PythonSourceReader, child_statements, parse_source
+from sublora.data.corpora.python_sources import PythonSourceReader, child_statements, parse_source
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

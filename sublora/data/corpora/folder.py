@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sublora import config
-from sublora.data.readers import TextBatch, batch_texts
+from sublora.data.corpora.reader import TextBatch, batch_texts
 from sublora.system.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl")
