@@ -275,12 +275,12 @@ def certify(
 def generate(
     certificate: CertificateArgument,
     prompt: Annotated[str, typer.Option(help="How the document begins.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens, if the document goes on.")] = 100,
+    tokens: Annotated[int, typer.Option(min=1, help="Stop after this number of tokens if the document goes on.")] = 100,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="1: the network's own probabilities; 0: always the most probable token.")
     ] = 1.0,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Draw from so many of the most probable tokens. Default: all.")
+        int | None, typer.Option(min=1, help="Draw from this number of the most probable tokens. Default: all.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws another text.")] = 0,
     base: BaseOption = None,
@@ -400,7 +400,7 @@ def plan(
 
 
 def main() -> None:
-    """Entry point: what a user can mend is one line on stderr and exit status 2.
+    """Entry point: an error that a user can fix is one line on stderr and exit status 2.
 
     That is a UserError, an error of the operating system, or a package that an extra brings.
     """

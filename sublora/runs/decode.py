@@ -22,7 +22,7 @@ from sublora.system.names import BASE_FOLDER, BASE_WEIGHTS_NAME, CERTIFICATE_NAM
 
 @dataclasses.dataclass(frozen=True)
 class CertificateFiles:
-    """A certificate, and where its base lies."""
+    """A certificate, and where its base is."""
 
     certificate: Path
     base: Path | None = None
@@ -32,7 +32,7 @@ class CertificateFiles:
 
     @classmethod
     def of(cls, path: Path, *, base: Path | None = None, root: Path | None = None) -> "CertificateFiles":
-        """By a run's folder, or by the certificate itself."""
+        """Name a certificate by its run's folder, or by its own path."""
         return cls(path / CERTIFICATE_NAME if path.is_dir() else path, base, root)
 
     def base_weights(self) -> Path:
@@ -55,7 +55,7 @@ class CertificateFiles:
         )
 
     def root_of_base(self) -> Path:
-        """`root`, else the folder below which a base that is no random one lies in results/base/, else the working one.
+        """`root`, else the folder below which a base that is not random lies in results/base/, else the working one.
 
         UserError if there is no such base.
         """
@@ -82,7 +82,7 @@ class Decoded:
     base: AnyBase
     network: Network
     theta_D: Tensor
-    """What is trained, as decoded: LoRA matrices."""
+    """The trained parameters as decoded: LoRA matrices, or all weights."""
     device: torch.device
 
     @functools.cached_property
@@ -113,7 +113,7 @@ class Decoded:
 
 
 def decode(files: CertificateFiles, device: torch.device) -> Decoded:
-    """The decoded network, computing in float32.
+    """Return the decoded network, computing in float32.
 
     UserError if a file is missing or damaged, or if base, LoRA initialization or projection are not those that the
     certificate names by their hashes.
@@ -137,7 +137,7 @@ def decode(files: CertificateFiles, device: torch.device) -> Decoded:
 
 
 def _base(message: Message, files: CertificateFiles) -> AnyBase:
-    """The base drawn from the run's seed, or read from its file; UserError if it is another than the certificate's."""
+    """Return the base, drawn from the run's seed or read from its file; UserError if it is not the certificate's."""
     settings, header = message.settings, message.header
     base: AnyBase
     if isinstance(settings.base, config.RandomBase):

@@ -1,4 +1,4 @@
-"""What of a certificate's header reaches the decoded predictor or the draw of documents.
+"""The part of a certificate's header that reaches the decoded predictor or the draw of documents.
 
 Does not import torch.
 """
@@ -13,7 +13,7 @@ from sublora.subspace.allocations import Gate, parse_allocation
 
 
 def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ...]:
-    """The gates whose integers the message holds, empty where nothing is learned but w."""
+    """Return the gates whose integers the message holds; none where only w is learned."""
     allocation = parse_allocation(spec.allocation)
     if spec.budget == config.ALL or settings.subspace.adapt != "lora":
         return ()
@@ -21,12 +21,12 @@ def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ..
 
 
 def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[str, Any]) -> dict[str, Any]:
-    """The canonical decoder header: plain JSON values on which the decoded predictor or the draw depends.
+    """Return the canonical decoder header: plain JSON values on which the decoded predictor or the draw depends.
 
     Nothing else may stand here: with a free field a prover could draw other documents for the same predictor. So what
     only names arrays (projection seed, scale of the random base) gives way to their hashes, a key that has no effect
-    (levels of the entropy code, sharing without gates, lora where weights are adapted) is null, and what has several
-    spellings (order of the LoRA targets, a ratio's digits) has one. Units are named where they are not the documents.
+    (levels of the entropy code, sharing without gates, lora where weights are adapted) is null, and a value with
+    several spellings (order of the LoRA targets, a ratio's digits) has one. Units that are not documents are named.
     `facts`: the certificate's whole header.
     """
     values = decoder_settings(settings)

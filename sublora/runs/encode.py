@@ -39,7 +39,7 @@ class Encoded:
     payload: Payload
     contents: MessageContents
     val_losses_unquantized_U: np.ndarray
-    """Of w before it was quantized, under the message's smoothing."""
+    """Losses of w before it was quantized, under the message's smoothing."""
     seconds: float
 
 
@@ -74,7 +74,7 @@ def encode(folder: RunFolder, run: Run, provenance: Provenance) -> Encoded:
 
 
 def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeights | EntropyWeights:
-    """The symbols of the trained w: by the plain scheme, or for the entropy code by the bound estimated on val.
+    """Return the symbols of the trained w: by the plain scheme, or for the entropy code by the bound estimated on val.
 
     The entropy code's candidates round to the nearest or, in favour of cheaper symbols, by rate; `step` is the one w
     was trained for.
@@ -83,7 +83,7 @@ def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeigh
     if run.settings.message.quantizer == plain.NAME:
         return quantize_plain(w, run.settings.message.levels)
     if step is None:
-        raise ValueError("a training for the entropy code leaves a quantization step")
+        raise ValueError("a training for the entropy code must leave a quantization step")
     candidates = [round_for_rate(w, step, price * step**2) for price in PRICES_PER_BIT]
     estimator = run.estimator()
     estimates = []
@@ -116,7 +116,7 @@ def val_losses_of(run: Run, judged_UA: np.ndarray, chosen: int) -> np.ndarray:
 
 
 def certificate_header(run: Run, provenance: Provenance) -> dict[str, Any]:
-    """What a decoder needs beside the payload, all of it fixed before the data or naming the arm."""
+    """Return what a decoder needs beside the payload: facts fixed before the data, and the name of the arm."""
     dataset = run.dataset
     of_all = {"parameters": run.network.space.size} if run.spec.budget == config.ALL else {}
     return of_all | {

@@ -1,4 +1,4 @@
-"""losses.npz: what scoring a certificate gave, and which certificate that was. Does not import torch."""
+"""losses.npz: the losses of a certificate, and which certificate they belong to. Does not import torch."""
 
 import json
 from pathlib import Path
@@ -26,11 +26,11 @@ ARRAYS = (
     "val_losses_unquantized_bits",
     "test_losses_bits",
 )
-"""Of every run."""
+"""Arrays of every run."""
 OF_SOURCES = ("source_documents", "source_losses_bits")
-"""Of a run with a bound over sources."""
+"""Arrays of a run with a bound over sources."""
 OF_THE_ANCHOR = ("excess_bits", "base_log_p_nats", "test_excess_bits", "base_indices", "base_losses_bits")
-"""Of a run that is anchored on its base."""
+"""Arrays of a run that is anchored on its base."""
 OF_ANCHORED_SOURCES = ("source_excess_bits", "base_source_documents", "base_source_losses_bits")
 WHOLE_NUMBERS = ("indices", "target_counts", "source_documents", "base_indices", "base_source_documents")
 
@@ -41,7 +41,7 @@ class ScoringSeconds(Section):
 
 
 class Provenance(Section):
-    """Where losses come from: the certificate they are the losses of, and machines."""
+    """The certificate that the losses belong to, and the machines that trained and scored it."""
 
     certificate_sha256: Sha256
     seconds: ScoringSeconds
@@ -60,21 +60,21 @@ def write_losses(path: Path, arrays: dict[str, np.ndarray], provenance: dict[str
 
 def read_losses(path: Path) -> dict[str, Any]:
     """The arrays of losses.npz, float32 as float64, and its provenance; UserError for a missing or damaged file."""
-    mend = f"score the run again (sublora score {path.parent})"
+    fix = f"score the run again (sublora score {path.parent})"
     missing = f"no such file; score the run first (sublora score {path.parent})"
-    arrays = read_npz(path, missing=missing, fix=mend)
+    arrays = read_npz(path, missing=missing, fix=fix)
     try:
         if PROVENANCE not in arrays:
             raise ValueError(f"it lacks {PROVENANCE}")
         facts = json.loads(str(arrays.pop(PROVENANCE)))
     except (*UNREADABLE, OSError) as error:
         reason = printable(error, 100) or type(error).__name__
-        raise UserError(f"{path}: damaged ({reason}); {mend}") from None
+        raise UserError(f"{path}: damaged ({reason}); {fix}") from None
     try:
         provenance = Provenance.model_validate(facts).model_dump()
     except ValidationError as error:
         found = describe(error, Provenance.model_json_schema())
-        raise UserError(f"{path}: {PROVENANCE}: {found}; written by an older version? {mend}") from None
+        raise UserError(f"{path}: {PROVENANCE}: {found}; written by an older version? {fix}") from None
     return {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in arrays.items()} | {
         PROVENANCE: provenance
     }
@@ -89,9 +89,9 @@ def check_losses(losses: dict[str, Any], message: Message, path: Path) -> None:
     if anchoring is not None:
         names += [*OF_THE_ANCHOR, *OF_ANCHORED_SOURCES * by_source]
     found = sorted(losses.keys() - {PROVENANCE})
-    mend = f"score the run again (sublora score {path.parent})"
+    fix = f"score the run again (sublora score {path.parent})"
     if found != sorted(names):
-        raise UserError(f"{path}: holds {', '.join(found)}; expected {', '.join(sorted(names))}; {mend}")
+        raise UserError(f"{path}: holds {', '.join(found)}; expected {', '.join(sorted(names))}; {fix}")
     documents = np.shape(losses["target_counts"])
     shapes: dict[str, tuple[int, ...]] = {
         "indices": (units,),
@@ -113,10 +113,10 @@ def check_losses(losses: dict[str, Any], message: Message, path: Path) -> None:
     for name in names:
         values = losses[name]
         kind = "i" if name in WHOLE_NUMBERS else "f"
-        # Of what is not in `shapes` any number will do.
+        # An array that is not in `shapes` may have any length.
         wanted = shapes.get(name, (values.size,))
         if values.dtype.kind != kind or values.shape != wanted:
             expected = f"{'whole numbers' if kind == 'i' else 'floats'} of shape {wanted}"
-            raise UserError(f"{path}: {name} holds {values.dtype} of shape {values.shape}, expected {expected}; {mend}")
+            raise UserError(f"{path}: {name} holds {values.dtype} of shape {values.shape}, expected {expected}; {fix}")
         if kind == "f" and not np.isfinite(values).all():
-            raise UserError(f"{path}: {name} holds values that are not finite; {mend}")
+            raise UserError(f"{path}: {name} holds values that are not finite; {fix}")

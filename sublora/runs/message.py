@@ -27,7 +27,7 @@ from sublora.system.errors import UserError
 
 
 def payload_context(settings: config.Settings, spec: config.RunSpec, parameters: int | None = None) -> PayloadContext:
-    """What writer and reader of the message agree on: settings fixed before the data, and the arm.
+    """Return what writer and reader of the message agree on: settings fixed before the data, and the arm.
 
     parameters: D, for a run with budget all.
     """
@@ -41,7 +41,7 @@ def payload_context(settings: config.Settings, spec: config.RunSpec, parameters:
 
 
 def charged_bits(items: dict[str, int], settings: config.Settings) -> tuple[float, dict[str, float]]:
-    """C and its items for a payload of these items."""
+    """Return C and its items for a payload of these items."""
     return total_code_bits(items, sweep_size=len(settings.grid.runs()), extra_bits=settings.message.extra_bits)
 
 
@@ -53,11 +53,11 @@ class SourceFacts(config.Section):
 
     n: Annotated[int, Field(ge=1)]
     sha256: Sha256
-    """Of the file that says which document is of which source."""
+    """Hash of the file that says which document is from which source."""
 
 
 class Header(config.Section):
-    """What a certificate's header holds: exactly these keys."""
+    """The header of a certificate: exactly these keys."""
 
     run: config.RunSpec
     settings: dict[str, Any]
@@ -73,12 +73,12 @@ class Header(config.Section):
     """D, in the header of a run with budget all and of no other."""
     numerics_versions: dict[str, int]
     environment: dict[str, str]
-    """Versions that encoded; nothing depends on them."""
+    """Versions of the packages that encoded; nothing depends on them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """A certificate, decoded from its bytes alone: who it is from, and what it says."""
+    """A certificate, decoded from its bytes alone: which run it is from, and what it says."""
 
     path: Path
     header: dict[str, Any]

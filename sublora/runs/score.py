@@ -127,7 +127,7 @@ class UnitRecord:
     topk_errors_UK: np.ndarray
     """float32: mean over the unit's documents."""
     documents: DocumentRecord
-    """Of the documents of all units, one unit after the other."""
+    """Record of the documents of all units, one unit after the other."""
 
 
 def record_units(

@@ -1,4 +1,4 @@
 """The parts of `sublora verify`: which files, what is compared and how closely, the data, and the verdict.
 
-Nothing here believes a number that it can compute.
+A number that can be computed is never taken from the claim.
 """

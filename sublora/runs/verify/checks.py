@@ -10,16 +10,16 @@ from sublora.bounds.precision import SCORE_TOLERANCE_BITS
 from sublora.bounds.record import ENVIRONMENT_KEYS
 
 RECORD_TOLERANCE = 1e-9
-"""Relative, for a number of bounds.json against the same formulas and the same losses on another machine."""
+"""Relative difference between a number of bounds.json and the same formula on the same losses on another machine."""
 
 
 # How far a claimed number may lie from the verifier's own; never used for the bound that the verdict names.
 LOSS_TOLERANCE_BITS = 2 * SCORE_TOLERANCE_BITS
 """Loss of a document, and so a mean of losses: prover and verifier may each be off by the allowance for rounding."""
 BOUND_TOLERANCE_BITS = 1e-3
-"""Bets are picked from grids, so a bound on a draw may jump where two of them are as good."""
+"""Bets are picked from grids, so a bound on a draw may jump where two bets are equally good."""
 TOPK_DOCUMENT_TOLERANCE = 5e-2
-"""Top-k error of one document: near ties may fall the other way."""
+"""Top-k error of one document: near ties may be broken the other way."""
 TOPK_MEAN_TOLERANCE = 1e-3
 """Mean top-k error, and its bounds."""
 
@@ -27,7 +27,7 @@ TOPK_MEAN_TOLERANCE = 1e-3
 TOLERANCES = {"topk_errors": TOPK_DOCUMENT_TOLERANCE} | dict.fromkeys(
     ("excess_bits", "test_excess_bits", "source_excess_bits"), 2 * LOSS_TOLERANCE_BITS
 )
-"""By array of losses.npz, where it is not that of a loss: an excess is the difference of two."""
+"""Tolerance of each array of losses.npz whose tolerance is not that of a loss: an excess is a difference of two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def record_checks(
     records: tuple[Mapping[str, Any], Mapping[str, Any]],
     on_trust: frozenset[str],
 ) -> list[Check]:
-    """bounds.json key by key.
+    """Compare bounds.json key by key.
 
     records: what follows from losses.npz, and what the verifier's own losses give; on_trust: keys of which there are
     no losses of the verifier's. Every key of either side is compared, so a key that was added or left out is found.
@@ -92,7 +92,7 @@ def record_checks(
 
 
 def _limit(path: KeyPath) -> float | None:
-    """How far a number of the record that hangs on losses may be off; None for one that does not."""
+    """Return how far a number of the record that depends on losses may be off; None for one that does not."""
     key = path[0]
     if key == "by_source":
         return {"loss": LOSS_TOLERANCE_BITS, "n": None, "m": None}.get(path[-1], BOUND_TOLERANCE_BITS)
@@ -111,7 +111,7 @@ def _limit(path: KeyPath) -> float | None:
 
 
 def _leaves(record: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Every value with its path; an empty table is a value, so that it does not vanish."""
+    """Yield every value with its path; an empty table counts as a value, so that it does not vanish."""
     for key, value in record.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, (*prefix, key))
@@ -120,12 +120,12 @@ def _leaves(record: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[K
 
 
 def environment_facts(claimed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a claim says of machines, by dotted key."""
+    """Return what a claim says about machines, by dotted key."""
     return {".".join(path): value for path, value in _leaves(claimed) if path[0] in ENVIRONMENT_KEYS}
 
 
 def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray]) -> list[Check]:
-    """The arrays of losses.npz against the verifier's: names, shapes, documents, and the largest difference of each.
+    """Compare the arrays of losses.npz with the verifier's: names, shapes, documents and largest differences.
 
     ln P is compared per target, in bits. `own` lacks the val losses before quantization where there is no checkpoint.
     """

@@ -1,4 +1,4 @@
-"""A dataset as its tokens have it: where documents end, how short they are, whether one occurs twice."""
+"""Facts of a dataset taken from its tokens: where documents end, how short they are, whether one occurs twice."""
 
 import dataclasses
 import hashlib
@@ -11,12 +11,12 @@ from sublora.data.dataset import BLOCK_TOKENS, SPLITS, TokenDataset, partitions
 from sublora.runs.verify.checks import Check
 
 DIGEST_BYTES = 8
-"""Of a document. Equal digests are candidates only, which are compared token by token; different ones settle it."""
+"""Length of a document's digest. Documents with equal digests are then compared token by token."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitFacts:
-    """What one pass over the tokens of a split finds. Shape legend: D documents."""
+    """Result of one pass over the tokens of a split. Shape legend: D documents."""
 
     ends_D: NDArray[np.int64]
     """Positions of the end-of-text tokens."""
@@ -55,7 +55,7 @@ def split_facts(dataset: TokenDataset, split: str) -> SplitFacts:
 
 
 def repeated_document(dataset: TokenDataset, facts: dict[str, SplitFacts]) -> str | None:
-    """Two documents of the dataset, in the same split or in two, that are the same; None if there are none."""
+    """Name two equal documents of the dataset, in one split or in two; None if all documents differ."""
     splits = list(facts)
     first = np.cumsum([0] + [len(facts[split].ends_D) for split in splits])
     digests_D = np.concatenate([each.digests_D for each in facts.values()])
@@ -74,7 +74,7 @@ def repeated_document(dataset: TokenDataset, facts: dict[str, SplitFacts]) -> st
 
 
 def _units_found(dataset: TokenDataset, split: str, documents: int) -> int:
-    """Units of so many documents, 0 if they are no partition of them."""
+    """Return the number of units, 0 if they do not partition that many documents."""
     starts = dataset.units(split).starts_U
     if starts is None:
         return documents
@@ -84,7 +84,7 @@ def _units_found(dataset: TokenDataset, split: str, documents: int) -> int:
 def data_checks(
     dataset: TokenDataset, *, min_tokens: int, vocab_size: int, n_documents: int, n_units: int
 ) -> list[Check]:
-    """The claimed facts of a dataset against its tokens: n, the documents' ends and lengths, V, no document twice.
+    """Compare the claimed facts of a dataset with its tokens: n, the documents' ends and lengths, V, no document twice.
 
     Units must partition the documents that the tokens show. Which documents belong together cannot be seen from them.
     """

@@ -1,4 +1,4 @@
-"""Which files a claim consists of, and what the verifier asks for."""
+"""The files that a claim consists of, and what the verifier asks for."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ class Claim:
     bounds: Path
     losses: Path
     folder: Path | None = None
-    """Of the run, if the claim was named by it."""
+    """Folder of the run, if the claim was named by it."""
     base: Path | None = None
     """base.safetensors."""
     data: Path | None = None
@@ -41,7 +41,7 @@ class Claim:
 
     @classmethod
     def of(cls, folder: Path | None = None, **paths: Path | None) -> "Claim":
-        """By a run's folder, by its files, or by both; a file that is not named lies beside the certificate.
+        """Name a claim by a run's folder, by its files, or by both; a file that is not named is beside the certificate.
 
         UserError if there is neither folder nor certificate.
         """
@@ -72,7 +72,7 @@ class Claim:
         return name if name is not None and NAME_OF_A_RUN.fullmatch(name) else None
 
     def data_root(self, data: config.Data) -> Path:
-        """The folder that holds data/. UserError if there is none."""
+        """Return the folder that holds data/; UserError if no such folder is found."""
         return self.root or find_root(self.certificate.parent, data.name)
 
     def dataset(self, data: config.Data) -> TokenDataset:
@@ -81,9 +81,9 @@ class Claim:
         return TokenDataset.open_folder(folder, data)
 
     def base_weights(self, data: config.Data) -> Path:
-        """Where a base that is no random one lies: as named, else the verifier's own, else beside the certificate.
+        """Locate a base that is not random: as named, else the verifier's own, else beside the certificate.
 
-        UserError if there is none.
+        UserError if it is at none of these places.
         """
         if self.base is not None:
             return self.base
@@ -107,7 +107,7 @@ class Options:
     redraw: int | None = None
     """Number of training documents to score that the verifier draws."""
     nonce: str | None = None
-    """What the verifier's draw hangs on beside the certificate: chosen after the certificate was received."""
+    """Text that seeds the verifier's draw beside the certificate; chosen after the certificate was received."""
 
     def __post_init__(self) -> None:
         if (self.redraw is None) != (self.nonce is None):
@@ -120,19 +120,19 @@ class Options:
 
 
 def read_claim(path: Path) -> dict[str, Any]:
-    """What bounds.json claims. UserError if it is missing, damaged, or names a key twice."""
-    mend = f"compute the bound again (sublora bound {path.parent})"
+    """Return what bounds.json claims; UserError if it is missing, damaged, or names a key twice."""
+    fix = f"compute the bound again (sublora bound {path.parent})"
     try:
         claim = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct_keys)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; compute the bound first (sublora bound {path.parent})") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
+        raise UserError(f"{path}: not valid JSON ({error}); {fix}") from None
     if not isinstance(claim, dict):
-        raise UserError(f"{path}: expected a JSON object; {mend}")
+        raise UserError(f"{path}: expected a JSON object; {fix}")
     if claim.get("format") != RECORD_FORMAT:
         raise UserError(
-            f"{path}: record format {claim.get('format')!r}, this release reads {RECORD_FORMAT}; {mend}, or verify "
+            f"{path}: record format {claim.get('format')!r}, this release reads {RECORD_FORMAT}; {fix}, or verify "
             "with the release that wrote it"
         )
     return claim

@@ -1,4 +1,4 @@
-"""What a verdict rests on without having computed it, in words."""
+"""The premises of a verdict, in words: what it rests on without having computed it."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from sublora.runs.verify.files import Claim, Options
 
 
 def premises_of(message: Message) -> dict[str, Any]:
-    """The settings that the bounds suppose to have been fixed beforehand, as the certificate has them."""
+    """Return the settings that must have been fixed beforehand for the bounds to hold, as the certificate has them."""
     values = claim_settings(message.settings)
     facts = {key: values[key] for key in premises()} | {"base sha256": message.header["base_sha256"]}
     base = message.settings.base
@@ -24,7 +24,7 @@ def premises_of(message: Message) -> dict[str, Any]:
 
 
 def unchecked_facts(message: Message, claimed: dict[str, Any]) -> dict[str, Any]:
-    """What certificate and bounds.json say of machines, versions and durations."""
+    """Return what certificate and bounds.json say about machines, versions and durations."""
     header = message.header
     encoded = {f"encoded with {name}": value for name, value in header["environment"].items()}
     numerics = {f"numerics of {stage}": v for stage, v in header["numerics_versions"].items() if stage != "score"}
@@ -32,7 +32,7 @@ def unchecked_facts(message: Message, claimed: dict[str, Any]) -> dict[str, Any]
 
 
 def settings_checks(settings: config.Settings, spec: config.RunSpec, expected_path: Path | None) -> list[Check]:
-    """The certificate's settings against those that the verifier expects, where the bound rests on them."""
+    """Compare the settings that the bound rests on with those that the verifier expects."""
     if expected_path is None:
         return []
     wanted = config.load_settings(expected_path).for_run(spec)
@@ -44,7 +44,7 @@ def settings_checks(settings: config.Settings, spec: config.RunSpec, expected_pa
 
 
 def trusted_premises(message: Message, options: Options) -> list[str]:
-    """What no file can show."""
+    """List the premises that no file can show."""
     expected = options.config_path
     fixed = "the premises" if expected is None else f"the settings of {expected}"
     grouped = message.settings.data.unit != "document"
@@ -72,7 +72,7 @@ def trusted_premises(message: Message, options: Options) -> list[str]:
 
 
 def texts_of_the_base(message: Message, claim: Claim, dataset: TokenDataset) -> tuple[list[Check], list[str]]:
-    """Whether the texts of a trained base's corpus were left out of the data: a check, or a premise without its data.
+    """Check that the texts of a trained base's corpus were left out; without that corpus this is a premise.
 
     A dataset without a trained base must not have been made without some texts: it would be another population.
     """

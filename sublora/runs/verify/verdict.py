@@ -1,4 +1,4 @@
-"""What a verification came to: shown on a terminal, as JSON, and as an exit status."""
+"""The result of a verification: shown on a terminal, as JSON, and as an exit status."""
 
 import dataclasses
 import sys
@@ -12,7 +12,7 @@ from sublora.system.errors import printable
 
 LONGEST_CELL = 160
 LONGEST_FACT = 2000
-"""Of a premise: what decides must not be cut off."""
+"""Longest premise shown in full: a premise must not be cut off."""
 VERIFIED, REFUSED, NOT_CHECKED = 0, 1, 2
 """Exit statuses; the last one is that of every UserError: a file is missing or damaged."""
 
@@ -25,10 +25,10 @@ class Verdict:
     run: str
     checks: tuple[Check, ...]
     bounds: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    """From the verifier's own losses, bits per token; empty where the claim was refused before anything was scored."""
+    """Bounds from the verifier's own losses, bits per token; empty if the claim was refused before it was scored."""
     scored_on: str = ""
     premises: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the bounds suppose of the settings, in the claim's words."""
+    """Settings that the bounds presuppose, as the claim states them."""
     trusted: tuple[str, ...] = ()
     """What nobody can compute from the files."""
     unchecked: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -90,7 +90,7 @@ class Verdict:
         }
 
     def print(self) -> None:
-        """The whole verdict. Nothing that a file holds reaches the terminal but as plain characters."""
+        """Print the whole verdict. Text from a file reaches the terminal as plain characters only."""
         console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False, highlight=False)
         table = _table("recomputed", "claimed", "found", "tolerance", "")
         for check in self.checks:

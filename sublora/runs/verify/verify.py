@@ -65,7 +65,7 @@ OWN_NUMBERS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Material:
-    """What was handed over, read."""
+    """The files that were handed over, as read."""
 
     claim: Claim
     options: Options
@@ -77,7 +77,7 @@ class Material:
 
     @classmethod
     def read(cls, claim: Claim, options: Options) -> "Material":
-        """UserError for a missing or damaged file, or one made with other numerics."""
+        """UserError for a missing or damaged file, or one made with another version of the numerics."""
         message = read_message(claim.certificate)
         found, own = message.header["numerics_versions"].get("score"), NUMERICS_VERSIONS["score"]
         if found != own:
@@ -115,7 +115,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
     """Recompute everything that can be, from the certificate, the verifier's data and the base.
 
     Where data, base or settings are not what the certificate says, nothing is scored and the verdict ends there.
-    UserError if a file is missing or damaged, or the claim was made with other numerics.
+    UserError if a file is missing or damaged, or the claim was made with another version of the numerics.
     """
     material = Material.read(claim, options or Options())
     message = material.message
@@ -231,7 +231,7 @@ def _rescored(verdict: Verdict, run: Run, material: Material) -> Verdict:
 
 
 def _val_losses_before_quantization(run: Run, material: Material) -> np.ndarray | None:
-    """Of the checkpoint's w under the message's smoothing, None where there is no checkpoint."""
+    """Return the val losses of the checkpoint's w under the message's smoothing, None without a checkpoint."""
     path = material.claim.checkpoint
     if path is None:
         return None
@@ -249,7 +249,7 @@ def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> V
         "data_hash": message.header["data_hash"],
         "certificate_sha256": sha256_of_file(material.claim.certificate),
     }
-    # Without a checkpoint any val losses do: what follows from them is not compared.
+    # Without a checkpoint any val losses will serve, since no number that depends on them is compared.
     before = "val_losses_unquantized_bits"
     on_trust = frozenset() if before in own else frozenset({"val_loss_unquantized_bits"})
     fresh = run_record(message, {before: own["val_losses_bits"]} | own, environment) | hashes
