@@ -19,8 +19,8 @@ from sublora.subspace.allocations import Allocation, Gate, Part, hard_split
 from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.subspace import Subspace
 from sublora.training.loop import Trainer
-from sublora.training.progress import Progress
 from sublora.training.rate_phase import RatePhase
+from sublora.training.reporting import Progress
 from sublora.training.run import Run
 
 START_BATCHES = 16

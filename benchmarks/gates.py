@@ -50,7 +50,7 @@ from sublora.system.errors import UserError
 from sublora.system.files import atomic_path
 from sublora.system.names import BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.training import checkpoint
-from sublora.training.progress import Progress
+from sublora.training.reporting import Progress
 
 CONFIG = Path(__file__).resolve().parents[1] / "demo" / "config" / "config.yaml"
 BUDGETS = (500, 1000)

@@ -29,8 +29,7 @@ from sublora.runs.build import build_run
 from sublora.subspace.allocations import parse_allocation
 from sublora.system.files import atomic_path
 from sublora.training.evaluation import token_losses
-from sublora.training.optimizer import AdamW
-from sublora.training.schedule import learning_rate
+from sublora.training.optimizer import AdamW, learning_rate
 
 INITS = {"zero_b": "B = 0", "both_random": "A and B random"}
 LINES = {"zero_b": "-", "both_random": (0, (3, 1))}

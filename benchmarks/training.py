@@ -16,7 +16,7 @@ from sublora.data.dataset import TokenDataset
 from sublora.runs.build import build_run
 from sublora.system.device import use_device
 from sublora.training.loop import Trainer
-from sublora.training.progress import Progress
+from sublora.training.reporting import Progress
 
 RUN = config.RunSpec(budget=1000, allocation="uniform", seed=42)
 """What both sides train, up to its rate phase."""

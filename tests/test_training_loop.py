@@ -14,6 +14,7 @@ from conftest import TINY, build_on, demo_values, merged
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
+from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.runs import train as train_stage
 from sublora.system.digests import tensors_sha256
@@ -22,10 +23,9 @@ from sublora.system.locks import LOCK_NAME, Presence, sole_writer
 from sublora.system.names import CHECKPOINT_NAME
 from sublora.training import checkpoint
 from sublora.training.loop import Trainer
-from sublora.training.optimizer import AdamW
-from sublora.training.progress import Progress
+from sublora.training.optimizer import AdamW, learning_rate
+from sublora.training.reporting import Progress
 from sublora.training.resumable import BeforeStep, Interrupted
-from sublora.training.schedule import learning_rate
 
 ALLOCATIONS = ["uniform", "fixed-0.2", "learned"]
 
@@ -120,7 +120,7 @@ def test_arms_start_alike(tiny_root, tmp_path, monkeypatch, init):
     Batches are those that reach the network, the init is what it is given with the first of them.
     """
     facts: dict[str, list] = {}
-    hidden, cross_entropy, optimizer_step = GPT.hidden, GPT.cross_entropy, AdamW.step
+    hidden, cross_entropy, optimizer_step = GPT.hidden, AdaptedModel.cross_entropy, AdamW.step
 
     def watched_hidden(self, tokens_NT, adapters, **options):
         if torch.is_grad_enabled():
@@ -130,17 +130,17 @@ def test_arms_start_alike(tiny_root, tmp_path, monkeypatch, init):
                 facts["factors"] = [factor for name in names for factor in adapters.pair(*name)]
         return hidden(self, tokens_NT, adapters, **options)
 
-    def watched_cross_entropy(self, hidden_KC, targets_K, adapters, **options):
+    def watched_cross_entropy(self, hidden_KC, targets_K, **options):
         if torch.is_grad_enabled():
             facts["targets"].append(targets_K.clone())
-        return cross_entropy(self, hidden_KC, targets_K, adapters, **options)
+        return cross_entropy(self, hidden_KC, targets_K, **options)
 
     def counted_step(self):
         facts["steps"].append(self.param_groups[0]["lr"])
         optimizer_step(self)
 
     monkeypatch.setattr(GPT, "hidden", watched_hidden)
-    monkeypatch.setattr(GPT, "cross_entropy", watched_cross_entropy)
+    monkeypatch.setattr(AdaptedModel, "cross_entropy", watched_cross_entropy)
     monkeypatch.setattr(AdamW, "step", counted_step)
     arms = {}
     settings = settings_with({"lora": {"init": init}})

@@ -21,8 +21,8 @@ from sublora.system.digests import tensors_sha256
 from sublora.system.errors import UserError
 from sublora.training import checkpoint
 from sublora.training.loop import Trainer
-from sublora.training.progress import Progress
 from sublora.training.quantization import straight_through, symbol_bits, with_noise
+from sublora.training.reporting import Progress
 from sublora.training.resumable import BeforeStep
 from sublora.training.run import Run
 

@@ -19,9 +19,8 @@ from sublora.system.pretrained import pretrained_folder
 from sublora.system.provenance import Provenance
 from sublora.system.versions import BASE_FORMAT, NUMERICS_VERSIONS
 from sublora.training.base import BaseTrainer
-from sublora.training.progress import Progress
+from sublora.training.reporting import Progress, tracked
 from sublora.training.resumable import BeforeStep
-from sublora.training.tracking import tracked
 
 
 def make_base(

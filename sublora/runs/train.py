@@ -20,9 +20,8 @@ from sublora.tools.message_cost import MessageCost, check_message, message_cost
 from sublora.training import checkpoint
 from sublora.training.distributed import joined
 from sublora.training.loop import Trainer
-from sublora.training.progress import Progress
+from sublora.training.reporting import Progress, Trackers, tracked
 from sublora.training.resumable import BeforeStep
-from sublora.training.tracking import Trackers, tracked
 
 
 def train_run(

@@ -13,13 +13,11 @@ from sublora.losses.samplers import ChunkSampler, evaluation_chunks
 from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.weights import random_weights
-from sublora.training import checkpoint
 from sublora.training.evaluation import BITS_PER_NAT
-from sublora.training.prefetch import Prefetcher
-from sublora.training.progress import Progress
+from sublora.training.optimizer import learning_rate, warmup_steps
+from sublora.training.reporting import Progress, Trackers, write_csv
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
-from sublora.training.schedule import learning_rate, warmup_steps
-from sublora.training.tracking import Trackers
+from sublora.training.transfer import Prefetcher
 
 BASE_COLUMNS = ("step", "tokens_seen", "learning_rate", "train_loss_bits", "val_loss_bits", "gradient_norm", "seconds")
 
@@ -172,4 +170,4 @@ class BaseTrainer(ResumableTraining):
         self._loss_steps = state["loss_steps"]
 
     def _write_results(self) -> None:
-        checkpoint.write_csv(self.out / "metrics.csv", BASE_COLUMNS, self.history.metrics)
+        write_csv(self.out / "metrics.csv", BASE_COLUMNS, self.history.metrics)

@@ -1,23 +1,38 @@
 """best_ckpt.pt and the resume state: small, loadable without running code, refused when they do not fit."""
 
+import dataclasses
 import io
 import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sublora import config
 from sublora.models.adapted import LoraNetwork
 from sublora.models.gpt import GPT
 from sublora.system.errors import UserError
-from sublora.system.files import atomic_path, write_bytes
+from sublora.system.files import write_bytes
 from sublora.system.provenance import Provenance, TrainingFacts
 from sublora.system.torch_file import check_seal, sealed
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
-from sublora.training.history import History
 from sublora.training.run import Run
+
+
+@dataclasses.dataclass
+class History:
+    """Plain values, so that it travels in the resume state."""
+
+    step: int = 0
+    seconds: float = 0.0
+    metrics: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
+    gates: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
+    best: dict[str, Any] | None = None
+    """step, losses in bits and parameters of the best evaluation so far; in the rate phase also code and bound."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
@@ -136,12 +151,3 @@ def save_initialization(folder: Path, run: Run) -> None:
     }
     for name, value in files.items():
         save(folder / name, {"format": CHECKPOINT_FORMAT, **value})
-
-
-def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """Comma-separated rows with a header; floats with 7 significant digits."""
-    lines = [",".join(columns)]
-    for row in rows:
-        lines.append(",".join(f"{v:.7g}" if isinstance(v, float | np.floating) else str(v) for v in row))
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -13,18 +13,29 @@ from sublora.system.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.system.provenance import Provenance
 from sublora.training import checkpoint
 from sublora.training.distributed import Peers
-from sublora.training.evaluation import BITS_PER_NAT, Facts, look, token_losses
-from sublora.training.gate_signal import GateSignal
-from sublora.training.history import GATE_COLUMNS, METRIC_COLUMNS
+from sublora.training.evaluation import BITS_PER_NAT, Facts, GateSignal, look, token_losses
 from sublora.training.objective import Objective
-from sublora.training.optimizer import AdamW
-from sublora.training.prefetch import Assemble
-from sublora.training.progress import Progress
+from sublora.training.optimizer import AdamW, learning_rate, warmup_steps
 from sublora.training.rate_phase import RatePhase
+from sublora.training.reporting import Progress, Trackers, write_csv
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
 from sublora.training.run import Run
-from sublora.training.schedule import learning_rate, warmup_steps
-from sublora.training.tracking import Trackers
+from sublora.training.transfer import Assemble
+
+METRIC_COLUMNS = (
+    "step",
+    "tokens_seen",
+    "learning_rate",
+    "train_loss_bits",
+    "train_eval_loss_bits",
+    "val_loss_bits",
+    "gradient_norm",
+    "tokens_per_second",
+    "seconds",
+    "code_bits",
+    "estimated_bound_bits",
+)
+GATE_COLUMNS = ("step", "mask_width", "group", "gamma", "gradient_snr")
 
 
 class Trainer(ResumableTraining):
@@ -250,6 +261,6 @@ class Trainer(ResumableTraining):
     def _write_results(self) -> None:
         if self.history.best is None:
             raise RuntimeError("the last evaluation always keeps a checkpoint")
-        checkpoint.write_csv(self.out / METRICS_NAME, METRIC_COLUMNS, self.history.metrics)
-        checkpoint.write_csv(self.out / GATES_NAME, GATE_COLUMNS, self.history.gates)
+        write_csv(self.out / METRICS_NAME, METRIC_COLUMNS, self.history.metrics)
+        write_csv(self.out / GATES_NAME, GATE_COLUMNS, self.history.gates)
         checkpoint.save_result(self.out / CHECKPOINT_NAME, self.run, self.history, self.digest, self._provenance)

@@ -7,11 +7,11 @@ from sublora.bounds.smoothing import parse_smoothing
 from sublora.losses.windowed import DocumentWeights, document_loss
 from sublora.system.streams import stream_key
 from sublora.training.distributed import Peers
-from sublora.training.prefetch import Assemble, Prefetcher
 from sublora.training.quantization import Price
 from sublora.training.rate_phase import RatePhase
 from sublora.training.resumable import NonFinite
 from sublora.training.run import Run
+from sublora.training.transfer import Assemble, Prefetcher
 
 
 class Objective:

@@ -1,9 +1,10 @@
-"""AdamW on a handful of small tensors.
+"""AdamW on a handful of small tensors, and the schedule of its learning rate.
 
 The arithmetic is PyTorch's own, `torch.optim.adamw.adamw`. The class around it exists because building
 `torch.optim.AdamW` imports the whole compiler (torch._dynamo), more than two seconds of every training job.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -73,3 +74,16 @@ class AdamW:
             for moments, saved in zip(mine, theirs, strict=True):
                 for name, value in moments.items():
                     value.copy_(saved[name])
+
+
+def learning_rate(step: int, *, steps: int, peak: float, final: float, warmup_steps: int) -> float:
+    """Return the rate of step 0 ... steps - 1: linear from peak / warmup_steps to peak, then a half cosine to final."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    return final + 0.5 * (peak - final) * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def warmup_steps(fraction: float, steps: int) -> int:
+    """Return the number of steps of the linear warm-up, at least 1."""
+    return max(1, round(fraction * steps))

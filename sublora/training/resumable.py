@@ -11,10 +11,9 @@ from sublora.system.errors import UserError
 from sublora.system.signals import StopSignals, kill_follows
 from sublora.system.versions import CHECKPOINT_FORMAT
 from sublora.training import checkpoint
+from sublora.training.checkpoint import History
 from sublora.training.distributed import Peers
-from sublora.training.history import History
-from sublora.training.progress import Progress
-from sublora.training.tracking import Trackers
+from sublora.training.reporting import Progress, Trackers
 
 BeforeStep = Callable[[int], None]
 """Called with the number of each step before it is taken."""

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sublora.training.prefetch import Prefetcher
+from sublora.training.transfer import Prefetcher
 
 
 def test_every_step_gets_its_own_batch_on_a_cpu_without_looking_ahead():

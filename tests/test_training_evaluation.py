@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sublora.training.gate_signal import GateSignal
+from sublora.training.evaluation import GateSignal
 
 
 def fed(gradients_NG: np.ndarray, signal: GateSignal, gates: list[torch.nn.Parameter]) -> None:
