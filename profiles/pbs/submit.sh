@@ -1,11 +1,11 @@
 #!/bin/bash
-# submit.sh RULE GPUS CPUS MEM_MB MINUTES JOBSCRIPT: submits a job and prints its id, and nothing else.
-# A job's own output is in logs/; what Snakemake says around it goes to logs/cluster/.
+# submit.sh RULE GPUS CPUS MEM_MB MINUTES JOBSCRIPT submits a job and prints only its id.
+# The output of the job itself is in logs/, that of the Snakemake process around it in logs/cluster/.
 set -euo pipefail
 rule=$1 gpus=$2 cpus=$3 mem_mb=$4 minutes=$5 jobscript=$6
 mkdir -p logs/cluster
 
-# What your cluster calls things: change it here.
+# Names that differ between clusters: change them here.
 queue=() # (-q gpu -P my-project)
 
 # LSF:  bsub -J "$rule" -gpu "num=$gpus" -n "$cpus" -M "$mem_mb" -W "$minutes" -oo "logs/cluster/$rule.%J" < "$jobscript" \
