@@ -92,7 +92,7 @@ def test_a_finished_run_gives_the_throughput(finished: Path) -> None:
     assert sum(files) <= made.largest_run_bytes
     other = config.load_settings(write_settings(finished, {"lora": {"rank": 3}}))
     write_settings(finished)
-    with pytest.raises(UserError, match="its lora settings are others"):
+    with pytest.raises(UserError, match="its lora settings differ"):
         plan.throughput_of_run(run_folder(finished), other)
 
 

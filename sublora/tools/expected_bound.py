@@ -28,18 +28,14 @@ from sublora import config
 from sublora.bounds.checks import LN2
 from sublora.bounds.selection import estimated_bound
 from sublora.bounds.smoothing import DocumentMixture, LossRange, Smoothing
-from sublora.coding import plain
 from sublora.coding.bits import index_bits
-from sublora.coding.entropy import EntropyWeights
-from sublora.coding.payload import MessageContents, write_payload
-from sublora.coding.plain import quantize_plain
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.losses.bounded import bounded_loss
-from sublora.runs.message import charged_bits, payload_context
 from sublora.system.errors import UserError
+from sublora.tools.message_cost import code_bits
 
 BITS_PER_COORDINATE = 2.2
 """In the demo 2.1 to 2.4 with the entropy code."""
@@ -78,12 +74,12 @@ class Population:
     n_units: int
     vocab_size: int
     targets: float
-    """Of a typical document, its end-of-text among them."""
+    """Targets of a typical document, its end-of-text among them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of the runs of one budget; bounds and losses in bits per token."""
+    """What to expect of the runs of one budget; bounds and losses in bits per token."""
 
     budget: int
     code_bits: float
@@ -96,7 +92,7 @@ class Prediction:
     price: float
     """What the message adds to the bound: the loss must fall by more than this below the frozen base's."""
     base_bound: float | None
-    """Of the frozen base with an empty message."""
+    """Bound of the frozen base with an empty message."""
     guessing: float
     """log2 V, which needs no network."""
     pays_at: Callable[[int], bool]
@@ -168,20 +164,6 @@ def _dimension(settings: config.Settings, population: Population, budget: int | 
     return parameters
 
 
-def code_bits(settings: config.Settings, budget: int, bits_per_coordinate: float) -> float:
-    """C with so many bits per coordinate: the largest over the allocations, item by item as a message is charged."""
-    totals = []
-    for allocation in settings.grid.allocations:
-        spec = config.RunSpec(budget=budget, allocation=allocation, seed=settings.grid.seeds[0])
-        context = payload_context(settings, spec)
-        weights: plain.PlainWeights | EntropyWeights = EntropyWeights(np.zeros(budget, dtype=np.int64), 0)
-        if context.quantizer == plain.NAME:
-            weights = quantize_plain(np.linspace(-1.0, 1.0, budget), context.levels)
-        items = write_payload(MessageContents(weights, tuple(0 for _ in context.gate_sizes), 0), context).items
-        totals.append(charged_bits(items, settings)[0] - items["symbols"] + bits_per_coordinate * budget)
-    return max(totals)
-
-
 def _predict(settings: config.Settings, population: Population, guess: Guess, budget: int) -> Prediction:
     bits = code_bits(settings, budget, guess.bits_per_coordinate)
     empty_bits = float(index_bits(len(settings.scoring.smoothing)))
@@ -189,7 +171,7 @@ def _predict(settings: config.Settings, population: Population, guess: Guess, bu
     spread = functools.partial(_spread, deviation_bits=guess.deviation_bits)
 
     def bounds_at(n_units: int) -> tuple[float, float | None]:
-        """Of the adapted network and of the frozen base."""
+        """Return the bounds of the adapted network and of the frozen base."""
         expect = functools.partial(_expected, settings, dataclasses.replace(population, n_units=n_units), spread)
         base = guess.base_loss_bits
         return expect(guess.loss_bits, bits), None if base is None else expect(base, empty_bits)

@@ -1,4 +1,7 @@
-"""What a run's message will cost, said before anything is trained. Does not import torch."""
+"""The length of a run's message, predicted before anything is trained: `plan`, `plan --loss` and `train` all use it.
+
+Does not import torch.
+"""
 
 import dataclasses
 import math
@@ -9,15 +12,18 @@ from sublora import config
 from sublora.bounds.premises import Premises
 from sublora.bounds.selection import estimated_bound
 from sublora.coding import plain
+from sublora.coding.bits import index_bits
+from sublora.coding.entropy import STEP_BITS
 from sublora.coding.magnitudes import MAX_COEFFICIENTS
 from sublora.data.dataset import TokenDataset
 from sublora.losses.bounded import bounded_loss
+from sublora.runs.message import charged_bits, payload_context
 from sublora.system.errors import UserError
 
 GAUSSIAN_BITS = 0.5 * math.log2(2.0 * math.pi * math.e)
 """Differential entropy of a Gaussian of standard deviation 1; in steps of s it takes about log2(1 / s) bits more."""
 ABSURD_SHARE = 0.5
-"""Of the loss of guessing: where even a perfect model's bound would lie above, a training says so."""
+"""Share of the loss of guessing: if even a perfect model's bound is above it, a training says so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +33,7 @@ class MessageCost:
     dimension: int
     """d."""
     bits: float
-    """About what the payload will have, before training makes it shorter."""
+    """C before training makes the message shorter."""
     lowest_bound_bits: float
     """The bound, bits per token, of a model that predicts every token with certainty, were all n units scored."""
     guessing_bits: float
@@ -51,12 +57,35 @@ def bits_per_coefficient(settings: config.Settings) -> float:
     return max(GAUSSIAN_BITS - math.log2(settings.rate_phase.relative_step), 0.1)
 
 
+def code_bits(settings: config.Settings, dimension: int, bits_per_coordinate: float) -> float:
+    """Return C for d = `dimension` with given bits per coordinate, as a message is charged; the largest over the grid.
+
+    The items beside the symbols follow from the settings, so nothing is encoded, however large d is.
+    """
+    totals = []
+    for allocation in settings.grid.allocations:
+        spec = config.RunSpec(budget=dimension, allocation=allocation, seed=settings.grid.seeds[0])
+        context = payload_context(settings, spec)
+        is_plain = context.quantizer == plain.NAME
+        items = {
+            "codebook": plain.CODEBOOK_ENTRY_BITS * context.levels if is_plain else STEP_BITS,
+            "counts": context.levels * index_bits(dimension + 1) if is_plain else 0,
+            "symbols": round(bits_per_coordinate * dimension),
+            "gates": sum(index_bits(size + 1) for size in context.gate_sizes),
+            "smoothing": index_bits(context.smoothing_count),
+        }
+        # The plain scheme writes the number of bits that follow in Elias' gamma code.
+        items["length"] = 2 * (sum(items.values()).bit_length() - 1) + 1 if is_plain else 0
+        totals.append(charged_bits(items, settings)[0])
+    return max(totals)
+
+
 def message_cost(settings: config.Settings, dimension: int, dataset: TokenDataset) -> MessageCost:
-    """Of a run with d = `dimension` and these settings."""
+    """Predict C for d = `dimension`, and the lowest bound that a message of that length allows."""
     loss = bounded_loss(
         settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
     ).direct
-    bits = dimension * bits_per_coefficient(settings)
+    bits = code_bits(settings, dimension, bits_per_coefficient(settings))
     premises = Premises(loss.premises.n_units, loss.premises.delta)
     perfect = [
         estimated_bound(np.full(100, range_.lower), range_, code_bits=bits, premises=premises) for range_ in loss.ranges
@@ -65,7 +94,7 @@ def message_cost(settings: config.Settings, dimension: int, dataset: TokenDatase
 
 
 def check_message(settings: config.Settings, cost: MessageCost) -> None:
-    """UserError if no message can hold so many coefficients."""
+    """UserError if no message can hold that many coefficients."""
     if settings.message.quantizer != plain.NAME and cost.dimension > MAX_COEFFICIENTS:
         raise UserError(
             f"{cost}, and the entropy code holds at most {MAX_COEFFICIENTS:,} coordinates; train a subspace "

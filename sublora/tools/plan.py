@@ -60,7 +60,7 @@ class Plan:
     runs: int
     processes: int
     training_tokens: int
-    """Of one run."""
+    """Training tokens of one run."""
     scoring_tokens: float | None
     """Tokens through the network to encode and score one run; None before the data are prepared."""
     training_hours: float
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of all runs together."""
+        """GPU hours of all runs together."""
         return None if self.scoring_hours is None else self.runs * (self.training_hours + self.scoring_hours)
 
     def wall_hours(self, gpus: int) -> float | None:
@@ -144,7 +144,7 @@ def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
 
 
 def largest_run_bytes(settings: config.Settings, documents: int) -> int:
-    """A run's files if losses.npz, of so many scored documents, were not compressed at all; the largest budget."""
+    """A run's files if losses.npz, of that many scored documents, were not compressed; for the largest budget."""
     scoring, training = settings.scoring, settings.training
     # Per document index, loss, log p, number of targets and top-k errors; of held-out documents the loss alone.
     losses = documents * (8 + 8 + 8 + 8 + 4 * len(TOP_K)) + 8 * (2 * scoring.val_documents + scoring.test_documents)
@@ -191,7 +191,7 @@ def throughput_of_run(folder: Path, settings: config.Settings) -> Throughput:
     for section in ("model", "lora", "compute"):
         if getattr(trained, section) != getattr(settings, section):
             raise UserError(
-                f"{folder}: its {section} settings are others than those to plan for, so its speed says nothing; "
+                f"{folder}: its {section} settings differ from those to plan for, so its speed says nothing; "
                 "give a run of the same network, or leave --run out to measure here"
             )
     provenance = loaded["provenance"]
