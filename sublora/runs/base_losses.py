@@ -145,14 +145,15 @@ def compute_base_losses(run: Run, anchoring: Anchoring) -> BaseLosses:
     return BaseLosses(indices_U, losses_U, source_documents_M, source_losses_M, *held_out)
 
 
-def write_base_losses(path: Path, run: Run, anchoring: Anchoring) -> None:
-    """Compute and write the file; it appears whole."""
+def write_base_losses(path: Path, run: Run, anchoring: Anchoring) -> BaseLosses:
+    """Compute the losses and write the file, which appears whole; return the losses."""
     started = time.perf_counter()
     losses, facts = compute_base_losses(run, anchoring), base_facts_of(run, anchoring)
     record = facts.model_dump() | {"seconds": time.perf_counter() - started}
     arrays = losses.arrays() | {"val_log_p_nats": losses.val_log_p_D, "test_log_p_nats": losses.test_log_p_D}
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(handle, allow_pickle=False, facts=np.array(json.dumps(record)), **arrays)
+    return losses
 
 
 def read_base_losses(path: Path, run: Run) -> BaseLosses:

@@ -3,16 +3,21 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sublora import config
+from sublora.bounds.anchor import base_bound
+from sublora.bounds.inequalities import betting, betting_subsampled
+from sublora.bounds.premises import Anchoring
 from sublora.bounds.selection import choose_smoothing
+from sublora.bounds.smoothing import DocumentMixture
 from sublora.coding.bits import index_bits, uint_to_bits
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import dataset_folder
 from sublora.losses.bounded import bounded_loss
 from sublora.losses.documents import score_documents
-from sublora.runs.base_losses import BASE_LOSSES_PATH, write_base_losses
+from sublora.runs.base_losses import BASE_LOSSES_PATH, BaseLosses, write_base_losses
 from sublora.runs.build import build_run
 from sublora.runs.score import Predictor, held_out_units, record_units
 from sublora.runs.starts import announce
@@ -43,9 +48,13 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
         announce(settings, Provenance.of_this_process(), device)
         # A random base is one for each seed: the first stands for all.
         run = build_run(settings, settings.grid.runs()[0], dataset, root, device)
-        contents["rows"][FROZEN_BASE] = frozen_base_row(run)
-        if (anchoring := run.loss.anchoring) is not None:
-            write_base_losses(root / BASE_LOSSES_PATH, run, anchoring)
+        if (anchoring := run.loss.anchoring) is None:
+            contents["rows"][FROZEN_BASE] = frozen_base_row(run)
+        else:
+            started = time.perf_counter()
+            losses = write_base_losses(root / BASE_LOSSES_PATH, run, anchoring)
+            seconds = time.perf_counter() - started
+            contents["rows"][FROZEN_BASE] = anchored_base_row(run, anchoring, losses, seconds=seconds)
     path = dataset_folder(root, settings.data) / YARDSTICKS_FILE
     write_yardsticks(path, contents)
     return path
@@ -53,7 +62,7 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
 
 @torch.no_grad()
 def frozen_base_row(run: Run) -> Row:
-    """The row of the base as it is before any adaptation: its message is the index of its smoothing alone."""
+    """Return the row of a base that no run is anchored on: its message is the index of its smoothing alone."""
     started = time.perf_counter()
     loss, scoring = run.loss.direct, run.settings.scoring
     model = run.model_at(run.subspace.subspace_params)
@@ -75,3 +84,39 @@ def frozen_base_row(run: Run) -> Row:
     )
     seconds = time.perf_counter() - started
     return yardstick_row(scored, loss, code_bits={"smoothing": float(index_length)}, seconds=seconds)
+
+
+def anchored_base_row(run: Run, anchoring: Anchoring, losses: BaseLosses, *, seconds: float) -> Row:
+    """Return the row of the base that all runs are anchored on: its bound is u_b, their common part.
+
+    The base is mixed with guessing by the weight 2^-k0, a setting; only bits for choices made by hand are charged.
+    losses: of this base, scored once for all runs; seconds: wall time that took.
+    """
+    loss, scoring, anchor = run.loss, run.settings.scoring, DocumentMixture(anchoring.k0)
+    loss_range = anchor.loss_range_bits(loss.vocab_size, loss.min_targets)
+    share = anchoring.base_share(anchoring.base_documents)
+    extra_bits = run.settings.message.extra_bits
+
+    def held_out_loss(split: str, wanted: int, log_p_D: np.ndarray) -> float:
+        """Return the mean loss of the anchor over the first units of a split, bits per token."""
+        documents_D, units = run.dataset.leading_units(split, wanted)
+        # The closing end-of-text is a target as well.
+        targets_D = run.dataset.document_lengths(split)[documents_D] + 1
+        return float(units.means(anchor.losses_bits(log_p_D, targets_D, loss.vocab_size)).mean())
+
+    return Row(
+        bound_bits=base_bound(losses.losses_U, loss_range, n=run.dataset.n_units, share=share, picked_bits=extra_bits),
+        inequality=(betting if share.delta_sample is None else betting_subsampled).__name__,
+        smoothing=anchor.name,
+        loss_range_bits=list(loss_range),
+        empirical_loss_bits=float(losses.losses_U.mean()),
+        val_loss_bits=held_out_loss("val", scoring.val_documents, losses.val_log_p_D),
+        test_loss_bits=held_out_loss("test", scoring.test_documents, losses.test_log_p_D),
+        code_bits=extra_bits,
+        code_bits_items={"extra": extra_bits},
+        n=run.dataset.n_units,
+        m=len(losses.losses_U),
+        delta=share.delta,
+        delta_sample=share.delta_sample,
+        seconds=seconds,
+    )

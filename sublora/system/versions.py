@@ -5,7 +5,7 @@ touches, while a refactoring that keeps the numbers reruns nothing. A test with 
 the numbers of a stage change and its version does not.
 """
 
-NUMERICS_VERSIONS = {"data": 1, "base": 1, "train": 3, "score": 4, "yardsticks": 2, "bound": 4, "figures": 3}
+NUMERICS_VERSIONS = {"data": 1, "base": 1, "train": 3, "score": 4, "yardsticks": 3, "bound": 4, "figures": 4}
 
 CERTIFICATE_FORMAT = 2
 """Version of the layout of certificate.bin; a reader refuses every other one."""
