@@ -37,7 +37,7 @@ import torch
 from benchmarks import gate_summary
 from benchmarks.gate_variants import OneGate, Variant, VariantTrainer
 from sublora import config
-from sublora.bounds.record import headline_bound
+from sublora.bounds.premises import headline_bound
 from sublora.data.base_and_target import open_target
 from sublora.runs.bound import bound_run
 from sublora.runs.build import build_run

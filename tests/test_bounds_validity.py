@@ -10,7 +10,8 @@ from scipy.stats import binom
 
 from sublora.bounds import inequalities
 from sublora.bounds.premises import BoundedLoss, Premises
-from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, bound_record
+from sublora.bounds.record import RunFacts
+from sublora.bounds.run_bounds import ChargedMessage, HeldOutLosses, ScoredDocuments, run_bounds
 from sublora.bounds.smoothing import DocumentMixture
 
 FULL = ["hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form"]
@@ -174,14 +175,13 @@ MIXED_RISK = 0.5 * (MIXED_RIGHT + MIXED_WRONG)
 @functools.cache
 def memorizer_record(errors, documents, test_errors, tests, charged_bits):
     losses, test = (coins(*counts, MIXED_RIGHT, MIXED_WRONG) for counts in ((errors, documents), (test_errors, tests)))
-    return bound_record(
-        run=dict.fromkeys(("name", "budget", "allocation", "mode", "ratio", "seed")),
+    return run_bounds(
+        RunFacts(name="", budget=1, allocation="uniform", mode="uniform", ratio=None, seed=1),
         message=ChargedMessage(MIXTURE, {"symbols": charged_bits, "arm": 0, "extra": 0.0}, {}, {}),
         scored=ScoredDocuments(losses, np.zeros((documents, 1)), (1,)),
         held_out=HeldOutLosses(test, test, test),
         loss=BoundedLoss((MIXTURE,), 2, TOKENS, Premises(documents, DELTA)),
-        environment=dict.fromkeys(("seconds", "peak_memory_mib", "versions", "gpu", "commit", "slurm_job_ids")),
-    )
+    ).as_json()
 
 
 def misses_of_the_record(key, *, documents, charged_bits, tests=20, replications=1000):

@@ -27,14 +27,8 @@ from sublora import config
 from sublora.analysis.runs_table import collect_runs, write_runs_csv
 from sublora.bounds import inequalities
 from sublora.bounds.premises import BoundedLoss, Premises
-from sublora.bounds.record import (
-    ENVIRONMENT_KEYS,
-    RUN_KEYS,
-    ChargedMessage,
-    HeldOutLosses,
-    ScoredDocuments,
-    bound_record,
-)
+from sublora.bounds.record import RunFacts
+from sublora.bounds.run_bounds import ChargedMessage, HeldOutLosses, ScoredDocuments, run_bounds
 from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing, parse_smoothing
 from sublora.coding.entropy import quantize_entropy
 from sublora.coding.payload import MessageContents, write_payload
@@ -229,14 +223,13 @@ def bound_values(root: Path) -> Values:
             message = ChargedMessage(smoothing, {"symbols": 300.0, "arm": 5.0, "extra": 2.0}, {}, {})
             drawn = {} if delta_sample is None else {"m_units": 400, "delta_sample": delta_sample}
             premises = Premises(20000 if drawn else 400, 0.05, sweep_size=30, **drawn)
-            record = bound_record(
-                run=dict.fromkeys(RUN_KEYS),
+            record = run_bounds(
+                RunFacts(name="", budget=1, allocation="uniform", mode="uniform", ratio=None, seed=1),
                 message=message,
                 scored=ScoredDocuments(losses, np.stack([losses / 10.0], axis=1), (1,)),
                 held_out=HeldOutLosses(losses, losses, losses[:100]),
                 loss=BoundedLoss((smoothing,), VOCABULARY, 33, premises),
-                environment=dict.fromkeys(ENVIRONMENT_KEYS),
-            )
+            ).as_json()
             case = f"{smoothing.name}, {record['bound_inequality']}"
             values |= {f"{case}: {key}": record[key] for key in keys} | {f"{case}: top 1": record["topk_bounds"]["1"]}
     log_p = np.linspace(-2000.0, -1.0, 7)

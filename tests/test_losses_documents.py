@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sublora.bounds.precision import SCORE_TOLERANCE_BITS
-from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
+from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, TokenSmoothing
 from sublora.losses import TOP_K
 from sublora.losses import documents as documents_module
 from sublora.losses.documents import ScoringRule, TargetScores, score_documents

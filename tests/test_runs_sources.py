@@ -12,7 +12,7 @@ from conftest import TINY, demo_values, merged, write_settings
 from sublora import config
 from sublora.bounds.inequalities import betting_subsampled
 from sublora.bounds.premises import BoundedLoss, Premises
-from sublora.bounds.record import ChargedMessage, ScoredSources, bounds_by_source
+from sublora.bounds.run_bounds import ChargedMessage, ScoredSources, bounds_by_source
 from sublora.bounds.smoothing import TokenSmoothing
 from sublora.data.base_and_target import open_target
 from sublora.data.prepare import prepare_dataset

@@ -11,8 +11,7 @@ from conftest import write_settings
 
 from sublora import config
 from sublora.bounds.inequalities import betting, betting_subsampled, hoeffding, hoeffding_subsampled
-from sublora.bounds.precision import SCORE_TOLERANCE_BITS
-from sublora.bounds.smoothing import DocumentMixture, parse_smoothing
+from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, parse_smoothing
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.folder import RunFolder, find_root
 from sublora.runs.message import read_message

@@ -9,16 +9,14 @@ import yaml
 from conftest import REPOSITORY
 
 from sublora import config
-from sublora.bounds.precision import SCORE_TOLERANCE_BITS
-from sublora.bounds.premises import BoundedLoss, Premises
-from sublora.bounds.record import (
+from sublora.bounds.premises import BoundedLoss, Premises, headline_bound
+from sublora.bounds.run_bounds import (
     NOTHING_CHARGED,
     ChargedMessage,
     SettingsCharge,
-    headline_bound,
     strict_bound,
 )
-from sublora.bounds.smoothing import DocumentMixture
+from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture
 from sublora.coding.bits import BitReader, BitWriter, index_bits
 from sublora.config import claim
 from sublora.config.claim import (

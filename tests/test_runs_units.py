@@ -13,8 +13,7 @@ from test_data_units import sample_rows, write_authors
 
 from sublora import config
 from sublora.bounds.inequalities import betting, betting_subsampled
-from sublora.bounds.precision import SCORE_TOLERANCE_BITS
-from sublora.bounds.smoothing import parse_smoothing
+from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, parse_smoothing
 from sublora.data.base_and_target import open_target
 from sublora.data.prepare import prepare_dataset
 from sublora.losses.documents import score_documents

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from sublora.bounds.inequalities import betting, betting_subsampled
-from sublora.bounds.precision import SCORE_TOLERANCE_BITS
 from sublora.bounds.premises import BoundedLoss, Premises
-from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
+from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, TokenSmoothing
 from sublora.data.dataset import FILES, TokenDataset
 from sublora.system.errors import UserError
 from sublora.yardsticks import statistics

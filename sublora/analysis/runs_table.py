@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sublora import config
-from sublora.bounds.record import RECORD_FORMAT
-from sublora.config import Independence
+from sublora.bounds.record import RECORD_FORMAT, BoundRecord, IndependenceFacts, parse_record
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path
 from sublora.system.names import BOUNDS_NAME
@@ -21,32 +20,12 @@ COMPARED = ("size", "trained")
 """Columns beside IDENTITY where the grid compares networks, or what is trained."""
 MODEL_PARAMETERS = "model_parameters"
 """Weights of the network, without adapters; there with `size`."""
-METRICS = (
-    "bound_value",
-    "bound_hoeffding",
-    "bound_all_runs",
-    "bound_held_out",
-    "bound_held_out_all_runs",
-    "empirical_bpd",
-    "kl_divergence",
-    "compressed_size_bits",
-    "code_bits",
-    "lower_bits",
-    "upper_bits",
-    "vacuous_bits",
-    "vocab_size",
-    "min_targets",
-    "n_units",
-    "m_units",
-    "n_documents",
-    "m_documents",
-    "test_units",
-    "sweep_size",
-    "delta",
-    "delta_sample",
-    "val_loss_bits",
-    "val_loss_unquantized_bits",
-    "test_loss_bits",
+NO_METRICS = ("format", "score_tolerance_bits", "bound_direct")
+"""Numbers that are the same in all records, or columns only with an anchor."""
+METRICS = tuple(
+    name
+    for name, field in BoundRecord.model_fields.items()
+    if field.annotation in (int, int | float) and name not in NO_METRICS
 )
 """Numbers of the record that keep their name. Losses and bounds in bits per token, kl_divergence in nats."""
 STRICT = ("bound_strict", "settings_bits")
@@ -64,7 +43,17 @@ NESTED = {
     "seconds": "seconds_",
     "peak_memory_mib": "peak_memory_mib_",
 }
-"""Tables of the record and the prefix their keys get as columns."""
+"""Tables of numbers in the record and the prefix their keys get as columns."""
+VERSION_PREFIX = "version_"
+BASE_PREFIX = "base_"
+INDEPENDENCE = tuple(IndependenceFacts.model_fields)
+"""Texts of a pretrained base that say why it was fixed without the n documents."""
+PREFIXES = {"anchor": ANCHOR_PREFIX} | NESTED | {"base": BASE_PREFIX, "versions": VERSION_PREFIX}
+"""All tables of the record and their prefixes, in the order of their columns."""
+TEXTS = ("bound_inequality", "smoothing", "unit")
+ORIGIN = ("gpu", "commit", "data_hash", "certificate_sha256")
+"""Texts of the record that say where it comes from, empty where there is none."""
+TEXT_COLUMNS = ("name", "allocation", "mode", *COMPARED, *TEXTS, *ORIGIN)
 SAME_IN_ALL_RUNS = (
     "unit",
     "data_hash",
@@ -85,16 +74,7 @@ SAME_IN_ALL_RUNS = (
 SAME_IF_ANCHORED = tuple(
     ANCHOR_PREFIX + key for key in ("k0", "base_units", "delta_base", "delta_base_sample", "delta_excess_sample")
 )
-OPTIONAL_TEXT = ("gpu", "commit", "data_hash", "certificate_sha256")
-TEXT = ("name", "allocation", "mode", *COMPARED, "bound_inequality", "smoothing", "unit", *OPTIONAL_TEXT)
-VERSION_PREFIX = "version_"
-BASE_PREFIX = "base_"
-BASE_KINDS = ("random", "trained", "pretrained")
-INDEPENDENCE = tuple(Independence.model_fields)
-"""Texts of a pretrained base that say why it was fixed without the n documents."""
 HEAD = "head"
-
-_TOLERANCE_BITS = 1e-6
 
 
 def collect_runs(paths: Iterable[Path | str]) -> pd.DataFrame:
@@ -103,7 +83,7 @@ def collect_runs(paths: Iterable[Path | str]) -> pd.DataFrame:
     UserError names the run and the key if a record is missing, has no value or a non-finite one, contradicts
     itself (items that do not sum to the code length), or does not belong to the same grid as the others.
     """
-    rows = [_flatten(*_load(Path(path))) for path in paths]
+    rows = [_row(_load(Path(path))) for path in paths]
     if not rows:
         raise UserError("no runs given: expected run directories or their bounds.json files")
     runs = pd.DataFrame(rows)
@@ -177,7 +157,7 @@ def _parsed(cell: str) -> int | float | str:
 
 
 def _is_text(column: str) -> bool:
-    return column in TEXT or column.startswith((VERSION_PREFIX, BASE_PREFIX))
+    return column in TEXT_COLUMNS or column.startswith((VERSION_PREFIX, BASE_PREFIX))
 
 
 def inequality_columns(runs: pd.DataFrame) -> list[str]:
@@ -195,13 +175,13 @@ def gate_groups(runs: pd.DataFrame) -> list[str]:
 
 
 def learned_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the learned arm. UserError if there is none."""
+    """Rows of the learned arm. UserError if it has none."""
     gate_groups(runs)
     return runs[runs["mode"] == "learned"]
 
 
 def at_budget(runs: pd.DataFrame, budget: int) -> pd.DataFrame:
-    """Rows of one budget. UserError if there is none."""
+    """Rows of one budget. UserError if it has none."""
     rows = runs[runs["budget"] == budget]
     if rows.empty:
         known = ", ".join(str(value) for value in sorted(runs["budget"].unique()))
@@ -209,118 +189,44 @@ def at_budget(runs: pd.DataFrame, budget: int) -> pd.DataFrame:
     return rows
 
 
-def _load(path: Path) -> tuple[str, Mapping[str, Any]]:
-    """(name for errors, record)"""
+def _load(path: Path) -> BoundRecord:
+    """The record of a run's folder or of its bounds.json. UserError if it is missing, damaged or another run's."""
     record_path = path / BOUNDS_NAME if path.is_dir() else path
     name = record_path.parent.name
     try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
+        found = json.loads(record_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"run {name}: {record_path} does not exist; compute it with `sublora bound`") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"run {name}: {record_path} is not valid JSON ({error}); run `sublora bound` again") from None
-    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if not isinstance(found, dict) or found.get("format") != RECORD_FORMAT:
+        kind = found.get("format") if isinstance(found, dict) else type(found).__name__
         raise UserError(
-            f"run {name}: {record_path} has format {found}, expected {RECORD_FORMAT}; run `sublora bound` again"
+            f"run {name}: {record_path} has format {kind}, expected {RECORD_FORMAT}; run `sublora bound` again"
         )
-    return name, record
-
-
-def _flatten(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    run = _mapping(record, "run", name)
-    row: dict[str, Any] = {"name": _text(run, "name", name, "run.")}
-    if row["name"] != name:
-        raise UserError(f"run {name}: its {BOUNDS_NAME} is of run {row['name']}; bring the right file back")
-    row["budget"] = _number(run, "budget", name, "run.")
-    row["allocation"] = _text(run, "allocation", name, "run.")
-    row["mode"] = _text(run, "mode", name, "run.")
-    row["ratio"] = math.nan if run.get("ratio", "absent") is None else _number(run, "ratio", name, "run.")
-    row["seed"] = _number(run, "seed", name, "run.")
-    row |= {key: _text(run, key, name, "run.") for key in COMPARED if key in run}
-    row |= {key: _number(run, key, name, "run.") for key in (MODEL_PARAMETERS,) if key in run}
-    row |= {key: _text(record, key, name) for key in ("bound_inequality", "smoothing", "unit")}
-    row |= {key: _number(record, key, name) for key in METRICS}
-    if record.get("bound_strict") is not None:
-        row |= {key: _number(record, key, name) for key in STRICT}
-    if record.get("anchor"):
-        anchor = _mapping(record, "anchor", name)
-        row |= {key: _number(record, key, name) for key in ANCHORED}
-        row |= {ANCHOR_PREFIX + key: _number(anchor, key, name, "anchor.") for key in anchor}
-    for key, prefix in NESTED.items():
-        table = _mapping(record, key, name)
-        columns = {prefix + str(item): _number(table, item, name, f"{key}.") for item in table}
-        if twice := sorted(columns.keys() & row.keys()):
-            raise ValueError(f"{key} of {BOUNDS_NAME} collides with column {twice[0]}")
-        row |= columns
-    versions = _mapping(record, "versions", name)
-    row |= _base_columns(_mapping(record, "base", name), name)
-    row |= {VERSION_PREFIX + package: _text(versions, package, name, "versions.") for package in versions}
-    row |= {key: "" if record.get(key) is None else _text(record, key, name) for key in OPTIONAL_TEXT}
-    _check_record(row, record, name)
-    return row
-
-
-def _base_columns(base: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Which base the run adapts, and for a pretrained one why it was fixed without the n documents."""
-    texts = {key: _text(base, key, name, "base.") for key in ("kind", "sha256")}
-    if texts["kind"] not in BASE_KINDS:
+    try:
+        record = parse_record(found)
+    except ValueError as error:
         raise UserError(
-            f"run {name}: key base.kind of {BOUNDS_NAME} is {texts['kind']}, expected one of {', '.join(BASE_KINDS)}; "
-            "run `sublora bound` again"
-        )
-    if texts["kind"] == "pretrained":
-        independence = _mapping(base, "independence", name, "base.")
-        texts |= {key: _text(independence, key, name, "base.independence.") for key in INDEPENDENCE}
-    return {BASE_PREFIX + key: text for key, text in texts.items()}
+            f"run {name}: {error}; run `sublora bound` again, and train again if that does not fix it"
+        ) from None
+    if record.run.name != name:
+        raise UserError(f"run {name}: its {BOUNDS_NAME} is of run {record.run.name}; bring the right file back")
+    return record
 
 
-def _mapping(table: Mapping[str, Any], key: str, name: str, prefix: str = "") -> Mapping[str, Any]:
-    if not isinstance(table.get(key), dict):
-        raise UserError(
-            f"run {name}: key {prefix}{key} of {BOUNDS_NAME} is missing or no mapping; run `sublora bound` again"
-        )
-    return table[key]
-
-
-def _text(table: Mapping[str, Any], key: str, name: str, prefix: str = "") -> str:
-    if not isinstance(table.get(key), str):
-        raise UserError(
-            f"run {name}: key {prefix}{key} of {BOUNDS_NAME} is missing or no text; run `sublora bound` again"
-        )
-    return table[key]
-
-
-def _number(table: Mapping[str, Any], key: str, name: str, prefix: str = "") -> int | float:
-    value = table.get(key, "nothing")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(
-            f"run {name}: key {prefix}{key} of {BOUNDS_NAME} is {value}, expected a finite number; "
-            "run `sublora bound` again, and train again if that does not mend it"
-        )
-    return value
-
-
-def _check_record(row: Mapping[str, Any], record: Mapping[str, Any], name: str) -> None:
-    """A record that was edited or half updated contradicts itself in one of these."""
-    itemised = sum(record["code_items"].values())
-    if abs(itemised - row["code_bits"]) > _TOLERANCE_BITS:
-        raise UserError(f"run {name}: code_items sum to {itemised:g} bits, but code_bits is {row['code_bits']:g}")
-    nats = row["code_bits"] * math.log(2.0)
-    if not math.isclose(row["kl_divergence"], nats, rel_tol=1e-9, abs_tol=1e-9):
-        raise UserError(f"run {name}: kl_divergence is {row['kl_divergence']:g}, but code_bits x ln 2 is {nats:g}")
-    # With an anchor the bound is a sum, and that by a single inequality stands beside it.
-    direct = "bound_direct" if "bound_direct" in row else "bound_value"
-    headline = record["bounds"].get(row["bound_inequality"])
-    if headline != row[direct]:
-        raise UserError(f"run {name}: {direct} is {row[direct]:g}, but bounds.{row['bound_inequality']} is {headline}")
-    if is_anchored(row):
-        parts = [row.get(f"{ANCHOR_PREFIX}{part}_bound", math.nan) for part in ("base", "excess")]
-        if not math.isclose(row["bound_value"], sum(parts), rel_tol=0.0, abs_tol=_TOLERANCE_BITS):
-            raise UserError(
-                f"run {name}: bound_value is {row['bound_value']:g}, but the bounds on the base's loss and on the "
-                f"excess sum to {sum(parts):g}"
-            )
+def _row(record: BoundRecord) -> dict[str, Any]:
+    """The record as a row, its columns in order: facts of the run, texts, numbers, then table by table."""
+    facts = record.as_json()
+    facts["base"] |= facts["base"].pop("independence") or {}
+    flat = pd.json_normalize(facts).to_dict("records")[0]
+    numbers = [*METRICS, *(STRICT if record.bound_strict is not None else ()), *(ANCHORED if record.anchor else ())]
+    row = {key: flat[f"run.{key}"] for key in (*IDENTITY, *COMPARED, MODEL_PARAMETERS) if f"run.{key}" in flat}
+    row["ratio"] = math.nan if record.run.ratio is None else record.run.ratio
+    row |= {key: flat[key] for key in (*TEXTS, *numbers)}
+    for table, prefix in PREFIXES.items():
+        row |= {prefix + key.removeprefix(f"{table}."): flat[key] for key in flat if key.startswith(f"{table}.")}
+    return row | {key: flat[key] or "" for key in ORIGIN}
 
 
 def is_anchored(runs: pd.DataFrame | Mapping[str, Any]) -> bool:

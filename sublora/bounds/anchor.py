@@ -30,8 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sublora.bounds.checks import LN2
 from sublora.bounds.inequalities import betting, betting_subsampled
-from sublora.bounds.precision import SCORE_TOLERANCE_BITS
-from sublora.bounds.smoothing import DocumentMixture, LossRange, Smoothing
+from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, LossRange, Smoothing
 
 EXCESS_TOLERANCE_BITS = 2 * SCORE_TOLERANCE_BITS
 """How far an excess computed in float32 may lie from the exact one: two losses are in it."""

@@ -17,8 +17,7 @@ from sublora.bounds.checks import (
     complexity_nats,
 )
 from sublora.bounds.inequalities import hoeffding_subsampled
-from sublora.bounds.premises import Premises
-from sublora.bounds.record import RATES, all_bounds
+from sublora.bounds.premises import RATES, Premises, all_bounds
 from sublora.bounds.smoothing import LossRange
 
 FORMAT = 1

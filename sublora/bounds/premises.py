@@ -1,14 +1,31 @@
 """Premises of a bound: what was fixed before the n units were seen, how often it may fail, and which loss it bounds.
 
-A unit is what was drawn independently from the population: a document, or a group of documents.
+Also every inequality that fits them. A unit is what was drawn independently from the population: a document, or a
+group of documents.
 """
 
 import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from sublora.bounds.anchor import AnchoredMixture, FailureShare
 from sublora.bounds.checks import check_count
-from sublora.bounds.inequalities import betting, betting_subsampled, hoeffding, hoeffding_subsampled
+from sublora.bounds.inequalities import (
+    betting,
+    betting_closed_form,
+    betting_subsampled,
+    empirical_bernstein,
+    hoeffding,
+    hoeffding_subsampled,
+    kl_inverse,
+    kl_inverse_subsampled,
+)
 from sublora.bounds.smoothing import LossRange, Smoothing
+
+RATES = LossRange(0.0, 1.0)
+"""The range of error rates, as those of top-k."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,3 +164,43 @@ class BoundedLoss:
             return self.premises
         share = self.anchoring.excess_share(self.premises.m_units)
         return dataclasses.replace(self.premises, delta=share.delta, delta_sample=share.delta_sample)
+
+
+def all_bounds(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, premises: Premises) -> dict[str, float]:
+    """Return the bound by every inequality that fits the premises, each at confidence 1 - delta on its own.
+
+    losses_D: of all n documents, or of m drawn ones where there is a delta_sample. Unit and errors as in
+    `sublora.bounds.inequalities`.
+    """
+    arguments = _arguments(loss_range, code_bits, premises)
+    if premises.delta_sample is None:
+        full_sample = (hoeffding, kl_inverse, empirical_bernstein, betting, betting_closed_form)
+        return {each.__name__: each(losses_D, **arguments) for each in full_sample}
+    unsplit = {name: value for name, value in arguments.items() if name != "delta_sample"}
+    return {
+        "hoeffding_subsampled": hoeffding_subsampled(losses_D, **unsplit),
+        "kl_inverse_subsampled": kl_inverse_subsampled(losses_D, **arguments),
+        "betting_subsampled": betting_subsampled(losses_D, **arguments),
+    }
+
+
+def headline_bound(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, premises: Premises) -> float:
+    """Return the bound by the inequality that `Premises.headline` names; arguments as for `all_bounds`."""
+    inequality = betting if premises.delta_sample is None else betting_subsampled
+    return inequality(losses_D, **_arguments(loss_range, code_bits, premises))
+
+
+def held_out_bound(test_losses_D: ArrayLike, loss_range: LossRange, *, delta: float) -> float:
+    """Return `betting` from documents that nothing was chosen on: they cost no message, C = 0.
+
+    test_losses_D: of the same network under the same smoothing, bits per token, shape (test documents,). To name the
+    best of several networks by this bound, give each its share of delta.
+    """
+    lower, upper = loss_range
+    return betting(test_losses_D, lower=lower, upper=upper, code_bits=0.0, n=np.size(test_losses_D), delta=delta)
+
+
+def _arguments(loss_range: LossRange, code_bits: float, premises: Premises) -> dict[str, Any]:
+    """Arguments of the inequalities, except the losses."""
+    arguments = loss_range._asdict() | {"code_bits": code_bits, "n": premises.n_units, "delta": premises.delta}
+    return arguments if premises.delta_sample is None else arguments | {"delta_sample": premises.delta_sample}

@@ -1,343 +1,273 @@
-"""Every inequality for a run, and the record of it that bounds.json holds."""
+"""bounds.json: everything that is reported of a run's bounds, as one typed record whose keys are listed here alone.
 
-import dataclasses
+Losses and bounds are in bits per token, message lengths in bits. The order of the fields is that of the file.
+"""
+
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from sublora.bounds.anchored_record import AnchoredLosses, Charges, Population, anchored_by_source, anchored_record
-from sublora.bounds.checks import LN2
-from sublora.bounds.inequalities import (
-    betting,
-    betting_closed_form,
-    betting_subsampled,
-    empirical_bernstein,
-    hoeffding,
-    hoeffding_subsampled,
-    kl_inverse,
-    kl_inverse_subsampled,
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
 )
-from sublora.bounds.precision import SCORE_TOLERANCE_BITS, with_tolerance
-from sublora.bounds.premises import BoundedLoss, Premises
-from sublora.bounds.smoothing import LossRange, Smoothing
+from pydantic_core import PydanticCustomError
 
-RECORD_FORMAT = 3
+from sublora.bounds.checks import LN2
 
-OUTSIDE_PAYLOAD = ("arm", "extra")
-"""Items of C that the frozen payload does not hold."""
+RECORD_FORMAT: Literal[3] = 3
 
-RUN_KEYS = ("name", "budget", "allocation", "mode", "ratio", "seed")
-COMPARED_KEYS = ("trained", "size", "model_parameters")
-"""Keys of a run beside RUN_KEYS where the grid compares what is trained, or networks."""
-ENVIRONMENT_KEYS = ("seconds", "peak_memory_mib", "versions", "gpu", "commit", "slurm_job_ids")
-
-RATES = LossRange(0.0, 1.0)
-"""The range of top-k errors."""
+TOLERANCE_BITS = 1e-6
+"""How far C may lie from the sum of its items, which are added in floating point."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ChargedMessage:
-    """What the message chose, as far as the record tells it, and what it cost."""
-
-    smoothing: Smoothing
-    """As the payload names it; with an anchor its k is that of the anchored mixture."""
-    items: Mapping[str, float]
-    """Bits of C by item, with "arm" (the run's place in the sweep) and "extra" (hand tuning on this data)."""
-    gates: Mapping[str, int]
-    """Group to the number of coordinates that are B's; empty without gates."""
-    gate_sizes: Mapping[str, int]
-    """Group to the number of coordinates that its gate splits."""
-
-    def __post_init__(self) -> None:
-        if missing := [item for item in OUTSIDE_PAYLOAD if item not in self.items]:
-            raise ValueError(f"the message's items lack {missing}")
-        if wrong := {item: bits for item, bits in self.items.items() if not (math.isfinite(bits) and bits >= 0)}:
-            raise ValueError(f"the message's items must be finite and not negative, found {wrong}")
-        if self.gates.keys() != self.gate_sizes.keys():
-            raise ValueError(f"gates of {list(self.gates)}, but sizes of {list(self.gate_sizes)}")
-        if wrong := {group: k for group, k in self.gates.items() if not 0 <= k <= self.gate_sizes[group]}:
-            raise ValueError(f"gates must lie in 0 ... {dict(self.gate_sizes)}, found {wrong}")
-
-    @property
-    def code_bits(self) -> float:
-        """C."""
-        return sum(self.items.values())
-
-    @property
-    def payload_bits(self) -> float:
-        return sum(bits for item, bits in self.items.items() if item not in OUTSIDE_PAYLOAD)
+def _finite(value: object) -> int | float:
+    """The number as it is: a whole number stays one, so that a record that was read is written with the same bytes."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
+        raise ValueError("expected a finite number")
+    return value if isinstance(value, int) else float(value)
 
 
-@dataclasses.dataclass(frozen=True)
-class SettingsCharge:
-    """What naming the settings costs, by a code that its reader has: either reference and bits, or why there are none.
-
-    The code's lengths satisfy Kraft's inequality over all settings, as those of the messages do.
-    """
-
-    reference: str | None
-    bits: float | None
-    reason: str | None
-
-    def __post_init__(self) -> None:
-        if (self.bits is None) != (self.reference is None) or (self.bits is None) == (self.reason is None):
-            raise ValueError(f"a charge is a reference with its bits, or a reason: {self}")
+Number = Annotated[int | float, PlainValidator(_finite)]
+"""A finite number, whole or not."""
 
 
-NOTHING_CHARGED = SettingsCharge(None, None, "the settings were not compared with a reference")
-LARGEST_SETTINGS_BITS = 900
-"""Beyond it a share of delta_sample, 2^-bits, is hardly a number any more."""
+class Facts(BaseModel):
+    """Base of the record's parts: values immutable, types not coerced, further keys ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ScoredDocuments:
-    """The training units behind the bounds: all n of them, or m drawn with replacement. D counts units here."""
+class RunFacts(Facts):
+    """Which run of the grid the record is of."""
 
-    losses_D: NDArray
-    """Bits per token, under the message's smoothing; of a group of documents their mean."""
-    topk_errors_DK: NDArray
-    """Share of each document's targets that are not among the k likeliest tokens; of a group of documents the mean."""
-    top_k: tuple[int, ...]
-    m_documents: int | None = None
-    """Documents of these units, as often as they were drawn; None: each unit is one."""
+    name: str
+    budget: int
+    """d, the length of w."""
+    allocation: str
+    mode: str
+    ratio: Number | None
+    """The share of B; None where the allocation has no fixed one."""
+    seed: int
+    trained: str | None = None
+    """What is trained; only where the grid compares it."""
+    size: str | None = None
+    """The network; only where the grid compares networks."""
+    model_parameters: int | None = None
+    """Weights of the network, without adapters; only with `size`."""
 
-    def __post_init__(self) -> None:
-        if np.shape(self.topk_errors_DK) != (*np.shape(self.losses_D), len(self.top_k)):
+
+class RunBounds(Facts):
+    """Everything that follows from a run's message, its losses and the premises."""
+
+    format: Literal[3] = RECORD_FORMAT
+    run: RunFacts
+    bound_value: Number
+    """The headline, fixed beforehand: `bound_direct`, with an anchor the sum of the bounds on base and excess."""
+    bound_inequality: str
+    bound_hoeffding: Number
+    """The bound of the paper."""
+    bound_all_runs: Number
+    """The headline bound for whoever names the best of all runs by it."""
+    bound_strict: Number | None
+    """The headline bound for whoever does not believe that the settings were fixed beforehand."""
+    settings_bits: Number | None
+    settings_reference: str | None
+    """The reference configuration by which the settings are named, and the bits it takes."""
+    bound_strict_absent: str | None
+    """Why there is no `bound_strict`."""
+    bound_held_out: Number
+    bound_held_out_all_runs: Number
+    """Bounds from the test documents; the second for whoever names the best of all runs by it."""
+    bounds: dict[str, Number]
+    """The bound by every inequality that fits the premises."""
+    score_tolerance_bits: Number
+    """The allowance for rounding that every bound on a loss has in it."""
+    by_source: dict[str, Number]
+    """The bound over sources with what it rests on; empty without a draw of sources."""
+    bound_direct: Number
+    """The bound by `bound_inequality` down to guessing, without an anchor."""
+    certified_gain_bits: Number | None = None
+    certified_gain_all_runs_bits: Number | None = None
+    """How much less than the frozen base the certified predictor needs at least; None without an anchor."""
+    anchor: dict[str, Number]
+    """Both parts of the anchored bound and what they rest on; empty without an anchor."""
+    empirical_bpd: Number
+    """Mean loss of the scored units."""
+    kl_divergence: Number
+    """C ln 2, in nats."""
+    compressed_size_bits: Number
+    """Bits of the payload."""
+    code_bits: Number
+    code_items: dict[str, Number]
+    """C, and C item by item."""
+    smoothing: str
+    lower_bits: Number
+    upper_bits: Number
+    """The range of a document's loss."""
+    vacuous_bits: Number
+    """log2 V, the loss of guessing."""
+    vocab_size: int
+    min_targets: int
+    """Targets of the shortest document that the population admits."""
+    unit: str
+    n_units: int
+    m_units: int
+    n_documents: int
+    m_documents: int
+    """Units and documents of the training split, and those scored, repeats counted."""
+    test_units: int
+    sweep_size: int
+    delta: Number
+    delta_sample: Number
+    """The part of delta for the draw; 0 where all units are scored."""
+    val_loss_bits: Number
+    val_loss_unquantized_bits: Number
+    test_loss_bits: Number
+    gates: dict[str, int]
+    """Group to the number of coordinates that are B's."""
+    gamma: dict[str, Number]
+    """Group to their share."""
+    topk_errors: dict[str, Number]
+    topk_bounds: dict[str, Number]
+    """Mean top-k errors by k, and the headline bounds on them."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        """A record that was edited or half updated contradicts itself in one of these."""
+        itemised = sum(self.code_items.values())
+        if abs(itemised - self.code_bits) > TOLERANCE_BITS:
+            raise ValueError(f"code_items sum to {itemised:g} bits, but code_bits is {self.code_bits:g}")
+        nats = self.code_bits * LN2
+        if not math.isclose(self.kl_divergence, nats, rel_tol=1e-9, abs_tol=1e-9):
+            raise ValueError(f"kl_divergence is {self.kl_divergence:g}, but code_bits x ln 2 is {nats:g}")
+        direct = self.bounds.get(self.bound_inequality)
+        if direct != self.bound_direct:
+            raise ValueError(f"bound_direct is {self.bound_direct:g}, but bounds.{self.bound_inequality} is {direct}")
+        if not self.anchor and direct != self.bound_value:
+            raise ValueError(f"bound_value is {self.bound_value:g}, but bounds.{self.bound_inequality} is {direct}")
+        return self
+
+    @model_validator(mode="after")
+    def _anchor_adds_up(self) -> Self:
+        """With an anchor the bound is the sum of two, and there is a certified gain."""
+        if not self.anchor:
+            return self
+        total = sum(self.anchor.get(f"{part}_bound", math.nan) for part in ("base", "excess"))
+        if not math.isclose(self.bound_value, total, rel_tol=0.0, abs_tol=TOLERANCE_BITS):
             raise ValueError(
-                f"top-k errors of shape {np.shape(self.topk_errors_DK)} for losses of shape {np.shape(self.losses_D)} "
-                f"and {len(self.top_k)} k"
+                f"bound_value is {self.bound_value:g}, but the bounds on the base's loss and on the excess sum to "
+                f"{total:g}"
             )
+        for name in ("certified_gain_bits", "certified_gain_all_runs_bits"):
+            if getattr(self, name) is None:
+                raise ValueError(f"key {name} of bounds.json is None, expected a finite number")
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain values. Facts of a run that its grid does not compare are left out."""
+        plain = self.model_dump()
+        compared = {name for name, field in RunFacts.model_fields.items() if not field.is_required()}
+        plain["run"] = {key: fact for key, fact in plain["run"].items() if fact is not None or key not in compared}
+        return plain
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class HeldOutLosses:
-    """Losses of documents that are not among the n, bits per token under the message's smoothing, shapes (D,)."""
+class StageSeconds(Facts):
+    """Wall time of a run's stages."""
 
-    val_D: NDArray
-    val_unquantized_D: NDArray
-    """Of the network before its w was quantized."""
-    test_D: NDArray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ScoredSources:
-    """A second draw: m sources of the training documents with replacement, and of each a document."""
-
-    losses_M: NDArray
-    """Of the documents, bits per token under the message's smoothing."""
-    n_sources: int
-    """Sources of the training documents."""
-    delta_sample: float
-    """The part of delta for this draw."""
+    train: Number
+    encode: Number
+    score: Number
+    bound: Number
 
 
-def all_bounds(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, premises: Premises) -> dict[str, float]:
-    """The bound by every inequality that fits the premises, each at confidence 1 - delta on its own.
+class PeakMemory(Facts):
+    """Peak memory of the stages that use a network, MiB."""
 
-    losses_D: of all n documents, or of m drawn ones where there is a delta_sample. Unit and errors as in
-    `sublora.bounds.inequalities`.
-    """
-    arguments = _arguments(loss_range, code_bits, premises)
-    if premises.delta_sample is None:
-        full_sample = (hoeffding, kl_inverse, empirical_bernstein, betting, betting_closed_form)
-        return {each.__name__: each(losses_D, **arguments) for each in full_sample}
-    unsplit = {name: value for name, value in arguments.items() if name != "delta_sample"}
-    return {
-        "hoeffding_subsampled": hoeffding_subsampled(losses_D, **unsplit),
-        "kl_inverse_subsampled": kl_inverse_subsampled(losses_D, **arguments),
-        "betting_subsampled": betting_subsampled(losses_D, **arguments),
-    }
+    train: Number
+    score: Number
 
 
-def headline_bound(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, premises: Premises) -> float:
-    """The bound by the inequality that `Premises.headline` names; arguments as for `all_bounds`."""
-    inequality = betting if premises.delta_sample is None else betting_subsampled
-    return inequality(losses_D, **_arguments(loss_range, code_bits, premises))
+class JobIds(Facts):
+    """SLURM's numbers of the jobs; None outside SLURM."""
+
+    train: str | None
+    score: str | None
 
 
-def held_out_bound(test_losses_D: ArrayLike, loss_range: LossRange, *, delta: float) -> float:
-    """`betting` from documents that nothing was chosen on: they cost no message, C = 0.
+class Environment(Facts):
+    """Facts about machines and versions, on which no bound depends and which nobody can recompute."""
 
-    test_losses_D: of the same network under the same smoothing, bits per token, shape (test documents,). To name the
-    best of several networks by this bound, give each its share of delta.
-    """
-    lower, upper = loss_range
-    return betting(test_losses_D, lower=lower, upper=upper, code_bits=0.0, n=np.size(test_losses_D), delta=delta)
-
-
-def strict_bound(
-    losses_D: ArrayLike, loss: BoundedLoss, message: ChargedMessage, settings: SettingsCharge
-) -> dict[str, float | str | None]:
-    """`bound_strict` with what it rests on: the headline bound for whoever does not believe the settings were fixed.
-
-    The settings' bits are part of the message, and each of their 2^bits alternatives has its own draw, so delta_sample
-    is divided among all, as for `bound_all_runs`. None, with the reason, where there is no code for the settings.
-    """
-    facts: dict[str, float | str | None] = {
-        "bound_strict": None,
-        "settings_bits": settings.bits,
-        "settings_reference": settings.reference,
-        "bound_strict_absent": settings.reason,
-    }
-    if settings.bits is None:
-        return facts
-    extra_bits = message.items["extra"] + settings.bits
-    if extra_bits > LARGEST_SETTINGS_BITS:
-        return facts | {"bound_strict_absent": f"naming the settings takes more than {LARGEST_SETTINGS_BITS} bits"}
-    loss_range = loss.range_of(message.smoothing)
-    alternatives = loss.premises.for_all_alternatives(extra_bits)
-    bound = headline_bound(losses_D, loss_range, message.code_bits + settings.bits, alternatives)
-    return facts | {"bound_strict": with_tolerance(bound, loss_range)}
+    seconds: StageSeconds
+    peak_memory_mib: PeakMemory
+    versions: dict[str, str]
+    gpu: str | None
+    commit: str | None
+    slurm_job_ids: JobIds
 
 
-def bounds_by_source(
-    scored: ScoredSources | None, loss: BoundedLoss, message: ChargedMessage
-) -> dict[str, float | int]:
-    """The headline bound of a draw, and what it rests on, with sources in place of units; empty without such a draw.
+class IndependenceFacts(Facts):
+    """Why a pretrained base was fixed without the n documents, in its user's words."""
 
-    It holds with probability 1 - delta on its own, for the mean over sources of the mean loss of a source's documents.
-    That one document stands for its source only loosens it: the log of a bet's factor is concave in the loss, so its
-    mean over a source's documents is at most its value at their mean loss.
-    """
-    if scored is None:
-        return {}
-    loss_range, m = loss.range_of(message.smoothing), len(scored.losses_M)
-    own = dataclasses.replace(loss.premises, n_units=scored.n_sources, m_units=m, delta_sample=scored.delta_sample)
-    alternatives = own.for_all_alternatives(message.items["extra"])
-    return {
-        "bound": with_tolerance(headline_bound(scored.losses_M, loss_range, message.code_bits, own), loss_range),
-        "bound_all_runs": with_tolerance(
-            headline_bound(scored.losses_M, loss_range, message.code_bits, alternatives), loss_range
-        ),
-        "loss": _mean("losses of drawn sources", scored.losses_M),
-        "n": scored.n_sources,
-        "m": m,
-    }
+    training_cutoff: str
+    document_dates: str
+    how_checked: str
 
 
-def bound_record(
-    *,
-    run: Mapping[str, Any],
-    message: ChargedMessage,
-    scored: ScoredDocuments,
-    held_out: HeldOutLosses,
-    loss: BoundedLoss,
-    environment: Mapping[str, Any],
-    settings: SettingsCharge = NOTHING_CHARGED,
-    by_source: ScoredSources | None = None,
-    anchored: AnchoredLosses | None = None,
-) -> dict[str, Any]:
-    """The content of bounds.json. Every bound on a loss has the allowance for rounding in it (`with_tolerance`).
+class BaseFacts(Facts):
+    """The base that the run adapts."""
 
-    With an anchor, the sum of two bounds takes the place of the direct one, which stays as `bound_direct`.
+    kind: Literal["random", "trained", "pretrained"]
+    sha256: str
+    independence: IndependenceFacts | None
+    """Only of a pretrained base."""
 
-    run: the keys RUN_KEYS, and those of COMPARED_KEYS that it has; environment: the keys ENVIRONMENT_KEYS; both are
-    copied. settings: what they cost, for `bound_strict`. ValueError as in `sublora.bounds.inequalities`, and for other
-    keys.
-    """
-    _check_keys("run", {key: run[key] for key in run if key not in COMPARED_KEYS}, RUN_KEYS)
-    _check_keys("environment", environment, ENVIRONMENT_KEYS)
-    loss_range, premises, code_bits = loss.range_of(message.smoothing), loss.premises, message.code_bits
-    pure_bounds = all_bounds(scored.losses_D, loss_range, code_bits, premises)
-    bounds = {name: with_tolerance(bound, loss_range) for name, bound in pure_bounds.items()}
-    alternatives = premises.for_all_alternatives(message.items["extra"])
-    all_runs = headline_bound(scored.losses_D, loss_range, code_bits, alternatives)
-    test_D, delta = held_out.test_D, premises.delta
-    of_test, of_test_all_runs = (
-        held_out_bound(test_D, loss_range, delta=share) for share in (delta, delta / premises.sweep_size)
-    )
-    record = {
-        "format": RECORD_FORMAT,
-        "run": {key: run[key] for key in (*RUN_KEYS, *COMPARED_KEYS) if key in run},
-        "bound_value": bounds[premises.headline],
-        "bound_inequality": premises.headline,
-        "bound_hoeffding": bounds[premises.hoeffding],
-        "bound_all_runs": with_tolerance(all_runs, loss_range),
-        **strict_bound(scored.losses_D, loss, message, settings),
-        "bound_held_out": with_tolerance(of_test, loss_range),
-        "bound_held_out_all_runs": with_tolerance(of_test_all_runs, loss_range),
-        "bounds": bounds,
-        "score_tolerance_bits": SCORE_TOLERANCE_BITS,
-        "by_source": bounds_by_source(by_source, loss, message),
-        "bound_direct": bounds[premises.headline],
-        "certified_gain_bits": None,
-        "certified_gain_all_runs_bits": None,
-        "anchor": {},
-        "empirical_bpd": _mean("losses of scored documents", scored.losses_D),
-        "kl_divergence": code_bits * LN2,
-        "compressed_size_bits": message.payload_bits,
-        "code_bits": code_bits,
-        "code_items": dict(message.items),
-        "smoothing": message.smoothing.name,
-        "lower_bits": loss_range.lower,
-        "upper_bits": loss_range.upper,
-        "vacuous_bits": math.log2(loss.vocab_size),
-        "vocab_size": loss.vocab_size,
-        "min_targets": loss.min_targets,
-        "unit": premises.unit,
-        "n_units": premises.n_units,
-        "m_units": len(scored.losses_D),
-        "n_documents": premises.n_units if premises.n_documents is None else premises.n_documents,
-        "m_documents": len(scored.losses_D) if scored.m_documents is None else scored.m_documents,
-        "test_units": len(held_out.test_D),
-        "sweep_size": premises.sweep_size,
-        "delta": delta,
-        "delta_sample": premises.delta_sample or 0.0,
-        "val_loss_bits": _mean("val losses", held_out.val_D),
-        "val_loss_unquantized_bits": _mean("val losses before quantization", held_out.val_unquantized_D),
-        "test_loss_bits": _mean("test losses", held_out.test_D),
-        "gates": dict(message.gates),
-        "gamma": {group: count / message.gate_sizes[group] for group, count in message.gates.items()},
-    }
-    if anchored is not None:
-        record |= _anchored(record, anchored, message, loss, settings)
-    return record | _topk(scored, code_bits, premises) | {key: environment[key] for key in ENVIRONMENT_KEYS}
+    @field_validator("independence")
+    @classmethod
+    def _stated(cls, value: IndependenceFacts | None, info: ValidationInfo) -> IndependenceFacts | None:
+        if value is None and info.data.get("kind") == "pretrained":
+            raise PydanticCustomError("missing", "missing for a pretrained base")
+        return value
 
 
-def _anchored(
-    record: Mapping[str, Any],
-    anchored: AnchoredLosses,
-    message: ChargedMessage,
-    loss: BoundedLoss,
-    settings: SettingsCharge,
-) -> dict[str, Any]:
-    """The keys that the sum of two bounds replaces; a direct bound over sources stays beside the anchored one."""
-    charges = Charges(message.code_bits, message.items["extra"], loss.premises.sweep_size)
-    population = Population(loss.vocab_size, loss.min_targets)
-    settings_bits = None if record["bound_strict"] is None else settings.bits
-    changes = anchored_record(anchored, charges, population, settings_bits)
-    by_source = dict(record["by_source"])
-    if by_source:
-        by_source["bound_direct"] = by_source["bound"]
-        by_source |= anchored_by_source(anchored, charges, population)
-    return changes | {"by_source": by_source}
+class BoundRecord(Environment, RunBounds):
+    """The content of bounds.json: what `RunBounds` computed, the environment, and what it was computed from."""
+
+    base: BaseFacts
+    data_hash: str
+    certificate_sha256: str
 
 
-def _topk(scored: ScoredDocuments, code_bits: float, premises: Premises) -> dict[str, dict[str, float]]:
-    """Mean top-k errors and their headline bounds."""
-    errors = {str(k): errors_D for k, errors_D in zip(scored.top_k, np.transpose(scored.topk_errors_DK), strict=True)}
-    return {
-        "topk_errors": {k: _mean(f"top-{k} errors", errors_D) for k, errors_D in errors.items()},
-        "topk_bounds": {k: headline_bound(errors_D, RATES, code_bits, premises) for k, errors_D in errors.items()},
-    }
+ENVIRONMENT_KEYS = tuple(Environment.model_fields)
 
 
-def _arguments(loss_range: LossRange, code_bits: float, premises: Premises) -> dict[str, Any]:
-    """What the inequalities ask for beside the losses."""
-    arguments = loss_range._asdict() | {"code_bits": code_bits, "n": premises.n_units, "delta": premises.delta}
-    return arguments if premises.delta_sample is None else arguments | {"delta_sample": premises.delta_sample}
+def parse_record(found: Mapping[str, Any]) -> BoundRecord:
+    """Return the record that a bounds.json of this format holds; ValueError in one line, which names the key."""
+    try:
+        return BoundRecord.model_validate(found)
+    except ValidationError as error:
+        raise ValueError(_in_one_line(error)) from None
 
 
-def _check_keys(name: str, given: Mapping[str, Any], expected: tuple[str, ...]) -> None:
-    if set(given) != set(expected):
-        raise ValueError(f"{name} must have the keys {expected}, found {tuple(given)}")
-
-
-def _mean(name: str, values: ArrayLike) -> float:
-    mean = float(np.mean(np.asarray(values, dtype=np.float64)))
-    if not math.isfinite(mean):
-        raise ValueError(f"the mean of the {name} must be finite, found {mean}")
-    return mean
+def _in_one_line(error: ValidationError) -> str:
+    """The first fault. Of a number what it is, of anything else only its kind, since it may be long."""
+    fault = error.errors()[0]
+    key, found = ".".join(map(str, fault["loc"])), fault["input"]
+    if not key:
+        return str(fault["ctx"]["error"])
+    if fault["type"] == "missing":
+        return f"key {key} of bounds.json is missing"
+    kinds = {"string_type": "text", "dict_type": "mapping", "model_type": "mapping"}
+    if kind := kinds.get(fault["type"]):
+        return f"key {key} of bounds.json is missing or no {kind}"
+    if fault["type"] == "literal_error":
+        expected = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        return f"key {key} of bounds.json is {found}, expected one of {expected}"
+    if fault["type"] == "int_type":
+        return f"key {key} of bounds.json is {found}, expected a whole number"
+    return f"key {key} of bounds.json is {found}, {fault['msg'].removeprefix('Value error, ')}"

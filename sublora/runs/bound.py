@@ -6,7 +6,17 @@ from typing import Any
 
 from sublora import config
 from sublora.bounds.anchored_record import AnchoredLosses, AnchoredSample
-from sublora.bounds.record import ChargedMessage, HeldOutLosses, ScoredDocuments, ScoredSources, bound_record
+from sublora.bounds.record import (
+    BaseFacts,
+    BoundRecord,
+    Environment,
+    IndependenceFacts,
+    JobIds,
+    PeakMemory,
+    RunFacts,
+    StageSeconds,
+)
+from sublora.bounds.run_bounds import ChargedMessage, HeldOutLosses, ScoredDocuments, ScoredSources, run_bounds
 from sublora.losses import TOP_K
 from sublora.models.spaces import model_parameters
 from sublora.runs.losses_file import check_losses, read_losses
@@ -24,15 +34,7 @@ from sublora.system.versions import CHECKPOINT_FORMAT
 PT_KEYS = ("kl_divergence", "empirical_bpd", "bound_value", "compressed_size_bits", "bound_hoeffding", "code_bits")
 
 VERSIONS = ("sublora", "python", "torch", "numpy", "scipy", "constriction")
-ENVIRONMENT_SHAPE: dict[str, tuple[str, ...] | None] = {
-    "seconds": ("train", "encode", "score", "bound"),
-    "peak_memory_mib": ("train", "score"),
-    "versions": VERSIONS,
-    "gpu": None,
-    "commit": None,
-    "slurm_job_ids": ("train", "score"),
-}
-"""Keys of the facts about machines, and the keys inside each; None: a single value."""
+"""What bounds.json holds the versions of."""
 
 
 def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
@@ -55,25 +57,28 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     provenance = Provenance.of_this_process()
     announce(message.settings, provenance)
     record_start(path, "bound", message.settings, provenance)
-    environment = _environment(losses["provenance"], provenance, time.monotonic() - started)
+    environment = run_environment(losses["provenance"], provenance, time.monotonic() - started)
     try:
-        record = run_record(message, losses, environment)
+        record = run_record(message, losses, environment, certificate_sha256).as_json()
     except ValueError as error:
         raise UserError(f"{path / LOSSES_NAME}: {error}; score the run again (sublora score {path})") from None
-    record["data_hash"] = message.header["data_hash"]
-    record["certificate_sha256"] = certificate_sha256
     with sole_writer(path, Presence(path, "bounding")):
         save_numbers(path / BOUNDS_PT_NAME, {"format": CHECKPOINT_FORMAT, **{key: record[key] for key in PT_KEYS}})
         write_json(path / BOUNDS_NAME, record)
     return path / BOUNDS_NAME
 
 
-def run_record(message: Message, losses: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    """What bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz."""
+def run_record(
+    message: Message, losses: dict[str, Any], environment: Environment, certificate_sha256: str
+) -> BoundRecord:
+    """Return what bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz.
+
+    ValueError where the losses do not fit the certificate, as in `sublora.bounds.run_bounds.run_bounds`.
+    """
     _, items = charged_bits(message.payload.items, message.settings)
     gates = message.gates
-    record = bound_record(
-        run=_run_facts(message),
+    bounds = run_bounds(
+        _run_facts(message),
         message=ChargedMessage(
             smoothing=message.smoothing,
             items=items,
@@ -87,22 +92,36 @@ def run_record(message: Message, losses: dict[str, Any], environment: dict[str, 
             test_D=losses["test_losses_bits"],
         ),
         loss=message.loss,
-        environment=environment,
         settings=settings_charge(message.settings),
         by_source=_scored_sources(message, losses),
         anchored=anchored_losses(message, losses),
     )
-    return record | {"base": base_facts(message)}
+    return BoundRecord(
+        **dict(bounds),
+        **dict(environment),
+        base=base_facts(message),
+        data_hash=message.header["data_hash"],
+        certificate_sha256=certificate_sha256,
+    )
 
 
-def _run_facts(message: Message) -> dict[str, Any]:
-    """What the record says of the run; of the keys that compare networks those that the grid has."""
+def _run_facts(message: Message) -> RunFacts:
+    """What the record says of the run; of what tells networks apart only what the grid compares."""
     spec, model = message.spec, message.settings.model
-    facts = {key: value for key, value in spec.model_dump().items() if value is not None}
+    parameters = None
     if spec.size is not None and isinstance(model, config.Model):
-        facts["model_parameters"] = model_parameters(model, message.header["vocab_size"])
-    budget = spec.dimension(message.header.get("parameters"))
-    return facts | {"name": spec.name, "budget": budget, "mode": spec.mode, "ratio": spec.ratio}
+        parameters = model_parameters(model, message.header["vocab_size"])
+    return RunFacts(
+        name=spec.name,
+        budget=spec.dimension(message.header.get("parameters")),
+        allocation=spec.allocation,
+        mode=spec.mode,
+        ratio=spec.ratio,
+        seed=spec.seed,
+        trained=spec.trained,
+        size=spec.size,
+        model_parameters=parameters,
+    )
 
 
 def anchored_losses(message: Message, losses: dict[str, Any]) -> AnchoredLosses | None:
@@ -135,15 +154,16 @@ def _scored_sources(message: Message, losses: dict[str, Any]) -> ScoredSources |
     if wanted is None:
         return None
     if facts is None or drawn is None or drawn.shape != (wanted,):
-        raise ValueError(f"scoring.sources is {wanted}, but there are no losses of so many sources")
+        raise ValueError(f"scoring.sources is {wanted}, but there are no losses of that many sources")
     return ScoredSources(drawn, facts["n"], message.settings.bound.delta_sample)
 
 
-def base_facts(message: Message) -> dict[str, Any]:
+def base_facts(message: Message) -> BaseFacts:
     """What the bound supposes of the base: its kind, its hash, and of a pretrained one why it was fixed beforehand."""
-    base = message.settings.base
-    independence = base.independence.model_dump() if isinstance(base, config.PretrainedBase) else None
-    return {"kind": base.kind, "sha256": message.header["base_sha256"], "independence": independence}
+    base, independence = message.settings.base, None
+    if isinstance(base, config.PretrainedBase):
+        independence = IndependenceFacts(**base.independence.model_dump())
+    return BaseFacts(kind=base.kind, sha256=message.header["base_sha256"], independence=independence)
 
 
 def _check_settings_in_force(message: Message, config_path: Path) -> None:
@@ -158,14 +178,14 @@ def _check_settings_in_force(message: Message, config_path: Path) -> None:
             )
 
 
-def _environment(scored: dict[str, Any], provenance: Provenance, seconds: float) -> dict[str, Any]:
-    """Facts of training, scoring and this computation, from the provenance that scoring wrote."""
+def run_environment(scored: dict[str, Any], provenance: Provenance, bound_seconds: float) -> Environment:
+    """Return facts of training, scoring and this computation, from the provenance that scoring wrote."""
     trained, took = scored["train"], scored["seconds"]
-    return {
-        "seconds": {"train": trained["seconds"], "encode": took["encode"], "score": took["score"], "bound": seconds},
-        "peak_memory_mib": {"train": trained["peak_memory_mib"], "score": scored["peak_memory_mib"]},
-        "versions": provenance.versions_of(*VERSIONS),
-        "gpu": trained["gpu"],
-        "commit": git_commit(),
-        "slurm_job_ids": {"train": trained["slurm_job_id"], "score": scored["slurm_job_id"]},
-    }
+    return Environment(
+        seconds=StageSeconds(train=trained["seconds"], encode=took["encode"], score=took["score"], bound=bound_seconds),
+        peak_memory_mib=PeakMemory(train=trained["peak_memory_mib"], score=scored["peak_memory_mib"]),
+        versions=provenance.versions_of(*VERSIONS),
+        gpu=trained["gpu"],
+        commit=git_commit(),
+        slurm_job_ids=JobIds(train=trained["slurm_job_id"], score=scored["slurm_job_id"]),
+    )

@@ -10,7 +10,7 @@ be decoded by anyone who has the release. The list is a prefix-free code:
 """
 
 from sublora import config
-from sublora.bounds.record import SettingsCharge
+from sublora.bounds.run_bounds import SettingsCharge
 from sublora.coding.bits import elias_delta_bits, elias_gamma_bits, index_bits
 from sublora.config.claim import charged_keys, claim_settings, differing_keys, reference, reference_names, unfit
 from sublora.system.digests import canonical_json

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from sublora import config
 from sublora.bounds.anchored_record import Charges, Population, anchored_bound
-from sublora.bounds.precision import with_tolerance
-from sublora.bounds.record import headline_bound
+from sublora.bounds.premises import headline_bound
+from sublora.bounds.smoothing import with_tolerance
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares

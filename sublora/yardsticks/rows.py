@@ -8,10 +8,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.bounds.precision import with_tolerance
-from sublora.bounds.premises import BoundedLoss, Premises
-from sublora.bounds.record import headline_bound
-from sublora.bounds.smoothing import Smoothing
+from sublora.bounds.premises import BoundedLoss, Premises, headline_bound
+from sublora.bounds.smoothing import Smoothing, with_tolerance
 from sublora.coding.bits import Bits, bits_to_bytes
 from sublora.system.streams import generator
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sublora.bounds.precision import SCORE_TOLERANCE_BITS
 from sublora.bounds.record import ENVIRONMENT_KEYS
+from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS
 
 RECORD_TOLERANCE = 1e-9
 """Relative difference between a number of bounds.json and the same formula on the same losses on another machine."""

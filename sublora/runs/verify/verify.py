@@ -15,11 +15,11 @@ import torch
 from sublora import config
 from sublora.bounds.anchor import FailureShare
 from sublora.bounds.anchored_record import AnchoredSample, Charges, Population, anchored_bound
-from sublora.bounds.precision import with_tolerance
-from sublora.bounds.record import headline_bound
+from sublora.bounds.premises import headline_bound
+from sublora.bounds.smoothing import with_tolerance
 from sublora.data.dataset import TokenDataset
 from sublora.runs.base_losses import compute_base_losses
-from sublora.runs.bound import ENVIRONMENT_SHAPE, PT_KEYS, run_record
+from sublora.runs.bound import PT_KEYS, run_environment, run_record
 from sublora.runs.build import assemble_run
 from sublora.runs.encode import val_losses, val_losses_of
 from sublora.runs.losses_file import read_losses
@@ -244,22 +244,24 @@ def _val_losses_before_quantization(run: Run, material: Material) -> np.ndarray 
 def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> Verdict:
     """bounds.json against the record of the stored losses and against that of the verifier's own."""
     stored, message = material.stored, material.message
-    environment = {name: None if keys is None else dict.fromkeys(keys) for name, keys in ENVIRONMENT_SHAPE.items()}
-    hashes = {
-        "data_hash": message.header["data_hash"],
-        "certificate_sha256": sha256_of_file(material.claim.certificate),
-    }
+    # Of facts about machines only the keys are compared, so those of this computation will do.
+    environment = run_environment(stored["provenance"], Provenance.of_this_process(), 0.0)
+    certificate_sha256 = sha256_of_file(material.claim.certificate)
+
+    def record_of(losses: dict[str, Any]) -> dict[str, Any]:
+        return run_record(message, losses, environment, certificate_sha256).as_json()
+
     # Without a checkpoint any val losses will serve, since no number that depends on them is compared.
     before = "val_losses_unquantized_bits"
     on_trust = frozenset() if before in own else frozenset({"val_loss_unquantized_bits"})
-    fresh = run_record(message, {before: own["val_losses_bits"]} | own, environment) | hashes
+    fresh = record_of({before: own["val_losses_bits"]} | own)
     verdict = verdict.with_bounds({key: fresh[key] for key in OWN_NUMBERS})
     if fresh["by_source"]:
         verdict = verdict.with_bounds({"bound_by_source": fresh["by_source"]["bound"]})
     if not verdict.verified:
         return verdict
     try:
-        from_file = run_record(message, stored, environment) | hashes
+        from_file = record_of(stored)
     except (ValueError, TypeError) as error:
         return verdict.with_checks(Check("losses.npz gives a bound", "a number", str(error)))
     verdict = verdict.with_checks(*record_checks(material.claimed, (from_file, fresh), on_trust))
