@@ -10,7 +10,7 @@ import sublora
 
 PACKAGE = Path(sublora.__file__).parent
 OURS = tuple(f"sublora.system.{name}" for name in ("digests", "errors", "files", "streams", "versions"))
-OTHERS = {"numpy", "constriction", "pydantic", "pydantic_core"}
+OTHERS = {"numpy", "constriction", "pydantic"}
 
 
 def imported(path):

@@ -12,11 +12,8 @@ from pydantic import (
     ConfigDict,
     PlainValidator,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from sublora.bounds.checks import LN2
 
@@ -227,13 +224,6 @@ class BaseFacts(Facts):
     independence: IndependenceFacts | None
     """Only of a pretrained base."""
 
-    @field_validator("independence")
-    @classmethod
-    def _stated(cls, value: IndependenceFacts | None, info: ValidationInfo) -> IndependenceFacts | None:
-        if value is None and info.data.get("kind") == "pretrained":
-            raise PydanticCustomError("missing", "missing for a pretrained base")
-        return value
-
 
 class BoundRecord(Environment, RunBounds):
     """The content of bounds.json: what `RunBounds` computed, the environment, and what it was computed from."""
@@ -241,6 +231,12 @@ class BoundRecord(Environment, RunBounds):
     base: BaseFacts
     data_hash: str
     certificate_sha256: str
+
+    @model_validator(mode="after")
+    def _independence_is_stated(self) -> Self:
+        if self.base.kind == "pretrained" and self.base.independence is None:
+            raise ValueError("key base.independence of bounds.json is missing, though the base is pretrained")
+        return self
 
 
 ENVIRONMENT_KEYS = tuple(Environment.model_fields)
