@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from sublora.config.corpus import Corpus, DatasetName
-from sublora.config.section import Mark, NonNegativeInt, PositiveInt, Section, tokenizes_as_the_base
+from sublora.config.section import Mark, Section, tokenizes_as_the_base
 from sublora.config.training import Optimization
+from sublora.system.validation import NonNegativeInt, PositiveInt
 
 
 def _not_blank(text: str) -> str:

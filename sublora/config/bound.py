@@ -4,15 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sublora.config.section import (
-    Mark,
-    NonNegativeFloat,
-    PositiveInt,
-    Probability,
-    Section,
-    SmoothingName,
-    trains_for_the_message,
-)
+from sublora.config.section import Mark, Section, SmoothingName, trains_for_the_message
+from sublora.system.validation import NonNegativeFloat, PositiveInt, Probability
 
 IS_SCORED = Mark("score", "yardsticks", "bound", decoder=True, premise=True)
 IS_ANCHORED = Mark("score", "yardsticks", "bound", decoder=True, premise=True, null_counts=False)

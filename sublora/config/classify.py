@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sublora.config.loading import parse_section, read_values
-from sublora.config.section import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
+from sublora.config.section import Section
+from sublora.system.validation import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 
 
 class ClassifyData(Section):

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sublora.config.section import Mark, NonNegativeInt, PositiveInt, Section
+from sublora.config.section import Mark, Section
+from sublora.system.validation import NonNegativeInt, PositiveInt
 
 
 class HuggingFaceCorpus(Section):

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sublora.config.network import SizeName, TrainedPart, is_whole, named_part
-from sublora.config.section import LARGEST_BUDGET, Budget, Mark, NonNegativeInt, Section
+from sublora.config.section import LARGEST_BUDGET, Budget, Mark, Section
 from sublora.subspace.allocations import ALLOCATIONS, Uniform, parse_allocation
+from sublora.system.validation import NonNegativeInt
 
 ALL: Literal["all"] = "all"
 """The budget of a run without a subspace: d = D, a coordinate for each trained parameter."""

@@ -1,6 +1,5 @@
 """Settings files: read, checked, and written with every key; whatever is wrong with one becomes one line."""
 
-import difflib
 import functools
 import json
 import os
@@ -14,8 +13,9 @@ from pydantic import ValidationError
 from sublora.config.grid import RunSpec
 from sublora.config.section import Section
 from sublora.config.settings import Settings
-from sublora.system.errors import UserError, printable
+from sublora.system.errors import UserError
 from sublora.system.files import write_bytes
+from sublora.system.validation import describe
 
 Whole = TypeVar("Whole", bound=Section)
 
@@ -202,78 +202,3 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
 
 def _where(node: yaml.Node) -> str:
     return f"line {node.start_mark.line + 1}"
-
-
-def describe(error: ValidationError, schema: dict[str, Any]) -> str:
-    """All complaints in one line; unknown keys with the nearest one that the JSON schema of the settings knows."""
-    complaints = []
-    for item in error.errors(include_url=False):
-        location = [str(part) for part in item["loc"]]
-        key = ".".join(_written(location, schema))
-        if item["type"] == "extra_forbidden":
-            complaints.append(f"unknown key '{key}'{_nearest_key(location, schema)}")
-        elif item["type"] == "missing":
-            complaints.append(f"key '{key}' is missing")
-        elif item["type"] in ("model_type", "model_attributes_type"):
-            complaints.append(f"{key}{': ' if key else ''}expected keys with values, found {_shown(item['input'])}")
-        elif item["type"] == "union_tag_not_found":
-            complaints.append(f"key '{key}.kind' is missing; kinds: {_kinds(location, schema)}")
-        elif item["type"] == "union_tag_invalid":
-            complaints.append(f"{key}.kind: expected one of {_kinds(location, schema)}, found '{item['ctx']['tag']}'")
-        else:
-            text = item["msg"].removeprefix("Value error, ")
-            text = text[:1].lower() + text[1:]
-            prefix = f"{key}: " if key else ""
-            found = f", found {_shown(item['input'])}" if item["type"] != "value_error" else ""
-            complaints.append(f"{prefix}{text}{found}{_yaml_number_hint(item)}")
-    return "; ".join(complaints)
-
-
-def _shown(value: object) -> str:
-    return printable(repr(value), 80)
-
-
-def _yaml_number_hint(item: Any) -> str:
-    if item["type"] != "float_type" or not isinstance(item["input"], str):
-        return ""
-    try:
-        value = float(item["input"])
-    except ValueError:
-        return ""
-    return f" (YAML reads numbers without a dot before the exponent as text: write {value:.1e})"
-
-
-def _kinds(location: list[str], schema: dict[str, Any]) -> str:
-    return ", ".join(_section(location, schema)["discriminator"]["mapping"])
-
-
-def _nearest_key(location: list[str], schema: dict[str, Any]) -> str:
-    *parents, key = location
-    known = list(_section(parents, schema).get("properties", {}))
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if nearest:
-        return f"; did you mean '{'.'.join([*_written(parents, schema), nearest[0]])}'?"
-    return f"; known keys here: {', '.join(known)}"
-
-
-def _section(path: list[str], schema: dict[str, Any]) -> dict[str, Any]:
-    """The part of the schema at a path, which may name the chosen alternative of a union."""
-    node = schema
-    for part in path:
-        node = _resolve(node, schema)
-        alternatives = node.get("discriminator", {}).get("mapping", {})
-        node = {"$ref": alternatives[part]} if part in alternatives else node.get("properties", {}).get(part, {})
-    return _resolve(node, schema)
-
-
-def _written(location: list[str], schema: dict[str, Any]) -> list[str]:
-    """The keys as the file has them: pydantic puts the chosen alternative of a union among them."""
-    return [
-        part
-        for index, part in enumerate(location)
-        if part not in _section(location[:index], schema).get("discriminator", {}).get("mapping", {})
-    ]
-
-
-def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sublora.config.section import LayerCount, Mark, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sublora.config.section import LayerCount, Mark, Section
 from sublora.subspace.projections import IDENTITY, PROJECTIONS
+from sublora.system.validation import NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Size(NamedTuple):

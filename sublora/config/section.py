@@ -1,32 +1,23 @@
-"""What every group of settings is made of: the strict base class, the types of numbers, the marks beside keys."""
+"""What every group of settings is made of: their base class, types of values, and the marks beside keys."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic.fields import FieldInfo
 
 from sublora.bounds.smoothing_names import parse_name
+from sublora.system.validation import Strict
 
 
-class Section(BaseModel):
-    """Base of all groups of settings: unknown keys refused, values immutable, types not coerced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+class Section(Strict):
+    """Base of all groups of settings."""
 
 
-LARGEST_INT = 2**53 - 1
-"""Of whole numbers in settings: what JSON keeps exactly."""
-PositiveInt = Annotated[int, Field(gt=0, le=LARGEST_INT)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 LayerCount = Annotated[int, Field(gt=0, le=10_000)]
 LARGEST_BUDGET = 10**9
 Budget = Annotated[int, Field(gt=0, le=LARGEST_BUDGET)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 def _canonical_smoothing(text: str) -> str:

@@ -4,15 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sublora.config.section import (
-    Fraction,
-    Mark,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    SmoothingName,
-)
+from sublora.config.section import Mark, Section, SmoothingName
+from sublora.system.validation import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class Optimization(Section):

@@ -19,11 +19,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sublora import config
-from sublora.config.loading import describe
 from sublora.data.dataset import PREPARE_AGAIN, TokenDataset
 from sublora.data.meta import META_FILE
 from sublora.system.errors import UserError
 from sublora.system.files import sha256_of_file
+from sublora.system.validation import describe
 
 KEY_BYTES = 16
 TEXT_KEYS_FILE = "text_keys.bin"

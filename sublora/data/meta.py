@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sublora.config.corpus import Unit
-from sublora.config.loading import describe
 from sublora.system.errors import UserError
 from sublora.system.files import read_json
+from sublora.system.validation import describe
 
 META_FILE = "meta.json"
 

@@ -16,13 +16,13 @@ from pydantic import Field, ValidationError
 from sublora import config
 from sublora.bounds.premises import Anchoring
 from sublora.bounds.smoothing import DocumentMixture
-from sublora.config.loading import describe
 from sublora.data.dataset import TokenDataset
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.runs.message import Sha256
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, read_npz
 from sublora.system.streams import generator
+from sublora.system.validation import describe
 from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.training.run import Run
 

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sublora.config.loading import describe
-from sublora.config.section import Section
 from sublora.losses import TOP_K
 from sublora.runs.message import Message, Sha256
 from sublora.system.errors import UserError, printable
 from sublora.system.files import UNREADABLE, atomic_path, read_npz
 from sublora.system.provenance import Amount, TrainingFacts
+from sublora.system.validation import Strict, describe
 
 PROVENANCE = "provenance"
 ARRAYS = (
@@ -35,12 +34,12 @@ OF_ANCHORED_SOURCES = ("source_excess_bits", "base_source_documents", "base_sour
 WHOLE_NUMBERS = ("indices", "target_counts", "source_documents", "base_indices", "base_source_documents")
 
 
-class ScoringSeconds(Section):
+class ScoringSeconds(Strict):
     encode: Amount
     score: Amount
 
 
-class Provenance(Section):
+class Provenance(Strict):
     """The certificate that the losses belong to, and the machines that trained and scored it."""
 
     certificate_sha256: Sha256

@@ -19,11 +19,11 @@ from sublora.coding.payload import (
     total_code_bits,
     write_payload,
 )
-from sublora.config.loading import describe
 from sublora.losses.bounded import bounded_loss
 from sublora.runs.decoder import decoder_header, run_gates
 from sublora.subspace.allocations import Gate
 from sublora.system.errors import UserError
+from sublora.system.validation import describe
 
 
 def payload_context(settings: config.Settings, spec: config.RunSpec, parameters: int | None = None) -> PayloadContext:

@@ -25,10 +25,9 @@ from sublora.coding.payload import (
     total_code_bits,
     write_payload,
 )
-from sublora.config.loading import describe
-from sublora.config.section import NonNegativeFloat, PositiveInt, Section
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.errors import UserError
+from sublora.system.validation import NonNegativeFloat, PositiveInt, Strict, describe
 from sublora.wrapping.module import WrapArguments, Wrapped, base_sha256
 
 ITEM_NAMES = {"codebook": "step", "symbols": "w", "gates": "gates", "smoothing": "choice", "extra": "extra"}
@@ -37,7 +36,7 @@ WHAT = Path("message")
 """Stands for the bytes in errors."""
 
 
-class Header(Section):
+class Header(Strict):
     """What the header of a wrapped module's message holds: exactly these keys."""
 
     kind: Literal["wrapped"]

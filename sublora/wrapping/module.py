@@ -26,8 +26,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sublora.coding.entropy import EntropyWeights, nearest_step_index, quantize_entropy, step_of
-from sublora.config.loading import describe
-from sublora.config.section import PositiveFloat, PositiveInt, Section
 from sublora.models.linear_maps import Attachment, LinearMap, group_of, linear_map_space, linear_maps, matches
 from sublora.models.lora import Adapters, initial_theta
 from sublora.subspace.allocations import parse_allocation, soft_width
@@ -36,6 +34,7 @@ from sublora.subspace.projections import PROJECTIONS
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.digests import tensors_sha256
 from sublora.system.streams import generator
+from sublora.system.validation import PositiveFloat, PositiveInt, Strict, describe
 
 ROLE = "weight"
 """Role of parameters that are moved themselves."""
@@ -43,7 +42,7 @@ FARTHEST_LOGIT = 40.0
 """Logit of a gate that gives everything to one side."""
 
 
-class WrapArguments(Section):
+class WrapArguments(Strict):
     """What a stranger needs beside the module to wrap it in the same way; every key is an argument of `wrap`."""
 
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
