@@ -112,7 +112,7 @@ def build_on(root: Path, settings: config.Settings, spec: config.RunSpec) -> "Ru
     from sublora.data.base_and_target import open_target
     from sublora.runs.build import build_run
 
-    return build_run(settings, spec, open_target(settings, root), root, torch.device("cpu"))
+    return build_run(settings.for_run(spec), spec, open_target(settings, root), root, torch.device("cpu"))
 
 
 @pytest.fixture

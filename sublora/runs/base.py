@@ -1,4 +1,4 @@
-"""The base of all runs as files: trained once, or imported from a pretrained model, and read again by its hash."""
+"""Make the base of all runs, once: train it or import a pretrained model; and read it for a run, by its hash."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from sublora.data.base_and_target import base_data
 from sublora.data.dataset import TokenDataset
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.weights import Base, weights_sha256
+from sublora.runs.base_files import MAKE_AGAIN, own_base_weights, read_base_facts
 from sublora.runs.networks import AnyBase, gpt2, import_base, random_base, read_base, write_base
 from sublora.runs.starts import announce, record_start
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError
-from sublora.system.files import read_json, write_json
+from sublora.system.files import write_json
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
 from sublora.system.pretrained import pretrained_folder
@@ -26,10 +27,18 @@ from sublora.training.resumable import BeforeStep
 def make_base(
     settings: config.Settings, *, root: Path, out: Path | None = None, before_step: BeforeStep | None = None
 ) -> Path:
-    """Train or import the base that the settings describe; write base.safetensors and base.json, and return the latter.
+    """Train or import the base that the settings describe, write base.safetensors and base.json, and return the latter.
 
-    `out`: by default results/base below `root`. A training that was stopped goes on from its last saved state.
-    UserError for a random base, which needs no file, and for data or a pretrained model that do not fit.
+    A training that was stopped goes on from its last saved state.
+
+    Args:
+        settings: with a base that is not random.
+        root: the folder that holds data/.
+        out: by default results/base below `root`.
+        before_step: called with the number of each step.
+
+    Raises:
+        UserError: the base is random, which needs no file, or data or the pretrained model do not fit.
     """
     out = root / BASE_FOLDER if out is None else out
     base = settings.base
@@ -41,52 +50,31 @@ def make_base(
 
 
 def load_base(settings: config.Settings, seed: int, vocab_size: int, root: Path) -> AnyBase:
-    """The base of a run: drawn from its seed, or read from results/base below `root`.
+    """Return the base of a run: drawn from its seed, or read from results/base below `root`.
 
-    UserError if the file is missing, damaged, of another network, or not the one that base.json describes.
+    Raises:
+        UserError: the file is missing, damaged, of another network, or not the one that base.json describes.
     """
     if settings.base.kind == "random":
         return random_base(settings, vocab_size, seed)
-    folder = root / BASE_FOLDER
-    facts = read_base_facts(folder)
+    path = own_base_weights(root)
+    facts = read_base_facts(path.parent)
     if facts["digest"] != base_digest(settings, root):
         raise UserError(
-            f"{folder / BASE_JSON_NAME}: made with other settings or data than the present base and model sections; "
-            "make the base again (sublora base)"
+            f"{path.parent / BASE_JSON_NAME}: made with other settings or data than the present base and model "
+            f"sections; {MAKE_AGAIN}"
         )
-    base = read_base(folder / BASE_WEIGHTS_NAME, settings, vocab_size)
+    base = read_base(path, settings, vocab_size)
     if base.sha256 != facts["sha256"]:
         raise UserError(
-            f"{folder / BASE_WEIGHTS_NAME}: tensors hash to {base.sha256[:12]}..., {BASE_JSON_NAME} says "
-            f"{facts['sha256'][:12]}...; make the base again (sublora base)"
+            f"{path}: tensors hash to {base.sha256[:12]}..., {BASE_JSON_NAME} says {facts['sha256'][:12]}...; "
+            f"{MAKE_AGAIN}"
         )
     return base
 
 
-def base_sha256(settings: config.Settings, root: Path) -> str | None:
-    """What base.json says the base's weights hash to; None for a random base, which follows from a run's seed."""
-    return None if settings.base.kind == "random" else str(read_base_facts(root / BASE_FOLDER)["sha256"])
-
-
-def read_base_facts(folder: Path) -> dict[str, Any]:
-    """base.json. UserError if it is missing, damaged or of another version."""
-    path = folder / BASE_JSON_NAME
-    missing = "; make the base first (sublora base --config FILE)"
-    facts = read_json(path, missing=missing, fix="make the base again (sublora base)")
-    found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
-    if found != BASE_FORMAT:
-        raise UserError(f"{path}: base format {found}, expected {BASE_FORMAT}; make the base again (sublora base)")
-    for key in ("sha256", "digest"):
-        if not isinstance(facts.get(key), str):
-            raise UserError(
-                f"{path}: {key} is {facts.get(key)!r}, expected a hash in hexadecimal; "
-                "make the base again (sublora base)"
-            )
-    return dict(facts)
-
-
 def base_digest(settings: config.Settings, root: Path) -> str:
-    """Identifies everything the base's weights depend on."""
+    """Return the digest of everything that the base's weights depend on."""
     identity: dict[str, Any] = {
         "settings": config.stage_settings(settings, "base"),
         "numerics": NUMERICS_VERSIONS["base"],
@@ -100,17 +88,18 @@ def _train_base(
     settings: config.Settings, base: config.TrainedBase, root: Path, out: Path, before_step: BeforeStep | None
 ) -> Path:
     dataset = TokenDataset.open(root, base_data(settings))
-    digest = base_digest(settings, root)
+    digest, provenance = base_digest(settings, root), Provenance.of_this_process()
     presence = Presence(out, "training")
     progress = Progress(f"base {base.name}", steps=base.steps, tokens_per_step=base.tokens_per_step, presence=presence)
     compute = settings.compute.model_copy(update={"threads": base.threads})
     with progress, sole_writer(out, presence, progress.say) as waited:
+        # Another process may have made this very base while this one waited for the lock.
         if waited and (out / BASE_JSON_NAME).exists() and read_base_facts(out)["digest"] == digest:
-            progress.say(f"{out / BASE_JSON_NAME}: written by the process that was waited for")
+            progress.say(f"{out / BASE_JSON_NAME}: another process has written it in the meantime")
             return out / BASE_JSON_NAME
         dataset.verified()
-        provenance = Provenance.of_this_process()
         record_start(out, "base", settings, provenance)
+        # Train, or go on from a saved state.
         with claim_device(compute) as device:
             announce(settings, provenance, device)
             dtype = DTYPES[compute.dtype]
@@ -127,6 +116,7 @@ def _train_base(
                     before_step=before_step,
                 )
                 trainer.train()
+        # Write the base, and delete the saved states only then.
         weights = {name: value.detach().cpu().numpy() for name, value in trainer.weights.items()}
         facts = {
             "data_hash": dataset.data_hash,
@@ -148,7 +138,7 @@ def _import_pretrained(settings: config.Settings, base: config.PretrainedBase, r
 
 
 def _write_base(out: Path, base: AnyBase, settings: config.Settings, digest: str, facts: dict[str, Any]) -> None:
-    """base.safetensors, then base.json: where the second stands, the first is whole."""
+    """Write base.safetensors, then base.json: where the second exists, the first is whole."""
     out.mkdir(parents=True, exist_ok=True)
     (out / BASE_JSON_NAME).unlink(missing_ok=True)
     write_base(out / BASE_WEIGHTS_NAME, base)

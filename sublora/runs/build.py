@@ -26,12 +26,16 @@ def build_run(
     *,
     dtype: str = CERTIFIED_DTYPE,
 ) -> Run:
-    """Everything of a run at its start (w = 0, gates 1/2); the same function for every arm of a seed.
+    """Build a run at its start (w = 0, gates 1/2); the same function for every arm of a seed.
 
-    `root`: the folder that holds data/ and results/base/; dtype: what the network computes in, a training's
-    `compute.dtype`. UserError if the budget does not fit the network, or the base cannot be read.
+    Args:
+        settings: those of the run, `settings.for_run(spec)`; so in every function of this module.
+        root: the folder that holds data/ and results/base/.
+        dtype: what the network computes in, a training's `compute.dtype`.
+
+    Raises:
+        UserError: the budget does not fit the network, or the base cannot be read.
     """
-    settings = settings.for_run(spec)
     base = load_base(settings, spec.seed, dataset.vocab_size, root)
     return assemble_run(settings, spec, dataset, base, device, dtype=dtype)
 
@@ -46,7 +50,6 @@ def assemble_run(
     dtype: str = CERTIFIED_DTYPE,
 ) -> Run:
     """A run at its start on a base that is at hand. UserError if the budget does not fit the network."""
-    settings = settings.for_run(spec)
     network, subspace = adaptable(settings, spec, base, dataset.vocab_size, device, dtype=dtype)
     return Run(settings, spec, dataset, network, subspace, device)
 
@@ -64,7 +67,6 @@ def adaptable(
 
     UserError if the budget does not fit the network.
     """
-    settings = settings.for_run(spec)
     network, start_D = make_network(settings, base, vocab_size=vocab_size, seed=spec.seed, device=device, dtype=dtype)
     shape = SubspaceShape(
         space=network.space,

@@ -12,12 +12,13 @@ from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
 from sublora.models.protocol import LanguageModel, Network
+from sublora.runs.base_files import base_weights_for_reader, own_base_weights
 from sublora.runs.build import adaptable
 from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.errors import UserError
-from sublora.system.names import BASE_FOLDER, BASE_WEIGHTS_NAME, CERTIFICATE_NAME
+from sublora.system.names import BASE_FOLDER, CERTIFICATE_NAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +44,8 @@ class CertificateFiles:
         if self.base is not None:
             return self.base
         if self.root is not None:
-            return self.root / BASE_FOLDER / BASE_WEIGHTS_NAME
-        beside = self.certificate.resolve().parent
-        above = [folder / BASE_FOLDER for start in (beside, Path.cwd()) for folder in (start, *start.parents)]
-        for folder in (beside, *above):
-            if (folder / BASE_WEIGHTS_NAME).exists():
-                return folder / BASE_WEIGHTS_NAME
-        raise UserError(
-            f"{self.certificate}: no {BASE_WEIGHTS_NAME} beside it and no {BASE_FOLDER}/{BASE_WEIGHTS_NAME} in any "
-            "folder above; name the base's weights with --base"
-        )
+            return own_base_weights(self.root)
+        return base_weights_for_reader(self.certificate)
 
     def root_of_base(self) -> Path:
         """`root`, else the folder below which a base that is not random lies in results/base/, else the working one.

@@ -1,4 +1,4 @@
-"""A run's folder: its checkpoint, and the run in memory that it stands for."""
+"""The folder of a trained run, and the run in memory that its checkpoint stands for."""
 
 import dataclasses
 import functools
@@ -31,7 +31,8 @@ class RunFolder:
     def open(cls, path: Path, config_path: Path | None = None, root: Path | None = None) -> "RunFolder":
         """Read the checkpoint; with `config_path` the later stages follow that file, which must fit the training.
 
-        UserError if the checkpoint is missing, damaged or of another config, or if the data cannot be found.
+        Raises:
+            UserError: the checkpoint is missing, damaged or of another config, or the data cannot be found.
         """
         ckpt_path = path / CHECKPOINT_NAME
         loaded = checkpoint.load(ckpt_path)
@@ -44,7 +45,7 @@ class RunFolder:
 
     @functools.cached_property
     def dataset(self) -> TokenDataset:
-        """The data of the training; UserError if it is not the same data any more."""
+        """The data of the training; UserError if they have changed since."""
         dataset = open_target(self.settings, self.root)
         if dataset.data_hash != self.checkpoint["data_hash"]:
             raise UserError(
@@ -55,14 +56,17 @@ class RunFolder:
         return dataset.verified()
 
     def load(self, device: torch.device) -> Run:
-        """The trained run, base weights checked against the checkpoint's hash."""
+        """Build the trained run on a device; UserError if the base's weights are not those of the training."""
         run = build_run(self.settings, self.spec, self.dataset, self.root, device)
         checkpoint.restore(run, self.checkpoint, self.path / CHECKPOINT_NAME)
         return run
 
 
 def find_root(path: Path, data_name: str) -> Path:
-    """The nearest folder above a run, or above the working directory, that holds data/{data_name}."""
+    """Return the nearest folder above a run, or above the working directory, that holds data/{data_name}.
+
+    UserError if no folder does.
+    """
     for start in (path.resolve(), Path.cwd()):
         for folder in (start, *start.parents):
             if (folder / "data" / data_name / "meta.json").exists():

@@ -1,5 +1,6 @@
 """Train one run of the grid."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from sublora import config
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
-from sublora.runs.base import base_sha256
+from sublora.runs.base_files import named_base_sha256
 from sublora.runs.build import build_run
 from sublora.runs.networks import trained_parameters
 from sublora.runs.starts import announce, record_start, write_owner
@@ -18,7 +19,7 @@ from sublora.system.names import CHECKPOINT_NAME
 from sublora.system.provenance import Provenance
 from sublora.tools.message_cost import MessageCost, check_message, message_cost
 from sublora.training import checkpoint
-from sublora.training.distributed import joined
+from sublora.training.distributed import Peers, joined
 from sublora.training.loop import Trainer
 from sublora.training.reporting import Progress, Trackers, tracked
 from sublora.training.resumable import BeforeStep
@@ -33,59 +34,54 @@ def train_run(
     settings_file: Path | None = None,
     before_step: BeforeStep | None = None,
 ) -> Path:
-    """Train `spec` and write best_ckpt.pt, metrics.csv and gating_trace.csv into `out`; returns the checkpoint.
+    """Train `spec`, write best_ckpt.pt, metrics.csv and gating_trace.csv into `out`, and return the checkpoint.
 
     Two processes never train in one folder at once: the second waits for the first, and takes its result if it
     is the very same training. Started by torchrun, the processes share the training and the first one writes.
-    `settings_file`, where the settings are from, is written beside the run. UserError for bad data, a bad budget, a
-    missing GPU, a wrong number of processes, or a folder with another finished training, of which nothing is touched.
+
+    Args:
+        settings: of the whole grid.
+        spec: the run.
+        root: the folder that holds data/ and results/base/.
+        out: the run's folder.
+        settings_file: the file that the settings are from, whose name is written beside the run.
+        before_step: called with the number of each step.
+
+    Raises:
+        UserError: bad data or a bad budget, no GPU where one is asked for, a wrong number of processes, or a folder
+            that holds another finished training; nothing of that one is touched.
     """
+    # What can be refused is refused before anything is written or waited for.
     settings = settings.for_run(spec)
-    provenance = Provenance.of_this_process()
-    dataset = open_target(settings, root)
+    dataset, provenance = open_target(settings, root), Provenance.of_this_process()
     _check_data_size(settings, dataset)
     cost = _message_cost(settings, spec, dataset)
-    training, finished = settings.training, out / CHECKPOINT_NAME
+    training, finished, presence = settings.training, out / CHECKPOINT_NAME, Presence(out, "training")
     with joined(settings.compute) as peers:
-        steps, tokens_per_step = training.steps, training.tokens_per_step
-        presence = Presence(out, "training")
         progress = Progress(
-            spec.name, steps=steps, tokens_per_step=tokens_per_step, quiet=not peers.is_first, presence=presence
+            spec.name,
+            steps=training.steps,
+            tokens_per_step=training.tokens_per_step,
+            quiet=not peers.is_first,
+            presence=presence,
         )
-
-        def train_on(devices: list[torch.device] | None, trackers: Trackers | None = None) -> None:
-            """What every process does; None: there is nothing to train."""
-            devices = peers.from_first(devices)
-            if devices is None:
-                return
-            use_device(settings.compute, device := devices[peers.rank])
-            run = build_run(settings, spec, dataset, root, device, dtype=settings.compute.dtype)
-            if peers.is_first:
-                announce(settings, provenance, device)
-            trainer = Trainer(
-                run,
-                out=out,
-                progress=progress,
-                provenance=provenance,
-                peers=peers,
-                trackers=trackers,
-                before_step=before_step,
-            )
-            trainer.train()
-            if peers.is_first:
-                trainer.forget_state()
-
+        job = _Job(settings, spec, dataset, root, out, peers, progress, provenance, before_step)
+        # The other processes wait to hear from the first one on which devices to train, or that there is no need to.
         if not peers.is_first:
-            train_on(None)
+            devices = peers.from_first(None)
+            if devices is not None:
+                job.train(devices[peers.rank])
             return finished
         with progress, sole_writer(out, presence, progress.say) as waited:
             if cost is not None and cost.is_absurd:
                 progress.say(str(cost))
-            digest = checkpoint.training_digest(settings, spec, dataset.data_hash, base_sha256(settings, root))
+            digest = checkpoint.training_digest(settings, spec, dataset.data_hash, named_base_sha256(settings, root))
+            # Another process may have finished this very training while this one waited for the lock.
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
-                progress.say(f"{finished}: written by the process that was waited for")
-                train_on(None)
+                progress.say(f"{finished}: another process has written it in the meantime")
+                peers.from_first(None)
                 return finished
+            # From here on the folder belongs to this training.
             _check_finished(finished, digest, spec, waited)
             write_owner(out, settings, settings_file, root)
             dataset.verified()
@@ -94,15 +90,51 @@ def train_run(
                 tracked(settings, name=spec.name, digest=digest, out=out, say=progress.say) as trackers,
                 claim_devices(settings.compute, peers.size) as devices,
             ):
-                train_on(devices, trackers)
+                peers.from_first(devices)
+                job.train(devices[peers.rank], trackers)
     return finished
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Job:
+    """What every process of a training does once it has a device."""
+
+    settings: config.Settings
+    spec: config.RunSpec
+    dataset: TokenDataset
+    root: Path
+    out: Path
+    peers: Peers
+    progress: Progress
+    provenance: Provenance
+    before_step: BeforeStep | None
+
+    def train(self, device: torch.device, trackers: Trackers | None = None) -> None:
+        """Build the run on the device and train it; the first process announces it and writes the results."""
+        use_device(self.settings.compute, device)
+        dtype = self.settings.compute.dtype
+        run = build_run(self.settings, self.spec, self.dataset, self.root, device, dtype=dtype)
+        if self.peers.is_first:
+            announce(self.settings, self.provenance, device)
+        trainer = Trainer(
+            run,
+            out=self.out,
+            progress=self.progress,
+            provenance=self.provenance,
+            peers=self.peers,
+            trackers=trackers,
+            before_step=self.before_step,
+        )
+        trainer.train()
+        if self.peers.is_first:
+            trainer.forget_state()
 
 
 def _check_finished(path: Path, digest: str, spec: config.RunSpec, waited: bool) -> None:
     """UserError if the folder holds the result of another training, which this one would overwrite.
 
-    Of the same run with other settings only if there was nobody to wait for: a workflow that was killed and started
-    again with new settings takes the place of its predecessor's jobs.
+    A result of the same run with other settings is refused as well, unless this process waited for the one that wrote
+    it: a workflow that was killed and started again with new settings takes the place of its predecessor's jobs.
     """
     if not path.exists():
         return
@@ -116,7 +148,7 @@ def _check_finished(path: Path, digest: str, spec: config.RunSpec, waited: bool)
 
 
 def _message_cost(settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset) -> MessageCost | None:
-    """What the message will cost, None where that takes the model's own files; UserError if none can be written."""
+    """Predict the cost of the message; None where only the model's own files tell, UserError if none can be written."""
     parameters = trained_parameters(settings, dataset.vocab_size)
     if parameters is None and spec.budget == config.ALL:
         return None

@@ -47,7 +47,8 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
     with claim_device(settings.compute) as device:
         announce(settings, Provenance.of_this_process(), device)
         # A random base is one for each seed: the first stands for all.
-        run = build_run(settings, settings.grid.runs()[0], dataset, root, device)
+        spec = settings.grid.runs()[0]
+        run = build_run(settings.for_run(spec), spec, dataset, root, device)
         if (anchoring := run.loss.anchoring) is None:
             contents["rows"][FROZEN_BASE] = frozen_base_row(run)
         else:

@@ -228,10 +228,11 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
         random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
         # Speed does not depend on the base, which need not be there yet.
         spec = settings.grid.runs()[-1]
+        settings = settings.for_run(spec)
         if isinstance(settings.model, config.HuggingFaceModel):
             base = load_base(settings, spec.seed, vocab_size, root)
         else:
-            base = random_base(settings.for_run(spec), vocab_size, seed=0)
+            base = random_base(settings, vocab_size, seed=0)
         training = _training_rate(
             assemble_run(settings, spec, random_tokens, base, device, dtype=settings.compute.dtype)
         )

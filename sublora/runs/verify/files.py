@@ -9,11 +9,10 @@ from typing import Any, Literal
 from sublora import config
 from sublora.bounds.record import RECORD_FORMAT
 from sublora.data.dataset import TokenDataset, dataset_folder
+from sublora.runs.base_files import base_weights_for_verifier
 from sublora.runs.folder import find_root
 from sublora.system.errors import UserError
 from sublora.system.names import (
-    BASE_FOLDER,
-    BASE_WEIGHTS_NAME,
     BOUNDS_NAME,
     CERTIFICATE_NAME,
     CHECKPOINT_NAME,
@@ -87,14 +86,9 @@ class Claim:
         """
         if self.base is not None:
             return self.base
-        beside = self.certificate.parent / BASE_WEIGHTS_NAME
-        if self.data is None or self.root is not None:
-            own = self.data_root(data) / BASE_FOLDER / BASE_WEIGHTS_NAME
-            if own.exists() or not beside.exists():
-                return own
-        if not beside.exists():
-            raise UserError(f"{beside}: no such file; name the base's weights with --base")
-        return beside
+        # Data that were named as a folder say nothing of where the verifier's results are.
+        has_own_root = self.data is None or self.root is not None
+        return base_weights_for_verifier(self.certificate, self.data_root(data) if has_own_root else None)
 
 
 @dataclasses.dataclass(frozen=True)
