@@ -52,7 +52,10 @@ def test_a_size_is_short_for_three_numbers():
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        ({"size": "gpt3"}, "size 'gpt3' is none of gpt2, gpt2-medium, gpt2-large, gpt2-xl or <layers>x<heads>x<width>"),
+        (
+            {"size": "gpt3"},
+            "size 'gpt3' is not one of gpt2, gpt2-medium, gpt2-large, gpt2-xl or <layers>x<heads>x<width>",
+        ),
         ({"size": "2x3x16"}, "size '2x3x16': width 16 is not a multiple of 3 heads"),
         ({"size": "gpt2", "n_layer": 2}, "size 'gpt2' already says n_layer; give one or the other"),
     ],

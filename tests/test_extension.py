@@ -122,7 +122,7 @@ def test_nothing_is_left_behind():
     ("section", "key", "value", "expected"),
     [
         ("grid", "allocations", ["one_gate"], "allocation 'one_gate' is none of uniform"),
-        ("subspace", "projection", "dense_gaussian", "projection 'dense_gaussian' is none of kronecker_qr"),
+        ("subspace", "projection", "dense_gaussian", "projection 'dense_gaussian' is not one of kronecker_qr"),
     ],
 )
 def test_settings_know_the_new_name_while_its_class_is_there(tmp_path, request, section, key, value, expected):

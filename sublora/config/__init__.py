@@ -1,8 +1,8 @@
-"""Settings of an experiment: strict, frozen, and complete (every key must be given, but for a few that may be null).
+"""Settings of an experiment: strict and frozen. Keys have defaults, except the premises that a bound rests on.
 
-A settings file lies in a folder `config/`; the paths it implies (data/..., results/...) are relative to the
-folder above. Each key says beside itself which stages it reaches, so that the workflow can rerun a stage exactly when
-one of its own keys changes. Light to import: no numerical library.
+A settings file lies in a folder `config/`; the paths it implies (data/..., results/...) are relative to the folder
+above. A mark beside each key says which stages it reaches, so that the workflow reruns a stage exactly when one of its
+own keys changes, and what the key is to the decoder and the claim. Importing this package loads no numerical library.
 """
 
 from sublora.config.base import Base, Independence, PretrainedBase, RandomBase, TrainedBase

@@ -12,7 +12,7 @@ from sublora.system.validation import NonNegativeInt, PositiveInt
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("blank; say in words what is known, since the bound rests on it")
+        raise ValueError("blank; say in words what is known, because the bound depends on it")
     return text
 
 
@@ -30,7 +30,7 @@ class RandomBase(Section):
 
 
 class TrainedBase(Optimization):
-    """All weights trained once, for all runs, on a corpus of their own that shares no source with data.corpus.
+    """All weights, trained once for all runs on a separate corpus that shares no source with data.corpus.
 
     It uses data.tokenizer and data.shuffle_seed, and model for its shape. Texts that occur in both corpora are dropped
     from the documents of `data`.

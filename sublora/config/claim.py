@@ -1,4 +1,4 @@
-"""The settings that a claim rests on, and the reference configurations that come with a release.
+"""The settings that a claim rests on, and the reference configurations of a release.
 
 Settings are premises of a bound: they must have been fixed before the documents were seen. Where that is doubted they
 can be charged instead, by what it takes to name them relative to a reference (sublora/runs/strict.py).
@@ -19,7 +19,7 @@ from sublora.config.settings import Settings
 
 
 def claim_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that a claim depends on, as plain JSON values by dotted key (two levels)."""
+    """Return the settings that a claim depends on, as plain JSON values by dotted key (two levels)."""
     plain = settings.model_dump(mode="json")
     return {
         f"{name}.{key}": plain[name][key]
@@ -30,7 +30,7 @@ def claim_settings(settings: Settings) -> dict[str, Any]:
 
 
 def decoder_settings(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The settings on which the decoded predictor or the draw of documents depends, by section and key."""
+    """Return the settings on which the decoded predictor or the draw of documents depends, by section and key."""
     values: dict[str, dict[str, Any]] = {}
     for name, section in settings:
         for key, field in type(section).model_fields.items():
@@ -41,25 +41,25 @@ def decoder_settings(settings: Settings) -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def charged_keys() -> tuple[str, ...]:
-    """Every key that can be charged, sorted: what an index counts through."""
+    """Return every key that can be charged, sorted; the code of `settings_bits` names a key by its index here."""
     return tuple(sorted({key for key, section, field in _all_keys() if claim_part(section, field) == "charged"}))
 
 
 @functools.cache
 def premises() -> tuple[str, ...]:
-    """Keys that are shown with every verdict, in the order of the settings; the certificate has the others."""
+    """Return the keys that are shown with every verdict, in the order of the settings."""
     keys = (key for key, _, field in _all_keys() if any(mark.premise for mark in marks_of(field)))
     return tuple(dict.fromkeys(keys))
 
 
 def claim_part(section: FieldInfo, field: FieldInfo) -> ClaimPart:
-    """What a key of a section is to the claim."""
+    """Return what a key of a section is to the claim."""
     parts = (mark.claim for mark in (*marks_of(field), *marks_of(section)))
     return next((part for part in parts if part is not None), "charged")
 
 
 def _all_keys() -> Iterator[tuple[str, FieldInfo, FieldInfo]]:
-    """Each key of two levels with the fields of its section and its own: once for each kind of section that has it."""
+    """Yield each key with the fields of its section and its own, once for each kind of section that has it."""
     for name, section in Settings.model_fields.items():
         for kind in get_args(section.annotation) or (section.annotation,):
             assert isinstance(kind, type) and issubclass(kind, Section)
@@ -68,14 +68,14 @@ def _all_keys() -> Iterator[tuple[str, FieldInfo, FieldInfo]]:
 
 
 def reference_names() -> tuple[str, ...]:
-    """Names of the reference configurations, in the order in which a message numbers them."""
+    """Return the names of the reference configurations, in the order in which a message numbers them."""
     names = (entry.name for entry in _folder().iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
 @functools.cache
 def reference(name: str) -> Settings:
-    """A reference configuration that comes with the package."""
+    """Return a reference configuration that comes with the package."""
     text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_settings(yaml.safe_load(text), source=f"reference configuration {name}")
 
@@ -85,13 +85,13 @@ def _folder() -> Traversable:
 
 
 def differing_keys(settings: Settings, other: Settings) -> list[str]:
-    """Keys that are charged and have in `settings` another value than in `other`, or are not there."""
+    """Return the charged keys of `settings` whose values `other` does not share, or that it does not have."""
     values, others = claim_settings(settings), claim_settings(other)
     return [key for key in charged_keys() if key in values and not (key in others and values[key] == others[key])]
 
 
 def unfit(settings: Settings, name: str) -> str | None:
-    """Why settings cannot be charged relative to a reference, None if they can.
+    """Return why settings cannot be charged relative to a reference, None if they can.
 
     What a bound promises must be the reference's own: confidence, its division, the inequality. And hand tuning must be
     charged at least as the reference charges it.

@@ -18,7 +18,7 @@ class ClassifyData(Section):
     task: Literal["qqp", "cola"]
     """qqp: columns question1, question2, is_duplicate; cola: sentence, label, or its own four without a header."""
     test_examples: PositiveInt
-    """Set apart for the held-out bound, in a random order; the others are the n."""
+    """Examples set apart at random for the held-out bound; the others are the n."""
     shuffle_seed: Annotated[int, Field(ge=0)]
     max_tokens: PositiveInt
     """Longer inputs are cut."""
@@ -41,7 +41,7 @@ class ClassifyAdapters(Section):
     budget: PositiveInt
     allocation: str
     seed: Annotated[int, Field(ge=0)]
-    """Also of the head's random weights and of the batches."""
+    """Seed of the projection, of the head's random weights and of the batches."""
 
 
 class ClassifyTraining(Section):
@@ -50,9 +50,9 @@ class ClassifyTraining(Section):
     steps: PositiveInt
     batch_examples: PositiveInt
     learning_rate: PositiveFloat
-    """Of w and the gates."""
+    """Learning rate of w and the gates."""
     step_learning_rate: PositiveFloat
-    """Of the quantization step's logarithm."""
+    """Learning rate of the logarithm of the quantization step."""
     price: NonNegativeFloat
     """What a bit of the message adds to the objective, in units of ln(2) / n nats."""
     round_from: Probability
@@ -62,10 +62,10 @@ class ClassifyTraining(Section):
 
 
 class ClassifyBound(Section):
-    """What is bounded, and how surely."""
+    """The candidates for the bounded predictor, and the confidence."""
 
     delta: Probability
-    """Of each bound: on the error, and on the cross-entropy."""
+    """Failure probability of each bound, on the error and on the cross-entropy."""
     smoothing: Annotated[tuple[Probability, ...], Field(min_length=1)]
     """Candidates a of (1 - a) p + a / 2, without which the cross-entropy has no range; the message names the chosen."""
     extra_bits: NonNegativeFloat
@@ -83,5 +83,5 @@ class ClassifySettings(Section):
 
 
 def load_classify_settings(path: Path) -> ClassifySettings:
-    """Read and check a settings file; UserError names the file, the key and the mend."""
+    """Read and check a settings file; UserError names the file, the key and the fix."""
     return parse_section(ClassifySettings, read_values(path), str(path))

@@ -78,9 +78,9 @@ class JsonDocumentationCorpus(Section):
     pattern: Annotated[str, Field(min_length=1)]
     """Shell-style pattern of the files' names in the archive; .gz files are unpacked."""
     key: Annotated[str, Field(min_length=1)]
-    """Key of the text, wherever it stands in a file."""
+    """Key of the text, at any depth of a file."""
     source_depth: PositiveInt
-    """So many parts of a file's path in the archive name the source of its texts."""
+    """Number of leading parts of a file's path in the archive that name the source of its texts."""
 
 
 class MarkovCorpus(Section):
@@ -125,7 +125,10 @@ DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 def markov_complaint(corpus: Corpus, tokenizer: str, smallest: dict[str, int]) -> str | None:
-    """Why a Markov corpus does not go with a tokenizer or with smallest lengths by key; None if it does or is none."""
+    """Return why a Markov corpus does not fit a tokenizer or these smallest lengths by key.
+
+    None if it fits, and for every other corpus.
+    """
     if not isinstance(corpus, MarkovCorpus):
         return None
     if tokenizer != "bytes":
@@ -135,7 +138,7 @@ def markov_complaint(corpus: Corpus, tokenizer: str, smallest: dict[str, int]) -
 
 
 def unit_complaint(corpus: Corpus, unit: Unit) -> str | None:
-    """Why documents of a corpus cannot be grouped as `unit` says; None if they can."""
+    """Return why documents of a corpus cannot be grouped as `unit` says, None if they can."""
     if unit == "document":
         field = getattr(corpus, "unit_field", None)
         return (

@@ -21,12 +21,12 @@ Whole = TypeVar("Whole", bound=Section)
 
 
 def load_settings(path: Path) -> Settings:
-    """Read and check a settings file; UserError names the file, the key and the mend."""
+    """Read and check a settings file; UserError names the file, the key and the fix."""
     return parse_settings(read_values(Path(path)), source=str(path))
 
 
 def read_values(path: Path) -> object:
-    """The plain values of a settings file. UserError if it is missing or no YAML."""
+    """Read the plain values of a settings file. UserError if it is missing or not YAML."""
     try:
         return read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,7 +38,7 @@ def read_values(path: Path) -> object:
 def parse_run(
     budget: int | str, allocation: str, seed: int, *, trained: str | None = None, size: str | None = None
 ) -> RunSpec:
-    """A grid point from the command line; UserError if it is none."""
+    """Parse a grid point from the command line. UserError names what is wrong."""
     number = int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
     values = {"budget": number, "allocation": allocation, "seed": seed, "trained": trained, "size": size}
     try:
@@ -53,7 +53,7 @@ def parse_settings(values: object, source: str) -> Settings:
 
 
 def parse_section(kind: type[Whole], values: object, source: str) -> Whole:
-    """A whole settings file of some kind from plain values; UserError in one line."""
+    """Check plain values as the settings of a kind and fill in the defaults. UserError in one line."""
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a mapping with the keys {', '.join(kind.model_fields)}")
     try:
@@ -68,14 +68,14 @@ def _schema(kind: type[Section]) -> dict[str, Any]:
 
 
 def with_tuples(value: Any) -> Any:
-    """YAML lists as tuples, which is what frozen settings hold."""
+    """Turn YAML lists into tuples, which is what frozen settings hold."""
     if isinstance(value, dict):
         return {key: with_tuples(item) for key, item in value.items()}
     return tuple(with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def root_of(config_path: Path) -> Path:
-    """The folder that data/ and results/ of a settings file are relative to: the one above config/."""
+    """Return the folder that data/ and results/ of a settings file are relative to: the one above config/."""
     return Path(config_path).resolve().parent.parent
 
 
@@ -86,16 +86,16 @@ ORIGIN = "# From: "
 
 
 def settings_text(settings: Settings, origin: str | None = None) -> str:
-    """A whole settings file: equal settings give equal text, and `load_settings` reads them back."""
+    """Return a settings file with every key: equal settings give equal text, and `load_settings` reads them back."""
     values = settings.model_dump(mode="json")
     named = f"{ORIGIN}{json.dumps(origin)}\n" if origin else ""
     return HEADER + named + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def write_resolved(settings: Settings, path: Path | str, origin: Path | str | None = None) -> None:
-    """Make the file hold these settings. One that does already is left as it is, its date included.
+    """Make the file hold these settings. A file that already does is not touched, so that its date stays.
 
-    origin: the settings file that they come from, if there is one; `origin_of` finds it again.
+    origin: the settings file that they come from, if there is one; `origin_of` reads it back.
     """
     path = Path(path)
     name = None if origin is None else os.path.relpath(Path(origin).resolve(), root_of(path))
@@ -105,9 +105,9 @@ def write_resolved(settings: Settings, path: Path | str, origin: Path | str | No
 
 
 def origin_of(path: Path | str) -> Path | None:
-    """The settings file that a person edits: the file itself, or the origin of one that a workflow wrote.
+    """Return the settings file that a person edits: the file itself, or the origin of one that a workflow wrote.
 
-    None if a workflow wrote it from settings that are in no file.
+    None if a workflow wrote it from settings that no file holds.
     """
     path = Path(path)
     with open(path, encoding="utf-8") as handle:
@@ -118,10 +118,10 @@ def origin_of(path: Path | str) -> Path | None:
 
 
 def with_typed_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with what came from the command line read as YAML.
+    """Return `values` with the overrides of the command line parsed as YAML.
 
-    Snakemake has merged `overrides` into `values`, but parses `--config 'training={steps: 7}'` to text: the 7 of it is
-    the string "7". Text that other sources put in its place stays text.
+    Snakemake has merged `overrides` into `values`, but parses `--config 'training={steps: 7}'` to text: its 7 is
+    the string "7". Text from other sources stays text.
     """
     return {key: _typed(value, overrides[key]) if key in overrides else value for key, value in values.items()}
 

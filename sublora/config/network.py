@@ -30,13 +30,13 @@ FREE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,5})")
 
 
 def parse_size(name: str) -> Size:
-    """The size of that name: a published one, or <layers>x<heads>x<width>. ValueError if it is none."""
+    """Return the size of a name: a published one, or <layers>x<heads>x<width>. ValueError for any other name."""
     if name in PUBLISHED:
         return PUBLISHED[name]
     found = FREE.fullmatch(name)
     if found is None:
         raise ValueError(
-            f"size '{name}' is none of {', '.join(PUBLISHED)} or <layers>x<heads>x<width> (for example 4x2x64)"
+            f"size '{name}' is not one of {', '.join(PUBLISHED)} or <layers>x<heads>x<width> (for example 4x2x64)"
         )
     size = Size(*map(int, found.groups()))
     if size.n_embd % size.n_head:
@@ -54,7 +54,7 @@ SizeName = Annotated[str, AfterValidator(_known_size)]
 
 def _known_projection(name: str) -> str:
     if name not in PROJECTIONS:
-        raise ValueError(f"projection '{name}' is none of {', '.join(PROJECTIONS)}")
+        raise ValueError(f"projection '{name}' is not one of {', '.join(PROJECTIONS)}")
     return name
 
 
@@ -65,21 +65,21 @@ ADAPTED: tuple[Adapted, ...] = get_args(Adapted)
 
 
 def named_part(name: str) -> tuple[Adapted, str]:
-    """(adapt, projection) of a name <adapt>-<projection>. ValueError if it is none."""
+    """Split a name <adapt>-<projection> into its two parts. ValueError for any other name."""
     head, _, projection = name.partition("-")
     for adapt in ADAPTED:
         if adapt == head and projection in PROJECTIONS:
             return adapt, projection
-    raise ValueError(f"'{name}' is no <adapt>-<projection> of {', '.join(ADAPTED)} and {', '.join(PROJECTIONS)}")
+    raise ValueError(f"'{name}' is not <adapt>-<projection> of {', '.join(ADAPTED)} and {', '.join(PROJECTIONS)}")
 
 
 def is_whole(name: str) -> bool:
-    """Whether what is trained under that name is no subspace."""
+    """Return whether every parameter is trained by itself under that name, without a subspace."""
     return named_part(name)[1] == IDENTITY
 
 
 def part_rank(name: str) -> tuple[int, int]:
-    """Orders names of what is trained: adapters before weights, the whole after its subspaces."""
+    """Return a sort key for names of what is trained: adapters before weights, all parameters after their subspaces."""
     adapt, projection = named_part(name)
     return ADAPTED.index(adapt), list(PROJECTIONS).index(projection)
 
@@ -96,7 +96,7 @@ TrainedPart = Annotated[str, AfterValidator(_known_part)]
 class Model(Section):
     """GPT-2, computed by this library's own fast network; its weights come from base.
 
-    A name in `size` (gpt2, gpt2-medium, gpt2-large, gpt2-xl, or 4x2x64: layers, heads, width) may stand in the place of
+    A name in `size` (gpt2, gpt2-medium, gpt2-large, gpt2-xl, or 4x2x64: layers, heads, width) may replace
     n_layer, n_head and n_embd.
     """
 

@@ -1,4 +1,4 @@
-"""A whole settings file, and what its sections must agree on."""
+"""All settings of an experiment, and what the sections must agree on."""
 
 import sys
 from os.path import normpath
@@ -42,7 +42,7 @@ STDLIB = "stdlib"
 
 
 class Settings(Section):
-    """A whole settings file."""
+    """All sections of a settings file."""
 
     grid: Annotated[
         Grid,
@@ -107,7 +107,7 @@ class Settings(Section):
         return found
 
     def _targets_that_are_none(self) -> list[str]:
-        """Of a model of transformers they are looked up when it is loaded."""
+        """Check the names of GPT-2's targets; those of a model of transformers are looked up when it is loaded."""
         if isinstance(self.model, HuggingFaceModel):
             if not isinstance(self.base, PretrainedBase):
                 return [f"model.kind huggingface needs base.kind pretrained, found {self.base.kind}"]
@@ -166,10 +166,10 @@ class Settings(Section):
         return found
 
     def for_run(self, spec: RunSpec) -> "Settings":
-        """The settings of one run: those of its network and of what it trains, where the grid compares such.
+        """Return the settings of one run: with its network and what it trains, where the grid compares them.
 
-        Everything that is done for a run goes by these. The same settings again if they are those of the run.
-        UserError if the run's size needs another base than there is.
+        Everything done for a run uses these. Where the grid compares neither, they are the settings themselves.
+        UserError if the run's size needs a base that does not exist.
         """
         changes: dict[str, Section] = {}
         if spec.size is not None:
@@ -206,7 +206,7 @@ class Settings(Section):
 
 
 def _contradictions_of_the_grid(settings: Settings) -> list[str]:
-    """One line for each contradiction; empty if there is none."""
+    """Return one line for each contradiction between the grid and the other sections."""
     own = f"{settings.subspace.adapt}-{settings.subspace.projection}"
     parts = (own,) if settings.grid.trained is None else settings.grid.trained
     found = _of_budgets(settings, parts) + _of_networks(settings, parts)
@@ -231,7 +231,7 @@ def _of_budgets(settings: Settings, parts: tuple[str, ...]) -> list[str]:
 
 
 def _of_allocations(settings: Settings) -> list[str]:
-    """Allocations are what A and B are given of a subspace."""
+    """Check that allocations other than uniform have a subspace of LoRA matrices to divide."""
     adapt, projection = settings.subspace.adapt, settings.subspace.projection
     split = [name for name in settings.grid.allocations if name != Uniform.mode]
     if not split or (adapt == "lora" and projection != IDENTITY):
@@ -261,7 +261,7 @@ def _of_networks(settings: Settings, parts: tuple[str, ...]) -> list[str]:
 
 
 def _overlap_complaints(base: TrainedBase, data: Data) -> list[str]:
-    """What a trained base and `data` must not share, one line each; empty if they are apart."""
+    """Return what a trained base and `data` share but must not, one line each."""
     complaint = markov_complaint(base.corpus, data.tokenizer, {"min_characters": base.min_characters})
     complaint = complaint or unit_complaint(base.corpus, "document")
     found = [f"base: {complaint}"] if complaint else []
@@ -274,7 +274,7 @@ def _overlap_complaints(base: TrainedBase, data: Data) -> list[str]:
 
 
 def _overlap(base: Corpus, data: Corpus) -> str | None:
-    """What two corpora have in common, in words."""
+    """Say what two corpora have in common, None if nothing."""
     if isinstance(base, PackageCorpus) and isinstance(data, PackageCorpus):
         shared = sorted(_shared_packages(base.packages, data.packages) | _shared_packages(data.packages, base.packages))
         return f"the packages {', '.join(shared)}" if shared else None
@@ -289,5 +289,5 @@ def _overlap(base: Corpus, data: Corpus) -> str | None:
 
 
 def _shared_packages(first: tuple[str, ...], second: tuple[str, ...]) -> set[str]:
-    """Packages of the first list that the second contains, by name or as a part of the standard library."""
+    """Return the packages of the first list that the second contains, by name or as a part of the standard library."""
     return {name for name in first if name in second or (STDLIB in second and name in sys.stdlib_module_names)}

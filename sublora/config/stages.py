@@ -1,4 +1,4 @@
-"""What a stage's results depend on, collected from the marks beside the keys, and digests of it."""
+"""What a stage's results depend on, collected from the marks beside the keys."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from sublora.config.settings import Settings
 
 
 def stage_settings(settings: Settings, stage: Stage) -> dict[str, Any]:
-    """The settings whose change must rerun `stage`, as plain JSON values."""
+    """Return the settings whose change must rerun `stage`, as plain JSON values."""
 
     def counts(mark: Mark) -> bool:
         return stage in (mark.stages or ()) and (mark.when is None or mark.when(settings))
@@ -27,13 +27,13 @@ def stage_settings(settings: Settings, stage: Stage) -> dict[str, Any]:
 
 
 def data_settings(data: Data) -> dict[str, Any]:
-    """The keys of `data` that the prepared files depend on, as plain JSON values."""
+    """Return the keys of `data` that the prepared files depend on, as plain JSON values."""
     inherited = stage_marks(Settings.model_fields["data"])
     return _keys_that_count(data, inherited, lambda mark: "data" in (mark.stages or ()))
 
 
 def _keys_that_count(section: Section, inherited: Sequence[Mark], counts: Callable[[Mark], bool]) -> dict[str, Any]:
-    """Keys of a section and of those inside it whose own marks, or else the inherited ones, count."""
+    """Return the keys of a section, and of those inside it, whose own marks or else the inherited ones count."""
     values, plain = {}, section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         marks, value = stage_marks(field) or inherited, getattr(section, name)

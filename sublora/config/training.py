@@ -48,10 +48,10 @@ class Training(Optimization):
     """Also write the initial weights in full (500 MB for GPT-2 small)."""
     learning_rates: Annotated[dict[str, PositiveFloat] | None, Mark(null_counts=False)] = None
     """Peak learning rate of some of grid.trained by name, in place of learning_rate; final_learning_rate keeps its
-    ratio to it. A subspace moves each parameter by less than w itself would."""
+    ratio to it. With the same rate, a subspace moves each parameter less than training it directly does."""
 
     def with_rate_of(self, trained: str) -> "Training":
-        """With the learning rates of what is trained, for one run."""
+        """Return the section for one run, with the learning rates of what it trains."""
         peak = (self.learning_rates or {}).get(trained, self.learning_rate)
         final = self.final_learning_rate * (peak / self.learning_rate)
         changes = {"learning_rate": peak, "final_learning_rate": final, "learning_rates": None}
@@ -83,11 +83,11 @@ class RatePhase(Section):
     """Steps between extra evaluations for the best checkpoint while w is rounded."""
 
     def first_step(self, steps: int) -> int:
-        """Where the phase begins in a training of so many steps."""
+        """Return the step at which the phase begins in a training of this many steps."""
         return round((1.0 - self.fraction) * steps)
 
     def first_rounded_step(self, steps: int) -> int:
-        """Where rounding takes the place of noise."""
+        """Return the step at which rounding replaces noise."""
         return self.first_step(steps) + round(self.noise_fraction * (steps - self.first_step(steps)))
 
 
@@ -111,7 +111,7 @@ class Compute(Section):
 
 
 class Tracking(Section):
-    """Copies of every row of metrics.csv and gating_trace.csv, while a training runs; no number depends on them."""
+    """Copies of every row of metrics.csv and gating_trace.csv while a training runs; no number depends on them."""
 
     tensorboard: bool = False
     """Whether event files are written into tensorboard/ in the run's folder; needs tensorboardX (sublora[tracking])."""
