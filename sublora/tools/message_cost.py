@@ -35,7 +35,8 @@ class MessageCost:
     bits: float
     """C before training makes the message shorter."""
     lowest_bound_bits: float
-    """The bound, bits per token, of a model that predicts every token with certainty, were all n units scored."""
+    """The bound, bits per token, that the coordinates alone allow a model that predicts every token with certainty, if
+    all n units were scored."""
     guessing_bits: float
 
     @property
@@ -86,9 +87,12 @@ def message_cost(settings: config.Settings, dimension: int, dataset: TokenDatase
         settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
     ).direct
     bits = code_bits(settings, dimension, bits_per_coefficient(settings))
+    # Only the coordinates are judged: what else the message holds does not depend on d.
+    symbol_bits = dimension * bits_per_coefficient(settings)
     premises = Premises(loss.premises.n_units, loss.premises.delta)
     perfect = [
-        estimated_bound(np.full(100, range_.lower), range_, code_bits=bits, premises=premises) for range_ in loss.ranges
+        estimated_bound(np.full(100, range_.lower), range_, code_bits=symbol_bits, premises=premises)
+        for range_ in loss.ranges
     ]
     return MessageCost(dimension, bits, min(perfect), math.log2(dataset.vocab_size))
 
