@@ -82,7 +82,7 @@ def test_hypotheses_csv_round_trip(runs, tmp_path):
 
 GOLDEN = {
     # version: (summary of d2000 learned, fixed-0.2 against fixed-0.5 over all budgets, Page's test over all budgets)
-    3: (
+    4: (
         {"BPD": 4.557343, "KL": 3623.542, "Bound": 5.463512, "Size": 0.653},
         {
             "estimate": 0.1114665,

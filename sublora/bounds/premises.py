@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sublora.bounds.anchor import AnchoredMixture, FailureShare
+from sublora.bounds.anchor import AnchoredMixture, FailureShare, anchored_candidates
 from sublora.bounds.checks import check_count
 from sublora.bounds.inequalities import (
     betting,
@@ -131,9 +131,7 @@ class BoundedLoss:
     @property
     def mixtures(self) -> tuple[AnchoredMixture, ...]:
         """The anchored form of each candidate; empty without an anchor."""
-        if self.anchoring is None:
-            return ()
-        return tuple(AnchoredMixture.of(candidate, self.anchoring.k0) for candidate in self.candidates)
+        return () if self.anchoring is None else anchored_candidates(self.candidates, self.anchoring.k0)
 
     @property
     def direct(self) -> "BoundedLoss":

@@ -226,7 +226,7 @@ def _rescored(verdict: Verdict, run: Run, material: Material) -> Verdict:
     verdict = verdict.with_checks(*loss_checks(material.stored, own))
     verdict = _with_record(verdict, material, own)
     if material.options.redraw is not None:
-        verdict = verdict.with_bounds({"bound_redraw": _bound_of_own_draw(run, predictor, material, own)})
+        verdict = verdict.with_bounds({"bound_redraw": _bound_of_own_draw(run, predictor, material)})
     return dataclasses.replace(verdict, scored_on=run.settings.compute.device)
 
 
@@ -278,7 +278,7 @@ def _published_numbers(material: Material) -> list[Check]:
     return [Check(f"{BOUNDS_PT_NAME} says what {BOUNDS_NAME} says", True, numbers == wanted)]
 
 
-def _bound_of_own_draw(run: Run, predictor: Predictor, material: Material, own: dict[str, Any]) -> float:
+def _bound_of_own_draw(run: Run, predictor: Predictor, material: Material) -> float:
     """The headline bound from losses of units that the verifier drew, bits per token.
 
     The draw depends on the certificate and on a text that was chosen after it was handed over, so no luck of the prover
