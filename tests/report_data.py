@@ -41,10 +41,11 @@ def write_inputs(
     *,
     layers: int = 4,
     all_scored: bool = False,
+    anchored: bool = False,
     yardsticks: Mapping[str, tuple[float, float]] = YARDSTICKS,
 ) -> dict[str, object]:
     """Tables and figures of made-up runs; returns the arguments of `write_report` beside the path."""
-    folders = write_results(folder / "runs", grid, layers=layers, all_scored=all_scored)
+    folders = write_results(folder / "runs", grid, layers=layers, all_scored=all_scored, anchored=anchored)
     write_runs_csv(collect_runs(folders), folder / "runs.csv")
     write_csv(hypothesis_table(read_runs_csv(folder / "runs.csv")), folder / "hypotheses.csv")
     sizes = dict(OF_ALL) | {f"{kind}_d{budget}": width for kind, width in OF_A_BUDGET for budget in grid.budgets}

@@ -152,6 +152,34 @@ def test_decomposition_adds_up_even_where_quantization_helps(results):
     np.testing.assert_allclose(sorted(ends.values()), sorted(bounds))
 
 
+@pytest.mark.parametrize("shift", [0.0, 2.0])
+def test_an_anchored_bound_is_the_bases_loss_and_three_steps(results, tmp_path, shift):
+    """shift: added to the excess, so that adapting raises the loss."""
+    runs = collect_runs(write_results(tmp_path, SMALL, anchored=True))
+    for column in ("bound_value", "anchor_excess", "anchor_excess_bound"):
+        runs[column] += shift
+    parts = allocation.with_anchored_decomposition(runs)
+    steps = ["anchor_base_loss", "anchor_excess", "base_margin", "excess_margin"]
+    np.testing.assert_allclose(parts[steps].sum(axis=1), runs["bound_value"])
+    figure = allocation.bound_decomposition(runs, 1000, results["small"].yardsticks)
+    assert clashes(figure) == []
+    bars = sorted(figure.axes[0].patches, key=lambda bar: (bar.get_y(), bar.get_x()))
+    bounds = configurations(runs, ["bound_value"])[("bound_value", "mean")].loc[1000]
+    for bound, (change, base, own) in zip(bounds, zip(*[iter(bars)] * 3, strict=True), strict=True):
+        ends = change.get_x(), change.get_x() + change.get_width()
+        before, after = ends if shift else reversed(ends)
+        assert before == pytest.approx(5.13) and base.get_x() == pytest.approx(after)
+        assert own.get_x() == pytest.approx(base.get_x() + base.get_width())
+        assert own.get_x() + own.get_width() == pytest.approx(bound)
+
+
+def test_the_headline_among_the_inequalities_is_the_anchored_bound_where_there_is_one(tmp_path):
+    figure = bounds.bound_by_inequality(collect_runs(write_results(tmp_path, SMALL, anchored=True)))
+    texts = [text.get_text() for text in drawn_texts(figure)]
+    assert "Anchored (headline)" in texts and "Betting" in texts
+    assert clashes(figure) == []
+
+
 def test_heatmap_shows_every_gate(results):
     runs = results["small"].runs
     axes = gating.gating_heatmap(runs, 2000).axes[0]

@@ -48,6 +48,16 @@ def made(tmp_path_factory) -> dict[str, SimpleNamespace]:
     return found
 
 
+def test_the_certified_gain_is_said_where_runs_are_anchored(made, tmp_path):
+    inputs = write_inputs(tmp_path, ONE_SEED, anchored=True)
+    write_report(tmp_path / "report.html", **inputs)
+    best = best_run(read_runs_csv(inputs["runs_csv"]))
+    (sentence,) = [words(p) for p in parsed(tmp_path / "report.html").iter("p") if p.get("class") == "certified-gain"]
+    for key in ("bound_all_runs", "anchor_base_bound"):
+        assert f"needs at most {best[key]:.3f}" in sentence
+    assert "certified-gain" not in [p.get("class") for p in made["small"].page.iter("p")]
+
+
 @pytest.mark.parametrize("grid", ["small", "large"])
 def test_the_page_is_whole_and_needs_nothing_beside_it(made, grid):
     page = made[grid].page

@@ -11,6 +11,7 @@ from sublora.analysis.yardsticks import (
     FROZEN_BASE,
     LABELS,
     Yardstick,
+    certified_gain_sentence,
     conclusion,
     load_yardsticks,
     outcome_against,
@@ -136,6 +137,31 @@ def test_the_table_has_one_row_per_model(runs, tmp_path):
     assert "random weights of the first seed" in table["description"][FROZEN_BASE]
     trained = yardstick_table(runs.assign(base_kind="trained"), yardsticks).set_index("model")
     assert "random" not in trained["description"][FROZEN_BASE]
+
+
+def test_anchored_runs_have_a_certified_gain_in_the_table_and_in_a_sentence(runs, tmp_path):
+    anchored = collect_runs(write_results(tmp_path / "runs", SMALL, anchored=True))
+    yardsticks = load_yardsticks(write_yardsticks_of(tmp_path), anchored)
+    best = anchored.loc[anchored["bound_all_runs"].idxmin()]
+    table = yardstick_table(anchored, yardsticks).set_index("model")
+    gains = table["certified_gain_bits"].dropna().to_dict()
+    assert gains == {
+        "best_run": best["certified_gain_all_runs_bits"],
+        "best_run_alone": best["certified_gain_bits"],
+    }
+    assert "part of the bound of every run" in table["description"][FROZEN_BASE]
+    numbers = {"bound_all_runs": 3.0, "anchor_base_bound": 3.25, "certified_gain_all_runs_bits": 0.125}
+    one = anchored.iloc[[0]].assign(**numbers)
+    assert certified_gain_sentence(one) == (
+        "With probability 95 %, on new documents like these: the best of the 30 networks, mixed with its base, needs "
+        "at most 3.000 bits per token, its choice paid for; the frozen base, mixed with guessing, needs at most 3.250; "
+        "adapting gains at least 0.125 bits per token over the base alone."
+    )
+    for gain in (0.0, -0.5):
+        sentence = certified_gain_sentence(one.assign(certified_gain_all_runs_bits=gain))
+        assert sentence.endswith("; no gain of adapting over the base alone is certified.")
+    assert certified_gain_sentence(runs) is None
+    assert "certified_gain_bits" not in yardstick_table(runs, yardsticks)
 
 
 def test_names_are_those_that_are_written():

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from sublora.analysis.arms import best_of_all
+from sublora.analysis.runs_table import is_anchored
 from sublora.system.errors import UserError
 from sublora.yardsticks.files import read_yardsticks
 
@@ -28,6 +29,8 @@ DESCRIPTIONS = {
     FROZEN_BASE: "the base without any adaptation",
 }
 BEST_RUN, BEST_RUN_ALONE, BEST_RUN_HELD_OUT = "best_run", "best_run_alone", "best_run_held_out"
+GAIN = "certified_gain_bits"
+"""Column of the runs table and of the table of yardsticks."""
 
 Outcome = Literal["beaten", "smaller certificate", "nothing added"]
 BEATEN: Outcome = "beaten"
@@ -108,14 +111,14 @@ def yardstick_table(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> pd.D
     """One row per model: the yardsticks, then the best run of all with its bounds, the held-out one last.
 
     Columns model, description, test_loss_bits and bound_bits (bits per token), message_bits (C), smoothing, n and m;
-    empty where there is no such thing. Of the held-out bound, n and m would be the test documents, whose number the
-    runs table does not hold.
+    for anchored runs also certified_gain_bits, what a row's network gains at least over the frozen base, in bits per
+    token; empty where there is no such thing. Of the held-out bound, n and m would be the test documents, whose
+    number the runs table does not hold.
     """
-    base_kind = runs["base_kind"].iloc[0]
     rows = [
         {
             "model": yardstick.name,
-            "description": _description(yardstick.name, base_kind),
+            "description": _description(yardstick.name, runs),
             "test_loss_bits": yardstick.test_loss_bits,
             "bound_bits": yardstick.bound_bits,
             "message_bits": yardstick.message_bits,
@@ -138,13 +141,39 @@ def yardstick_table(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> pd.D
         row = {"model": model, "description": description, "bound_bits": best[bound], "message_bits": message_bits}
         rows.append(row | common | counts)
     columns = list(rows[0])
+    if is_anchored(runs):
+        columns.append(GAIN)
+        of_model = {row["model"]: row for row in rows}
+        of_model[BEST_RUN][GAIN] = best["certified_gain_all_runs_bits"]
+        of_model[BEST_RUN_ALONE][GAIN] = best[GAIN]
     return pd.DataFrame(rows, columns=columns).astype({"n": "Int64", "m": "Int64"})
 
 
-def _description(name: str, base_kind: str) -> str:
-    if name == FROZEN_BASE and base_kind == "random":
+def _description(name: str, runs: pd.DataFrame) -> str:
+    if name == FROZEN_BASE and runs["base_kind"].iloc[0] == "random":
         return f"{DESCRIPTIONS[name]}: the random weights of the first seed"
+    if name == FROZEN_BASE and is_anchored(runs):
+        return f"{DESCRIPTIONS[name]}, mixed with guessing: its bound is part of the bound of every run"
     return DESCRIPTIONS[name]
+
+
+def certified_gain_sentence(runs: pd.DataFrame) -> str | None:
+    """Return what the best run is certified to gain over the frozen base, in a sentence; None without an anchor."""
+    if not is_anchored(runs):
+        return None
+    best = best_of_all(runs)
+    size, gain = best["sweep_size"], best["certified_gain_all_runs_bits"]
+    who = f"the best of the {size} networks" if size > 1 else "the network"
+    gained = (
+        f"adapting gains at least {gain:.3f} bits per token over the base alone"
+        if gain > 0.0
+        else "no gain of adapting over the base alone is certified"
+    )
+    return (
+        f"With probability {100 * (1 - best['delta']):g} %, on new documents like these: {who}, mixed with its base, "
+        f"needs at most {best['bound_all_runs']:.3f} bits per token{', its choice paid for' if size > 1 else ''}; the "
+        f"frozen base, mixed with guessing, needs at most {best['anchor_base_bound']:.3f}; {gained}."
+    )
 
 
 def outcome_against(bound_all_runs_bits: float, yardstick: Yardstick) -> Outcome:
@@ -227,6 +256,7 @@ def yardstick_section(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> di
     found = verdicts(best_of_all(runs)["bound_all_runs"], yardsticks)
     return {
         "conclusion": conclusion(found),
+        "certified_gain": certified_gain_sentence(runs),
         "verdicts": [
             {"outcome": OUTCOME_LABELS[each.outcome], "good": each.outcome == "beaten", "sentence": each.sentence}
             for each in found

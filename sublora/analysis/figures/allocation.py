@@ -22,7 +22,7 @@ from sublora.analysis.figures.style import (
     panels_in,
     styled,
 )
-from sublora.analysis.runs_table import at_budget
+from sublora.analysis.runs_table import at_budget, is_anchored
 from sublora.analysis.yardsticks import Yardstick
 
 MOST_LABELLED_BARS = 10
@@ -31,6 +31,11 @@ DECOMPOSITION = (
     ("loss_before", "Loss", "#9ecae1", ""),
     ("loss_added", "Added by quantization", "#e6550d", ""),
     ("complexity", "Complexity", "#756bb1", "////"),
+)
+ANCHORED_DECOMPOSITION = (
+    ("anchor_excess", "Change by adapting", "#31a354", ""),
+    ("base_margin", "Base: draw, confidence", "#9ecae1", ""),
+    ("excess_margin", "Adapting: message, draw, confidence", "#756bb1", "////"),
 )
 BAR_HEIGHT = 0.62
 BEFORE_QUANTIZATION: dict[str, Any] = {
@@ -70,7 +75,11 @@ def bound_decomposition(runs: pd.DataFrame, budget: int, yardsticks: Sequence[Ya
 
     Weights trained to be rounded are no model of their own before rounding, so quantization may lower their loss: the
     first bar is then the loss after it, and a mark above the bar stands at the loss before.
+
+    Of an anchored bound the parts are other ones: see `_anchored_decomposition`.
     """
+    if is_anchored(runs):
+        return _anchored_decomposition(at_budget(runs, budget), budget, yardsticks)
     rows = with_decomposition(at_budget(runs, budget))
     arms = arms_of(rows)
     parts = [key for key, *_ in DECOMPOSITION]
@@ -99,6 +108,66 @@ def bound_decomposition(runs: pd.DataFrame, budget: int, yardsticks: Sequence[Ya
     mark_levels(axes, bound_levels(yardsticks), along="x")
     add_legend(figure, _decomposition_handles(table.loc[[arm.allocation for arm in arms]]))
     return figure
+
+
+def _anchored_decomposition(runs: pd.DataFrame, budget: int, yardsticks: Sequence[Yardstick]) -> Figure:
+    """Steps from the base's loss to the bound, one row per arm: the mean excess, then what each of the two bounds adds.
+
+    The upper lane of a row leads from the base's loss, marked by a stroke, to the loss after adapting; the lower lane
+    from there to the bound. All steps are short against the losses, so the axis does not begin at 0.
+    """
+    rows = with_anchored_decomposition(runs)
+    arms = arms_of(rows)
+    parts = [key for key, *_ in ANCHORED_DECOMPOSITION]
+    table = configurations(rows, ["anchor_base_loss", *parts, "bound_value"]).droplevel("budget")
+    figure, (axes,) = panels_in(COLUMN_INCHES, 0.62 + 0.27 * len(arms))
+    lane = BAR_HEIGHT / 2
+    for position, arm in enumerate(arms):
+        point = table.loc[arm.allocation]
+        place = base_loss = point[("anchor_base_loss", "mean")]
+        axes.plot([base_loss] * 2, [position - lane, position], color=INK, linewidth=1.1, solid_capstyle="butt")
+        for (key, _, colour, hatch), offset in zip(ANCHORED_DECOMPOSITION, (-lane, 0.0, 0.0), strict=True):
+            width = point[(key, "mean")]
+            start, y = min(place, place + width), position + offset + lane / 2
+            axes.barh(y, abs(width), lane, start, color=colour, hatch=hatch, edgecolor="white", linewidth=0.0)
+            place += width
+        spread = finite_or_none(point[("bound_value", "std")])
+        axes.errorbar(place, position + lane / 2, xerr=spread, color=INK, elinewidth=0.8, linestyle="none")
+        numbers = " + ".join(f"{point[(key, 'mean')]:.2f}" for key in ("anchor_base_loss", *parts))
+        axes.text(
+            1.02,
+            position,
+            f"{numbers.replace('+ -', '− ')} = {place:.2f}",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=5.8,
+        )
+    axes.set_yticks(range(len(arms)), [arm.label for arm in arms])
+    axes.set(xlabel="Loss and bound (bits/token)", ylim=(len(arms) - 0.5, -0.6))
+    axes.use_sticky_edges = False  # bars end within the axis
+    axes.margins(x=0.08)
+    axes.grid(axis="y", visible=False)
+    axes.set_title(f"d = {budget}", loc="left")
+    mark_levels(axes, bound_levels(yardsticks), along="x")
+    add_legend(
+        figure,
+        [
+            Line2D([], [], color=INK, marker="|", markersize=6.0, linestyle="none", label="Loss of the base"),
+            *(
+                Patch(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0.0, label=label)
+                for _, label, colour, hatch in ANCHORED_DECOMPOSITION
+            ),
+        ],
+    )
+    return figure
+
+
+def with_anchored_decomposition(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with anchor_base_loss + anchor_excess + base_margin + excess_margin = bound_value, in bits per token."""
+    return runs.assign(
+        base_margin=runs["anchor_base_bound"] - runs["anchor_base_loss"],
+        excess_margin=runs["anchor_excess_bound"] - runs["anchor_excess"],
+    )
 
 
 def _decomposition_handles(table: pd.DataFrame) -> list[Patch | Line2D]:

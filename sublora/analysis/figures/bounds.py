@@ -26,7 +26,7 @@ from sublora.analysis.figures.style import (
     styled,
     wrapped,
 )
-from sublora.analysis.runs_table import NESTED, inequality_columns
+from sublora.analysis.runs_table import NESTED, inequality_columns, is_anchored
 from sublora.analysis.yardsticks import Yardstick
 
 MOST_BUDGETS_IN_A_ROW = 4
@@ -47,10 +47,14 @@ def bound_by_inequality(runs: pd.DataFrame) -> Figure:
     """The bound by each inequality beside the empirical BPD: one panel per budget, one row per arm."""
     columns = inequality_columns(runs)
     headline = NESTED["bounds"] + runs["bound_inequality"].iloc[0]
+    if is_anchored(runs):
+        headline = "bound_value"
+        columns.append(headline)
     loss = Line2D([], [], color=INK, marker="|", markersize=7, linestyle="none", label="Empirical BPD")
     series = [("empirical_bpd", loss)]
     for rank, column in enumerate(columns):
-        label = inequality_label(column.removeprefix(NESTED["bounds"])) + (" (headline)" if column == headline else "")
+        label = "Anchored" if column == "bound_value" else inequality_label(column.removeprefix(NESTED["bounds"]))
+        label += " (headline)" if column == headline else ""
         colour = CATEGORY_COLOURS[rank % len(CATEGORY_COLOURS)]
         marker = CATEGORY_MARKERS[rank % len(CATEGORY_MARKERS)]
         handle = Line2D([], [], color=colour, marker=marker, markersize=4, linestyle="none", label=label)
