@@ -12,7 +12,7 @@ import numpy as np
 from sublora.bounds.record import RECORD_FORMAT
 from sublora.config import Grid, RunSpec
 from sublora.system.streams import generator
-from sublora.yardsticks.files import YARDSTICKS_FORMAT, write_yardsticks
+from sublora.yardsticks.record import YARDSTICKS_FORMAT, Row, Yardsticks, write_yardsticks
 
 VOCAB_SIZE = 257
 N_DOCUMENTS = 17000
@@ -71,29 +71,29 @@ def write_results(
 
 def write_yardsticks_of(folder: Path, losses_and_bounds: Mapping[str, tuple[float, float]] = YARDSTICKS) -> Path:
     """yardsticks.json with the given (loss on test documents, bound) of each model, beside guessing."""
-    common = {"n": N_DOCUMENTS, "m": M_DOCUMENTS, "delta": 0.05, "delta_sample": 0.045, "seconds": 1.5}
-    guess = math.log2(VOCAB_SIZE)
-    rows: dict[str, dict] = {
-        "guessing": {
-            "test_loss_bits": guess,
-            "val_loss_bits": guess,
-            "empirical_loss_bits": guess,
-            "bound_bits": guess,
-            "code_bits": 0.0,
-        }
-        | {"n": N_DOCUMENTS, "m": None, "delta": None, "delta_sample": None, "smoothing": None, "seconds": 0.0}
-    }
-    message_bits = {"unigram": 1288.0, "bigram": 9123.0, "order3": 0.0, "frozen_base": 3.0}
-    for name, (loss, bound) in losses_and_bounds.items():
-        losses = {
-            "test_loss_bits": loss,
-            "val_loss_bits": loss + 0.01,
-            "empirical_loss_bits": loss - 0.02,
-            "bound_bits": bound,
-        }
-        rows[name] = losses | {"code_bits": message_bits[name], "smoothing": "document(8)"} | common
+    guess, guesses = math.log2(VOCAB_SIZE), (math.log2(VOCAB_SIZE),) * 2
+    message_bits = {"guessing": 0.0, "unigram": 1288.0, "bigram": 9123.0, "order3": 0.0, "frozen_base": 3.0}
+    rows = {}
+    for name, (loss, bound) in {"guessing": guesses, **losses_and_bounds}.items():
+        estimated = name != "guessing"
+        rows[name] = Row(
+            bound_bits=bound,
+            inequality="betting_subsampled" if estimated else None,
+            smoothing="document(8)" if estimated else None,
+            loss_range_bits=[0.0 if estimated else guess, guess],
+            empirical_loss_bits=loss - 0.02 if estimated else guess,
+            val_loss_bits=loss + 0.01 if estimated else guess,
+            test_loss_bits=loss,
+            code_bits=message_bits[name],
+            code_bits_items={"model": message_bits[name]},
+            n=N_DOCUMENTS,
+            m=M_DOCUMENTS if estimated else None,
+            delta=0.05 if estimated else None,
+            delta_sample=0.045 if estimated else None,
+            seconds=1.5 if estimated else 0.0,
+        )
     path = folder / "yardsticks.json"
-    write_yardsticks(path, {"format": YARDSTICKS_FORMAT, "data_hash": DATA_HASH, "rows": rows})
+    write_yardsticks(path, Yardsticks(format=YARDSTICKS_FORMAT, data_hash=DATA_HASH, rows=rows))
     return path
 
 

@@ -25,7 +25,7 @@ from sublora.runs.train import train_run
 from sublora.runs.verify.verify import verify_run
 from sublora.runs.yardsticks import make_yardsticks
 from sublora.system.errors import UserError
-from sublora.yardsticks.files import read_yardsticks
+from sublora.yardsticks.record import read_yardsticks
 
 SPEC = config.RunSpec(budget=40, allocation="learned", seed=1)
 ANCHORED = {
@@ -118,19 +118,19 @@ def test_the_bases_row_among_the_yardsticks_is_its_part_of_the_bound(honest):
     out, losses = honest / "results/runs" / SPEC.name, np.load(honest / BASE_LOSSES_PATH)
     record = json.loads((out / "bounds.json").read_text())
     (path,) = honest.glob("data/*/yardsticks.json")
-    row = read_yardsticks(path, record["data_hash"])["rows"]["frozen_base"]
-    assert row["bound_bits"] == record["anchor"]["base_bound"]
-    assert row["empirical_loss_bits"] == record["anchor"]["base_loss"] == losses["base_losses_bits"].mean()
-    assert (row["smoothing"], row["n"], row["m"]) == ("document(12)", record["n_units"], 60)
-    assert (row["delta"], row["delta_sample"], row["code_bits_items"]) == (0.01, 0.009, {"extra": 3.0})
+    row = read_yardsticks(path, record["data_hash"]).rows["frozen_base"]
+    assert row.bound_bits == record["anchor"]["base_bound"]
+    assert row.empirical_loss_bits == record["anchor"]["base_loss"] == losses["base_losses_bits"].mean()
+    assert (row.smoothing, row.n, row.m) == ("document(12)", record["n_units"], 60)
+    assert (row.delta, row.delta_sample, row.code_bits_items) == (0.01, 0.009, {"extra": 3.0})
     # The loss on test documents is that of the anchor in losses.npz: the certified predictor's loss less its excess.
     own = read_losses(out / "losses.npz")
-    assert row["test_loss_bits"] == pytest.approx((own["test_losses_bits"] - own["test_excess_bits"]).mean(), rel=1e-9)
+    assert row.test_loss_bits == pytest.approx((own["test_losses_bits"] - own["test_excess_bits"]).mean(), rel=1e-9)
     lengths = TokenDataset.open(honest, config.load_settings(honest / "config/config.yaml").data).document_lengths(
         "val"
     )
     count = len(losses["val_log_p_nats"])
-    assert row["val_loss_bits"] == pytest.approx(
+    assert row.val_loss_bits == pytest.approx(
         DocumentMixture(12).losses_bits(losses["val_log_p_nats"], lengths[:count] + 1, 257).mean(), rel=1e-9
     )
 

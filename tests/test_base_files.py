@@ -346,17 +346,17 @@ def test_the_frozen_base_s_row_is_that_of_the_bare_network(finished: Path, init:
     run = run_of(finished, settings, allocation)
     row = frozen_base_row(run)
     bare = BareGPT(bare_network(settings, finished))
-    smoothing = next(one for one in run.loss.candidates if one.name == row["smoothing"])
+    smoothing = next(one for one in run.loss.candidates if one.name == row.smoothing)
 
     def mean_loss(split: str, count: int) -> float:
         documents = [run.dataset.document(split, i) for i in range(count)]
         scores = score_documents(bare, documents, run.scoring_rule, CPU)
         return float(scores.losses_DA([smoothing], VOCABULARY).mean())
 
-    assert row["test_loss_bits"] == pytest.approx(mean_loss("test", settings.scoring.test_documents), abs=1e-5)
-    assert row["val_loss_bits"] == pytest.approx(mean_loss("val", settings.scoring.val_documents), abs=1e-5)
-    assert row["code_bits"] == np.ceil(np.log2(len(run.loss.candidates)))
-    assert row["empirical_loss_bits"] < row["bound_bits"]
+    assert row.test_loss_bits == pytest.approx(mean_loss("test", settings.scoring.test_documents), abs=1e-5)
+    assert row.val_loss_bits == pytest.approx(mean_loss("val", settings.scoring.val_documents), abs=1e-5)
+    assert row.code_bits == np.ceil(np.log2(len(run.loss.candidates)))
+    assert row.empirical_loss_bits < row.bound_bits
 
 
 def test_a_pretrained_base_goes_through_all_commands(finished: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sublora.data.prepare import prepare_dataset
 from sublora.data.units import Units
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
-from sublora.yardsticks.statistics import target_shares
+from sublora.yardsticks.targets import target_shares
 
 WITH_AUTHORS = config.FolderCorpus(kind="folder", path="texts", text_field="text", unit_field="author")
 
@@ -292,5 +292,5 @@ def test_token_shares_are_means_over_units(tmp_path, monkeypatch):
             targets = np.append(dataset.document("train", int(i)), 256)
             expected += np.bincount(targets, minlength=257) / len(targets) / len(documents_D) / len(units)
     assert target_shares(dataset) == pytest.approx(expected) and expected.sum() == pytest.approx(1.0)
-    monkeypatch.setattr("sublora.yardsticks.statistics.BLOCK_TOKENS", 7)
+    monkeypatch.setattr("sublora.yardsticks.targets.BLOCK_TOKENS", 7)
     assert target_shares(dataset) == pytest.approx(expected)

@@ -50,7 +50,7 @@ from sublora.subspace.projections import PROJECTIONS
 from sublora.system.streams import generator
 from sublora.system.versions import CERTIFICATE_FORMAT, NUMERICS_VERSIONS
 from sublora.training import checkpoint
-from sublora.yardsticks.files import read_yardsticks
+from sublora.yardsticks.record import read_yardsticks
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 SETTINGS_FILE, VALUES_FILE = FOLDER / "settings.yaml", FOLDER / "values.json"
@@ -163,14 +163,14 @@ def base_values(root: Path) -> Values:
 
 
 def yardsticks_values(root: Path) -> Values:
-    """Every row, but for how long it took."""
+    """Every row, except how long it took."""
     data_of(root)
     path = make_yardsticks(settings_with(), root=root)
-    contents = read_yardsticks(path, open_target(settings_with(), root).data_hash)
+    yardsticks = read_yardsticks(path, open_target(settings_with(), root).data_hash)
     values: Values = {}
-    for name, row in contents["rows"].items():
+    for name, row in yardsticks.rows.items():
         numbers = ("bound_bits", "empirical_loss_bits", "val_loss_bits", "test_loss_bits", "code_bits")
-        values |= {f"{name}: {key}": row[key] for key in ("smoothing", *numbers)}
+        values |= {f"{name}: {key}": getattr(row, key) for key in ("smoothing", *numbers)}
     return values
 
 

@@ -27,7 +27,7 @@ from sublora.system.errors import UserError
 from sublora.system.files import sha256_of_file
 from sublora.tools.plan import scoring_tokens
 from sublora.training.rate_phase import training_documents
-from sublora.yardsticks.files import read_yardsticks
+from sublora.yardsticks.record import read_yardsticks
 
 SPEC = config.RunSpec(budget=40, allocation="learned", seed=1)
 CORPUS = {"kind": "folder", "path": "texts", "text_field": "text", "unit_field": "author"}
@@ -123,11 +123,11 @@ def test_the_draw_of_training_and_the_plan_count_units(honest):
 def test_yardsticks_count_units(honest):
     settings = config.load_settings(honest / "config/config.yaml")
     dataset = open_target(settings, honest)
-    rows = read_yardsticks(make_yardsticks(settings, root=honest), dataset.data_hash)["rows"]
+    rows = read_yardsticks(make_yardsticks(settings, root=honest), dataset.data_hash).rows
     scored = settings.scoring.documents
-    assert {row["n"] for row in rows.values()} == {dataset.n_units}
-    assert rows["frozen_base"]["m"] == (dataset.n_units if scored == "all" else scored)
-    assert rows["order3"]["m"] == rows["frozen_base"]["m"]
+    assert {row.n for row in rows.values()} == {dataset.n_units}
+    assert rows["frozen_base"].m == (dataset.n_units if scored == "all" else scored)
+    assert rows["order3"].m == rows["frozen_base"].m
 
 
 def test_more_units_than_there_are_cannot_be_drawn(honest, tmp_path):

@@ -7,10 +7,9 @@ import pytest
 
 from sublora.yardsticks import unigram
 from sublora.yardsticks.adaptive_code import AdaptiveModel, BitCounter, MessageReader, MessageWriter
-from sublora.yardsticks.bigram import LARGEST_TILT, Bigram, Tables
+from sublora.yardsticks.bigram import LARGEST_TILT, Bigram, BigramSearch, Tables
 from sublora.yardsticks.compute import frozen_message
-from sublora.yardsticks.documents import TargetBatch
-from sublora.yardsticks.pruning import BigramSearch, PairShares
+from sublora.yardsticks.targets import PairShares, TargetBatch
 from sublora.yardsticks.unigram import FLOOR_DEPTHS, LEVEL_COUNTS, STEPS_OCTAVES, Unigram
 
 RANDOM_BITS = np.random.default_rng(5).integers(0, 2, 200).astype(np.uint8)

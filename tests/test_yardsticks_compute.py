@@ -11,12 +11,18 @@ from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, TokenSmoothing
 from sublora.data.dataset import FILES, TokenDataset
 from sublora.system.errors import UserError
-from sublora.yardsticks import statistics
+from sublora.yardsticks import targets
 from sublora.yardsticks.compute import compute_yardsticks
-from sublora.yardsticks.documents import TargetBatch, batches, losses_bits
-from sublora.yardsticks.files import read_yardsticks, write_yardsticks
 from sublora.yardsticks.order3 import Order3
-from sublora.yardsticks.rows import Scored, drawn_units, guessing_row, yardstick_row
+from sublora.yardsticks.record import (
+    Scored,
+    drawn_units,
+    guessing_row,
+    read_yardsticks,
+    write_yardsticks,
+    yardstick_row,
+)
+from sublora.yardsticks.targets import TargetBatch, batches, losses_bits
 
 SMOOTHING = (TokenSmoothing(0.1), TokenSmoothing(0.3), DocumentMixture(4), DocumentMixture(16))
 VOCAB_SIZE = 12
@@ -70,7 +76,7 @@ def computed(dataset, loss=None, test_documents=40):
 
 
 def without_seconds(contents):
-    return {name: {k: v for k, v in row.items() if k != "seconds"} for name, row in contents["rows"].items()}
+    return {name: row.model_dump(exclude={"seconds"}) for name, row in contents.rows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -85,35 +91,36 @@ def contents(dataset):
 
 @pytest.mark.parametrize("block", [1, 37, 1 << 20])
 def test_statistics_equal_a_count_by_hand(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(statistics, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(targets, "BLOCK_TOKENS", block)
     documents = sample_documents(25, np.random.default_rng(3))
     dataset = make_dataset(tmp_path, {"train": documents, "val": documents[:1], "test": documents[:1]})
     tokens, pairs = Counter(), Counter()
     for document in documents:
-        targets = [*document.tolist(), EOT]
-        for before, target in zip([EOT, *targets], targets, strict=False):
-            tokens[target] += 1 / len(targets) / len(documents)
-            pairs[before, target] += 1 / len(targets) / len(documents)
-    shares_V = statistics.target_shares(dataset)
+        own = [*document.tolist(), EOT]
+        for before, target in zip([EOT, *own], own, strict=False):
+            tokens[target] += 1 / len(own) / len(documents)
+            pairs[before, target] += 1 / len(own) / len(documents)
+    shares_V = targets.target_shares(dataset)
     assert np.allclose(shares_V, [tokens[j] for j in range(VOCAB_SIZE)], rtol=1e-12)
     contexts, successors = np.array([EOT, 2, 5]), np.array([0, EOT, 3, 2])
-    found, context_shares = statistics.pair_shares(dataset, contexts, successors)
-    assert np.allclose(found, [[pairs[c, s] for s in successors] for c in contexts], rtol=1e-12)
+    found = targets.pair_shares(dataset, contexts, successors)
+    assert found.targets == sum(len(document) + 1 for document in documents)
+    assert np.allclose(found.shares_KL, [[pairs[c, s] for s in successors] for c in contexts], rtol=1e-12)
     expected = [sum(share for (before, _), share in pairs.items() if before == c) for c in contexts]
-    assert np.allclose(context_shares, expected, rtol=1e-12)
+    assert np.allclose(found.context_shares_K, expected, rtol=1e-12)
 
 
 def test_the_table_of_pairs_has_a_largest_size(monkeypatch):
     shares_V = 1.0 / np.arange(1.0, 50258.0)
-    contexts, successors = statistics.pair_candidates(shares_V / shares_V.sum())
-    assert len(successors) == statistics.MAX_SUCCESSORS
-    assert len(contexts) > 2000 and 8 * len(contexts) * len(successors) <= statistics.PAIR_TABLE_BYTES == 128 << 20
+    contexts, successors = targets.pair_candidates(shares_V / shares_V.sum())
+    assert len(successors) == targets.MAX_SUCCESSORS
+    assert len(contexts) > 2000 and 8 * len(contexts) * len(successors) <= targets.PAIR_TABLE_BYTES == 128 << 20
     assert contexts.tolist() == list(range(len(contexts)))
-    every = statistics.pair_candidates(np.full(257, 1 / 257))
+    every = targets.pair_candidates(np.full(257, 1 / 257))
     assert [len(part) for part in every] == [257, 257]
-    monkeypatch.setattr(statistics, "PAIR_TABLE_BYTES", 8 * 6)
-    monkeypatch.setattr(statistics, "MAX_SUCCESSORS", 3)
-    few = statistics.pair_candidates(np.array([0.1, 0.0, 0.4, 0.2, 0.3]))
+    monkeypatch.setattr(targets, "PAIR_TABLE_BYTES", 8 * 6)
+    monkeypatch.setattr(targets, "MAX_SUCCESSORS", 3)
+    few = targets.pair_candidates(np.array([0.1, 0.0, 0.4, 0.2, 0.3]))
     assert [part.tolist() for part in few] == [[2, 4], [2, 4, 3]]
 
 
@@ -121,9 +128,9 @@ def test_a_large_vocabulary_needs_no_square_table(tmp_path):
     rng = np.random.default_rng(4)
     documents = [(50256 * rng.random(100) ** 4).astype(int) for _ in range(60)]
     dataset = make_dataset(tmp_path, {"train": documents, "val": documents[:5], "test": documents[:5]}, 50257)
-    shares_V = statistics.target_shares(dataset)
+    shares_V = targets.target_shares(dataset)
     assert shares_V.shape == (50257,) and shares_V.sum() == pytest.approx(1.0)
-    contexts, successors = statistics.pair_candidates(shares_V)
+    contexts, successors = targets.pair_candidates(shares_V)
     assert max(len(contexts), len(successors)) == np.count_nonzero(shares_V) < 6000
     (batch,) = batches(documents, 50256)
     loss = losses_bits(Order3(50257), [batch], [DocumentMixture(8)], 50257)
@@ -131,19 +138,18 @@ def test_a_large_vocabulary_needs_no_square_table(tmp_path):
 
 
 def test_rows_add_up(contents):
-    rows = contents["rows"]
+    rows = contents.rows
     assert list(rows) == ["guessing", "unigram", "bigram", "order3"]
-    assert len({tuple(sorted(row)) for row in rows.values()}) == 1
     for name in ("unigram", "bigram"):
         row = rows[name]
-        assert set(row["code_bits_items"]) == {"model", "smoothing"}
-        assert row["code_bits"] == sum(row["code_bits_items"].values()) == int(row["code_bits"])
-        assert row["code_bits_items"]["smoothing"] == 2.0
-        assert row["empirical_loss_bits"] < row["bound_bits"] < rows["guessing"]["bound_bits"]
-    assert rows["guessing"]["bound_bits"] == rows["guessing"]["test_loss_bits"] == pytest.approx(np.log2(12))
-    assert rows["order3"]["code_bits"] == 0.0 and rows["order3"]["smoothing"] == "document(4)"
-    assert rows["bigram"]["test_loss_bits"] < rows["unigram"]["test_loss_bits"] - 0.3
-    json.dumps(contents, allow_nan=False)
+        assert set(row.code_bits_items) == {"model", "smoothing"}
+        assert row.code_bits == sum(row.code_bits_items.values()) == int(row.code_bits)
+        assert row.code_bits_items["smoothing"] == 2.0
+        assert row.empirical_loss_bits < row.bound_bits < rows["guessing"].bound_bits
+    assert rows["guessing"].bound_bits == rows["guessing"].test_loss_bits == pytest.approx(np.log2(12))
+    assert rows["order3"].code_bits == 0.0 and rows["order3"].smoothing == "document(4)"
+    assert rows["bigram"].test_loss_bits < rows["unigram"].test_loss_bits - 0.3
+    json.dumps(contents.model_dump(), allow_nan=False)
 
 
 def test_same_data_same_rows(dataset, contents):
@@ -168,13 +174,13 @@ def test_each_message_has_its_own_draw(dataset):
 
 
 def test_all_documents_scored_with_the_full_sample_inequality(dataset):
-    row = computed(dataset, loss_of(dataset, m_units=None, delta_sample=None))["rows"]["order3"]
-    assert (row["inequality"], row["m"], row["n"], row["delta_sample"]) == ("betting", 1500, 1500, None)
+    row = computed(dataset, loss_of(dataset, m_units=None, delta_sample=None)).rows["order3"]
+    assert (row.inequality, row.m, row.n, row.delta_sample) == ("betting", 1500, 1500, None)
     documents = batches((dataset.document("train", i) for i in range(1500)), EOT)
     losses_D = losses_bits(Order3(VOCAB_SIZE), documents, [SMOOTHING[2]], VOCAB_SIZE)[:, 0]
     lower, upper = SMOOTHING[2].loss_range_bits(VOCAB_SIZE, MIN_LENGTH + 1)
     expected = betting(losses_D, lower=lower, upper=upper, code_bits=0.0, n=1500, delta=0.05)
-    assert row["bound_bits"] == expected + SCORE_TOLERANCE_BITS
+    assert row.bound_bits == expected + SCORE_TOLERANCE_BITS
 
 
 @pytest.mark.parametrize("seed", [11, 12, 13])
@@ -190,10 +196,10 @@ def test_bounds_hold_for_fresh_documents(tmp_path, seed):
             "test": test,
         },
     )
-    rows = computed(fresh, test_documents=4000)["rows"]
+    rows = computed(fresh, test_documents=4000).rows
     for row in rows.values():
-        assert row["test_loss_bits"] <= row["bound_bits"]
-    assert rows["bigram"]["bound_bits"] < rows["unigram"]["bound_bits"]
+        assert row.test_loss_bits <= row.bound_bits
+    assert rows["bigram"].bound_bits < rows["unigram"].bound_bits
 
 
 def test_rows_of_given_losses(dataset):
@@ -203,9 +209,9 @@ def test_rows_of_given_losses(dataset):
     row = yardstick_row(scored, loss, code_bits={"smoothing": 2.0, "extra": 3.5}, seconds=1.0)
     lower, upper = DocumentMixture(16).loss_range_bits(VOCAB_SIZE, MIN_LENGTH + 1)
     expected = {"lower": lower, "upper": upper, "code_bits": 5.5, "n": 1500, "delta": 0.05, "delta_sample": 0.04}
-    assert row["bound_bits"] == betting_subsampled(losses_D, **expected) + SCORE_TOLERANCE_BITS
-    assert (row["code_bits"], row["val_loss_bits"], row["test_loss_bits"]) == (5.5, 1.5, 3.0)
-    assert set(row) == set(guessing_row(loss))
+    assert row.bound_bits == betting_subsampled(losses_D, **expected) + SCORE_TOLERANCE_BITS
+    assert (row.code_bits, row.val_loss_bits, row.test_loss_bits) == (5.5, 1.5, 3.0)
+    assert guessing_row(loss).bound_bits == np.log2(VOCAB_SIZE)
     with pytest.raises(ValueError, match="expected those of 300 documents"):
         yardstick_row(Scored(DocumentMixture(16), losses_D[1:], losses_D, losses_D), loss, code_bits={}, seconds=1.0)
 
@@ -230,7 +236,7 @@ def test_there_must_be_documents_to_score(dataset):
 def test_file_round_trip(tmp_path, contents):
     path = tmp_path / "data" / "yardsticks.json"
     write_yardsticks(path, contents)
-    assert read_yardsticks(path, contents["data_hash"]) == contents
+    assert read_yardsticks(path, contents.data_hash) == contents
     assert [file.name for file in path.parent.iterdir()] == ["yardsticks.json"]
 
 
@@ -251,14 +257,14 @@ def test_damaged_files_are_refused(tmp_path, contents, damage, message):
     assert damage(text) != text
     path.write_text(damage(text))
     with pytest.raises(UserError, match=message) as error:
-        read_yardsticks(path, contents["data_hash"])
+        read_yardsticks(path, contents.data_hash)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path, contents):
     path = tmp_path / "yardsticks.json"
     with pytest.raises(UserError, match="no such file"):
-        read_yardsticks(path, contents["data_hash"])
+        read_yardsticks(path, contents.data_hash)
     write_yardsticks(path, contents)
     with pytest.raises(UserError, match="expected those of another"):
         read_yardsticks(path, "another")

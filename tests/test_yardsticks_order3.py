@@ -5,8 +5,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from sublora.yardsticks.documents import TargetBatch
 from sublora.yardsticks.order3 import DISCOUNTS, ORDER, STRENGTH, Order3
+from sublora.yardsticks.targets import TargetBatch
 
 
 def log_probabilities(documents, vocab_size):

@@ -1,7 +1,7 @@
 """The trivial models and the frozen base beside the networks: one table, and in words what the network adds."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +10,8 @@ import pandas as pd
 from sublora.analysis.arms import best_of_all
 from sublora.analysis.runs_table import is_anchored
 from sublora.system.errors import UserError
-from sublora.yardsticks.files import read_yardsticks
+from sublora.yardsticks.record import BIGRAM, FROZEN_BASE, GUESSING, ORDER3, UNIGRAM, Row, read_yardsticks
 
-GUESSING, UNIGRAM, BIGRAM, ORDER3, FROZEN_BASE = "guessing", "unigram", "bigram", "order3", "frozen_base"
-"""Names of the rows of yardsticks.json."""
 LABELS = {
     GUESSING: "guessing",
     UNIGRAM: "the unigram",
@@ -85,7 +83,7 @@ def load_yardsticks(path: Path | str, runs: pd.DataFrame) -> list[Yardstick]:
 
     UserError if the file is missing, damaged, of another dataset than the runs, or lacks a model.
     """
-    rows = read_yardsticks(Path(path), runs["data_hash"].iloc[0])["rows"]
+    rows = read_yardsticks(Path(path), runs["data_hash"].iloc[0]).rows
     if rows.keys() != LABELS.keys():
         raise UserError(
             f"{path}: holds the models {', '.join(sorted(rows))}, expected {', '.join(sorted(LABELS))}; "
@@ -94,16 +92,16 @@ def load_yardsticks(path: Path | str, runs: pd.DataFrame) -> list[Yardstick]:
     return [_yardstick(name, rows[name]) for name in LABELS]
 
 
-def _yardstick(name: str, row: Mapping[str, Any]) -> Yardstick:
+def _yardstick(name: str, row: Row) -> Yardstick:
     return Yardstick(
         name=name,
-        test_loss_bits=row["test_loss_bits"],
-        scored_loss_bits=row["empirical_loss_bits"],
-        bound_bits=row["bound_bits"],
-        message_bits=row["code_bits"],
-        smoothing=row["smoothing"],
-        n=row["n"],
-        m=row["m"],
+        test_loss_bits=row.test_loss_bits,
+        scored_loss_bits=row.empirical_loss_bits,
+        bound_bits=row.bound_bits,
+        message_bits=row.code_bits,
+        smoothing=row.smoothing,
+        n=row.n,
+        m=row.m,
     )
 
 

@@ -25,39 +25,46 @@ from sublora.system.device import claim_device
 from sublora.system.provenance import Provenance
 from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
-from sublora.yardsticks.files import YARDSTICKS_FILE, write_yardsticks
-from sublora.yardsticks.rows import Row, Scored, drawn_units, yardstick_row
-
-FROZEN_BASE = "frozen_base"
+from sublora.yardsticks.record import (
+    FROZEN_BASE,
+    YARDSTICKS_FILE,
+    Row,
+    Scored,
+    drawn_units,
+    write_yardsticks,
+    yardstick_row,
+)
 
 
 def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
-    """Compute all yardsticks of the settings' data set and write them; returns yardsticks.json.
+    """Compute all yardsticks of the settings' dataset and write them; return the path of yardsticks.json.
 
-    UserError if the data or the base cannot be read.
+    Raises UserError if the data or the base cannot be read.
     """
+    # The models that know less, from the documents alone.
     dataset = open_target(settings, root).verified()
     scoring = settings.scoring
     loss = bounded_loss(
         settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
     ).direct
-    contents = compute_yardsticks(
+    yardsticks = compute_yardsticks(
         dataset, loss, val_documents=scoring.val_documents, test_documents=scoring.test_documents
     )
+    # The frozen base, on the device that trains.
     with claim_device(settings.compute) as device:
         announce(settings, Provenance.of_this_process(), device)
         # A random base is one for each seed: the first stands for all.
         spec = settings.grid.runs()[0]
         run = build_run(settings.for_run(spec), spec, dataset, root, device)
         if (anchoring := run.loss.anchoring) is None:
-            contents["rows"][FROZEN_BASE] = frozen_base_row(run)
+            row = frozen_base_row(run)
         else:
             started = time.perf_counter()
             losses = write_base_losses(root / BASE_LOSSES_PATH, run, anchoring)
-            seconds = time.perf_counter() - started
-            contents["rows"][FROZEN_BASE] = anchored_base_row(run, anchoring, losses, seconds=seconds)
+            row = anchored_base_row(run, anchoring, losses, seconds=time.perf_counter() - started)
+        yardsticks = yardsticks.with_row(FROZEN_BASE, row)
     path = dataset_folder(root, settings.data) / YARDSTICKS_FILE
-    write_yardsticks(path, contents)
+    write_yardsticks(path, yardsticks)
     return path
 
 
@@ -67,6 +74,7 @@ def frozen_base_row(run: Run) -> Row:
     started = time.perf_counter()
     loss, scoring = run.loss.direct, run.settings.scoring
     model = run.model_at(run.subspace.subspace_params)
+    # The smoothing is chosen on val.
     documents_D, units = run.dataset.leading_units("val", scoring.val_documents)
     documents = [run.dataset.document("val", int(i)) for i in documents_D]
     scores = score_documents(model, documents, run.scoring_rule, run.device)
@@ -74,6 +82,7 @@ def frozen_base_row(run: Run) -> Row:
     index_length = index_bits(len(loss.candidates))
     chosen = choose_smoothing(val_losses_UA, loss, code_bits=index_length)
     message = uint_to_bits(chosen, index_length)
+    # The message seeds the draw that the bound is computed from.
     drawn_U = drawn_units(FROZEN_BASE, message, loss.premises, run.dataset.data_hash)
     smoothing = loss.candidates[chosen]
     predictor = Predictor(model, smoothing)

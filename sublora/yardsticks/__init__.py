@@ -6,13 +6,21 @@ Needs numpy and constriction only; it knows no network.
 """
 
 from sublora.yardsticks.compute import compute_yardsticks
-from sublora.yardsticks.files import YARDSTICKS_FILE, read_yardsticks, write_yardsticks
-from sublora.yardsticks.rows import Row, Scored, yardstick_row
+from sublora.yardsticks.record import (
+    YARDSTICKS_FILE,
+    Row,
+    Scored,
+    Yardsticks,
+    read_yardsticks,
+    write_yardsticks,
+    yardstick_row,
+)
 
 __all__ = [
     "YARDSTICKS_FILE",
     "Row",
     "Scored",
+    "Yardsticks",
     "compute_yardsticks",
     "read_yardsticks",
     "write_yardsticks",

@@ -6,7 +6,7 @@ Shapes: D documents, U units, A smoothing candidates, B models of which one is c
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +19,37 @@ from sublora.data.dataset import TokenDataset
 from sublora.data.units import Units
 from sublora.yardsticks import unigram
 from sublora.yardsticks.adaptive_code import BitCounter, MessageReader, MessageWriter, SymbolWriter
-from sublora.yardsticks.bigram import Bigram
-from sublora.yardsticks.documents import Predictor, TargetBatch, batches, losses_bits
-from sublora.yardsticks.files import YARDSTICKS_FORMAT
+from sublora.yardsticks.bigram import Bigram, BigramSearch
 from sublora.yardsticks.order3 import Order3
-from sublora.yardsticks.pruning import BigramSearch, PairShares
-from sublora.yardsticks.rows import Row, Scored, drawn_units, guessing_row, yardstick_row
-from sublora.yardsticks.statistics import pair_candidates, pair_shares, target_shares
+from sublora.yardsticks.record import (
+    BIGRAM,
+    GUESSING,
+    ORDER3,
+    UNIGRAM,
+    YARDSTICKS_FORMAT,
+    Row,
+    Scored,
+    Yardsticks,
+    drawn_units,
+    guessing_row,
+    yardstick_row,
+)
+from sublora.yardsticks.targets import (
+    Predictor,
+    TargetBatch,
+    batches,
+    losses_bits,
+    pair_candidates,
+    pair_shares,
+    target_shares,
+)
 from sublora.yardsticks.unigram import Unigram
 
 PRICE_FACTORS = (0.7, 1.0, 1.4)
 """Prices of a bit that are tried, as multiples of the slope of the unigram's estimated bound."""
 
 STEP_INDICES = (1, 2)
-"""Of the bigram's steps, those that are tried."""
+"""Indices of the bigram's steps that are tried."""
 
 SHORTER_UNIGRAMS = 10
 LENGTH_RATIO = 0.93
@@ -43,8 +60,8 @@ CHOICE_ROUNDS = 4
 
 def compute_yardsticks(
     dataset: TokenDataset, loss: BoundedLoss, *, val_documents: int, test_documents: int
-) -> dict[str, Any]:
-    """Return the contents of yardsticks.json (see `sublora.yardsticks.files`): guessing, unigram, bigram and order3.
+) -> Yardsticks:
+    """Return the rows of guessing, unigram, bigram and order3 for a dataset.
 
     Two passes over the training split, in memory that does not grow with it, then the documents drawn.
 
@@ -60,25 +77,27 @@ def compute_yardsticks(
     if val_documents < 1 or test_documents < 1:
         raise ValueError("yardsticks need at least one val and one test document")
     stage = _Stage(dataset, loss, val_documents=val_documents, test_documents=test_documents)
-    rows: dict[str, Row] = {"guessing": guessing_row(loss)}
+    rows: dict[str, Row] = {GUESSING: guessing_row(loss)}
 
+    # Unigrams of every resolution compete on val.
     since = time.perf_counter()
     shares_V = target_shares(dataset)
     unigrams = [(model, _bits(model.write)) for model in unigram.candidates(shares_V, dataset.n_units)]
     best, smoothing = stage.choose(unigrams)
-    rows["unigram"] = stage.row("unigram", stage.freeze(unigrams[best][0], smoothing), since)
+    rows[UNIGRAM] = stage.row(UNIGRAM, stage.freeze(unigrams[best][0], smoothing), since)
 
+    # So do bigrams on the best unigram and on shorter ones, pruned at several prices of a bit.
     since = time.perf_counter()
     bases = _shortened(unigrams, best, stage.val_losses_UB([model for model, _ in unigrams], smoothing).mean(axis=0))
     bigrams = _bigrams(dataset, shares_V, bases, stage.price_of_a_bit(*unigrams[best], smoothing))
     best, smoothing = stage.choose(bigrams)
-    rows["bigram"] = stage.row("bigram", stage.freeze(bigrams[best][0], smoothing), since)
+    rows[BIGRAM] = stage.row(BIGRAM, stage.freeze(bigrams[best][0], smoothing), since)
 
+    # The adaptive model has no message: its smoothing is the middle candidate, whatever the data.
     since = time.perf_counter()
-    # Its smoothing is the middle candidate, whatever the data, so that there is nothing to charge.
     order3 = Frozen(Order3(loss.vocab_size), len(loss.candidates) // 2, np.zeros(0, dtype=np.uint8), {})
-    rows["order3"] = stage.row("order3", order3, since)
-    return {"format": YARDSTICKS_FORMAT, "data_hash": dataset.data_hash, "rows": rows}
+    rows[ORDER3] = stage.row(ORDER3, order3, since)
+    return Yardsticks(format=YARDSTICKS_FORMAT, data_hash=dataset.data_hash, rows=rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +112,7 @@ class Frozen:
 
 
 def frozen_message(model: Unigram | Bigram, smoothing_index: int, candidates: int) -> Bits:
-    """The model, which ends itself, and the index of its smoothing among the candidates."""
+    """Return the message: the model, whose code is self-delimiting, and the index of its smoothing."""
     writer = MessageWriter()
     model.write(writer)
     return np.concatenate([writer.finish(), uint_to_bits(smoothing_index, index_bits(candidates))])
@@ -218,9 +237,7 @@ def _bigrams(
     dataset: TokenDataset, shares_V: NDArray[np.float64], bases: Sequence[tuple[Unigram, float]], price: float
 ) -> list[tuple[Bigram, float]]:
     """Bigrams of each step and price on each of the unigrams, with the bits of their messages."""
-    contexts, successors = pair_candidates(shares_V)
-    pairs, context_shares = pair_shares(dataset, contexts, successors)
-    counted = PairShares(contexts, successors, pairs, context_shares, len(dataset.tokens("train")))
+    counted = pair_shares(dataset, *pair_candidates(shares_V))
     models = []
     for base, base_bits in bases:
         search = BigramSearch(counted, base, price * min(PRICE_FACTORS))

@@ -16,7 +16,7 @@ document is taken to hold end-of-text tokens.
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.yardsticks.documents import TargetBatch
+from sublora.yardsticks.targets import TargetBatch
 
 ORDER = 3
 DISCOUNTS = (0.5, 0.6, 0.7, 0.8)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.yardsticks.adaptive_code import AdaptiveModel, MessageReader, SymbolWriter
-from sublora.yardsticks.documents import TargetBatch
+from sublora.yardsticks.targets import TargetBatch
 
 STEPS_OCTAVES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LEVEL_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)

@@ -10,7 +10,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from sublora.analysis.figures.style import FAINT
-from sublora.analysis.yardsticks import BIGRAM, FROZEN_BASE, GUESSING, ORDER3, UNIGRAM, Yardstick
+from sublora.analysis.yardsticks import Yardstick
+from sublora.yardsticks.record import BIGRAM, FROZEN_BASE, GUESSING, ORDER3, UNIGRAM
 
 LINE_LABELS = {GUESSING: "Vacuous", UNIGRAM: "Unigram", BIGRAM: "Bigram", ORDER3: "Order 3", FROZEN_BASE: "Frozen base"}
 LABEL_POINTS = 5.8
