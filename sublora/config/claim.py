@@ -1,7 +1,7 @@
 """The settings that a claim rests on, and the reference configurations of a release.
 
 Settings are premises of a bound: they must have been fixed before the documents were seen. Where that is doubted they
-can be charged instead, by what it takes to name them relative to a reference (sublora/runs/strict.py).
+can be charged instead, by what it takes to name them relative to a reference (sublora/runs/settings_charge.py).
 """
 
 import functools

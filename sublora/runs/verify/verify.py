@@ -19,12 +19,13 @@ from sublora.bounds.premises import headline_bound
 from sublora.bounds.smoothing import with_tolerance
 from sublora.data.dataset import TokenDataset
 from sublora.runs.base_losses import compute_base_losses
-from sublora.runs.bound import PT_KEYS, run_environment, run_record
+from sublora.runs.bound import PT_KEYS
 from sublora.runs.build import assemble_run
 from sublora.runs.encode import val_losses, val_losses_of
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
+from sublora.runs.record import run_environment, run_record
 from sublora.runs.score import Predictor, decoded_predictor, record_units, score_message
 from sublora.runs.starts import announce
 from sublora.runs.verify.checks import Check, loss_checks, record_checks

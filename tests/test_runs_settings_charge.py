@@ -27,7 +27,7 @@ from sublora.config.claim import (
     reference_names,
     unfit,
 )
-from sublora.runs.strict import settings_bits, settings_charge
+from sublora.runs.settings_charge import settings_bits, settings_charge
 from sublora.system.streams import generator
 
 FILES = {
