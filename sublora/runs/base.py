@@ -93,7 +93,7 @@ def _train_base(
     progress = Progress(f"base {base.name}", steps=base.steps, tokens_per_step=base.tokens_per_step, presence=presence)
     compute = settings.compute.model_copy(update={"threads": base.threads})
     with progress, sole_writer(out, presence, progress.say) as waited:
-        # Another process may have made this very base while this one waited for the lock.
+        # The process that held the lock before may have made this very base.
         if waited and (out / BASE_JSON_NAME).exists() and read_base_facts(out)["digest"] == digest:
             progress.say(f"{out / BASE_JSON_NAME}: another process has written it in the meantime")
             return out / BASE_JSON_NAME

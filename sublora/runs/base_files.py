@@ -54,7 +54,7 @@ def base_weights_for_reader(certificate: Path) -> Path:
     Folders above are those of the certificate and then those of the working directory.
 
     Raises:
-        UserError: there is none.
+        UserError: none of these folders has one.
     """
     beside = certificate.resolve().parent
     above = [folder / BASE_FOLDER for start in (beside, Path.cwd()) for folder in (start, *start.parents)]

@@ -51,7 +51,7 @@ def train_run(
         UserError: bad data or a bad budget, no GPU where one is asked for, a wrong number of processes, or a folder
             that holds another finished training; nothing of that one is touched.
     """
-    # What can be refused is refused before anything is written or waited for.
+    # Refuse what can be refused before anything is written, and before waiting for a lock or a GPU.
     settings = settings.for_run(spec)
     dataset, provenance = open_target(settings, root), Provenance.of_this_process()
     _check_data_size(settings, dataset)
@@ -76,7 +76,7 @@ def train_run(
             if cost is not None and cost.is_absurd:
                 progress.say(str(cost))
             digest = checkpoint.training_digest(settings, spec, dataset.data_hash, named_base_sha256(settings, root))
-            # Another process may have finished this very training while this one waited for the lock.
+            # The process that held the lock before may have finished this very training.
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: another process has written it in the meantime")
                 peers.from_first(None)
@@ -133,8 +133,8 @@ class _Job:
 def _check_finished(path: Path, digest: str, spec: config.RunSpec, waited: bool) -> None:
     """UserError if the folder holds the result of another training, which this one would overwrite.
 
-    A result of the same run with other settings is refused as well, unless this process waited for the one that wrote
-    it: a workflow that was killed and started again with new settings takes the place of its predecessor's jobs.
+    A result of the same run with other settings is refused as well, unless the process that
+    held the lock before has written it: a workflow that was killed and started again with new settings replaces the results of its old jobs.
     """
     if not path.exists():
         return

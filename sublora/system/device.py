@@ -89,7 +89,7 @@ def claim_devices(compute: ComputeSettings, count: int) -> Iterator[list["torch.
     Waits until they are free. Each GPU has a lock file, which is released when the process ends, however it ends.
 
     Raises:
-        UserError: a GPU is asked for and there is none, or there are fewer than `count`.
+        UserError: a GPU is asked for and the machine has no usable one, or fewer than `count`.
     """
     import torch
 

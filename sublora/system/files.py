@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever sees half of one, reading JSON, and hashing files in bounded memory."""
+"""Write files so that no reader ever sees half of one, read JSON and arrays, and hash files in bounded memory."""
 
 import contextlib
 import errno
@@ -23,8 +23,8 @@ from sublora.system.errors import UserError, printable
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` if the block succeeds, else delete it.
 
-    The data is flushed to disk before the rename, so that after a crash the old file or the new one
-    stands there, whole. UserError if the file cannot be written.
+    The data are flushed to disk before the rename, so that after a crash either the old file or the new one is there,
+    whole. UserError if the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -53,7 +53,7 @@ def writing(path: Path) -> Iterator[None]:
             named = Path(str(error.filename))
             here = named == path or named in path.parents or named.parent in (path, path.parent)
         if here:
-            raise UserError(f"{path}: cannot be written ({os_reason(error)}); {_mend(error)}") from None
+            raise UserError(f"{path}: cannot be written ({os_reason(error)}); {_fix(error)}") from None
         raise
 
 
@@ -63,7 +63,7 @@ _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete what `atomic_path` left in a folder when its process was killed.
 
-    Only for who holds the lock of the folder: a temporary file of a living process looks the same.
+    Call this only with the lock of the folder: a temporary file of a living process looks the same.
     """
     for path in folder.glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
@@ -71,11 +71,11 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 
 def os_reason(error: OSError) -> str:
-    """What the operating system says, without the file's name."""
+    """Return what the operating system says, without the file's name."""
     return error.strerror or " ".join(str(error).split()) or type(error).__name__
 
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "free some space on that disk and start again",
     errno.EFBIG: "raise the largest size of a file (ulimit -f)",
     errno.EDQUOT: "free some of your quota on that disk and start again",
@@ -85,7 +85,7 @@ _MENDS = {
     errno.ENOTDIR: "a file stands where a folder is expected: move it away",
     errno.EEXIST: "a file stands where a folder is expected: move it away",
     errno.EISDIR: "a folder stands where a file is expected: move it away",
-    errno.ENOENT: "mend the path",
+    errno.ENOENT: "correct the path",
     errno.ENAMETOOLONG: "use a shorter path",
     errno.EMFILE: "raise the number of open files (ulimit -n)",
     errno.EIO: "the disk cannot be read there: bring the file back from a copy, or make it again",
@@ -93,34 +93,35 @@ _MENDS = {
 }
 
 
-def _mend(error: OSError) -> str:
-    return _MENDS.get(error.errno or 0, "mend that and start again")
+def _fix(error: OSError) -> str:
+    return _FIXES.get(error.errno or 0, "fix that and start again")
 
 
 def os_error_line(error: OSError) -> str:
-    """An operating system's error as a line for the user: the file, the reason, the mend."""
+    """Return an operating system's error as a line for the user: the file, the reason, what to do."""
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     where = f"{' -> '.join(names)}: " if names else ""
-    return f"{where}{os_reason(error)}; {_mend(error)}"
+    return f"{where}{os_reason(error)}; {_fix(error)}"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; UserError if it cannot be written."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented JSON; NaN and infinity are refused (ValueError)."""
+    """Write indented JSON, whole or not at all; ValueError for NaN and infinity."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path, *, missing: str, fix: str) -> Any:
-    """What the file holds. UserError if it is not there, ending in `missing`, or is no JSON, ending in `fix`."""
+    """Read JSON. UserError if the file is missing, ending in `missing`, or is not JSON, ending in `fix`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{missing}") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits, nested too deep
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of too many digits, nested too deep
         raise UserError(f"{path}: not valid JSON ({error}); {fix}") from None
 
 
@@ -128,8 +129,11 @@ UNREADABLE = (
     *(ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SyntaxError, MemoryError),
     *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-"""What numpy and zipfile raise for damaged archives and arrays; MemoryError where a header promises more than there is,
-RuntimeError (of which too deep a recursion is one) where it says that a member is encrypted."""
+"""What numpy and zipfile raise for damaged archives and arrays.
+
+MemoryError where a header promises more than the file holds, RuntimeError where it claims that a member is encrypted;
+RecursionError is a RuntimeError.
+"""
 
 
 def read_npz(path: Path, *, missing: str, fix: str) -> dict[str, Any]:
@@ -157,6 +161,7 @@ def read_npz(path: Path, *, missing: str, fix: str) -> dict[str, Any]:
 
 
 def sha256_of_file(path: Path, block_bytes: int = 1 << 20) -> str:
+    """Return the sha256 of a file, in hexadecimal; `block_bytes` of it are in memory at a time."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while block := handle.read(block_bytes):

@@ -1,9 +1,9 @@
 """Signals that end a job, and those that only announce its end.
 
 SLURM sends SIGTERM ahead of every kill: at the start of a preemption's grace time, before the time limit (with
---signal), and at the limit itself. A job that ends on it counts as failed; one that is still there when it is killed is
-requeued, or at least works until the last moment. So in a SLURM job SIGTERM asks to save and nothing else. Elsewhere,
-and with SIGUSR1 everywhere, it asks to save and stop.
+--signal), and at the limit itself. A job that ends on it counts as failed; one that still runs when it is killed is
+requeued, or at least works until the last moment. So in a SLURM job SIGTERM means to save and go on. Elsewhere, and
+with SIGUSR1 everywhere, a signal means to save and stop.
 """
 
 import contextlib
@@ -14,25 +14,25 @@ from types import FrameType
 
 
 def kill_follows(number: int) -> bool:
-    """Whether a process that goes on after this signal is killed later: SIGTERM in a SLURM job.
+    """Return whether a process that goes on after this signal is killed later: SIGTERM in a SLURM job.
 
-    Not under torchrun with several processes: it ends them itself, 30 seconds after SIGTERM.
+    False under torchrun with several processes: torchrun kills them 30 seconds after SIGTERM.
     """
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ and alone
 
 
 def outlive_announcements() -> None:
-    """For the rest of this process, not to die of a SIGTERM after which the kill follows anyway.
+    """Keep this process from dying of a SIGTERM that only announces the kill.
 
-    A handler, since ignored signals would be ignored in every process started from here as well.
+    By a handler, since processes started from here would inherit it if the signal were ignored.
     """
     if kill_follows(signal.SIGTERM):
         signal.signal(signal.SIGTERM, lambda number, frame: None)
 
 
 class StopSignals:
-    """SIGTERM and SIGUSR1, received instead of dying of them."""
+    """Receives SIGTERM and SIGUSR1, so that the process does not die of them."""
 
     NUMBERS = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -41,7 +41,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Receive the signals; afterwards everything is as before."""
+        """Receive the signals until the block ends, then restore the previous handlers."""
         previous = {number: signal.signal(number, self._receive) for number in self.NUMBERS}
         try:
             yield
@@ -50,7 +50,7 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def take(self) -> int:
-        """The signal that arrived since the last call, SIGUSR1 if both did; 0 if there is none."""
+        """Return the signal that arrived since the last call, SIGUSR1 if both did, 0 if neither did."""
         received, self._received = self._received, []
         return min(received, key=self.NUMBERS.index, default=0)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def stream_key(*parts: int | str | bytes) -> int:
-    """128-bit key of the stream named by `parts`; different parts give independent streams."""
+    """Return the 128-bit key of the stream that `parts` name; different parts give independent streams."""
     digest = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode()
@@ -15,5 +15,5 @@ def stream_key(*parts: int | str | bytes) -> int:
 
 
 def generator(*parts: int | str | bytes) -> np.random.Generator:
-    """Counter-based generator (Philox) for the stream named by `parts`, the same on every machine."""
+    """Return the counter-based generator (Philox) of the stream that `parts` name, the same on every machine."""
     return np.random.Generator(np.random.Philox(key=stream_key(*parts)))

@@ -1,8 +1,8 @@
-"""Writing a file that `torch.load` reads, without torch, whose import takes longer than computing a bound.
+"""Write a file that `torch.load` reads, without torch, whose import takes longer than computing a bound.
 
-The format is that of torch.save: a zip archive, nothing compressed, with the pickled object and a version number.
-`torch.load` does not look at the archive's own checksums, so a file is sealed: its last bytes, the archive's comment,
-are the sha256 of all before them. Other readers of zip archives and of torch's files pass over it.
+The format is that of torch.save: a zip archive without compression that holds the pickled object and a version number.
+`torch.load` ignores the archive's own checksums, so a file is sealed: its last bytes, the archive's comment, are the
+sha256 of all bytes before them. Other readers of zip archives and of torch's files ignore a comment.
 """
 
 import hashlib
@@ -16,17 +16,17 @@ from sublora.system.errors import UserError
 from sublora.system.files import write_bytes
 
 PICKLE_PROTOCOL = 2
-"""torch.save's own."""
+"""The protocol that torch.save uses."""
 ARCHIVE_VERSION = b"3\n"
 ALWAYS_THE_SAME_DATE = (1980, 1, 1, 0, 0, 0)
 SEAL_PREFIX = b"sha256 "
 SEAL_BYTES = len(SEAL_PREFIX) + 2 * hashlib.sha256().digest_size
 NO_COMMENT = b"\0\0"
-"""How an archive without a comment ends: the length of its comment."""
+"""The end of an archive without a comment: the length of the comment."""
 
 
 def sealed(archive: bytes | memoryview) -> bytes:
-    """A zip archive with the sha256 of its bytes as its comment. ValueError if it has a comment already."""
+    """Return a zip archive with the sha256 of its bytes as its comment; ValueError if it already has a comment."""
     if bytes(archive[-len(NO_COMMENT) :]) != NO_COMMENT:
         raise ValueError("the archive ends in a comment")
     body = bytes(archive[: -len(NO_COMMENT)]) + SEAL_BYTES.to_bytes(2, "little")
@@ -48,9 +48,10 @@ def check_seal(path: Path, *, fix: str, block_bytes: int = 1 << 20) -> None:
 
 
 def save_numbers(path: Path, numbers: Mapping[str, int | float]) -> None:
-    """Write plain numbers by name, such that torch.load(path, weights_only=True) returns them as a dict.
+    """Write plain numbers by name, so that torch.load(path, weights_only=True) returns them as a dict.
 
-    TypeError for anything but Python's own int and float: a reader with weights_only=True takes nothing else.
+    Raises:
+        TypeError: a number is not Python's own int or float, the only types that such a reader takes.
     """
     for name, value in numbers.items():
         if type(value) not in (int, float):

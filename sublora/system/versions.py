@@ -1,8 +1,8 @@
-"""Numerics versions: one integer for each stage, raised whenever the stage's numbers change.
+"""Versions of the stages' numerics, each raised whenever the stage's numbers change, and versions of file formats.
 
-The workflow passes them as rule parameters, so that a change of numbers reruns exactly the stages it
-touches, while a refactoring that keeps the numbers reruns nothing. A test with golden values fails when
-the numbers of a stage change and its version does not.
+The workflow passes the former as rule parameters, so that a change of numbers reruns exactly the stages it touches,
+while a refactoring that keeps the numbers reruns nothing. A test with golden values fails when the numbers of a stage
+change and its version does not.
 """
 
 NUMERICS_VERSIONS = {"data": 1, "base": 1, "train": 3, "score": 4, "yardsticks": 3, "bound": 4, "figures": 4}

@@ -1,4 +1,4 @@
-"""How far the grid has come, read from the files alone: results, who is at work, and the logs of what failed."""
+"""Report how far the grid has come, from files alone: results, who is at work, and the logs of what failed."""
 
 import contextlib
 import dataclasses
@@ -33,23 +33,23 @@ from sublora.system.torch_file import check_seal
 
 STAGES = ("untrained", "training", "trained", "encoded", "bounded")
 STATES = ("done", "running", "failed", "damaged", "waiting", "foreign", "missing")
-"""done: bounded; waiting: something is there, and nothing wrong; foreign: of other settings; missing: nothing."""
+"""done: bounded; waiting: unfinished, and nothing is wrong; foreign: made with other settings; missing: no results."""
 COLOURS = {
     **{"done": "green", "running": "cyan", "failed": "red", "damaged": "red"},
     **{"waiting": "yellow", "foreign": "magenta", "missing": "dim"},
 }
 RULES = {"untrained": "train", "training": "train", "trained": "score", "encoded": "bound"}
-"""The rule of the workflow that comes next, whose log says what went wrong."""
+"""The rule of the workflow that comes after a stage, whose log says what went wrong."""
 FAILED = re.compile(r"(\w+: )?error: |\w*(Error|Exception)\b|Killed|Aborted")
-"""How the last line of a log begins whose job failed: this package's, SLURM's, Python's, the shell's."""
+"""The beginnings of a failed job's last log line: from this package, SLURM, Python and the shell."""
 REFRESH_SECONDS = 5.0
 LOG_TAIL_BYTES = 8192
 WIDTH_IN_FILES = 160
-"""Characters of a line where the output is no terminal."""
+"""Characters per line if the output is not a terminal."""
 
 
 def run_stage(folder: Path) -> str:
-    """The last of STAGES that a run's folder has reached."""
+    """Return the last of STAGES that a run's folder has reached."""
     if (folder / BOUNDS_NAME).exists():
         return "bounded"
     if (folder / CERTIFICATE_NAME).exists():
@@ -60,7 +60,7 @@ def run_stage(folder: Path) -> str:
 
 
 def base_stage(folder: Path) -> str:
-    """How far the base has come: missing, training or made."""
+    """Return how far the base has come: missing, training or made."""
     if (folder / BASE_JSON_NAME).exists():
         return "made"
     return "training" if any((folder / "state").glob("*.pt")) else "missing"
@@ -68,7 +68,7 @@ def base_stage(folder: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-    """A row of the table."""
+    """One row of the table."""
 
     name: str
     state: str
@@ -76,15 +76,15 @@ class RunStatus:
     doing: str = ""
     step: str = ""
     loss_bits: float | None = None
-    """Of the training, bits per token."""
+    """The training loss, bits per token."""
     seconds_left: float | None = None
     bound_bits: float | None = None
     message_bits: float | None = None
     note: str = ""
-    """Why it failed, or what is damaged."""
+    """Why the run failed, or what is damaged."""
 
     def cells(self) -> tuple[Text, ...]:
-        """As plain text: a log may hold markup."""
+        """Return the cells as plain text, since a log may hold markup."""
         texts = (
             self.name,
             self.state,
@@ -99,7 +99,7 @@ class RunStatus:
 
 
 def run_status(folder: Path, logs: Path) -> RunStatus:
-    """What a run's folder and its logs, `logs`/RULE/RUN.log, say. Nothing in either is an error here."""
+    """Return what a run's folder and its logs, `logs`/RULE/RUN.log, say; damaged files are reported, not raised."""
     presence = read_presence(folder)
     if presence is not None and presence["alive"]:
         return _running(folder.name, presence)
@@ -140,7 +140,7 @@ def _number(value: Any) -> float | None:
 
 
 def _check_files(folder: Path) -> None:
-    """UserError if the checkpoint or the certificate is damaged."""
+    """Raise UserError if the checkpoint or the certificate is damaged."""
     if (folder / CHECKPOINT_NAME).exists():
         check_seal(folder / CHECKPOINT_NAME, fix="delete it and train again")
     if (folder / CERTIFICATE_NAME).exists():
@@ -148,22 +148,22 @@ def _check_files(folder: Path) -> None:
 
 
 def _done(folder: Path) -> RunStatus:
-    """UserError if bounds.json is damaged, or not that of the certificate."""
-    path, mend = folder / BOUNDS_NAME, f"compute it again (sublora bound {folder})"
-    record = read_json(path, missing="", fix=mend)
+    """Return the row of a bounded run; UserError if bounds.json is damaged, or not that of the certificate."""
+    path, fix = folder / BOUNDS_NAME, f"compute it again (sublora bound {folder})"
+    record = read_json(path, missing="", fix=fix)
     values = [_number(record.get(key)) for key in ("bound_value", "code_bits")] if isinstance(record, dict) else []
     if len(values) < 2 or None in values:
-        raise UserError(f"{path}: no bound_value and code_bits in it; {mend}")
+        raise UserError(f"{path}: no bound_value and code_bits in it; {fix}")
     certificate = folder / CERTIFICATE_NAME
     if not certificate.exists():
         return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1], doing="no certificate.bin")
     if hashlib.sha256(certificate.read_bytes()).hexdigest() != record.get("certificate_sha256"):
-        raise UserError(f"{path}: the bound of another certificate than {CERTIFICATE_NAME}; {mend}")
+        raise UserError(f"{path}: the bound of another certificate than {CERTIFICATE_NAME}; {fix}")
     return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1])
 
 
 def last_log_line(path: Path) -> str:
-    """The last line of a log that is not blank, without what acts on a terminal; empty if there is none."""
+    """Return the last line of a log that is not blank, without what acts on a terminal; empty for an empty log."""
     try:
         with open(path, "rb") as handle:
             handle.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
@@ -174,14 +174,14 @@ def last_log_line(path: Path) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 42 s, 18 min or 4.5 h."""
+    """Return a duration in words, such as 42 s, 18 min or 4.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def status_of(settings: config.Settings, root: Path) -> list[RunStatus]:
-    """Every run of the grid; one that was made with other settings says which, and nothing of it counts."""
+    """Return a row for every run of the grid; one made with other settings only names the setting that differs."""
 
     def status(run: config.RunSpec) -> RunStatus:
         folder = root / "results" / "runs" / run.name
@@ -192,7 +192,7 @@ def status_of(settings: config.Settings, root: Path) -> list[RunStatus]:
 
 
 def status_table(settings: config.Settings, root: Path) -> Group:
-    """The base where it is not random, the table, a line per run that failed or is damaged, and a line of counts."""
+    """Return the base unless it is random, the table, a line for each failed or damaged run, and a line of counts."""
     headings = ("run", "state", "", "step", "loss (bits/token)", "left", "bound (bits/token)", "message (bits)")
     table = Table(*headings)
     rows = status_of(settings, root)
@@ -213,7 +213,7 @@ def status_table(settings: config.Settings, root: Path) -> Group:
 
 
 def print_status(config_path: Path, *, watch: bool = False) -> None:
-    """Print the table of a settings file's runs once, or show it until the user interrupts."""
+    """Print the table of a settings file's runs once, or with `watch` keep it up to date until the user interrupts."""
     settings, root = config.load_settings(config_path), config.root_of(config_path)
     console = Console()
     if not watch:

@@ -1,1 +1,1 @@
-"""Training in the subspace: loop, schedules, checkpoints and resume."""
+"""Training in the subspace, and of a base: loop, evaluation, rate phase, checkpoints and resume."""

@@ -1,4 +1,4 @@
-"""Training a base: every weight of the network, once, on documents set apart from those that runs adapt to."""
+"""Train a base: every weight of the network, once, on documents set apart from those that runs adapt to."""
 
 import math
 from pathlib import Path
@@ -23,9 +23,9 @@ BASE_COLUMNS = ("step", "tokens_seen", "learning_rate", "train_loss_bits", "val_
 
 
 class BaseTrainer(ResumableTraining):
-    """Trains all weights of a GPT; `train()` ends with the weights of the last step in `weights`.
+    """The training of all weights of a GPT; `train()` ends with those of the last step in `weights`.
 
-    Weights are kept and updated in float32 whatever type the network computes in.
+    Weights are kept and updated in float32, whatever type the network computes in.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class BaseTrainer(ResumableTraining):
         trackers: Trackers | None = None,
         before_step: BeforeStep | None = None,
     ) -> None:
-        """`gpt`: on the device, its weights of no meaning; `dataset`: the base's own."""
+        """`gpt`: on the device, its weights are replaced; `dataset`: the base's own."""
         super().__init__(
             name=f"base {base.name}",
             digest=digest,
@@ -93,7 +93,7 @@ class BaseTrainer(ResumableTraining):
         return norm
 
     def _gradient(self, inputs_NT: Tensor, targets_NT: Tensor) -> Tensor:
-        """Put the gradient of the mean loss into the weights, micro-batch by micro-batch; returns the loss, nats ()."""
+        """Put the gradient of the mean loss into the weights, micro-batch by micro-batch; return the loss, nats ()."""
         rows = self.base.micro_batch_sequences
         pieces = inputs_NT.shape[0] // rows
         sums = [torch.zeros_like(value) for value in self.weights.values()]
@@ -111,7 +111,7 @@ class BaseTrainer(ResumableTraining):
         return total
 
     def _place(self) -> dict[str, Tensor]:
-        """Put the present weights into the network, in the type it computes in; returns them, leaves of the graph."""
+        """Put the present weights into the network, in the type it computes in; return them, leaves of the graph."""
         used = {name: value.detach().to(self.gpt.dtype).requires_grad_() for name, value in self.weights.items()}
         self.gpt.place(used)
         return used
@@ -140,7 +140,7 @@ class BaseTrainer(ResumableTraining):
 
     @torch.no_grad()
     def _val_loss_bits(self) -> float:
-        """Mean loss in bits per token over fixed, evenly spread chunks of the base's own val documents."""
+        """Return the mean loss in bits per token over fixed, evenly spread chunks of the base's own val documents."""
         self._place()
         total, sequences = 0.0, 0
         context, tokens = self.gpt.shape.context_length, self.dataset.tokens("val")

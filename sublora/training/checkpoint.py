@@ -21,29 +21,31 @@ from sublora.training.run import Run
 
 @dataclasses.dataclass
 class History:
-    """Plain values, so that it travels in the resume state."""
+    """What a training has recorded so far: plain values, so that it travels in the resume state."""
 
     step: int = 0
+    """Steps taken."""
     seconds: float = 0.0
+    """Spent in steps, over all starts."""
     metrics: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     gates: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     best: dict[str, Any] | None = None
-    """step, losses in bits and parameters of the best evaluation so far; in the rate phase also code and bound."""
+    """The best evaluation so far: step, losses in bits, parameters; in the rate phase also code bits and bound."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Return the fields by name."""
         return dataclasses.asdict(self)
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
-    """torch.save through memory: the bytes do not depend on the file's name, and the file appears whole and sealed."""
+    """Save a value by torch.save through memory: the bytes do not depend on the file's name, and the file is sealed."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     write_bytes(path, sealed(buffer.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load with weights_only=True; UserError for a missing or damaged file: not one bit may have changed."""
+    """Load what `save` wrote, with weights_only=True; UserError if the file is missing or a single bit has changed."""
     try:
         check_seal(path, fix="delete it and train again")
         value = torch.load(path, map_location="cpu", weights_only=True)
@@ -62,7 +64,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def training_digest(settings: config.Settings, run: config.RunSpec, data_hash: str, base_sha256: str | None) -> str:
-    """Identifies everything a training's result depends on; a random base follows from the run's seed (None)."""
+    """Return the digest of everything that a training's result depends on.
+
+    `base_sha256`: None for a random base, which follows from the run's seed.
+    """
     return config.digest(
         {
             "settings": config.stage_settings(settings, "train"),
@@ -75,13 +80,16 @@ def training_digest(settings: config.Settings, run: config.RunSpec, data_hash: s
 
 
 def settings_of(checkpoint: dict[str, Any], path: Path) -> tuple[config.Settings, config.RunSpec]:
-    """The settings and the grid point that a checkpoint carries."""
+    """Return the settings and the run that a checkpoint carries."""
     settings = config.parse_settings(checkpoint["settings"], source=str(path))
     return settings, config.RunSpec.model_validate(checkpoint["run"])
 
 
 def check_settings(own: config.Settings, settings: config.Settings, path: Path) -> None:
-    """UserError naming a differing key if the checkpoint at `path`, whose own settings are given, fits no others."""
+    """Raise UserError, naming a key that differs, unless a training with `own` settings is one with `settings`.
+
+    `path`: the checkpoint whose own settings are given, for the message.
+    """
     trained, wanted = (config.stage_settings(each, "train") for each in (own, settings))
     pairs = [
         (section, key, trained.get(section, {}).get(key), value)
@@ -91,7 +99,7 @@ def check_settings(own: config.Settings, settings: config.Settings, path: Path) 
     differing = [pair for pair in pairs if pair[2] != pair[3]]
     if not differing:
         return
-    # Whether a key counts follows from others (base.kind, message.quantizer): name one that both have.
+    # Whether a key counts follows from other keys (base.kind, message.quantizer): prefer one that both have.
     section, key, found, value = min(differing, key=lambda pair: pair[1] not in trained.get(pair[0], {}))
     raise UserError(
         f"{path}: checkpoint of another config: {section}.{key} is {found!r} in the checkpoint, {value!r} in the "
@@ -100,7 +108,7 @@ def check_settings(own: config.Settings, settings: config.Settings, path: Path) 
 
 
 def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
-    """Load w and gates into the run, after checking that the rebuilt base weights are the trained ones."""
+    """Load w and gates into a run; UserError unless its base has the weights that the checkpoint was trained on."""
     if run.network.base_sha256 != checkpoint["base_sha256"]:
         raise UserError(
             f"{path}: the base's weights hash to {run.network.base_sha256[:12]}..., the checkpoint was trained on "
@@ -114,7 +122,7 @@ def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def save_result(path: Path, run: Run, history: History, digest: str, provenance: Provenance) -> None:
-    """best_ckpt.pt: the best parameters of a finished training, what they were trained with, and where."""
+    """Write best_ckpt.pt: the best parameters of a finished training, what they were trained with, and where."""
     save(
         path,
         {
@@ -133,7 +141,7 @@ def save_result(path: Path, run: Run, history: History, digest: str, provenance:
 
 
 def save_initialization(folder: Path, run: Run) -> None:
-    """The initial weights in full, under the names published code uses (500 MB for GPT-2 small).
+    """Write the initial weights in full, under the names that published code uses (500 MB for GPT-2 small).
 
     The frozen weights are the base's: with lora.init both_random the initial product is not subtracted in the file.
     """

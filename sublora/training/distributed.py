@@ -1,7 +1,7 @@
-"""Several processes on one training, started by torchrun: who they are, and what they tell each other.
+"""Several processes on one training, started by torchrun, and what they exchange.
 
-Only w and the gates are trained, so a step needs one sum of their gradients: some kilobytes. Everything else each
-process computes for itself from the same seeds, or the first one decides and says.
+Only w and the gates are trained, so a step needs one sum of their gradients: some kilobytes. Each process computes
+everything else for itself from the same seeds, or the first one decides and tells the others.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from sublora import config
 from sublora.system.errors import UserError
 
 PATIENCE = datetime.timedelta(days=7)
-"""The others may wait for the first while it waits for a GPU or for another training of the same run."""
+"""Longest wait of the others for the first, which may wait for a GPU or for another training of the same run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Peers:
-    """The processes of one training as one of them sees them; with size 1 every method returns its argument."""
+    """The processes of one training as one of them sees them; a process that is alone exchanges nothing."""
 
     rank: int = 0
     size: int = 1
@@ -35,7 +35,7 @@ class Peers:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Which of `count` pieces of work are this process's."""
+        """Return which of `count` pieces of work this process does."""
         return range(self.rank, count, self.size)
 
     def add_up(self, tensors: list[Tensor]) -> None:
@@ -49,7 +49,7 @@ class Peers:
             tensor.copy_(part.view_as(tensor))
 
     def largest(self, value: int) -> int:
-        """The largest of a number that every process has; on the CPU, so that no GPU has to be waited for."""
+        """Return the largest of the numbers that the processes pass; exchanged between CPUs, so no GPU has to wait."""
         if self.size == 1:
             return value
         message = torch.tensor(value)
@@ -57,7 +57,7 @@ class Peers:
         return int(message)
 
     def from_first(self, value: Any) -> Any:
-        """The first process's value, any Python object."""
+        """Return the value, any Python object, that the first process passed; every process has to call this."""
         if self.size == 1:
             return value
         message = [value]
@@ -69,7 +69,8 @@ class Peers:
 def joined(compute: config.Compute) -> Iterator[Peers]:
     """Join the processes that torchrun started for this training: gloo between CPUs, NCCL between GPUs.
 
-    UserError if their number is not compute.gpus_per_training.
+    Raises:
+        UserError: their number is not compute.gpus_per_training.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size != compute.gpus_per_training:

@@ -1,4 +1,4 @@
-"""Looking at a training: losses on fixed chunks of train and val, and what its message would be worth now."""
+"""Measure a training: losses on fixed chunks of train and val, what its message would be worth now, gate gradients."""
 
 import dataclasses
 import math
@@ -21,15 +21,16 @@ Facts = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """The model as it would be used now, and in the rate phase the code and the estimated bound it would have."""
+    """The model as it would be used now, with the code and the estimated bound that it would have in the rate phase."""
 
     model: LanguageModel
     facts: Facts
+    """Empty before the rate phase."""
 
 
 @torch.no_grad()
 def look(run: Run, rate: RatePhase | None, mask_width: float) -> Look:
-    """The present model; in the rate phase the quantized one."""
+    """Return the present model; in the rate phase the quantized one."""
     if rate is None or not rate.state.started:
         return Look(run.model_at(run.subspace.subspace_params, mask_width), {})
     rounded = rate.rounded()
@@ -46,7 +47,11 @@ def look(run: Run, rate: RatePhase | None, mask_width: float) -> Look:
 
 @torch.no_grad()
 def token_losses(run: Run, model: LanguageModel) -> Facts:
-    """train_loss_bits and val_loss_bits: mean loss per token over fixed, evenly spread chunks. Raises NonFinite."""
+    """Return train_loss_bits and val_loss_bits, mean losses per token over fixed, evenly spread chunks.
+
+    Raises:
+        NonFinite: a loss is infinite or not a number.
+    """
     losses = {f"{split}_loss_bits": _chunk_loss_bits(run, model, split) for split in ("train", "val")}
     if not all(math.isfinite(value) for value in losses.values()):
         raise NonFinite
@@ -66,9 +71,9 @@ def _chunk_loss_bits(run: Run, model: LanguageModel, split: str) -> float:
 
 
 class GateSignal:
-    """Signal-to-noise ratio of each gate's gradient, |mean| / standard deviation over the steps since it was last read.
+    """Signal-to-noise ratio of each gate's gradient, |mean| / standard deviation over the steps since the last reading.
 
-    Gradients without a direction give about sqrt(2 / (pi n)) over n steps. Shape legend: G gates.
+    Gradients whose mean is zero give about sqrt(2 / (pi n)) over n steps. Shape legend: G gates.
     """
 
     def __init__(self, gates: list[torch.nn.Parameter], device: torch.device) -> None:
@@ -79,7 +84,7 @@ class GateSignal:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Count the present gradients; with a hard split gates have none."""
+        """Take in the present gradients; with a hard split gates have none."""
         gradients: list[Tensor] = [gate.grad for gate in self._gates if gate.grad is not None]
         if gradients:
             gradients_G = torch.stack(gradients).double()
@@ -87,7 +92,7 @@ class GateSignal:
             self._steps += 1
 
     def read(self) -> list[float | None]:
-        """The ratio of each gate, None where fewer than two steps or equal gradients give none; starts afresh."""
+        """Return the ratio of each gate, None after fewer than two steps or equal gradients; and start afresh."""
         mean_G, square_G = self._sums_2G.cpu() / max(1, self._steps)
         std_G = (square_G - mean_G.square()).clamp(min=0.0).sqrt()
         enough = self._steps > 1

@@ -1,4 +1,4 @@
-"""Training a run of the grid: AdamW on w, the gates and the quantization step; evaluation, best checkpoint, resume."""
+"""Train a run of the grid: AdamW on w, the gates and the quantization step; evaluation and the best checkpoint."""
 
 import math
 from pathlib import Path
@@ -39,7 +39,7 @@ GATE_COLUMNS = ("step", "mask_width", "group", "gamma", "gradient_snr")
 
 
 class Trainer(ResumableTraining):
-    """One training run. `train()` ends with best_ckpt.pt, metrics.csv and gating_trace.csv in `out`."""
+    """The training of one run. `train()` ends with best_ckpt.pt, metrics.csv and gating_trace.csv in `out`."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Trainer(ResumableTraining):
             checkpoint.save_initialization(self.out, self.run)
 
     def _batches(self) -> Assemble:
-        """Windows of documents if the run trains for its message, else chunks of equal weight."""
+        """Return the batches: windows of documents if the run trains for its message, else chunks of tokens."""
         if self.rate is not None:
             return self.rate.sampler.batch
         context, training = self.run.settings.model.context_length, self.run.settings.training
@@ -94,7 +94,7 @@ class Trainer(ResumableTraining):
     # One optimizer step
 
     def _step(self, step: int) -> Tensor:
-        """Gradient over all micro-batches, clipped; returns its norm before clipping (on the device)."""
+        """Take one optimizer step; return the norm () of the gradient over all micro-batches before it was clipped."""
         self._set_rates(step)
         if self.rate is not None:
             self._prepare_rate(self.rate, step)
@@ -107,16 +107,17 @@ class Trainer(ResumableTraining):
         return norm
 
     def _prepare_rate(self, rate: RatePhase, step: int) -> None:
+        """Start the rate phase, or replace noise by rounding, when this step is the one for it."""
         if not rate.is_due(step):
             return
         if not rate.is_finite():
             raise NonFinite
         rate.prepare(step)
-        # Chosen by losses that two GPUs need not agree on to the last bit.
+        # The choice follows from losses, which may differ between GPUs in the last bit: all take that of the first.
         rate.load_state_dict(self.peers.from_first(rate.state_dict()))
 
     def _build_optimizer(self) -> AdamW:
-        """Every group but the first has its own learning rate, `peak`, that follows the schedule of w."""
+        """Build the optimizer: w, then groups with their own peak learning rates, which follow the schedule of w."""
         settings, subspace = self.run.settings, self.run.subspace
         training = settings.training
         groups: list[dict[str, Any]] = [{"params": [subspace.subspace_params], "weight_decay": training.weight_decay}]
@@ -129,6 +130,7 @@ class Trainer(ResumableTraining):
         return AdamW(groups, lr=training.learning_rate, betas=training.betas, eps=training.epsilon)
 
     def _set_rates(self, step: int) -> None:
+        """Set the learning rate of every group for a step."""
         training = self.run.settings.training
         rate = learning_rate(
             step,
@@ -142,6 +144,7 @@ class Trainer(ResumableTraining):
             group["lr"] = group["peak"] * rate / training.learning_rate
 
     def _mask_width(self, step: int) -> float:
+        """Return tau, the width of the soft masks at a step; 0 is the hard split."""
         gating = self.run.settings.gating
         return mask_width(
             step,
@@ -157,6 +160,8 @@ class Trainer(ResumableTraining):
         settings, done = self.run.settings, self.history.step
         if self.run.subspace.gates and (last or done % settings.gating.trace_interval_steps == 0):
             self._record_gates()
+        # Then the first of these that is due. Only the first process measures; the others take part in the evaluation's
+        # check that the loss is finite.
         if last or done % settings.training.eval_interval_steps == 0:
             self._evaluate(float(gradient_norm))
         elif not self.peers.is_first:
@@ -167,7 +172,7 @@ class Trainer(ResumableTraining):
             self.progress.update(done, float(self._loss_sum) / self._loss_steps * BITS_PER_NAT)
 
     def _evaluate(self, gradient_norm: float) -> None:
-        """Losses on train and val, of the quantized model in the rate phase; keep the parameters if they are best."""
+        """Record the losses on train and val, of the quantized model in the rate phase; keep the parameters if best."""
         train_loss_bits = self._mean_train_loss_bits()
         if not self.peers.is_first:
             return
@@ -178,10 +183,13 @@ class Trainer(ResumableTraining):
         self.progress.update(self.history.step, train_loss_bits, val_loss_bits=facts["val_loss_bits"])
 
     def _keep_if_best(self, facts: Facts | None = None) -> None:
-        """Copy the parameters if they are the best so far, or the last and there are none.
+        """Copy the parameters if they are the best so far, or if the training ends and none were kept.
 
-        Without a rate phase the val loss says what is best, with one the estimated bound. Soft masks are never the
-        best, and neither is noise in place of rounding: they are not the model that is scored.
+        The criterion is the val loss, with a rate phase the estimated bound. Soft masks are never the best, and
+        neither is noise in place of rounding: they are not the model that is scored.
+
+        Args:
+            facts: measurements of the present model, taken here if not given.
         """
         best, model = self.history.best, None
         width = self._mask_width(self.history.step - 1)
@@ -227,6 +235,7 @@ class Trainer(ResumableTraining):
             self.trackers.log(self.history.step, {f"gamma/{gate.group}": value})
 
     def _mean_train_loss_bits(self) -> float:
+        """Return the mean loss of the steps since the last call, bits per token; raises NonFinite."""
         value = float(self._loss_sum) / self._loss_steps * BITS_PER_NAT
         self._loss_sum.zero_()
         self._loss_steps = 0

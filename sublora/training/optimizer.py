@@ -36,6 +36,7 @@ class AdamW:
         ]
 
     def zero_grad(self) -> None:
+        """Drop all gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -65,11 +66,12 @@ class AdamW:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and step counts, on the CPU."""
+        """Return moments and step counts, on the CPU."""
         return {"moments": [[{k: v.cpu().clone() for k, v in m.items()} for m in group] for group in self._moments]}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned for the same groups."""
         for mine, theirs in zip(self._moments, state["moments"], strict=True):
             for moments, saved in zip(mine, theirs, strict=True):
                 for name, value in moments.items():

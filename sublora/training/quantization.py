@@ -1,4 +1,4 @@
-"""Quantization inside training: noise or rounding that gradients pass, and the price of the coefficients' code.
+"""Quantization inside training: noise, or rounding that gradients pass, and the price of the coefficients' code.
 
 The price of a symbol is not a model of the code but the code's own: what one more symbol of that magnitude would cost
 after the present ones, interpolated linearly between the integers, so that its slope pulls every coefficient to zero.
@@ -16,14 +16,14 @@ from sublora.training.transfer import HostCopy
 
 _NUMPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 PRICED_MAGNITUDES = 128
-"""Magnitudes from here on are priced like this one in the objective; the message itself has no such limit."""
+"""Larger magnitudes are priced like this one in the objective; the message itself has no such limit."""
 
 
 class Price:
-    """What the bits of a step's coefficients add to the objective.
+    """The price of a step's coefficients in bits, which is added to the objective.
 
-    The prices need the symbols on the host. On a GPU they travel while the network is at work: make the price before
-    the forward pass, ask for it after the backward pass is queued.
+    The prices need the symbols on the host. A GPU copies them while the network is at work: make the object before the
+    forward pass, and ask for the price after the backward pass is queued.
     """
 
     def __init__(self, exact_S: Tensor, nats_per_bit: float) -> None:
@@ -32,33 +32,33 @@ class Price:
         self._host = HostCopy(exact_S)
 
     def is_finite(self) -> bool:
-        """Whether the coefficients can be rounded at all."""
+        """Return whether all coefficients are finite, so that they can be rounded."""
         return bool(np.isfinite(self._host.numpy()).all())
 
     def nats(self) -> Tensor:
-        """The price (), differentiable."""
+        """Return the price (), differentiable."""
         symbols_S = np.round(self._host.numpy()).astype(np.int64)
         return self._nats_per_bit * symbol_bits(self._exact_S, symbols_S)
 
 
 def with_noise(w_S: Tensor, step: Tensor, noise_S: Tensor) -> tuple[Tensor, Tensor]:
-    """(w + step noise, the same in steps), S each, differentiable in w and the step; noise within +- 1/2."""
+    """Return w + step noise (S), and the same in steps, differentiable in w and the step; noise lies within +- 1/2."""
     noisy_S = w_S / step + noise_S
     return step * noisy_S, noisy_S
 
 
 def straight_through(w_S: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """(step round(w / step), w / step), S each; gradients as if nothing were rounded."""
+    """Return step round(w / step) and w / step, S each; gradients pass as if nothing were rounded."""
     exact_S = w_S / step
     rounded_S = torch.round(exact_S.detach()) * step
     return rounded_S + (w_S - w_S.detach()), exact_S
 
 
 def symbol_bits(exact_S: Tensor, symbols_S: np.ndarray) -> Tensor:
-    """Bits () of coefficients given in steps: the prices that `symbols_S` imply, interpolated at |exact|.
+    """Return the bits () of coefficients given in steps: the prices that `symbols_S` imply, interpolated at |exact|.
 
-    The symbols are the coefficients rounded. Exact for integers, up to what the adaptive code pays for learning; for
-    others it lies between the neighbours.
+    The symbols are the rounded coefficients. For integers the bits are exact, up to what the adaptive code pays for
+    learning; for other values they lie between those of the neighbours.
     """
     bits = magnitude_bits(np.arange(PRICED_MAGNITUDES + 1), learned_from=symbols_S)
     prices = to_device(bits.astype(_NUMPY_TYPES[exact_S.dtype]), exact_S.device)

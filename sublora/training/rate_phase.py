@@ -1,6 +1,6 @@
-"""The rate phase: quantized weights in the forward pass, the price of their code in the objective.
+"""The rate phase: quantized weights in the forward pass, and the price of their code in the objective.
 
-The last phase of training minimizes what the bound is made of,
+The last phase of training minimizes what the bound consists of,
 
     smoothed loss of the quantized model  +  exchange rate x bits of the message,
 
@@ -34,7 +34,7 @@ from sublora.training.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Rounded:
-    """w as the message would hold it, and the bits of the payload it would make."""
+    """w as the message would hold it, and the length of the payload."""
 
     w: Tensor
     weights: EntropyWeights
@@ -48,14 +48,14 @@ class PhaseState:
     smoothing: str
     """Name of the smoothing in the training loss."""
     exchange_bits: float = 0.0
-    """Loss, in bits per token, that one bit of message may cost: d bound / d C over d bound / d loss."""
+    """The loss, in bits per token, that one bit of message is worth: d bound / d C over d bound / d loss."""
     started: bool = False
     frozen: bool = False
     """Whether w is rounded, with a step that no longer changes."""
 
 
 class RatePhase:
-    """Batches, quantizer and prices of a training for the message."""
+    """Batches, quantizer and prices of a training whose objective is the bound."""
 
     def __init__(self, run: Run) -> None:
         training, self._settings = run.settings.training, run.settings.rate_phase
@@ -72,21 +72,21 @@ class RatePhase:
 
     @property
     def step(self) -> float:
-        """The quantization step; once frozen exactly one that a message can name."""
+        """The quantization step; once frozen, exactly one that a message can name."""
         return self._frozen_step if self.state.frozen else float(self.log_step.detach().double().exp())
 
     def is_due(self, step: int) -> bool:
-        """Whether `prepare` has something to do before this step."""
+        """Return whether `prepare` has something to do before this step."""
         started, frozen = self.state.started, self.state.frozen
         return (step >= self.first_step and not started) or (step >= self.first_rounded_step and not frozen)
 
     def is_finite(self) -> bool:
-        """Whether w and its step are numbers at all."""
+        """Return whether w and its quantization step are finite."""
         w_S = self._run.subspace.subspace_params
         return bool(torch.isfinite(w_S).all()) and math.isfinite(float(self.log_step.detach()))
 
     def prepare(self, step: int) -> None:
-        """What falls due before this step: the phase starts, or rounding takes the place of noise."""
+        """Do what is due before this step: start the phase, or let rounding take the place of noise."""
         if step >= self.first_step and not self.state.started:
             w = self._run.subspace.subspace_params.detach()
             # w may still be zero if the phase starts with the training, and a single number has no spread.
@@ -115,7 +115,7 @@ class RatePhase:
         )
 
     def forward(self, step: int) -> tuple[Tensor, Price | None]:
-        """(w for the forward pass, what its bits will add to the objective); no bits before the phase."""
+        """Return w for the forward pass (S), and the price of its bits; None before the phase starts."""
         w_S = self._run.subspace.subspace_params
         if not self.state.started:
             return w_S, None
@@ -128,7 +128,7 @@ class RatePhase:
         return used_S, Price(exact_S, self._settings.rate_factor * self.state.exchange_bits * math.log(2.0))
 
     def rounded(self) -> Rounded:
-        """The present w, quantized as the message would hold it."""
+        """Return the present w, quantized as the message would hold it; UserError if no message can hold it."""
         w_S = self._run.subspace.subspace_params
         try:
             weights = quantize_entropy(w_S.detach().cpu().double().numpy(), self.step)
@@ -139,19 +139,19 @@ class RatePhase:
         return Rounded(torch.from_numpy(weights.values()).to(w_S), weights, bits)
 
     def estimate(self, rounded: Rounded, model: LanguageModel) -> Estimate:
-        """The bound to be expected from the rounded w, whose model this is."""
+        """Return the estimated bound of the rounded w, whose model is given."""
         return self._estimator.estimate(self._estimator.losses(model), rounded.payload_bits)
 
     @torch.no_grad()
     def _choose(self) -> None:
-        """Smoothing and exchange rate from the estimated bound of the model as it is."""
+        """Set smoothing and exchange rate by the estimated bound of the present model."""
         rounded = self.rounded()
         estimate = self.estimate(rounded, self._run.model_at(rounded.w))
         self.state.smoothing = self._run.settings.scoring.smoothing[estimate.smoothing_index]
         self.state.exchange_bits = estimate.exchange_bits
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for the resume state; the step's moments are among the optimizer's."""
+        """Return plain values for the resume state; the moments of the step are among the optimizer's."""
         return {"log_step": self.log_step.detach().cpu(), **dataclasses.asdict(self.state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ class RatePhase:
 
 
 def training_documents(run: Run) -> DocumentSampler:
-    """The batches of a run that trains for its message."""
+    """Return the sampler of batches of a run that trains for its message."""
     return DocumentSampler(
         run.dataset.tokens("train"),
         run.dataset.eot_indices,

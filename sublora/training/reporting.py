@@ -1,6 +1,6 @@
 """Show a training to people: a progress bar, CSV files, and copies of its rows for TensorBoard and W&B.
 
-Nothing of it is ever read back. A training that goes on from a saved state logs the steps since that state again, with
+No training reads any of it back. A training that goes on from a saved state logs the steps since that state again, with
 the same losses.
 """
 
@@ -25,22 +25,27 @@ from sublora.system.locks import Presence
 TENSORBOARD_FOLDER = "tensorboard"
 
 Values = Mapping[str, Any]
-"""A row by its columns; what is not a number in it is left out."""
+"""A row by its columns; values that are not numbers are left out."""
 
 
 class Progress:
-    """Loss, tokens per second and time left of a training; silent steps when stderr is not a terminal."""
+    """Loss, tokens per second and time left of a training: a bar on a terminal, otherwise a line per evaluation."""
 
     def __init__(
         self, title: str, *, steps: int, tokens_per_step: int, quiet: bool = False, presence: Presence | None = None
     ) -> None:
-        """`quiet`: show and print nothing, as one of several processes on the same training.
+        """Prepare the bar, which is shown inside a `with` block.
 
-        `presence`: where step, loss and time left are shown to other processes.
+        Args:
+            title: name of the training.
+            steps: number of steps.
+            tokens_per_step: tokens of a batch.
+            quiet: show and print nothing, for all but one of the processes of a training.
+            presence: where step, loss and time left are shown to other processes.
         """
         self._presence, self._steps = presence, steps
         self._first: tuple[int, float] | None = None
-        """Step and time of the first update, from which the time left is reckoned."""
+        """Step and time of the first update, by which the time left is estimated."""
         self._quiet = quiet
         self._interactive = sys.stderr.isatty() and not quiet
         self._tokens_per_step = tokens_per_step
@@ -57,7 +62,7 @@ class Progress:
         self._task = self._bar.add_task(title, total=steps, facts="")
 
     def update(self, step: int, loss_bits: float, *, val_loss_bits: float | None = None) -> None:
-        """Show a finished step; losses in bits per token. Lines are printed only with a val loss."""
+        """Show a finished step; losses in bits per token. Without a terminal only steps with a val loss are printed."""
         self._bar.update(self._task, completed=step)
         speed = self._bar.tasks[0].speed
         rate = f" {speed * self._tokens_per_step:,.0f} tokens/s" if speed else ""
@@ -78,6 +83,7 @@ class Progress:
         self._presence.update(last=step == self._steps, **facts)
 
     def say(self, text: str) -> None:
+        """Print a line above the bar."""
         if not self._quiet:
             self._console.print(text, markup=False, highlight=False)
 
@@ -92,7 +98,7 @@ class Progress:
 
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """Comma-separated rows with a header; floats with 7 significant digits."""
+    """Write comma-separated rows with a header; floats have 7 significant digits."""
     lines = [",".join(columns)]
     for row in rows:
         lines.append(",".join(f"{v:.7g}" if isinstance(v, float | np.floating) else str(v) for v in row))
@@ -101,23 +107,26 @@ def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]])
 
 
 class Tracker(Protocol):
+    """Something outside that keeps the rows of a training's history."""
+
     def log(self, step: int, values: Values) -> None:
-        """Take a row of the history."""
+        """Log a row of the history."""
 
 
 class Trackers:
-    """Hands every row to each of some trackers; with none it does nothing."""
+    """Several trackers as one, or none."""
 
     def __init__(self, trackers: tuple[Tracker, ...] = ()) -> None:
         self._trackers = trackers
 
     def log(self, step: int, values: Values) -> None:
+        """Log a row with every tracker."""
         for tracker in self._trackers:
             tracker.log(step, values)
 
 
 class TensorBoard:
-    """Scalars in event files, by tensorboardX."""
+    """Scalars in event files that tensorboardX writes."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -129,7 +138,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Rows of a W&B run."""
+    """Rows of a run at Weights & Biases."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -142,10 +151,17 @@ class WeightsAndBiases:
 def tracked(
     settings: config.Settings, *, name: str, digest: str, out: Path, say: Callable[[str], None]
 ) -> Iterator[Trackers]:
-    """The trackers that the settings ask for, open while the block runs.
+    """Open the trackers that the settings ask for, and yield them.
 
-    name: of the run; digest: of everything its result depends on, by which W&B knows it again when it is resumed.
-    UserError if a package is not installed, or W&B refuses (online without a key).
+    Args:
+        settings: the section `tracking` says which; W&B gets all settings.
+        name: of the run.
+        digest: of everything that the run's result depends on, by which W&B recognizes it when it is resumed.
+        out: folder of the files.
+        say: is told if W&B has to work offline.
+
+    Raises:
+        UserError: a package is not installed, or W&B refuses (online without a key).
     """
     with contextlib.ExitStack() as stack:
         found: list[Tracker] = []
@@ -191,7 +207,7 @@ def _wandb_run(
         return wandb.init(**options, id=digest[:16], mode=mode, resume="allow" if mode == "online" else None)
     except wandb.errors.CommError as error:
         say(f"tracking.wandb: no server ({_line(error)}); writing offline, into {out / 'wandb'}")
-        # The first id counts as in use until the process ends.
+        # W&B regards the first id as in use until the process ends.
         return wandb.init(**options, id=f"{digest[:16]}-offline", mode="offline")
     except wandb.errors.Error as error:
         raise UserError(f"tracking.wandb: {_line(error)}; log in (wandb login), or set it to offline") from None

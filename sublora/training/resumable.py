@@ -1,4 +1,4 @@
-"""Steps that survive being stopped: signals, periodic saves, and going on from the last saved state."""
+"""A training that survives being stopped: signals, periodic saves, and going on from the last saved state."""
 
 import abc
 import shutil
@@ -16,7 +16,7 @@ from sublora.training.distributed import Peers
 from sublora.training.reporting import Progress, Trackers
 
 BeforeStep = Callable[[int], None]
-"""Called with the number of each step before it is taken."""
+"""A function that is called with the number of each step before the step is taken."""
 
 
 class Interrupted(SystemExit):
@@ -30,7 +30,7 @@ class NonFinite(ArithmeticError):
 class ResumableTraining(abc.ABC):
     """A training of a fixed number of steps whose state is in one small file.
 
-    Its subclass says what a step is, what to look at after it, what its state is and what it leaves behind.
+    A subclass defines a step, what is measured after it, the state, and the results.
     """
 
     def __init__(
@@ -46,10 +46,18 @@ class ResumableTraining(abc.ABC):
         trackers: Trackers | None = None,
         before_step: BeforeStep | None = None,
     ) -> None:
-        """`digest` identifies everything the result depends on: a state of another one is never resumed.
+        """Prepare a training that has taken no step.
 
-        `peers`: the processes that share the training; every one of them calls `train()`, the first one writes.
-        `trackers`: given to the first one, they receive every row of the history.
+        Args:
+            name: for messages.
+            digest: of everything that the result depends on; a state with another digest is never resumed.
+            steps: number of steps.
+            save_interval_steps: steps between two saves of the state.
+            out: folder of the results, and of the state until they are written.
+            progress: shows the steps.
+            peers: the processes that share the training; every one of them calls `train()`, the first one writes.
+            trackers: receive every row of the history, in the first process.
+            before_step: called before each step.
         """
         self.name, self.digest, self.steps, self.save_interval_steps = name, digest, steps, save_interval_steps
         self.out, self.progress, self.peers = out, progress, peers or Peers()
@@ -59,12 +67,15 @@ class ResumableTraining(abc.ABC):
 
     @property
     def state_path(self) -> Path:
+        """The file of the resume state."""
         return self.out / "state" / f"{self.digest[:16]}.pt"
 
     def train(self) -> None:
-        """Run to the last step, from the saved state if there is one, and write the results.
+        """Take all steps, from the saved state if there is one, and write the results.
 
-        Raises Interrupted after a signal to stop, and UserError if the loss is not finite.
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+            UserError: the loss is not finite.
         """
         try:
             self._run()
@@ -86,8 +97,10 @@ class ResumableTraining(abc.ABC):
                 gradient_norm = self._step(step)
                 self.history.step = done = step + 1
                 self.history.seconds = seconds_before + time.monotonic() - started
+                # A signal to any process counts for all of them.
                 last, signal_number = done == self.steps, self.peers.largest(signals.take())
                 self._after_step(gradient_norm, last)
+                # Save at intervals and on a signal; on the last step only if the results may yet be deleted.
                 self._end_is_announced |= kill_follows(signal_number)
                 at_interval = not last and done % self.save_interval_steps == 0
                 due = at_interval or signal_number or (last and self._end_is_announced)
@@ -101,39 +114,42 @@ class ResumableTraining(abc.ABC):
     def forget_state(self) -> None:
         """Delete the states, once the results are there.
 
-        Not after SIGTERM in a SLURM job: the Snakemake that runs there has received it as well, reports failure even if
-        the training ended well, and has the results deleted. The next start then writes them again from this state.
+        They are kept after SIGTERM in a SLURM job: the Snakemake that runs there has received it as well, reports
+        failure even if the training ended well, and has the results deleted. The next start then writes them again from
+        this state.
         """
         if self.state_path.parent.exists() and not self._end_is_announced:
             shutil.rmtree(self.state_path.parent)
 
     def _at_the_start(self) -> None:  # noqa: B027 - most trainings have nothing to do here
-        """What to do before the first step of a training that is not resumed."""
+        """Prepare what has to be done before the first step of a training that is not resumed."""
 
     @abc.abstractmethod
     def _step(self, step: int) -> Any:
-        """Take a step; returns the norm of its gradient, on whatever device."""
+        """Take a step; return the norm of its gradient, on whatever device."""
 
     @abc.abstractmethod
     def _after_step(self, gradient_norm: Any, last: bool) -> None:
-        """Record, evaluate, keep what is best."""
+        """Record and evaluate the step, and keep the parameters if they are best. Raises NonFinite."""
 
     @abc.abstractmethod
     def _state(self) -> dict[str, Any]:
-        """Everything but the history, as plain values and CPU tensors. Raises NonFinite."""
+        """Return the state without the history, as plain values and CPU tensors. Raises NonFinite."""
 
     @abc.abstractmethod
-    def _load_state(self, state: dict[str, Any]) -> None: ...
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `_state` returned."""
 
     @abc.abstractmethod
-    def _write_results(self) -> None: ...
+    def _write_results(self) -> None:
+        """Write what the training leaves behind."""
 
     def _save_state(self) -> None:
         header = {"format": CHECKPOINT_FORMAT, "digest": self.digest, "history": self.history.as_dict()}
         checkpoint.save(self.state_path, header | self._state())
 
     def _resume(self) -> None:
-        """Load the state of these very settings; states of other settings are left alone and said."""
+        """Load the state of these very settings if there is one; mention and leave alone those of other settings."""
         folder = self.state_path.parent
         others = [path for path in sorted(folder.glob("*.pt")) if path != self.state_path]
         if others:

@@ -43,12 +43,12 @@ class Run:
 
     @property
     def windows(self) -> WindowRule:
-        """How documents longer than the context are read."""
+        """The rule by which documents longer than the context are read."""
         return WindowRule(self.settings.model.context_length, self.settings.scoring.sliding_window)
 
     @property
     def scoring_rule(self) -> ScoringRule:
-        """How documents behind a reported number are scored: their losses depend on no other document."""
+        """The rule by which documents behind a reported number are scored: no loss depends on another document."""
         batch_tokens = self.settings.compute.scoring_batch_tokens
         return ScoringRule(self.windows, self.dataset.eot_id, batch_tokens, fixed_shapes=True)
 
@@ -64,11 +64,11 @@ class Run:
         )
 
     def estimator(self) -> BoundEstimator:
-        """The bound to be expected, by the val documents that choices go by."""
+        """Return the estimator of the bound on the val documents by which the rate phase decides."""
         count = min(self.settings.rate_phase.val_documents, len(self.dataset.document_lengths("val")))
         documents_D, units = self.dataset.leading_units("val", count)
         documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
-        # An estimate is reported nowhere, and its batches need no filling.
+        # No estimate is reported, so its batches need not be filled up to a fixed shape.
         rule = dataclasses.replace(self.scoring_rule, fixed_shapes=False)
         return BoundEstimator(documents, units, rule, self.loss, self.device, self._base_log_p_D(documents, rule))
 
@@ -91,13 +91,13 @@ class Run:
         return self.network.at(self.subspace.origin_D)
 
     def model_at(self, w_d: Tensor, mask_width: float = 0.0) -> LanguageModel:
-        """The model of any w (d) and of the present gates, at a mask width (0: the hard split)."""
+        """Return the model of any w (d) and of the present gates, at a mask width (0: the hard split)."""
         return self.network.at(self.subspace.theta(w_d, self.subspace.masks(mask_width)))
 
     @torch.no_grad()
     def decoded(self, w_d: np.ndarray, split: Sequence[int]) -> LanguageModel:
-        """The model of a message: its w, float32 (d), and the integers of its gates. Nothing is changed.
+        """Return the model of a message: its w, float32 (d), and the integers of its gates.
 
-        Needs nothing of the checkpoint but what its seeds rebuild.
+        Uses only what the seeds rebuild, and changes nothing: neither w nor the gates of the run.
         """
         return self.network.at(self.subspace.decoded(w_d, split))

@@ -65,7 +65,7 @@ def test_errors_of_the_system_name_the_file_and_the_reason_once(tmp_path: Path) 
     with pytest.raises(OSError) as other, atomic_path(tmp_path / "a"):
         open(tmp_path / "elsewhere/b")  # noqa: SIM115 - there is none
     line = os_error_line(other.value)
-    assert line == f"{tmp_path}/elsewhere/b: No such file or directory; mend the path"
+    assert line == f"{tmp_path}/elsewhere/b: No such file or directory; correct the path"
     assert not (tmp_path / "a").exists() and temporaries(tmp_path) == []
 
 
