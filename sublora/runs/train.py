@@ -133,8 +133,8 @@ class _Job:
 def _check_finished(path: Path, digest: str, spec: config.RunSpec, waited: bool) -> None:
     """UserError if the folder holds the result of another training, which this one would overwrite.
 
-    A result of the same run with other settings is refused as well, unless the process that
-    held the lock before has written it: a workflow that was killed and started again with new settings replaces the results of its old jobs.
+    A result of the same run with other settings is refused as well, unless the process that held the lock before has
+    written it: a workflow that was killed and started again with new settings replaces the results of its old jobs.
     """
     if not path.exists():
         return
