@@ -62,9 +62,7 @@ def main(root: Path) -> None:
             assert (results / "figures" / f"{name}{suffix}").stat().st_size > 1000, name + suffix
     runs = pd.read_csv(results / "runs.csv")
     assert len(runs) == 30
-    check_against_yardsticks(
-        runs, json.loads((root / f"data/{settings.data.name}/yardsticks.json").read_text())["rows"]
-    )
+    check_against_yardsticks(runs, json.loads((root / "results/yardsticks.json").read_text())["rows"])
     assert len(pd.read_csv(results / "tables/yardsticks.csv")) >= 6
     assert len(pd.read_csv(results / "tables/summary.csv")) == 10
     assert (results / "tables/summary.tex").read_text().count(r"\\") >= 10

@@ -144,7 +144,7 @@ def bound(run: RunArgument, config: OptionalConfig = None) -> None:
 
 @app.command()
 def yardsticks(config: ConfigOption) -> None:
-    """Bound the trivial models and the frozen base on the same documents: data/{name}/yardsticks.json."""
+    """Bound the trivial models and the frozen base on the same documents: results/yardsticks.json."""
     from sublora.config import load_settings, root_of
 
     settings = load_settings(config)
@@ -180,6 +180,9 @@ def verify(
             help="base.safetensors. Default: in results/base/ beside data/, otherwise beside the certificate."
         ),
     ] = None,
+    base_sha256: Annotated[
+        str | None, typer.Option(metavar="HEX", help="The base you expect; a claim about another base is refused.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Your own prepared data. Default: data/{name} below --root.")
     ] = None,
@@ -204,7 +207,7 @@ def verify(
         from sublora.runs.verify.verify import verify_and_print
 
     claim = Claim.of(run, certificate=certificate, bounds=bounds, losses=losses, base=base, data=data, root=root)
-    options = Options(config_path=config, device=device, redraw=redraw, nonce=nonce)
+    options = Options(config_path=config, device=device, base_sha256=base_sha256, redraw=redraw, nonce=nonce)
     raise typer.Exit(verify_and_print(claim, options, json_path=json_path))
 
 

@@ -90,9 +90,9 @@ def test_the_record_is_the_sum_of_two_bounds_on_the_files_losses(honest):
     out = honest / "results/runs" / SPEC.name
     record, losses = json.loads((out / "bounds.json").read_text()), read_losses(out / "losses.npz")
     message = read_message(out / "certificate.bin")
-    mixture, population = message.mixture, (message.header["vocab_size"], message.settings.data.min_tokens + 1)
+    mixture, population = message.mixture, (message.header.vocab_size, message.settings.data.min_tokens + 1)
     assert isinstance(mixture, AnchoredMixture) and mixture.k0 == 12
-    n = message.header["n_units"]
+    n = message.header.n_units
     u_b = base_bound(
         losses["base_losses_bits"],
         mixture.anchor.loss_range_bits(*population),
@@ -117,7 +117,7 @@ def test_the_record_is_the_sum_of_two_bounds_on_the_files_losses(honest):
 def test_the_bases_row_among_the_yardsticks_is_its_part_of_the_bound(honest):
     out, losses = honest / "results/runs" / SPEC.name, np.load(honest / BASE_LOSSES_PATH)
     record = json.loads((out / "bounds.json").read_text())
-    (path,) = honest.glob("data/*/yardsticks.json")
+    (path,) = honest.glob("results/yardsticks.json")
     row = read_yardsticks(path, record["data_hash"]).rows["frozen_base"]
     assert row.bound_bits == record["anchor"]["base_bound"]
     assert row.empirical_loss_bits == record["anchor"]["base_loss"] == losses["base_losses_bits"].mean()
@@ -138,7 +138,7 @@ def test_the_bases_row_among_the_yardsticks_is_its_part_of_the_bound(honest):
 def test_losses_excesses_and_both_log_probabilities_agree(honest):
     out = honest / "results/runs" / SPEC.name
     losses, message = read_losses(out / "losses.npz"), read_message(out / "certificate.bin")
-    logs = losses["log_p_nats"], losses["base_log_p_nats"], losses["target_counts"], message.header["vocab_size"]
+    logs = losses["log_p_nats"], losses["base_log_p_nats"], losses["target_counts"], message.header.vocab_size
     np.testing.assert_allclose(losses["losses_bits"], message.mixture.losses_bits(*logs), rtol=1e-12)
     np.testing.assert_allclose(losses["excess_bits"], message.mixture.excess_bits(*logs), atol=1e-12)
     base = message.mixture.base_losses_bits(*logs[1:])
@@ -152,6 +152,37 @@ def test_an_honest_claim_is_verified_with_a_draw_of_the_verifiers_own_as_well(ho
     verdict = verify_run(out, root=honest, options=Options(redraw=40, nonce="mine"))
     assert verdict.verified, verdict.sentence()
     assert {"bound_value", "bound_direct", "bound_redraw"} <= verdict.bounds.keys()
+
+
+@pytest.mark.parametrize("scoring", [{"documents": "all"}, {"base_documents": "all"}])
+def test_a_verifiers_own_draw_has_its_part_of_delta_where_the_settings_drew_nothing(honest, tmp_path, scoring):
+    from sublora.runs.verify.files import Options
+
+    root = tmp_path / "root"
+    shutil.copytree(honest, root)
+    config_path, out = write_anchored(root, scoring=ANCHORED["scoring"] | scoring), root / "results/runs" / SPEC.name
+    settings = config.load_settings(config_path)
+    make_yardsticks(settings, root=root)
+    # The objective of training depends on how many documents are scored.
+    shutil.rmtree(out)
+    train_run(settings, SPEC, root=root, out=out)
+    score_run(out, config_path=config_path)
+    bound_run(out, config_path=config_path)
+    verdict = verify_run(out, root=root, options=Options(redraw=40, nonce="mine"))
+    assert verdict.verified, verdict.sentence()
+    assert verdict.bounds["bound_redraw"] > verdict.bounds["bound_value"]
+
+
+def test_the_base_that_the_reader_expects(honest):
+    from sublora.runs.verify.files import Options
+
+    out = honest / "results/runs" / SPEC.name
+    sha256 = read_message(out / "certificate.bin").header.base_sha256
+    assert any(sha256[:12] in text and "--redraw" in text for text in verify_run(out, root=honest).trusted)
+    assert verify_run(out, root=honest, options=Options(base_sha256=sha256)).verified
+    assert verify_run(out, root=honest, options=Options(base_sha256="0" * 64)).wrong == ["base that was asked for"]
+    with pytest.raises(UserError, match="--base-sha256 abc: expected 64 hexadecimal digits"):
+        Options(base_sha256="abc")
 
 
 def test_the_draw_of_the_base_depends_on_nothing_of_a_run(honest, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from attacks import OTHER_RUN, RUN, Prover, honest_runs, lucky
 
+from sublora.config.claim import charged_keys
 from sublora.runs.bound import read_losses
 from sublora.runs.verify.checks import LOSS_TOLERANCE_BITS
 from sublora.runs.verify.files import Claim
@@ -254,7 +255,6 @@ def test_arrays_of_the_losses_edited(prover, edit, reason):
         ("lora", "alpha", 7.5),
         ("scoring", "smoothing", [f"document({k})" for k in (2, 1, 3, 4, 6, 8, 12, 16)]),
         ("scoring", "sliding_window", 9),
-        ("scoring", "documents", 49),
     ],
 )
 def test_settings_changed_and_scored_again_on_the_same_documents(prover, section, key, value):
@@ -268,6 +268,18 @@ def test_settings_changed_and_scored_again_on_the_same_documents(prover, section
     prover.bound()
     assert prover.verdict().verified, "another claim, honest in itself"
     assert f"settings: {section}.{key}" in prover.verdict(config_path=prover.expected).wrong
+
+
+def test_another_m_draws_the_first_of_the_same_documents(prover):
+    """Trying sizes is no choice among independent draws; m is a premise, and bound_strict charges it."""
+    drawn = prover.scored
+    prover.set(scoring={"documents": 49})
+    prover.score()
+    prover.bound()
+    assert np.array_equal(prover.scored, drawn[:49])
+    assert prover.verdict().verified, "another claim, honest in itself"
+    assert "settings: scoring.documents" in prover.verdict(config_path=prover.expected).wrong
+    assert "scoring.documents" in charged_keys()
 
 
 def test_gates_changed_in_the_message(prover):

@@ -277,7 +277,7 @@ def test_certificates_of_the_format_before_are_refused(root: Path) -> None:
     for command in (verify_run, bound_run):
         found = complaint(lambda command=command: command(run_folder(root)))
         assert (
-            f"{path}: certificate format {CERTIFICATE_FORMAT - 1}, this version reads {CERTIFICATE_FORMAT}; " in found
+            f"{path}: certificate format {CERTIFICATE_FORMAT - 1}, this release reads {CERTIFICATE_FORMAT}; " in found
         )
 
 

@@ -107,7 +107,8 @@ def test_other_damage_is_refused_with_its_reason(path):
     version = struct.pack(">H", CERTIFICATE_FORMAT + 1)
     message = refusal(path, sealed(data[:8] + version + data[10:-32]))
     assert message.startswith(
-        f"certificate format {CERTIFICATE_FORMAT + 1}, this version reads {CERTIFICATE_FORMAT}; write it again"
+        f"certificate format {CERTIFICATE_FORMAT + 1}, this release reads {CERTIFICATE_FORMAT}; "
+        "verify it with the release that wrote it, or write it again"
     )
     edited = data.replace(b'"seed":42', b'"seed":43')
     assert edited != data

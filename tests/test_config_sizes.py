@@ -125,14 +125,11 @@ def test_each_run_is_of_its_own_size_in_every_stage(tiny_root, tmp_path):
         bound_run(out, config_path=path)
         message = read_message(out / "certificate.bin")
         layers, heads, width = map(int, spec.size.split("x"))
-        assert message.decoder_header["model"] == {
-            "n_layer": layers,
-            "n_head": heads,
-            "n_embd": width,
-            "context_length": settings.model.context_length,
-        }
-        assert message.header["base_sha256"] == random_base(settings.for_run(spec), 257, 1).sha256
+        model = message.settings.model
+        assert (model.n_layer, model.n_head, model.n_embd) == (layers, heads, width)
+        assert message.decoder_header["heads"] == heads
+        assert message.header.base_sha256 == random_base(settings.for_run(spec), 257, 1).sha256
         assert build_on(root, settings, spec).network.backbone.shape.n_embd == width
         assert verify_run(out, root=root).verified
-        hashes.add(message.header["base_sha256"])
+        hashes.add(message.header.base_sha256)
     assert len(hashes) == 2

@@ -10,7 +10,7 @@ from sublora.models.adapted import AdaptedModel, LoraNetwork
 from sublora.models.gpt import GPT
 from sublora.models.lora import Adapters, initial_theta
 from sublora.models.spaces import lora_name, lora_space
-from sublora.models.weights import random_weights, weight_shapes, weights_sha256
+from sublora.models.weights import Base, random_weights, weight_shapes, weights_sha256
 from sublora.subspace.parameters import ParameterSpace
 
 VOCABULARY = 101
@@ -191,8 +191,20 @@ def test_weights_depend_on_the_seed_alone(tiny_settings):
     first, again, other = (random_weights(tiny_settings.model, VOCABULARY, seed) for seed in (5, 5, 6))
     assert weights_sha256(first) == weights_sha256(again) != weights_sha256(other)
     assert first["wte.weight"].std() == pytest.approx(tiny_settings.model.init_std, rel=0.1)
+    negative = {name: np.where(value == 0.0, np.float32(-0.0), value) for name, value in first.items()}
+    assert weights_sha256(negative) == weights_sha256(first), "one spelling of zero"
     residual = first["h.0.mlp.c_proj.weight"].std() * 2.0  # sqrt(2 x 2 layers)
     assert residual == pytest.approx(tiny_settings.model.init_std, rel=0.1)
+
+
+def test_position_embeddings_that_no_document_reaches_are_no_part_of_what_is_seen(tiny_settings):
+    weights = random_weights(tiny_settings.model, VOCABULARY, 5)
+    shorter = weights | {"wpe.weight": weights["wpe.weight"][:12]}
+    whole, cut = Base(weights, weights_sha256(weights)), Base(shorter, weights_sha256(shorter))
+    assert whole.sha256 != cut.sha256
+    assert whole.seen_sha256(12) == cut.seen_sha256(12) == cut.sha256
+    assert whole.seen_sha256(13) != cut.seen_sha256(13)
+    assert whole.seen_sha256(99) == whole.sha256
 
 
 def test_context_overflow_is_refused(tiny_settings):

@@ -15,12 +15,16 @@ from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.run_bounds import ChargedMessage, ScoredSources, bounds_by_source
 from sublora.bounds.smoothing import TokenSmoothing
 from sublora.data.base_and_target import open_target
+from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_dataset
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.message import read_message
 from sublora.runs.score import draw_of_sources, score_run
 from sublora.runs.train import train_run
+from sublora.runs.verify.files import Claim
+from sublora.runs.verify.verify import verify_claim
 from sublora.system.errors import UserError
+from sublora.system.files import sha256_of_file
 from sublora.system.streams import generator
 
 SPEC = config.RunSpec(budget=40, allocation="uniform", seed=1)
@@ -112,6 +116,28 @@ def test_more_sources_claimed(prover):
     prover.reseal(lambda header: header["sources"].update(n=10 * header["sources"]["n"]))
     assert prover.bound()["by_source"]["bound"] < before
     prover.refused("sources of the training documents")
+
+
+def test_sources_swapped(prover, honest):
+    """The draw is of sources, so a prover who may say which document is from which picks the bound."""
+    path = prover.data / "source_ids.npy"
+    ids = np.load(path)
+    np.save(path, ids[::-1].copy())
+    meta = json.loads((prover.data / "meta.json").read_text(encoding="utf-8"))
+    meta["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (prover.data / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    dataset = TokenDataset.open_folder(prover.data, prover.settings.data)
+    facts = dataset.source_facts()
+    prover.reseal(lambda header: header.update(sources=facts))
+    prover.refused("data hash")
+    # With their hash it is a claim about other data: the draws are others, and a reader of the honest data refuses it.
+    before = read_losses(prover.path / "losses.npz")
+    prover.reseal(lambda header: header.update(data_hash=dataset.data_hash))
+    prover.score()
+    prover.bound()
+    after = read_losses(prover.path / "losses.npz")
+    assert not np.array_equal(after["source_documents"], before["source_documents"])
+    assert "data hash" in verify_claim(Claim.of(prover.path, data=honest / "data" / "markov")).wrong
 
 
 def test_easier_documents_than_those_drawn(prover):

@@ -58,15 +58,15 @@ def test_record_follows_from_the_files(experiment, allocation):
     losses = read_losses(path / "losses.npz")
     values = losses["losses_bits"]
     smoothing = parse_smoothing(message.settings.scoring.smoothing[contents.smoothing_index])
-    lower, upper = smoothing.loss_range_bits(header["vocab_size"], message.settings.data.min_tokens + 1)
+    lower, upper = smoothing.loss_range_bits(header.vocab_size, message.settings.data.min_tokens + 1)
     assert (record["smoothing"], record["lower_bits"], record["upper_bits"]) == (smoothing.name, lower, upper)
     code_bits = payload.bits + message.settings.message.extra_bits + math.ceil(math.log2(20))  # 2 x 5 x 2 runs
-    assert record["data_hash"] == header["data_hash"]
+    assert record["data_hash"] == header.data_hash
     assert record["code_bits"] == code_bits == sum(record["code_items"].values())
     assert record["compressed_size_bits"] == payload.bits
     assert record["kl_divergence"] == pytest.approx(code_bits * math.log(2))
     assert record["empirical_bpd"] == pytest.approx(values.mean())
-    common = {"lower": lower, "upper": upper, "code_bits": code_bits, "n": header["n_documents"], "delta": 0.05}
+    common = {"lower": lower, "upper": upper, "code_bits": code_bits, "n": header.n_documents, "delta": 0.05}
     assert record["bound_hoeffding"] == pytest.approx(
         min(hoeffding_subsampled(values, **common) + SCORE_TOLERANCE_BITS, upper)
     )

@@ -152,7 +152,7 @@ def test_other_data_are_refused(run):
     with pytest.raises(UserError, match=r"train\.bin"):
         verify_run(run)
     prover = Prover(run.parents[2], run.name)
-    header_hash = read_message(run / "certificate.bin").header["data_hash"]
+    header_hash = read_message(run / "certificate.bin").header.data_hash
     tokens = prover.tokens("train")
     tokens[1] ^= 1
     prover.rewrite_data(train=tokens)

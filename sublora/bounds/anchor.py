@@ -24,6 +24,7 @@ Losses are in bits per token, log-probabilities in nats. Shape legend: D documen
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +35,15 @@ from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, Loss
 
 EXCESS_TOLERANCE_BITS = 2 * SCORE_TOLERANCE_BITS
 """How far an excess computed in float32 may lie from the exact one: two losses are in it."""
+
+
+class Population(NamedTuple):
+    """What the ends of a loss's range depend on."""
+
+    vocab_size: int
+    """V, the end-of-text token included."""
+    min_targets: int
+    """T_min: targets of the shortest document."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,20 +5,20 @@ Losses and bounds in bits per token. Shape legend: D documents (or units), M sou
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.bounds.anchor import AnchoredMixture, FailureShare, base_bound, certified_gain_bits, excess_bound
-
-
-class Population(NamedTuple):
-    """What the ends of a loss's range depend on."""
-
-    vocab_size: int
-    min_targets: int
-    """Targets of the shortest document."""
+from sublora.bounds.anchor import (
+    AnchoredMixture,
+    FailureShare,
+    Population,
+    base_bound,
+    certified_gain_bits,
+    excess_bound,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +53,11 @@ class Charges:
     picked_bits: float
     """Bits of choices that were made by hand on these data: the base may be one of them."""
     sweep_size: int
+
+    @classmethod
+    def of(cls, items: Mapping[str, float], sweep_size: int) -> "Charges":
+        """Return what the items of C charge; "extra" is for choices made by hand."""
+        return cls(sum(items.values()), items["extra"], sweep_size)
 
     @property
     def alternatives_bits(self) -> float:

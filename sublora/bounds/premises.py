@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sublora.bounds.anchor import AnchoredMixture, FailureShare, anchored_candidates
+from sublora.bounds.anchor import AnchoredMixture, FailureShare, Population, anchored_candidates
 from sublora.bounds.checks import check_count
 from sublora.bounds.inequalities import (
     betting,
@@ -127,6 +127,11 @@ class BoundedLoss:
             raise ValueError("a bounded loss needs at least one candidate of its smoothing")
         if len({candidate.name for candidate in self.candidates}) != len(self.candidates):
             raise ValueError("the candidates of the smoothing must differ")
+
+    @property
+    def population(self) -> Population:
+        """What the ends of a document's loss depend on."""
+        return Population(self.vocab_size, self.min_targets)
 
     @property
     def mixtures(self) -> tuple[AnchoredMixture, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sublora.bounds.anchored_record import AnchoredLosses, Charges, Population, anchored_by_source, anchored_record
+from sublora.bounds.anchored_record import AnchoredLosses, Charges, anchored_by_source, anchored_record
 from sublora.bounds.checks import LN2
 from sublora.bounds.premises import RATES, BoundedLoss, Premises, all_bounds, headline_bound, held_out_bound
 from sublora.bounds.record import RunBounds, RunFacts
@@ -244,14 +244,13 @@ def _anchored(
     direct: RunBounds, anchored: AnchoredLosses, message: ChargedMessage, loss: BoundedLoss, settings: SettingsCharge
 ) -> RunBounds:
     """Put the sum of two bounds in the place of the direct one; a direct bound over sources stays beside it."""
-    charges = Charges(message.code_bits, message.items["extra"], loss.premises.sweep_size)
-    population = Population(loss.vocab_size, loss.min_targets)
+    charges = Charges.of(message.items, loss.premises.sweep_size)
     settings_bits = None if direct.bound_strict is None else settings.bits
-    changes = anchored_record(anchored, charges, population, settings_bits)
+    changes = anchored_record(anchored, charges, loss.population, settings_bits)
     by_source = dict(direct.by_source)
     if by_source:
         by_source["bound_direct"] = by_source["bound"]
-        by_source |= anchored_by_source(anchored, charges, population)
+        by_source |= anchored_by_source(anchored, charges, loss.population)
     return RunBounds(**dict(direct) | changes | {"by_source": by_source})
 
 

@@ -84,7 +84,10 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
     fields = _Fields(path, data, len(MAGIC))
     (version,) = struct.unpack(">H", fields.take(2, "format version"))
     if version != CERTIFICATE_FORMAT:
-        raise UserError(f"{path}: certificate format {version}, this version reads {CERTIFICATE_FORMAT}; {MEND}")
+        raise UserError(
+            f"{path}: certificate format {version}, this release reads {CERTIFICATE_FORMAT}; verify it with the "
+            f"release that wrote it, or {MEND}"
+        )
     (header_bytes,) = struct.unpack(">I", fields.take(4, "header length"))
     text = fields.take(header_bytes, "header")
     (payload_bits,) = struct.unpack(">Q", fields.take(8, "payload length"))

@@ -155,14 +155,15 @@ class TokenDataset:
     @cached_property
     def data_hash(self) -> str:
         """sha256, in hexadecimal, of the files' hashes, the tokenizer's facts and, where texts were excluded, the hash
-        of their keys: the identity of the dataset.
+        of their keys: the identity of the dataset. Which document is from which source is part of it, where known.
 
         Hashes are those in meta.json; `verify_hashes` says whether the files still have them.
         """
         facts = {key: self.meta[key] for key in ("tokenizer", "vocab_size", "eot_id")}
         if self.excluded_texts is not None:
             facts["excluded_texts"] = self.excluded_texts
-        names = FILES if self.unit == "document" else (*FILES, *UNIT_FILES)
+        names = [*FILES, *(UNIT_FILES if self.unit == "source" else ())]
+        names += [SOURCE_IDS_FILE] if SOURCE_IDS_FILE in self.files else []
         return config.digest(facts | {"files": {name: self.meta["files"][name]["sha256"] for name in names}})
 
     def load_tokenizer(self) -> Tokenizer:
@@ -174,6 +175,11 @@ class TokenDataset:
     def files(self) -> tuple[str, ...]:
         """Names of the dataset's files but for meta.json."""
         return _files_of(self.meta)
+
+    @cached_property
+    def longest_targets(self) -> int:
+        """Targets of the longest train document, its closing end-of-text included."""
+        return int(self.document_lengths("train").max()) + 1
 
     @property
     def n_units(self) -> int:

@@ -10,6 +10,7 @@ Shape legend: N sequences, T positions, K scored positions, C width, V vocabular
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +28,10 @@ from sublora.system.files import atomic_path
 from sublora.system.pretrained import gguf_files, import_transformers
 from sublora.system.versions import BASE_FORMAT
 
-NOT_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map")
-"""Keys of config.json that say nothing of what the model computes."""
+WITHOUT_EFFECT = re.compile(
+    r".*dropout|.*pdrop|summary_.*|(bos|eos|pad)_token_id|initializer_range|use_cache|pretraining_tp"
+)
+"""Keys of an architecture that say nothing of what a frozen model computes."""
 ANOTHER_PATH = "give another base.path"
 MAKE_AGAIN = "make the base again (sublora base)"
 PROBE_TOKENS = 8
@@ -41,18 +44,72 @@ class HuggingFaceBase:
     """A pretrained causal language model: what it computes, and its tensors in the type of their file."""
 
     architecture: dict[str, Any]
-    """config.json without NOT_ARCHITECTURE."""
+    """The keys of config.json that decide what the model computes, each with its value (`known_architecture`)."""
     tensors: Mapping[str, Tensor]
     """By their names in the state dict; one name for tensors that are tied."""
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Digest, in hexadecimal, of the architecture and of names, types, shapes and values of the tensors."""
-        return tensors_sha256(sorted(self.tensors.items()), after=json_sha256(self.architecture))
+        """Return the digest, in hexadecimal, of what the model computes in float32.
+
+        It covers the architecture, and names, shapes and float32 values of the tensors, in whatever type they are
+        stored; -0.0 counts as 0.0, and a key with the value that transformers gives it anyway is left out.
+        """
+        _, defaults = _known_keys(self.architecture)
+        chosen = {key: value for key, value in self.architecture.items() if defaults.get(key, _NO_DEFAULT) != value}
+        values = ((name, tensor.float() + 0.0) for name, tensor in sorted(self.tensors.items()))
+        return tensors_sha256(values, after=json_sha256(_one_spelling(chosen)))
+
+    def seen_sha256(self, positions: int) -> str:
+        """Return the digest of what documents of at most that many targets see of the base: all of it."""
+        return self.sha256
 
     @property
     def parameters(self) -> int:
         return sum(value.numel() for value in self.tensors.values())
+
+
+_NO_DEFAULT = object()
+
+
+def known_architecture(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a config.json that decide what its model computes, defaults included, in plain JSON values.
+
+    Keys that the model's configuration class does not know, and those without an effect on a frozen model, are dropped:
+    each would give one predictor another digest. UserError for a `model_type` that transformers does not have.
+    """
+    values, _ = _known_keys(facts)
+    return values
+
+
+def _known_keys(facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (values in force, defaults) of the keys that decide what a model of this configuration computes."""
+    transformers = _transformers()
+    options = dict(facts)
+    kind = options.pop("model_type", None)
+    try:
+        found, default = transformers.AutoConfig.for_model(kind, **options), transformers.AutoConfig.for_model(kind)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"base: transformers has no such architecture ({reason}); {MAKE_AGAIN}") from None
+    # What every configuration has speaks of files, of generation and of output formats, except for the tie.
+    of_all = transformers.PretrainedConfig().to_dict().keys() - {"tie_word_embeddings"}
+    known = {key for key in default.to_dict() if key not in of_all and not WITHOUT_EFFECT.fullmatch(key)}
+    known.discard("transformers_version")
+    values, defaults = (
+        json.loads(json.dumps({key: value for key, value in settings.to_dict().items() if key in known}))
+        for settings in (found, default)
+    )
+    return values | {"model_type": kind}, defaults
+
+
+def _one_spelling(value: Any) -> Any:
+    """Return a plain JSON value with whole numbers as such: 10000.0 and 10000 are one number."""
+    if isinstance(value, dict):
+        return {key: _one_spelling(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_one_spelling(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_pretrained(folder: Path) -> HuggingFaceBase:
@@ -80,9 +137,7 @@ def read_pretrained(folder: Path) -> HuggingFaceBase:
         raise UserError(
             f"{folder}: transformers cannot read a causal language model ({reason}); {ANOTHER_PATH}"
         ) from None
-    architecture = json.loads(json.dumps(model.config.to_diff_dict(), sort_keys=True))
-    architecture = {key: value for key, value in architecture.items() if key not in NOT_ARCHITECTURE}
-    base = HuggingFaceBase(architecture, _without_ties(model))
+    base = HuggingFaceBase(known_architecture(model.config.to_dict()), _without_ties(model))
     _check_form(build_module(base, torch.float32), folder)
     return base
 
@@ -111,7 +166,7 @@ def load_base(path: Path) -> HuggingFaceBase:
         raise UserError(f"{path}: not a readable safetensors file ({error}); {MAKE_AGAIN}") from None
     if not isinstance(architecture, dict) or "model_type" not in architecture:
         raise UserError(f"{path}: has no architecture in its metadata, it is the base of another kind; {MAKE_AGAIN}")
-    return HuggingFaceBase(architecture, tensors)
+    return HuggingFaceBase(known_architecture(architecture), tensors)
 
 
 def build_module(base: HuggingFaceBase, dtype: torch.dtype) -> nn.Module:

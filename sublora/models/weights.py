@@ -40,6 +40,8 @@ All but the first are also transformers' defaults, which a config.json may leave
 """
 
 MAKE_AGAIN = "make the base again (sublora base)"
+POSITIONS = "wpe.weight"
+"""The position embeddings, one row per position."""
 ANOTHER_PATH = "download the model again, or give another base.path"
 
 
@@ -53,6 +55,11 @@ class Base:
     @property
     def parameters(self) -> int:
         return sum(value.size for value in self.weights.values())
+
+    def seen_sha256(self, positions: int) -> str:
+        """Return the digest of what documents of at most that many targets see of the base."""
+        rows = len(self.weights[POSITIONS])
+        return self.sha256 if positions >= rows else weights_sha256(self.weights, positions=positions)
 
 
 def weight_shapes(model: config.Model, vocab_size: int) -> dict[str, tuple[int, ...]]:
@@ -69,10 +76,20 @@ def weight_shapes(model: config.Model, vocab_size: int) -> dict[str, tuple[int, 
     return shapes | {"ln_f.weight": (c,), "ln_f.bias": (c,)}
 
 
-def weights_sha256(weights: Weights) -> str:
-    """Digest of names and float32 values, in the order of `weight_shapes`."""
-    values = ((name, np.asarray(value, dtype=np.float32)) for name, value in weights.items())
+def weights_sha256(weights: Weights, *, positions: int | None = None) -> str:
+    """Return the digest of names and float32 values, in the order of `weight_shapes`; -0.0 counts as 0.0.
+
+    positions: hash that many position embeddings alone, all that documents of that many targets reach; None: all.
+    """
+    values = ((name, canonical_values(value)) for name, value in weights.items())
+    if positions is not None:
+        values = ((name, value[:positions] if name == POSITIONS else value) for name, value in values)
     return tensors_sha256(values, with_type=False)
+
+
+def canonical_values(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return values as float32 with one spelling of zero, so that equal networks have equal digests."""
+    return np.asarray(values, dtype=np.float32) + np.float32(0.0)
 
 
 def random_weights(model: config.Model, vocab_size: int, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -200,5 +217,5 @@ def _fitted(
                 f"{path}: tensor {name} has shape {tensors[name].shape}, expected {shape} by the model section of the "
                 f"settings and the tokenizer; {mend}"
             )
-        weights[name] = np.ascontiguousarray(tensors[name], dtype=np.float32)
+        weights[name] = canonical_values(np.ascontiguousarray(tensors[name]))
     return weights

@@ -34,9 +34,10 @@ FIX = "compute them again (sublora yardsticks --config FILE)"
 class BaseFacts(config.Section):
     """What the losses of a base depend on."""
 
-    base_sha256: Sha256
+    seen_base_sha256: Sha256
+    """The base as far as the train documents see it."""
     data_hash: Sha256
-    sources_sha256: Sha256 | None
+    """Covers which document is from which source."""
     k0: Annotated[int, Field(ge=1, le=64)]
     documents: int | None
     """Units drawn; None: all n."""
@@ -80,9 +81,8 @@ def base_facts_of(run: Run, anchoring: Anchoring) -> BaseFacts:
     scoring, dataset = run.settings.scoring, run.dataset
     by_source = scoring.sources is not None
     return BaseFacts(
-        base_sha256=run.network.base_sha256,
+        seen_base_sha256=run.seen_base_sha256,
         data_hash=dataset.data_hash,
-        sources_sha256=dataset.source_facts()["sha256"] if by_source else None,
         k0=anchoring.k0,
         documents=anchoring.base_documents,
         sources=anchoring.base_sources,
@@ -98,7 +98,7 @@ def drawn_base_units(facts: BaseFacts, n: int) -> np.ndarray:
     """Return the training units that the base's loss is bounded on, int64: all n, or a draw with replacement."""
     if facts.documents is None:
         return np.arange(n)
-    stream = generator("documents of the base", facts.base_sha256, facts.data_hash, facts.k0, facts.documents)
+    stream = generator("documents of the base", facts.seen_base_sha256, facts.data_hash, facts.k0, facts.documents)
     return stream.integers(0, n, size=facts.documents)
 
 
@@ -106,8 +106,7 @@ def drawn_base_sources(facts: BaseFacts, dataset: TokenDataset) -> np.ndarray:
     """Return one training document of each source, or of each source of a draw with replacement, int64 (M,)."""
     order_D, sources = dataset.sources()
     size = "all" if facts.sources is None else facts.sources
-    names = (facts.base_sha256, facts.data_hash, str(facts.sources_sha256), facts.k0, size)
-    stream = generator("sources of the base", *names)
+    stream = generator("sources of the base", facts.seen_base_sha256, facts.data_hash, facts.k0, size)
     drawn_M = np.arange(len(sources)) if facts.sources is None else stream.integers(0, len(sources), size=facts.sources)
     documents: np.ndarray = order_D[sources.documents_of(drawn_M, stream)]
     return documents

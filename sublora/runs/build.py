@@ -51,7 +51,7 @@ def assemble_run(
 ) -> Run:
     """A run at its start on a base that is at hand. UserError if the budget does not fit the network."""
     network, subspace = adaptable(settings, spec, base, dataset.vocab_size, device, dtype=dtype)
-    return Run(settings, spec, dataset, network, subspace, device)
+    return Run(settings, spec, dataset, network, subspace, device, base.seen_sha256(dataset.longest_targets))
 
 
 def adaptable(

@@ -16,7 +16,7 @@ from sublora.runs.base_files import base_weights_for_reader, own_base_weights
 from sublora.runs.build import adaptable
 from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
-from sublora.subspace.hashes import lora_init_sha256, projection_sha256
+from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
 from sublora.system.errors import UserError
 from sublora.system.names import BASE_FOLDER, CERTIFICATE_NAME
 
@@ -115,13 +115,16 @@ def decode(files: CertificateFiles, device: torch.device) -> Decoded:
     settings, header = message.settings, message.header
     settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"compile": False})})
     base = _base(message, files)
-    network, subspace = adaptable(settings, message.spec, base, header["vocab_size"], device)
-    named = {"LoRA initialization": "lora_init_sha256", "projection": "projection_sha256"}
-    found = (lora_init_sha256(subspace), projection_sha256(subspace))
-    for (what, key), sha256 in zip(named.items(), found, strict=True):
-        if sha256 != header[key]:
+    network, subspace = adaptable(settings, message.spec, base, header.vocab_size, device)
+    hashes = {
+        "space of trained parameters": (header.space_sha256, space_sha256(network.space)),
+        "LoRA initialization": (header.lora_init_sha256, lora_init_sha256(subspace)),
+        "projection": (header.projection_sha256, projection_sha256(subspace)),
+    }
+    for what, (named, found) in hashes.items():
+        if named != found:
             raise UserError(
-                f"{files.certificate}: its {what} hashes to {header[key][:12]}..., here to {sha256[:12]}...; "
+                f"{files.certificate}: its {what} hashes to {named[:12]}..., here to {found[:12]}...; "
                 "decode it with the release of sublora that wrote it"
             )
     contents = message.contents
@@ -134,13 +137,13 @@ def _base(message: Message, files: CertificateFiles) -> AnyBase:
     settings, header = message.settings, message.header
     base: AnyBase
     if isinstance(settings.base, config.RandomBase):
-        where, base = "the random base", random_base(settings, header["vocab_size"], message.spec.seed)
+        where, base = "the random base", random_base(settings, header.vocab_size, message.spec.seed)
     else:
         path = files.base_weights()
-        where, base = str(path), read_base(path, settings, header["vocab_size"])
-    if base.sha256 != header["base_sha256"]:
+        where, base = str(path), read_base(path, settings, header.vocab_size)
+    if base.sha256 != header.base_sha256:
         raise UserError(
-            f"{where}: weights hash to {base.sha256[:12]}..., {files.certificate} names {header['base_sha256'][:12]}"
+            f"{where}: weights hash to {base.sha256[:12]}..., {files.certificate} names {header.base_sha256[:12]}"
             "...; name the certificate's own base with --base"
         )
     return base

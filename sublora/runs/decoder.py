@@ -1,15 +1,21 @@
-"""The part of a certificate's header that reaches the decoded predictor or the draw of documents.
+"""The canonical decoder header: one spelling for one predictor, by which the documents to score are drawn.
 
-Does not import torch.
+A prover who could name the same predictor in several ways would have as many draws to choose from. So nothing stands
+here by the name that settings give it: arrays stand as their hashes, w and its gates as the numbers that were decoded,
+the rule of scoring as far as the documents see it. Does not import torch.
 """
 
-from typing import Any
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sublora import config
-from sublora.coding import plain
-from sublora.config.claim import decoder_settings
 from sublora.models.spaces import lora_groups
 from sublora.subspace.allocations import Gate, parse_allocation
+
+if TYPE_CHECKING:
+    from sublora.runs.message import Message
 
 
 def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ...]:
@@ -20,46 +26,62 @@ def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ..
     return allocation.gates(lora_groups(settings.model, settings.lora), spec.budget, settings.gating.sharing)
 
 
-def decoder_header(settings: config.Settings, spec: config.RunSpec, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the canonical decoder header: plain JSON values on which the decoded predictor or the draw depends.
+def decoder_header(message: "Message") -> dict[str, Any]:
+    """Return what the decoded predictor and its losses on these documents depend on, as plain JSON values.
 
-    Nothing else may stand here: with a free field a prover could draw other documents for the same predictor. So what
-    only names arrays (projection seed, scale of the random base) gives way to their hashes, a key that has no effect
-    (levels of the entropy code, sharing without gates, lora where weights are adapted) is null, and a value with
-    several spellings (order of the LoRA targets, a ratio's digits) has one. Units that are not documents are named.
-    `facts`: the certificate's whole header.
+    Two messages with equal headers stand for the same predictor; whether it was named by another seed, ratio, quantizer
+    or pattern of targets, or beside other candidates of the smoothing, makes no difference.
     """
-    values = decoder_settings(settings)
-    # Names of arrays give way to hashes.
-    values["base"]["sha256"] = facts["base_sha256"]
-    values["subspace"]["sha256"] = facts["projection_sha256"]
-    # A key without an effect is null, and one of several spellings stands for all.
-    if settings.message.quantizer != plain.NAME:
-        values["message"]["levels"] = None
-    if not run_gates(settings, spec):
-        values["gating"]["sharing"] = None
-    lora = values.pop("lora") | {"sha256": facts["lora_init_sha256"]}
-    lora["targets"] = sorted(set(lora["targets"]))
-    values["scoring"]["smoothing"] = list(settings.scoring.smoothing)
-    if settings.anchors_on_the_base:
-        values["scoring"]["anchor"] = "base"
-    else:
-        del values["scoring"]["anchor"], values["scoring"]["anchor_k0"]
-    # What n counts is named where it is not documents.
-    if values["data"]["unit"] == "document":
-        del values["data"]["unit"]
-    else:
-        values["data"]["n_units"] = facts["n_units"]
-    for key, name in (("sha256", "data_hash"), ("n_documents", "n_documents"), ("vocab_size", "vocab_size")):
-        values["data"][key] = facts[name]
+    header = message.header
+    scale, w_sha256 = _weights(message)
     return {
-        **values,
-        "run": {
-            "budget": spec.dimension(facts.get("parameters")),
-            "mode": spec.mode,
-            "ratio": spec.ratio,
-            "seed": spec.seed,
-        },
-        "lora": lora if settings.subspace.adapt == "lora" else None,
-        "numerics": {"score": facts["numerics_versions"]["score"]},
+        # The frozen network, theta at w = 0, and the map from w to theta.
+        "base": header.seen_base_sha256,
+        "origin": header.lora_init_sha256,
+        "projection": header.projection_sha256,
+        # How theta enters the network.
+        "adapted": {"space": header.space_sha256, "scale": scale, "subtracts_origin": _subtracts_origin(message)},
+        "heads": message.settings.model.n_head if isinstance(message.settings.model, config.Model) else None,
+        # What the message chose.
+        "w": w_sha256,
+        "gates": list(message.contents.gates),
+        "predictor": _predictor(message),
+        # How documents are read.
+        "windows": _windows(message),
+        "numerics": header.numerics_versions["score"],
     }
+
+
+def _weights(message: "Message") -> tuple[float | None, str]:
+    """Return (scale of the adapters, sha256 of w), None for a scale that nothing depends on.
+
+    Where no coordinate reaches an A, theta enters the network as scale times w: twice the scale and half the step are
+    one predictor, so w stands multiplied by the scale.
+    """
+    settings, w_d = message.settings, message.contents.weights.values().astype(np.float64)
+    scale: float | None = None
+    if settings.subspace.adapt == "lora":
+        scale = settings.lora.alpha / settings.lora.rank
+        if message.gates and all(k == gate.size for k, gate in zip(message.contents.gates, message.gates, strict=True)):
+            w_d, scale = w_d * scale, None
+    # Adding 0.0 gives zero one sign.
+    return scale, hashlib.sha256((w_d + 0.0).astype("<f8").tobytes()).hexdigest()
+
+
+def _subtracts_origin(message: "Message") -> bool:
+    return message.settings.subspace.adapt == "lora" and message.settings.lora.init == "both_random"
+
+
+def _predictor(message: "Message") -> str | dict[str, int]:
+    """Return the chosen smoothing, with an anchor its k and k0."""
+    if message.mixture is None:
+        return message.smoothing.name
+    return {"k": message.mixture.k, "k0": message.mixture.k0}
+
+
+def _windows(message: "Message") -> dict[str, int] | None:
+    """Return context and stride of the window; None where every train document fits into one."""
+    context_length = message.settings.model.context_length
+    if message.header.longest_targets <= context_length:
+        return None
+    return {"context_length": context_length, "sliding_window": message.settings.scoring.sliding_window}

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +17,9 @@ from sublora.coding.rounding import round_for_rate
 from sublora.losses.bounded import judged_losses_DA
 from sublora.losses.documents import score_documents
 from sublora.runs.folder import RunFolder
-from sublora.runs.message import charged_bits, payload_context
+from sublora.runs.message import Header, SourceFacts, charged_bits, payload_context
 from sublora.runs.starts import announce, record_start
-from sublora.subspace.hashes import lora_init_sha256, projection_sha256
+from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
 from sublora.system.device import claim_device
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CERTIFICATE_NAME
@@ -67,7 +66,8 @@ def encode(folder: RunFolder, run: Run, provenance: Provenance) -> Encoded:
     code_bits, _ = charged_bits(draft.items, settings)
     contents = MessageContents(weights, split, choose_smoothing(quantized, run.loss, code_bits=code_bits))
     payload = write_payload(contents, context)
-    write_certificate(folder.path / CERTIFICATE_NAME, certificate_header(run, provenance), payload)
+    header = certificate_header(run, provenance).model_dump(mode="json", exclude_unset=True)
+    write_certificate(folder.path / CERTIFICATE_NAME, header, payload)
     chosen = contents.smoothing_index
     before = val_losses_of(run, unquantized, chosen)
     return Encoded(payload, contents, before, time.monotonic() - started)
@@ -115,21 +115,25 @@ def val_losses_of(run: Run, judged_UA: np.ndarray, chosen: int) -> np.ndarray:
     return judged_U + val.units.means(mixture.base_losses_bits(base_log_p_D, counts_D, loss.vocab_size))
 
 
-def certificate_header(run: Run, provenance: Provenance) -> dict[str, Any]:
+def certificate_header(run: Run, provenance: Provenance) -> Header:
     """Return what a decoder needs beside the payload: facts fixed before the data, and the name of the arm."""
     dataset = run.dataset
     of_all = {"parameters": run.network.space.size} if run.spec.budget == config.ALL else {}
-    return of_all | {
-        "run": run.spec.model_dump(mode="json", exclude_none=True),
-        "settings": run.settings.model_dump(mode="json"),
-        "vocab_size": dataset.vocab_size,
-        "n_units": dataset.n_units,
-        "n_documents": dataset.n_documents,
-        "data_hash": dataset.data_hash,
-        "sources": None if run.settings.scoring.sources is None else dataset.source_facts(),
-        "base_sha256": run.network.base_sha256,
-        "lora_init_sha256": lora_init_sha256(run.subspace),
-        "projection_sha256": projection_sha256(run.subspace),
-        "numerics_versions": NUMERICS_VERSIONS,
-        "environment": {**provenance.versions_of("sublora"), "torch": torch_build(), **provenance.versions_of("numpy")},
-    }
+    return Header(
+        run=config.RunSpec(**run.spec.model_dump(mode="json", exclude_none=True)),
+        settings=run.settings.model_dump(mode="json"),
+        vocab_size=dataset.vocab_size,
+        n_units=dataset.n_units,
+        n_documents=dataset.n_documents,
+        data_hash=dataset.data_hash,
+        sources=None if run.settings.scoring.sources is None else SourceFacts(**dataset.source_facts()),
+        longest_targets=dataset.longest_targets,
+        base_sha256=run.network.base_sha256,
+        seen_base_sha256=run.seen_base_sha256,
+        space_sha256=space_sha256(run.network.space),
+        lora_init_sha256=lora_init_sha256(run.subspace),
+        projection_sha256=projection_sha256(run.subspace),
+        numerics_versions=NUMERICS_VERSIONS,
+        environment={**provenance.versions_of("sublora"), "torch": torch_build(), **provenance.versions_of("numpy")},
+        **of_all,
+    )

@@ -107,8 +107,8 @@ def check_losses(losses: dict[str, Any], message: Message, path: Path) -> None:
         shapes |= {"test_excess_bits": np.shape(losses["test_losses_bits"])}
         shapes |= dict.fromkeys(("base_indices", "base_losses_bits"), (base_units,))
         if by_source:
-            base_sources = anchoring.base_sources or message.header["sources"]["n"]
-            shapes |= dict.fromkeys(OF_ANCHORED_SOURCES[1:], (base_sources,))
+            facts = message.header.sources
+            shapes |= dict.fromkeys(OF_ANCHORED_SOURCES[1:], (anchoring.base_sources or (facts.n if facts else 0),))
     for name in names:
         values = losses[name]
         kind = "i" if name in WHOLE_NUMBERS else "f"

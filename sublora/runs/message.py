@@ -66,7 +66,13 @@ class Header(config.Section):
     n_documents: Annotated[int, Field(ge=1)]
     data_hash: Sha256
     sources: SourceFacts | None
+    longest_targets: Annotated[int, Field(ge=1)]
+    """Targets of the longest train document."""
     base_sha256: Sha256
+    seen_base_sha256: Sha256
+    """The base as far as the train documents see it: without position embeddings beyond the longest."""
+    space_sha256: Sha256
+    """Names, shapes and order of the trained parameters."""
     lora_init_sha256: Sha256
     projection_sha256: Sha256
     parameters: Annotated[int, Field(ge=1)] | None = None
@@ -81,7 +87,7 @@ class Message:
     """A certificate, decoded from its bytes alone: which run it is from, and what it says."""
 
     path: Path
-    header: dict[str, Any]
+    header: Header
     settings: config.Settings
     spec: config.RunSpec
     contents: MessageContents
@@ -90,8 +96,12 @@ class Message:
     @property
     def loss(self) -> BoundedLoss:
         """The loss that is bounded, as the header's facts have it."""
-        facts = {key: self.header[key] for key in ("vocab_size", "n_units", "n_documents")}
-        return bounded_loss(self.settings, **facts)
+        return bounded_loss(
+            self.settings,
+            vocab_size=self.header.vocab_size,
+            n_units=self.header.n_units,
+            n_documents=self.header.n_documents,
+        )
 
     @property
     def smoothing(self) -> Smoothing:
@@ -106,8 +116,8 @@ class Message:
 
     @property
     def decoder_header(self) -> dict[str, Any]:
-        """The canonical decoder header: with payload and data it decides which documents are drawn."""
-        return decoder_header(self.settings, self.spec, self.header)
+        """The canonical decoder header: with the data it decides which documents are drawn."""
+        return decoder_header(self)
 
     @property
     def gates(self) -> tuple[Gate, ...]:
@@ -135,4 +145,4 @@ def read_message(path: Path) -> Message:
     if not payload.data == written.data == certificate.payload_bytes:
         # Another spelling of the same message would draw other documents for the same predictor.
         raise UserError(f"{path}: the payload is not the one that its contents are encoded as; {MEND}")
-    return Message(path, certificate.header, settings, header.run, contents, payload)
+    return Message(path, header, settings, header.run, contents, payload)

@@ -60,7 +60,7 @@ def run_record(
         **dict(bounds),
         **dict(environment),
         base=base_facts(message),
-        data_hash=message.header["data_hash"],
+        data_hash=message.header.data_hash,
         certificate_sha256=certificate_sha256,
     )
 
@@ -70,10 +70,10 @@ def run_facts(message: Message) -> RunFacts:
     spec, model = message.spec, message.settings.model
     parameters = None
     if spec.size is not None and isinstance(model, config.Model):
-        parameters = model_parameters(model, message.header["vocab_size"])
+        parameters = model_parameters(model, message.header.vocab_size)
     return RunFacts(
         name=spec.name,
-        budget=spec.dimension(message.header.get("parameters")),
+        budget=spec.dimension(message.header.parameters),
         allocation=spec.allocation,
         mode=spec.mode,
         ratio=spec.ratio,
@@ -96,12 +96,12 @@ def anchored_losses(message: Message, losses: dict[str, Any]) -> AnchoredLosses 
         anchoring.base_share(anchoring.base_documents),
         anchoring.excess_share(message.loss.premises.m_units),
     )
-    wanted, facts, sources = message.settings.scoring.sources, message.header["sources"], None
+    wanted, facts, sources = message.settings.scoring.sources, message.header.sources, None
     if wanted is not None and facts is not None:
         sources = AnchoredSample(
             losses["base_source_losses_bits"],
             losses["source_excess_bits"],
-            facts["n"],
+            facts.n,
             anchoring.base_share(anchoring.base_sources),
             anchoring.excess_share(wanted),
         )
@@ -110,12 +110,12 @@ def anchored_losses(message: Message, losses: dict[str, Any]) -> AnchoredLosses 
 
 def _scored_sources(message: Message, losses: dict[str, Any]) -> ScoredSources | None:
     """Return the draw of sources, where the settings ask for one. ValueError if it is not what they ask for."""
-    wanted, facts, drawn = message.settings.scoring.sources, message.header["sources"], losses.get("source_losses_bits")
+    wanted, facts, drawn = message.settings.scoring.sources, message.header.sources, losses.get("source_losses_bits")
     if wanted is None:
         return None
     if facts is None or drawn is None or drawn.shape != (wanted,):
         raise ValueError(f"scoring.sources is {wanted}, but there are no losses of that many sources")
-    return ScoredSources(drawn, facts["n"], message.settings.bound.delta_sample)
+    return ScoredSources(drawn, facts.n, message.settings.bound.delta_sample)
 
 
 def base_facts(message: Message) -> BaseFacts:
@@ -123,7 +123,7 @@ def base_facts(message: Message) -> BaseFacts:
     base, independence = message.settings.base, None
     if isinstance(base, config.PretrainedBase):
         independence = IndependenceFacts(**base.independence.model_dump())
-    return BaseFacts(kind=base.kind, sha256=message.header["base_sha256"], independence=independence)
+    return BaseFacts(kind=base.kind, sha256=message.header.base_sha256, independence=independence)
 
 
 def run_environment(scored: dict[str, Any], provenance: Provenance, bound_seconds: float) -> Environment:

@@ -32,28 +32,25 @@ from sublora.system.streams import generator
 from sublora.training.run import Run
 
 
-def draw_units(
-    decoder_header: Mapping[str, Any], payload_bytes: bytes, data_hash: str, *, n: int, m: int
-) -> np.ndarray:
-    """m indices below n, with replacement, int64.
+def draw_units(decoder_header: Mapping[str, Any], data_hash: str, *, n: int, m: int) -> np.ndarray:
+    """Draw m indices below n, with replacement, int64.
 
-    The generator is seeded with the sha256 of the canonical decoder header, the frozen payload and the data's hash, so
-    the draw cannot have been known while anything was chosen that reaches the predictor.
+    The generator is seeded with the canonical decoder header, which holds what the message decodes to, and the data's
+    hash, so the draw cannot have been known while anything was chosen that reaches the predictor. A smaller m draws
+    the first of the same indices: choosing m is not choosing among independent draws.
     """
-    return generator("scored documents", canonical_json(decoder_header), payload_bytes, data_hash).integers(
-        0, n, size=m
-    )
+    return generator("scored documents", canonical_json(decoder_header), data_hash).integers(0, n, size=m)
 
 
 def draw_of_sources(message: Message, dataset: TokenDataset, *, m: int) -> np.ndarray:
-    """m training documents, int64 (m,): a source is drawn with replacement, then one of its documents.
+    """Draw m training documents, int64 (m,): a source is drawn with replacement, then one of its documents.
 
-    Seeded as `draw_units` is, under another name and with the hash of the sources.
+    Seeded as `draw_units` is, under other names; the data's hash covers which document is from which source.
     """
-    facts, (order_D, sources) = dataset.source_facts(), dataset.sources()
-    canonical, payload = canonical_json(message.decoder_header), message.payload.data
-    rng = generator("scored sources", canonical, payload, dataset.data_hash, facts["sha256"])
-    documents: np.ndarray = order_D[sources.documents_of(rng.integers(0, len(sources), size=m), rng)]
+    order_D, sources = dataset.sources()
+    seed = canonical_json(message.decoder_header), dataset.data_hash
+    drawn_M = generator("scored sources", *seed).integers(0, len(sources), size=m)
+    documents: np.ndarray = order_D[sources.documents_of(drawn_M, generator("documents of scored sources", *seed))]
     return documents
 
 
@@ -158,7 +155,7 @@ def scored_units(message: Message, data_hash: str) -> np.ndarray:
     n, m = message.loss.premises.n_units, message.loss.premises.m_units
     if m is None:
         return np.arange(n)
-    return draw_units(message.decoder_header, message.payload.data, data_hash, n=n, m=m)
+    return draw_units(message.decoder_header, data_hash, n=n, m=m)
 
 
 def decoded_predictor(run: Run, message: Message) -> Predictor:
@@ -214,7 +211,10 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         announce(folder.settings, provenance, device)
         record_start(path, "score", folder.settings, provenance)
         run = folder.load(device)
-        base = None if run.loss.anchoring is None else read_base_losses(folder.root / BASE_LOSSES_PATH, run)
+        base = None
+        if run.loss.anchoring is not None:
+            base = read_base_losses(folder.root / BASE_LOSSES_PATH, run)
+            run = dataclasses.replace(run, val_base_log_p_D=base.val_log_p_D)
         encoded = encode(folder, run, provenance)
         started = time.monotonic()
         # What is scored is what a stranger decodes from the file, not what the encoder had in memory.

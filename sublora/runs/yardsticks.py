@@ -1,4 +1,4 @@
-"""data/{dataset}/yardsticks.json: the trivial models, and the frozen base with an empty message."""
+"""results/yardsticks.json: the trivial models, and the frozen base with an empty message."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,6 @@ from sublora.bounds.selection import choose_smoothing
 from sublora.bounds.smoothing import DocumentMixture
 from sublora.coding.bits import index_bits, uint_to_bits
 from sublora.data.base_and_target import open_target
-from sublora.data.dataset import dataset_folder
 from sublora.losses.bounded import bounded_loss
 from sublora.losses.documents import score_documents
 from sublora.runs.base_losses import BASE_LOSSES_PATH, BaseLosses, write_base_losses
@@ -27,7 +26,7 @@ from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.record import (
     FROZEN_BASE,
-    YARDSTICKS_FILE,
+    YARDSTICKS_PATH,
     Row,
     Scored,
     drawn_units,
@@ -63,7 +62,7 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
             losses = write_base_losses(root / BASE_LOSSES_PATH, run, anchoring)
             row = anchored_base_row(run, anchoring, losses, seconds=time.perf_counter() - started)
         yardsticks = yardsticks.with_row(FROZEN_BASE, row)
-    path = dataset_folder(root, settings.data) / YARDSTICKS_FILE
+    path = root / YARDSTICKS_PATH
     write_yardsticks(path, yardsticks)
     return path
 

@@ -1,6 +1,6 @@
-"""The hashes that name a subspace: theta at w = 0, and the map from w to theta.
+"""The hashes that name a subspace: the trained parameters, theta at w = 0, and the map from w to theta.
 
-A certificate holds both, so that a reader whose version draws other arrays from the same seeds is refused. Does not
+A certificate holds them, so that a reader whose version draws other arrays from the same seeds is refused. Does not
 import torch.
 """
 
@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING
 from sublora.system.digests import json_sha256, tensors_sha256
 
 if TYPE_CHECKING:
+    from sublora.subspace.parameters import ParameterSpace
     from sublora.subspace.subspace import Subspace
 
 
 def lora_init_sha256(subspace: "Subspace") -> str:
     """Return the hexadecimal hash that names theta at w = 0."""
     return tensors_sha256([("theta", subspace.origin_D.cpu().numpy())])
+
+
+def space_sha256(space: "ParameterSpace") -> str:
+    """Return the hexadecimal hash that names the parameters that theta stands for: names, shapes, groups, roles."""
+    return json_sha256([[each.name, list(each.shape), each.group, each.role] for each in space.parameters])
 
 
 def projection_sha256(subspace: "Subspace") -> str:

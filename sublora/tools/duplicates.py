@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sublora import config
-from sublora.bounds.anchored_record import Charges, Population, anchored_bound
+from sublora.bounds.anchored_record import Charges, anchored_bound
 from sublora.bounds.premises import headline_bound
 from sublora.bounds.smoothing import with_tolerance
 from sublora.data.base_and_target import open_target
@@ -84,9 +84,9 @@ def measure_documents(dataset: TokenDataset, rule: ClusterRule) -> dict[str, Any
 def sensitivity(folder: Path, data_hash: str, counts: tuple[int, int]) -> dict[str, float]:
     """A run's headline bound, and the two it would have with n_clusters and with n_mostly_new documents."""
     message = read_message(folder / CERTIFICATE_NAME)
-    if message.header["data_hash"] != data_hash:
+    if message.header.data_hash != data_hash:
         raise UserError(
-            f"{folder / CERTIFICATE_NAME}: of data {message.header['data_hash'][:12]}..., the prepared data are "
+            f"{folder / CERTIFICATE_NAME}: of data {message.header.data_hash[:12]}..., the prepared data are "
             f"{data_hash[:12]}...; train and score again, or bring back that data"
         )
     premises = message.loss.premises
@@ -124,10 +124,8 @@ def bound_with(message: Message, losses: dict[str, Any], n_documents: int) -> fl
             base_losses_D=of_as_many(sample.base_losses_D, sample.base_share.delta_sample is not None),
             excess_D=of_as_many(sample.excess_D, sample.excess_share.delta_sample is not None),
         )
-        charges = Charges(code_bits, items["extra"], premises.sweep_size)
-        return anchored_bound(
-            fewer, anchored.mixture, charges, Population(message.loss.vocab_size, message.loss.min_targets)
-        ).bits
+        charges = Charges.of(items, premises.sweep_size)
+        return anchored_bound(fewer, anchored.mixture, charges, message.loss.population).bits
     losses_D = of_as_many(losses["losses_bits"], premises.delta_sample is not None)
     loss_range = message.loss.range_of(message.smoothing)
     return with_tolerance(headline_bound(losses_D, loss_range, code_bits, premises), loss_range)

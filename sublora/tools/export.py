@@ -94,7 +94,7 @@ def _write_peft(folder: Path, decoded: Decoded, out: Path) -> None:
 
 
 def _gpt2_description(decoded: Decoded, *, tied_head: bool) -> dict[str, Any]:
-    settings, vocab_size = decoded.message.settings, decoded.message.header["vocab_size"]
+    settings, vocab_size = decoded.message.settings, decoded.message.header.vocab_size
     return gpt2_description(gpt2(settings), vocab_size, decoded.tokenizer.eot_id, tied_head=tied_head)
 
 
@@ -112,7 +112,7 @@ def _provenance(decoded: Decoded, form: Form) -> dict[str, Any]:
         "run": message.spec.name,
         "format": form,
         "certificate_sha256": sha256_of_file(message.path),
-        "base_sha256": message.header["base_sha256"],
+        "base_sha256": message.header.base_sha256,
         "smoothing": message.smoothing.name,
         "certified": "the network in float32, its probabilities smoothed as named; the files hold it unsmoothed",
     }

@@ -40,6 +40,10 @@ class Run:
     network: Network
     subspace: Subspace
     device: torch.device
+    seen_base_sha256: str
+    """Names the base as far as the documents see it: without position embeddings beyond the longest of them."""
+    val_base_log_p_D: np.ndarray | None = None
+    """What the base says of the val documents that choose the smoothing, nats, where it was scored for all runs."""
 
     @property
     def windows(self) -> WindowRule:
@@ -77,7 +81,8 @@ class Run:
         """The val units on which the smoothing is chosen, scored by the base once."""
         documents_D, units = self.dataset.leading_units("val", self.settings.scoring.val_documents)
         documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
-        return ValUnits(documents, units, self._base_log_p_D(documents, self.scoring_rule))
+        known = self.val_base_log_p_D
+        return ValUnits(documents, units, self._base_log_p_D(documents, self.scoring_rule) if known is None else known)
 
     def _base_log_p_D(self, documents: Sequence[np.ndarray], rule: ScoringRule) -> np.ndarray | None:
         """Return ln of the base's probability of documents, nats; None without an anchor."""

@@ -7,7 +7,7 @@ Needs numpy and constriction only; it knows no network.
 
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.record import (
-    YARDSTICKS_FILE,
+    YARDSTICKS_PATH,
     Row,
     Scored,
     Yardsticks,
@@ -17,7 +17,7 @@ from sublora.yardsticks.record import (
 )
 
 __all__ = [
-    "YARDSTICKS_FILE",
+    "YARDSTICKS_PATH",
     "Row",
     "Scored",
     "Yardsticks",

@@ -1,4 +1,4 @@
-"""data/{dataset}/yardsticks.json: how a yardstick's row follows from its losses, and the file, written and read whole.
+"""results/yardsticks.json: how a yardstick's row follows from its losses, and the file, written and read whole.
 
 format     YARDSTICKS_FORMAT
 data_hash  identity of the prepared dataset (`TokenDataset.data_hash`)
@@ -25,7 +25,7 @@ from sublora.system.files import read_json, write_json
 from sublora.system.streams import generator
 from sublora.system.validation import Strict, describe
 
-YARDSTICKS_FILE = "yardsticks.json"
+YARDSTICKS_PATH = Path("results") / "yardsticks.json"
 YARDSTICKS_FORMAT = 1
 """Version of the layout; a reader refuses every other one."""
 

@@ -71,7 +71,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
             subprocess.run(words, cwd=toy.root, check=True)
     tables = [out for words, out in outputs if words[1] == "status"]
     assert "30 missing" in tables[0] and "2 done, 28 missing" in tables[1]
-    assert (toy.root / "tutorial/data/markov/yardsticks.json").exists()
+    assert (toy.root / "tutorial/results/yardsticks.json").exists()
 
 
 def test_the_tutorial_names_every_stage() -> None:

@@ -61,8 +61,10 @@ case $stage in
     write base.safetensors
     echo "${BASE_CONTENT:-first}" > "$folder/base.json" ;;
   yardsticks)
-    folder=$home/data/$(key data name)
-    test -f "$folder/train.bin" && test "$(key base kind)" = random || test -f "$home/results/base/base.json"
+    test -f "$home/data/$(key data name)/train.bin"
+    test "$(key base kind)" = random || test -f "$home/results/base/base.json"
+    folder=$home/results
+    mkdir -p "$folder"
     write yardsticks.json ;;
   duplicates)
     folder=$home/data/$(key data name)

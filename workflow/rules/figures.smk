@@ -38,7 +38,7 @@ LATEX_TABLES = {"summary"}
 ARMS = {key: GRID[key] for key in ("allocation", "seed")}
 LEARNED_ARMS = ARMS | {"allocation": [name for name in GRID["allocation"] if name == "learned"]}
 READ = {
-    "yardsticks": f"{DATA}/yardsticks.json",
+    "yardsticks": "results/yardsticks.json",
     "metrics": expand("results/runs/d{{budget}}_{allocation}_seed{seed}/metrics.csv", **ARMS),
     "traces": expand("results/runs/d{{budget}}_{allocation}_seed{seed}/gating_trace.csv", **LEARNED_ARMS),
 }

@@ -14,7 +14,7 @@ rule html_report:
             else {}
         ),
         runs="results/runs.csv",
-        yardsticks=f"{DATA}/yardsticks.json",
+        yardsticks="results/yardsticks.json",
         hypotheses="results/tables/hypotheses.csv",
         figures=FIGURE_FILES,
         captions=[caption_file(name) for name in CAPTIONS],

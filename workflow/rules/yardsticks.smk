@@ -8,7 +8,7 @@ rule yardsticks:
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),
     output:
-        f"{DATA}/yardsticks.json",
+        "results/yardsticks.json",
         **BASE_LOSSES,
     log:
         f"logs/yardsticks/{SETTINGS.data.name}.log",

@@ -98,12 +98,18 @@ class Options:
     config_path: Path | None = None
     """The settings that the verifier expects."""
     device: Literal["cpu", "cuda"] | None = None
+    base_sha256: str | None = None
+    """The hash of the base that the verifier expects, in hexadecimal."""
     redraw: int | None = None
     """Number of training documents to score that the verifier draws."""
     nonce: str | None = None
     """Text that seeds the verifier's draw beside the certificate; chosen after the certificate was received."""
 
     def __post_init__(self) -> None:
+        if self.base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.base_sha256):
+            raise UserError(
+                f"--base-sha256 {self.base_sha256}: expected 64 hexadecimal digits, as in results/base/base.json"
+            )
         if (self.redraw is None) != (self.nonce is None):
             raise UserError(
                 "--redraw and --nonce belong together: the documents are drawn by a text of your choice, which nobody "

@@ -16,7 +16,7 @@ from sublora.runs.verify.files import Claim, Options
 def premises_of(message: Message) -> dict[str, Any]:
     """Return the settings that must have been fixed beforehand for the bounds to hold, as the certificate has them."""
     values = claim_settings(message.settings)
-    facts = {key: values[key] for key in premises()} | {"base sha256": message.header["base_sha256"]}
+    facts = {key: values[key] for key in premises()} | {"base sha256": message.header.base_sha256}
     base = message.settings.base
     if isinstance(base, config.PretrainedBase):
         facts |= {f"base.independence.{key}": value for key, value in base.independence.model_dump().items()}
@@ -26,8 +26,8 @@ def premises_of(message: Message) -> dict[str, Any]:
 def unchecked_facts(message: Message, claimed: dict[str, Any]) -> dict[str, Any]:
     """Return what certificate and bounds.json say about machines, versions and durations."""
     header = message.header
-    encoded = {f"encoded with {name}": value for name, value in header["environment"].items()}
-    numerics = {f"numerics of {stage}": v for stage, v in header["numerics_versions"].items() if stage != "score"}
+    encoded = {f"encoded with {name}": value for name, value in header.environment.items()}
+    numerics = {f"numerics of {stage}": v for stage, v in header.numerics_versions.items() if stage != "score"}
     return environment_facts(claimed) | encoded | numerics
 
 
@@ -63,12 +63,33 @@ def trusted_premises(message: Message, options: Options) -> list[str]:
         trusted.append(
             "that no other messages were made until a draw of documents was lucky (--redraw N --nonce TEXT draws anew)"
         )
+    if message.settings.base.kind != "random":
+        trusted.append(one_base(message, options))
     if message.settings.base.kind == "pretrained":
         trusted.append("that the base was fixed without the n documents: its independence is stated, not shown")
     if message.settings.base.kind == "trained":
         trusted.append("that the base was trained on its own corpus alone: its training is not repeated")
     trusted.append("nothing of the training of w: the bound holds however the message was found")
     return trusted
+
+
+def one_base(message: Message, options: Options) -> str:
+    """Say that one base is assumed, and which numbers hold where that is doubted.
+
+    Weights that differ by a millionth are another base with other draws, and bound_strict charges settings, not bases.
+    """
+    sha256 = message.header.base_sha256
+    text = f"that one base, {sha256[:12]}..., was fixed before the documents were seen"
+    if options.base_sha256 is None:
+        text += " (--base-sha256 compares it with the one you expect)"
+    drawn = message.loss.premises.m_units is not None
+    if message.loss.anchoring is not None:
+        drawn = drawn or message.loss.anchoring.base_documents is not None
+    if drawn and options.redraw is None:
+        text += (
+            "; bound_strict assumes it as well, since who tries many bases can pick a lucky draw: --redraw draws anew"
+        )
+    return text
 
 
 def texts_of_the_base(message: Message, claim: Claim, dataset: TokenDataset) -> tuple[list[Check], list[str]]:

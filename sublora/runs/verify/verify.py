@@ -14,7 +14,7 @@ import torch
 
 from sublora import config
 from sublora.bounds.anchor import FailureShare
-from sublora.bounds.anchored_record import AnchoredSample, Charges, Population, anchored_bound
+from sublora.bounds.anchored_record import AnchoredSample, Charges, anchored_bound
 from sublora.bounds.premises import headline_bound
 from sublora.bounds.smoothing import with_tolerance
 from sublora.data.dataset import TokenDataset
@@ -23,7 +23,7 @@ from sublora.runs.bound import PT_KEYS
 from sublora.runs.build import assemble_run
 from sublora.runs.encode import val_losses, val_losses_of
 from sublora.runs.losses_file import read_losses
-from sublora.runs.message import Message, charged_bits, read_message
+from sublora.runs.message import Message, SourceFacts, charged_bits, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.record import run_environment, run_record
 from sublora.runs.score import Predictor, decoded_predictor, record_units, score_message
@@ -39,7 +39,7 @@ from sublora.runs.verify.premises import (
     unchecked_facts,
 )
 from sublora.runs.verify.verdict import NOT_CHECKED, Verdict
-from sublora.subspace.hashes import lora_init_sha256, projection_sha256
+from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError, printable
 from sublora.system.files import sha256_of_file, write_json
@@ -62,6 +62,8 @@ OWN_NUMBERS = (
     "code_bits",
 )
 """What the verdict names of the record that the verifier computes."""
+DRAW_SHARE = 0.9
+"""Share of a part of delta for the verifier's draw, where the settings score all documents and have none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ class Material:
     def read(cls, claim: Claim, options: Options) -> "Material":
         """UserError for a missing or damaged file, or one made with another version of the numerics."""
         message = read_message(claim.certificate)
-        found, own = message.header["numerics_versions"].get("score"), NUMERICS_VERSIONS["score"]
+        found, own = message.header.numerics_versions.get("score"), NUMERICS_VERSIONS["score"]
         if found != own:
             raise UserError(
                 f"{claim.certificate}: encoded and scored by version {found} of the numerics, this package has {own}; "
@@ -127,15 +129,17 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
     checks = [
         *_identity_checks(material),
         *settings_checks(settings, message.spec, material.options.config_path),
-        Check("data hash", header["data_hash"], dataset.data_hash),
+        *_named_base_checks(message, material.options),
+        Check("data hash", header.data_hash, dataset.data_hash),
+        Check("targets of the longest train document", header.longest_targets, dataset.longest_targets),
         *left_out,
-        Check("sources of the training documents", header["sources"], _sources_found(settings, dataset)),
+        Check("sources of the training documents", header.sources, _sources_found(settings, dataset)),
         *data_checks(
             dataset,
             min_tokens=settings.data.min_tokens,
-            vocab_size=header["vocab_size"],
-            n_documents=header["n_documents"],
-            n_units=header["n_units"],
+            vocab_size=header.vocab_size,
+            n_documents=header.n_documents,
+            n_units=header.n_units,
         ),
     ]
     verdict = Verdict(
@@ -149,7 +153,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
     if not verdict.verified:
         return verdict
     base = _read_base(message, claim, dataset.vocab_size)
-    verdict = verdict.with_checks(Check("base weights", header["base_sha256"], base.sha256))
+    verdict = verdict.with_checks(Check("base weights", header.base_sha256, base.sha256))
     if not verdict.verified:
         return verdict
     compute = _overridden(settings.compute, material.options)
@@ -157,16 +161,25 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         announce(settings, Provenance.of_this_process(), device)
         run = assemble_run(settings.model_copy(update={"compute": compute}), message.spec, dataset, base, device)
         verdict = verdict.with_checks(
-            Check("LoRA initialization", header["lora_init_sha256"], lora_init_sha256(run.subspace)),
-            Check("projection", header["projection_sha256"], projection_sha256(run.subspace)),
+            Check("base as far as the documents see it", header.seen_base_sha256, run.seen_base_sha256),
+            Check("trained parameters", header.space_sha256, space_sha256(run.network.space)),
+            Check("LoRA initialization", header.lora_init_sha256, lora_init_sha256(run.subspace)),
+            Check("projection", header.projection_sha256, projection_sha256(run.subspace)),
             *_parameters_checks(message, run),
         )
         return _rescored(verdict, run, material) if verdict.verified else verdict
 
 
-def _sources_found(settings: config.Settings, dataset: TokenDataset) -> dict[str, Any] | None:
+def _named_base_checks(message: Message, options: Options) -> list[Check]:
+    """The base that the verifier expects, by its hash."""
+    if options.base_sha256 is None:
+        return []
+    return [Check("base that was asked for", message.header.base_sha256, options.base_sha256)]
+
+
+def _sources_found(settings: config.Settings, dataset: TokenDataset) -> SourceFacts | None:
     """What a header should say of sources."""
-    return None if settings.scoring.sources is None else dataset.source_facts()
+    return None if settings.scoring.sources is None else SourceFacts(**dataset.source_facts())
 
 
 def _identity_checks(material: Material) -> list[Check]:
@@ -180,7 +193,7 @@ def _identity_checks(material: Material) -> list[Check]:
             material.stored["provenance"]["certificate_sha256"],
             sha256_of_file(claim.certificate),
         ),
-        Check("data hash in bounds.json", claimed.get("data_hash"), message.header["data_hash"]),
+        Check("data hash in bounds.json", claimed.get("data_hash"), message.header.data_hash),
     ]
     if claim.named_run is not None:
         checks.append(Check("run that the folder is named after", claim.named_run, message.spec.name))
@@ -191,7 +204,7 @@ def _parameters_checks(message: Message, run: Run) -> list[Check]:
     """The length of a w that stands for all parameters, which the header says."""
     if message.spec.budget != config.ALL:
         return []
-    return [Check("number of trained parameters", message.header["parameters"], run.network.space.size)]
+    return [Check("number of trained parameters", message.header.parameters, run.network.space.size)]
 
 
 def _read_base(message: Message, claim: Claim, vocab_size: int) -> AnyBase:
@@ -301,8 +314,13 @@ def _bound_of_own_draw(run: Run, predictor: Predictor, material: Material) -> fl
         drawn.losses_U - drawn.excess_U,
         drawn.excess_U,
         premises.n_units,
-        FailureShare(anchoring.delta_base, message.settings.bound.delta_base_sample),
-        FailureShare(anchoring.delta_excess, message.settings.bound.delta_excess_sample),
+        _share_with_draw(anchoring.delta_base, anchoring.delta_base_sample),
+        _share_with_draw(anchoring.delta_excess, anchoring.delta_excess_sample),
     )
-    charges = Charges(code_bits, items["extra"], premises.sweep_size)
-    return anchored_bound(sample, mixture, charges, Population(message.loss.vocab_size, message.loss.min_targets)).bits
+    charges = Charges.of(items, premises.sweep_size)
+    return anchored_bound(sample, mixture, charges, message.loss.population).bits
+
+
+def _share_with_draw(delta: float, delta_sample: float | None) -> FailureShare:
+    """Return a part of delta with what its draw may take: the settings' own part, where they drew nothing 9 tenths."""
+    return FailureShare(delta, DRAW_SHARE * delta if delta_sample is None else delta_sample)
