@@ -12,8 +12,10 @@ from sublora.analysis.figures.style import (
     FAINT,
     PAGE_INCHES,
     add_legend,
+    arm_handles,
     colour_of,
     label_outer,
+    marker_of,
     ordered_colours,
     panels_in,
     styled,
@@ -23,6 +25,8 @@ from sublora.analysis.runs_table import HEAD, gate_groups
 
 SETTLED_SHARE = 0.15
 """The y axis shows what happens after this share of the steps; the fall before it would flatten all else."""
+MOST_MARKERS = 8
+"""On one curve, about; more would hide it."""
 MOST_SEEDS_IN_A_ROW = 5
 MOST_LAYERS_NAMED = 12
 """With more layers the legend of the traces names every second, third, ...: their colours are ordered."""
@@ -33,7 +37,7 @@ LOSSES = (("train_eval_loss_bits", "training loss"), ("val_loss_bits", "validati
 
 @styled
 def loss_curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
-    """Training and validation loss over steps, means over seeds: one row per budget, one line per arm.
+    """Training and validation loss over steps, means over seeds: one row per budget, a colour and marker per arm.
 
     `metrics`: as `read_metrics` returns it.
     """
@@ -44,17 +48,32 @@ def loss_curves(runs: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
     means = metrics.groupby(["budget", "allocation", "step"])[[column for column, _ in LOSSES]].mean()
     cells = [(budget, column, label) for budget in budgets for column, label in LOSSES]
     for axes, (budget, column, label) in zip(panels, cells, strict=True):
-        for arm in arms:
+        for rank, arm in enumerate(arms):
             curve = means.loc[(budget, arm.allocation), column]
-            axes.plot(curve.index, curve, color=colour_of(arm))
+            axes.plot(
+                curve.index,
+                curve,
+                color=colour_of(arm),
+                marker=marker_of(arm, arms),
+                markersize=3.8,
+                markevery=_marked_points(len(curve), rank, len(arms)),
+                markeredgecolor="white",
+                markeredgewidth=0.4,
+            )
         axes.set_title(f"d = {budget}, {label}", loc="left")
     settled = means[means.index.get_level_values("step") >= SETTLED_SHARE * metrics["step"].max()]
     low, high = settled.min().min(), settled.max().max()
     margin = 0.05 * (high - low) or 0.1
     panels[0].set_ylim(low - margin, high + margin)
     label_outer(panels, len(LOSSES), x="Training step", y="Loss (bits/token)")
-    add_legend(figure, [Line2D([], [], color=colour_of(arm), label=arm.label) for arm in arms])
+    add_legend(figure, arm_handles(arms, line=True))
     return figure
+
+
+def _marked_points(points: int, rank: int, arms: int) -> slice:
+    """Points of a curve that carry the arm's marker: all of a few, else spaced, those of one arm between the others."""
+    step = max(1, round(points / MOST_MARKERS))
+    return slice(step * rank // arms, None, step)
 
 
 @styled
