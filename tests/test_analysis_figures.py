@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from sublora.analysis.arms import Arm, arms_of, configurations
+from sublora.analysis.arms import Arm, arms_of, configurations, improvement_over_uniform
 from sublora.analysis.figures import allocation, bounds, gating, style, tradeoff, training
 from sublora.analysis.figures.reference_lines import Level, mark_levels, spread
 from sublora.analysis.histories import read_gating_traces, read_metrics
+from sublora.analysis.hypotheses import inference
 from sublora.analysis.runs_table import collect_runs, write_runs_csv
 from sublora.analysis.yardsticks import load_yardsticks
 from sublora.config import Grid
@@ -126,13 +127,27 @@ def test_pareto_points_are_means_and_the_frontier_is_their_lower_left_edge(resul
         assert any((corner <= point).all() for corner in corners)
 
 
-def test_bars_stand_at_zero_and_reach_the_means(results):
+def test_points_of_the_grid_stand_at_the_means_with_their_intervals(results):
     runs = results["small"].runs
-    axes = allocation.allocation_grid(runs).axes[1]
-    bars = sorted(axes.patches, key=lambda bar: bar.get_x())
-    expected = configurations(runs, ["bound_value"])[("bound_value", "mean")]
-    np.testing.assert_allclose([bar.get_height() for bar in bars], expected)
-    assert {bar.get_y() for bar in bars} == {0.0}
+    panels = allocation.allocation_grid(runs).axes
+    bound = configurations(runs, ["bound_value"])["bound_value"]
+    improved = improvement_over_uniform(runs, "bound_value").groupby(["budget", "allocation"])["improvement_percent"]
+    half = [np.ptp(inference.t_interval(seeds.to_numpy())) / 2 for _, seeds in improved]
+    order = [(budget, arm.allocation) for budget in SMALL.budgets for arm in arms_of(runs)]
+    compared = [place for place in order if place[1] != "uniform"]
+    half = dict(zip(improved.groups, half, strict=True))
+    for axes, places, means, halves in (
+        (panels[1], order, bound["mean"], bound["std"]),
+        (panels[3], compared, improved.mean(), half),
+    ):
+        assert len(axes.containers) == len(places)
+        for container, place in zip(axes.containers, places, strict=True):
+            line, _, (whisker,) = container.lines
+            assert line.get_ydata()[0] == pytest.approx(means[place])
+            (_, low), (_, high) = whisker.get_segments()[0]
+            assert (low, high) == pytest.approx((means[place] - halves[place], means[place] + halves[place]))
+    low, high = panels[1].get_ylim()
+    assert high - low < 0.5  # not from zero
 
 
 def test_decomposition_adds_up_even_where_quantization_helps(results):

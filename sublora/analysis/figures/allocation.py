@@ -1,45 +1,58 @@
-"""The arms side by side: bars of the metrics, and what the bound is made of."""
+"""The arms side by side: their metrics, and what the bound is made of."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
-from sublora.analysis.arms import arms_of, configurations, improvement_over_uniform, with_sizes
+from sublora.analysis.arms import arms_of, configurations, improvement_over_uniform
 from sublora.analysis.figures.reference_lines import bound_levels, mark_levels
 from sublora.analysis.figures.style import (
     COLUMN_INCHES,
     INK,
     PAGE_INCHES,
     add_legend,
+    arm_handles,
     colour_of,
     finite_or_none,
     mark_vacuous,
+    marker_of,
     panels_in,
     styled,
 )
+from sublora.analysis.hypotheses import inference
 from sublora.analysis.runs_table import at_budget, is_anchored
 from sublora.analysis.yardsticks import Yardstick
 
-MOST_LABELLED_BARS = 10
-"""More bars than these in a panel leave no room for a number above each."""
+MOST_LABELLED_POINTS = 10
+"""More points than these in a panel leave no room for a number above each."""
+GROUP_WIDTH = 0.84
+"""Of the arms of one budget, as a share of the distance of two budgets."""
+GRID_MEASURES = (
+    ("empirical_bpd", "Empirical BPD (bits/token)"),
+    ("bound_value", "Bound (bits/token)"),
+    ("size_per_dimension", "Compressed size (bits per dimension)"),
+)
 DECOMPOSITION = (
     ("loss_before", "Loss", "#9ecae1", ""),
-    ("loss_added", "Added by quantization", "#e6550d", ""),
+    ("loss_added", "Added by quantization", "#a63603", ""),
     ("complexity", "Complexity", "#756bb1", "////"),
 )
 ANCHORED_DECOMPOSITION = (
-    ("anchor_excess", "Change by adapting", "#31a354", ""),
+    ("anchor_excess", "Change by adapting", "#74c476", ""),
     ("base_margin", "Base: draw, confidence", "#9ecae1", ""),
     ("excess_margin", "Adapting: message, draw, confidence", "#756bb1", "////"),
 )
 BAR_HEIGHT = 0.62
 BEFORE_QUANTIZATION: dict[str, Any] = {
-    "color": "#e6550d",
+    "color": "#a63603",
     "marker": "v",
     "markersize": 3.0,
     "markeredgewidth": 0.0,
@@ -49,15 +62,20 @@ BEFORE_QUANTIZATION: dict[str, Any] = {
 
 @styled
 def allocation_grid(runs: pd.DataFrame) -> Figure:
-    """2 x 2 panels of bars, one group per budget, one bar per arm: BPD, bound, size, improvement over uniform."""
-    runs = with_sizes(runs)
+    """2 x 2 panels of points, one group per budget, one point per arm: BPD, bound, size, improvement over uniform.
+
+    The axes do not begin at 0, since the arms differ by little. Whiskers: one standard deviation over seeds; of the
+    improvement, which is paired by seed, the 95 % interval of its mean.
+    """
+    runs = runs.assign(size_per_dimension=runs["compressed_size_bits"] / runs["budget"])
     figure, panels = panels_in(PAGE_INCHES, 4.0, rows=2, columns=2)
-    _bars(panels[0], runs, "empirical_bpd", "Empirical BPD (bits/token)", "{:.2f}")
-    _bars(panels[1], runs, "bound_value", "Bound (bits/token)", "{:.2f}")
-    _bars(panels[2], runs, "size_kb", "Compressed size (KB)", "{:.2f}")
+    for axes, (column, label) in zip(panels, GRID_MEASURES, strict=False):
+        _points_by_budget(axes, runs, column, label, "{:.3f}")
     if (runs["mode"] == "uniform").any():
         improved = improvement_over_uniform(runs, "bound_value")
-        _bars(panels[3], improved, "improvement_percent", "Bound below uniform's (%)", "{:+.1f}")
+        _points_by_budget(
+            panels[3], improved, "improvement_percent", "Bound below uniform's (%)", "{:+.2f}", of_mean=True
+        )
         panels[3].axhline(0.0, color=INK, linewidth=0.6)
     else:
         panels[3].set_axis_off()
@@ -65,7 +83,7 @@ def allocation_grid(runs: pd.DataFrame) -> Figure:
     for axes, letter in zip(panels, "abcd", strict=True):
         axes.set_title(f"({letter})", loc="left")
     vacuous = mark_vacuous([panels[1]], runs["vacuous_bits"].iloc[0])
-    add_legend(figure, [*(Patch(color=colour_of(arm), label=arm.label) for arm in arms_of(runs)), vacuous])
+    add_legend(figure, [*arm_handles(arms_of(runs)), vacuous])
     return figure
 
 
@@ -97,10 +115,7 @@ def bound_decomposition(runs: pd.DataFrame, budget: int, yardsticks: Sequence[Ya
             axes.plot(before, position - BAR_HEIGHT / 2, **BEFORE_QUANTIZATION)
         spread = finite_or_none(point[("bound_value", "std")])
         axes.errorbar(left, position, xerr=spread, color=INK, elinewidth=0.8, linestyle="none")
-        numbers = " + ".join(f"{point[(key, 'mean')]:.2f}" for key in parts).replace("+ -", "− ")
-        axes.text(
-            1.02, position, f"{numbers} = {left:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=5.8
-        )
+        _print_sum(axes, position, sum_of([before, added, complexity], left))
     axes.set_yticks(range(len(arms)), [arm.label for arm in arms])
     axes.set(xlabel="Loss and bound (bits/token)", xlim=(0.0, None), ylim=(len(arms) - 0.5, -0.6))
     axes.grid(axis="y", visible=False)
@@ -133,15 +148,7 @@ def _anchored_decomposition(runs: pd.DataFrame, budget: int, yardsticks: Sequenc
             place += width
         spread = finite_or_none(point[("bound_value", "std")])
         axes.errorbar(place, position + lane / 2, xerr=spread, color=INK, elinewidth=0.8, linestyle="none")
-        numbers = " + ".join(f"{point[(key, 'mean')]:.2f}" for key in ("anchor_base_loss", *parts))
-        axes.text(
-            1.02,
-            position,
-            f"{numbers.replace('+ -', '− ')} = {place:.2f}",
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=5.8,
-        )
+        _print_sum(axes, position, sum_of([base_loss, *(point[(key, "mean")] for key in parts)], place))
     axes.set_yticks(range(len(arms)), [arm.label for arm in arms])
     axes.set(xlabel="Loss and bound (bits/token)", ylim=(len(arms) - 0.5, -0.6))
     axes.use_sticky_edges = False  # bars end within the axis
@@ -168,6 +175,11 @@ def with_anchored_decomposition(runs: pd.DataFrame) -> pd.DataFrame:
         base_margin=runs["anchor_base_bound"] - runs["anchor_base_loss"],
         excess_margin=runs["anchor_excess_bound"] - runs["anchor_excess"],
     )
+
+
+def _print_sum(axes: Axes, position: int, text: str) -> None:
+    """Right of the panel, beside a row."""
+    axes.text(1.02, position, text, transform=axes.get_yaxis_transform(), va="center", fontsize=5.8)
 
 
 def _decomposition_handles(table: pd.DataFrame) -> list[Patch | Line2D]:
@@ -198,25 +210,62 @@ def with_decomposition(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _bars(axes: Axes, runs: pd.DataFrame, column: str, label: str, number: str) -> None:
-    table = configurations(runs, [column])[column]
+def _points_by_budget(
+    axes: Axes, runs: pd.DataFrame, column: str, label: str, number: str, *, of_mean: bool = False
+) -> None:
+    """Means of the arms side by side at each budget; of_mean: whiskers are the 95 % interval of the mean."""
     arms, budgets = arms_of(runs), sorted(runs["budget"].unique())
-    width = 0.84 / len(arms)
-    for rank, arm in enumerate(arms):
-        values = table.xs(arm.allocation, level="allocation").loc[budgets]
-        bars = axes.bar(
-            [group + (rank - (len(arms) - 1) / 2) * width for group in range(len(budgets))],
-            values["mean"],
-            width=0.92 * width,
-            color=colour_of(arm),
-            yerr=None if values["std"].isna().any() else values["std"],
-            error_kw={"ecolor": INK, "elinewidth": 0.7, "capsize": 1.4},
-        )
-        if len(table) <= MOST_LABELLED_BARS:
-            texts = [number.format(mean).replace("-", "−") for mean in values["mean"]]
-            axes.bar_label(bars, texts, padding=1.5, fontsize=5.5)
+    values = runs.groupby(["budget", "allocation"])[column]
+    labelled = len(arms) * len(budgets) <= MOST_LABELLED_POINTS
+    for group, budget in enumerate(budgets):
+        for rank, arm in enumerate(arms):
+            place = group + (rank - (len(arms) - 1) / 2) * GROUP_WIDTH / len(arms)
+            seeds = values.get_group((budget, arm.allocation)).to_numpy()
+            mean, (low, high) = float(seeds.mean()), (inference.t_interval if of_mean else spread_of)(seeds)
+            has_whisker = not math.isnan(low)
+            axes.errorbar(
+                place,
+                mean,
+                yerr=[[mean - low], [high - mean]] if has_whisker else None,
+                color=colour_of(arm),
+                marker=marker_of(arm, arms_of(runs)),
+                elinewidth=0.8,
+                linestyle="none",
+            )
+            if labelled:
+                _print_above(axes, (place, high if has_whisker else mean), rounded(mean, number))
     axes.margins(y=0.12)
+    axes.set_xlim(-0.5, len(budgets) - 0.5)
     axes.set_xticks(range(len(budgets)), [f"d = {budget}" for budget in budgets])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(label)
+
+
+def _print_above(axes: Axes, point: tuple[float, float], text: str) -> None:
+    """With a white rim, so that it can be read where it stands on a line."""
+    label = axes.annotate(text, point, (0.0, 3.0), textcoords="offset points", ha="center", va="bottom", fontsize=5.5)
+    label.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+
+
+def spread_of(values: np.ndarray) -> tuple[float, float]:
+    """One standard deviation to either side of the mean; (nan, nan) for a single value."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+    return mean - std, mean + std
+
+
+def rounded(value: float, number: str) -> str:
+    """The number as text, with a minus sign in place of a hyphen, and none before what rounds to zero."""
+    text = number.format(value)
+    if float(text) == 0.0:
+        text = number.format(0.0).removeprefix("+")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def sum_of(parts: Sequence[float], total: float) -> str:
+    """a + b - c = total, as the figures print what a bound consists of."""
+    first, *others = (rounded(part, "{:.3f}") for part in parts)
+    terms = [f" \N{MINUS SIGN} {text[1:]}" if text.startswith("\N{MINUS SIGN}") else f" + {text}" for text in others]
+    return f"{first}{''.join(terms)} = {rounded(total, '{:.3f}')}"
