@@ -1,6 +1,7 @@
 """Complexity against performance at one budget."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -52,29 +53,33 @@ def pareto(runs: pd.DataFrame, budget: int, yardsticks: Sequence[Yardstick]) -> 
 
 @styled
 def compression(runs: pd.DataFrame, budget: int) -> Figure:
-    """Three panels: complexity against BPD, complexity against the bound, compressed size against both."""
+    """Three panels: complexity against BPD, complexity against the bound, compressed size against both.
+
+    In the third, filled markers stand at the bound and open ones at the BPD.
+    """
     rows = with_sizes(at_budget(runs, budget))
     arms = arms_of(rows)
     figure, (left, middle, right) = panels_in(PAGE_INCHES, 2.0, columns=3)
     for axes, column, label in ((left, "empirical_bpd", BPD_LABEL), (middle, "bound_value", BOUND_LABEL)):
         _arm_points(axes, rows, arms, "kl_divergence", column)
         axes.set(xlabel=KL_LABEL, ylabel=label)
-    lines = []
-    for column, style, label in (("bound_value", "-", "Bound (c)"), ("empirical_bpd", "--", "Empirical BPD (c)")):
-        means = _arm_points(right, rows, arms, "size_kb", column).sort_values("size_kb")
-        lines += right.plot(
-            means["size_kb"], means[column], color=FAINT, linestyle=style, linewidth=0.9, zorder=2, label=label
-        )
+    _arm_points(right, rows, arms, "size_kb", "bound_value")
+    _arm_points(right, rows, arms, "size_kb", "empirical_bpd", filled=False)
     log_axis(right)
     right.set(xlabel="Compressed size (KB, log scale)", ylabel="Bound and BPD (bits/token)")
     for axes, letter in zip((left, middle, right), "abc", strict=True):
         axes.set_title(f"({letter}) d = {budget}", loc="left")
     vacuous = mark_vacuous([middle, right], rows["vacuous_bits"].iloc[0])
-    add_legend(figure, [*arm_handles(arms), *lines, vacuous])
+    code: dict[str, Any] = {"color": FAINT, "marker": "o", "linestyle": "none"}
+    bound = Line2D([], [], **code, label="(c) filled: bound")
+    loss = Line2D([], [], **code, markerfacecolor="white", label="(c) open: empirical BPD")
+    add_legend(figure, [*arm_handles(arms), bound, loss, vacuous])
     return figure
 
 
-def _arm_points(axes: Axes, rows: pd.DataFrame, arms: list[Arm], x: str, y: str) -> pd.DataFrame:
+def _arm_points(
+    axes: Axes, rows: pd.DataFrame, arms: list[Arm], x: str, y: str, *, filled: bool = True
+) -> pd.DataFrame:
     """Mean and std over seeds of each arm; returns the means, one row per arm."""
     table = configurations(rows, [x, y]).droplevel("budget")
     for arm in arms:
@@ -86,9 +91,10 @@ def _arm_points(axes: Axes, rows: pd.DataFrame, arms: list[Arm], x: str, y: str)
             yerr=finite_or_none(point[(y, "std")]),
             color=colour_of(arm),
             marker=marker_of(arm, arms),
-            markersize=5.5,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
+            markersize=5.5 if filled else 4.5,
+            markerfacecolor=colour_of(arm) if filled else "white",
+            markeredgecolor="white" if filled else colour_of(arm),
+            markeredgewidth=0.4 if filled else 1.0,
             elinewidth=0.8,
             linestyle="none",
             zorder=3,
