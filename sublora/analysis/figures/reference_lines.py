@@ -17,6 +17,8 @@ LINE_LABELS = {GUESSING: "Vacuous", UNIGRAM: "Unigram", BIGRAM: "Bigram", ORDER3
 LABEL_POINTS = 5.8
 LABEL_DISTANCE_POINTS = 8.0
 """From the end of a line to its label: room for a connector where the label stands elsewhere."""
+NAME_DISTANCE_POINTS = 5.0
+"""The same for a name at the end of a data line, which is shorter."""
 LINE_SPACING = 1.35
 """Distance of neighbouring labels, as a multiple of their size."""
 MARGIN = 0.05
@@ -80,6 +82,22 @@ def mark_levels(axes: Axes, levels: Sequence[Level], *, along: Literal["x", "y"]
         figure.set_size_inches(width, height + longest / figure.dpi)
 
 
+def name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Names of lines that reach the right end of the axes, beside it: (name, the line's last value, its colour).
+
+    Call it when the figure has been drawn once, so that the height of the axes is known.
+    """
+    low, high = axes.get_ylim()
+    ordered = sorted(ends, key=lambda end: end[1])
+    targets = [(value - low) / (high - low) for _, value, _ in ordered]
+    beside = axes.transAxes + ScaledTranslation(NAME_DISTANCE_POINTS / 72.0, 0.0, axes.figure.dpi_scale_trans)
+    size = _share_of_axes(axes, "y")
+    places = spread(targets, LINE_SPACING * size, size / 2, 1.0 - size / 2)
+    for (name, _, colour), target, place in zip(ordered, targets, places, strict=True):
+        _connect(axes, (1.0, target), (1.0, place), beside, colour)
+        axes.text(1.0, place, name, transform=beside, fontsize=LABEL_POINTS, va="center", ha="left")
+
+
 def _widen(axes: Axes, levels: Sequence[Level], along: str, limit: float) -> list[Level]:
     """Grow the axis, nearest level first, while it stays within the limit; returns the levels it then shows."""
     low, high = axes.get_ylim() if along == "y" else axes.get_xlim()
@@ -100,23 +118,30 @@ def _arrow(*, beyond: bool, along: str) -> str:
     return " \N{UPWARDS ARROW}" if up else " \N{DOWNWARDS ARROW}"
 
 
-def _connect(axes: Axes, line_end: tuple[float, float], label: tuple[float, float], beside: Transform) -> None:
+def _connect(
+    axes: Axes, line_end: tuple[float, float], label: tuple[float, float], beside: Transform, colour: str = FAINT
+) -> None:
     """From the end of a line to its label, which may stand a little off; both in shares of the axes."""
-    line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 1.0, "shrinkB": 0.0}
+    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1.0, "shrinkB": 0.0}
     axes.annotate("", line_end, label, "axes fraction", beside, arrowprops=line, annotation_clip=False)
 
 
 def _places(axes: Axes, ends: Sequence[float], along: str) -> list[float]:
     """Where the labels of lines with these ends stand, both as shares of the axis, ascending."""
-    figure = _figure_of(axes)
-    figure.draw_without_rendering()
-    box = axes.get_window_extent()
-    length = box.height if along == "y" else box.width
-    size = LABEL_POINTS / 72.0 * figure.dpi / length
+    _figure_of(axes).draw_without_rendering()
+    size = _share_of_axes(axes, along)
     lowest = size / 2
     if along == "x":
-        lowest += max(0.0, (_right_end_of_title(axes) - box.x0) / length)
+        box = axes.get_window_extent()
+        lowest += max(0.0, (_right_end_of_title(axes) - box.x0) / box.width)
     return spread(ends, LINE_SPACING * size, lowest, 1.0 - size / 2)
+
+
+def _share_of_axes(axes: Axes, along: str) -> float:
+    """Height of a label as a share of the axes' length, as they were last drawn."""
+    box = axes.get_window_extent()
+    length = box.height if along == "y" else box.width
+    return LABEL_POINTS / 72.0 * _figure_of(axes).dpi / float(length)
 
 
 def _figure_of(axes: Axes) -> Figure:

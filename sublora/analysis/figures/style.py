@@ -112,8 +112,8 @@ def marker_of(arm: Arm, arms: Sequence[Arm]) -> str:
 
 def ordered_colours(count: int) -> list[str]:
     """Colours for ordered things that are no arms (layers, budgets), dark to light."""
-    step = 0.65 / max(1, count - 1)
-    return [to_hex(matplotlib.colormaps["viridis"](0.2 + index * step)) for index in range(count)]
+    step = 0.82 / max(1, count - 1)
+    return [to_hex(matplotlib.colormaps["viridis"](0.03 + index * step)) for index in range(count)]
 
 
 def arm_handles(arms: Sequence[Arm], *, line: bool = False) -> list[Line2D]:

@@ -7,6 +7,7 @@ from matplotlib.lines import Line2D
 
 from sublora.analysis.arms import arms_of
 from sublora.analysis.figures.gating import GAMMA_LABEL
+from sublora.analysis.figures.reference_lines import name_ends
 from sublora.analysis.figures.style import (
     COLUMN_INCHES,
     FAINT,
@@ -30,6 +31,8 @@ MOST_MARKERS = 8
 MOST_SEEDS_IN_A_ROW = 5
 MOST_LAYERS_NAMED = 12
 """With more layers the legend of the traces names every second, third, ...: their colours are ordered."""
+MOST_LAYERS_NUMBERED = 6
+"""At the ends of the lines in one panel: it has room for no more and the head."""
 HEAD_COLOUR = "#d55e00"
 PHASE_COLOUR = "#eeeeee"
 LOSSES = (("train_eval_loss_bits", "training loss"), ("val_loss_bits", "validation loss"))
@@ -80,7 +83,8 @@ def _marked_points(points: int, rank: int, arms: int) -> slice:
 def gating_traces(runs: pd.DataFrame, traces: pd.DataFrame) -> Figure:
     """Gamma over training steps: one panel per run (rows budgets, columns seeds), one line per group.
 
-    `traces`: as `read_gating_traces` returns it. Grey: the last phase, with the hard split.
+    The number of a layer stands where its line ends; grey is the last phase, with the hard split. `traces`: as
+    `read_gating_traces` returns it.
     """
     groups = gate_groups(runs)
     layers = [group for group in groups if group != HEAD]
@@ -92,17 +96,31 @@ def gating_traces(runs: pd.DataFrame, traces: pd.DataFrame) -> Figure:
     figure, panels = panels_in(width, 0.3 + 1.25 * rows, rows=rows, columns=columns, sharex=True, sharey=True)
     for axes in panels:
         axes.set_visible(False)
+    drawn = []
     for row, budget in enumerate(budgets):
         for rank, seed in enumerate(seeds):
             axes = panels[row * rows_each * columns + rank]
             axes.set_visible(True)
             run = traces[(traces["budget"] == budget) & (traces["seed"] == seed)]
             _draw_trace(axes, run, groups, colours)
+            drawn.append((axes, run))
             axes.set_title(f"d = {budget}, seed {seed}", loc="left")
     label_outer(panels, columns, x="Training step", y=GAMMA_LABEL)
-    named = [group for group in groups if group == HEAD] + layers[:: -(-len(layers) // MOST_LAYERS_NAMED) or 1]
-    add_legend(figure, [_handle(group, colours[group]) for group in groups if group in named])
+    panels[0].set_xlim(right=traces["step"].max())  # the names stand where the lines end
+    figure.draw_without_rendering()
+    numbered = _some(groups, MOST_LAYERS_NUMBERED)
+    for axes, run in drawn:
+        last = run[run["step"] == run["step"].max()].set_index("group")["gamma"]
+        name_ends(axes, [(group, last[group], colours[group]) for group in numbered])
+    add_legend(figure, [_handle(group, colours[group]) for group in _some(groups, MOST_LAYERS_NAMED)])
     return figure
+
+
+def _some(groups: list[str], most: int) -> list[str]:
+    """Every, every second, third, ... layer, so that they are at most that many, and the head."""
+    layers = [group for group in groups if group != HEAD]
+    step = -(-len(layers) // most) or 1
+    return [*layers[::step], *(group for group in groups if group == HEAD)]
 
 
 def _handle(group: str, colour: str) -> Line2D:
@@ -119,5 +137,5 @@ def _draw_trace(axes: Axes, run: pd.DataFrame, groups: list[str], colours: dict[
         axes.plot(line["step"], line["gamma"], color=colours[group], linestyle=_line(group), linewidth=0.9)
 
 
-def _line(group: str) -> str | tuple[int, tuple[int, int]]:
-    return (0, (3, 1)) if group == HEAD else "-"
+def _line(group: str) -> str:
+    return "-." if group == HEAD else "-"
