@@ -84,7 +84,9 @@ def _paired(question: _Question, metric: str) -> HypothesisTest:
     several = question.budget == ALL_BUDGETS
     notes = [f"is the gain below {NEGLIGIBLE_GAIN_BITS} {UNIT}? p = {p_no_gain:.3g}"]
     if several:
-        notes.insert(0, "a seed's value is the mean over its budgets, which share base, initialization and batches")
+        notes.insert(
+            0, "the value of a seed is the mean over its budgets, which share base, initialization and batches"
+        )
     return HypothesisTest(
         hypothesis="H1",
         role=question.role,
@@ -101,7 +103,7 @@ def _paired(question: _Question, metric: str) -> HypothesisTest:
         gain_at_most=-inference.lower_flip_limit(values, ALPHA / question.splits),
         gain_is_negligible=p_no_gain <= ALPHA,
         effect_size=inference.cohens_dz(values),
-        effect_size_kind="Cohen's dz",
+        effect_size_kind="Cohen dz",
         n_seeds=len(values),
         plan=_plan(values, question.splits),
         lean=min(mean, 0.0),

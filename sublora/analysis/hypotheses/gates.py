@@ -82,7 +82,7 @@ def _gate(rows: pd.DataFrame, budget: str, role: Role, group: str, gates: int) -
         p_if_independent=inference.sign_flip_p(pairs.to_numpy()[:, 0]) if budget == ALL_BUDGETS else np.nan,
         smallest_p=inference.smallest_sign_flip_p(len(values)),
         effect_size=inference.cohens_dz(values),
-        effect_size_kind="Cohen's dz",
+        effect_size_kind="Cohen dz",
         n_seeds=len(values),
         plan=SeedPlan(values, tests=gates),
         lean=float(values.mean()),
@@ -107,7 +107,7 @@ def _worth(rows: pd.DataFrame, budget: str, reference: str) -> HypothesisTest:
         interval=inference.t_interval(values),
         p=inference.sign_flip_p(values),
         effect_size=inference.cohens_dz(values),
-        effect_size_kind="Cohen's dz",
+        effect_size_kind="Cohen dz",
         n_seeds=len(values),
     )
 
@@ -165,7 +165,7 @@ def _trend_of_seeds(rows: pd.DataFrame, budget: str, role: Role, layers: Sequenc
         verdict_above="gamma rises with depth",
         notes=(
             "the head is left out; null hypothesis: for every seed all orders of the layers are equally likely",
-            "seeds_to_decide: by sign flips of the seeds' correlations, an upper estimate",
+            "seeds_to_decide: by sign flips of the correlations of the seeds, an upper estimate",
             *_averaged_note(budget),
         ),
     )
