@@ -147,6 +147,17 @@ def test_t_interval_agrees_with_scipy():
     assert all(math.isnan(end) for end in inference.t_interval(values[:1]))
 
 
+def test_paired_t_agrees_with_scipy():
+    values = draws("paired t", size=(6,)) + 0.5
+    assert inference.paired_t_p(values) == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+    assert inference.paired_t_p(values) == inference.paired_t_p(-values)
+
+
+@pytest.mark.parametrize(("values", "p"), [([0.3], 1.0), ([0.0, 0.0], 1.0), ([0.5, 0.5, 0.5], 0.0)])
+def test_paired_t_where_nothing_varies(values, p):
+    assert inference.paired_t_p(np.array(values)) == p
+
+
 def test_share_interval_of_clopper_and_pearson():
     low, high = inference.share_interval(0, 6)
     assert low == 0.0

@@ -10,7 +10,7 @@ from analysis_data import LARGE, SMALL, write_results
 from sublora.analysis.arms import configurations, improvement_over_uniform, pareto_optimal
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.runs_table import collect_runs
-from sublora.analysis.tables import summary_latex, summary_table, write_csv, write_latex
+from sublora.analysis.tables import among_best, summary_latex, summary_table, write_csv, write_latex
 from sublora.config import Grid
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
@@ -57,18 +57,51 @@ def test_latex_table_is_well_formed_and_agrees_with_the_csv(runs, tmp_path):
     write_latex(summary_table(runs), tmp_path / "summary.tex")
     table = pd.read_csv(tmp_path / "summary.csv")
     text = (tmp_path / "summary.tex").read_text()
-    body = text[text.index("\\midrule") :]
-    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and r"\pm" in line]
     assert len(rows) == len(table) == 10
-    assert {line.count("&") for line in text.splitlines() if line.endswith(r"\\")} == {6}
-    assert text.count("$") % 2 == 0
+    assert {row.count("&") for row in rows} == {4}
+    assert [line for line in text.splitlines() if "multicolumn" in line] == [
+        rf"\multicolumn{{5}}{{@{{}}l}}{{$d = {budget}$, 3 seeds}} \\" for budget in (1000, 2000)
+    ]
+    assert text.count("$") % 2 == 0 and text.count("{") == text.count("}")
     for row, (_, expected) in zip(rows, table.iterrows(), strict=True):
         cells = [re.sub(r"\\mathbf\{(.*?)\}|\$", r"\1", cell) for cell in row.removesuffix(r" \\").split(" & ")]
-        assert cells[0] == str(expected["Budget"])
-        assert float(cells[3].split(r" \pm ")[0]) == pytest.approx(expected["BPD"], abs=5e-4)
-        assert float(cells[5].split(r" \pm ")[1]) == pytest.approx(expected["Bound_std"], abs=5e-4)
-    bold = [index for index, row in enumerate(rows) if "mathbf" in row]
-    assert bold == list(table.groupby("Budget")["Bound"].idxmin())
+        ratio = "" if np.isnan(expected["Ratio"]) else f" {expected['Ratio']:g}"
+        assert cells[0] == expected["Mode"] + ratio
+        assert float(cells[1].split(r"{\pm}")[0]) == pytest.approx(expected["BPD"], abs=5e-4)
+        assert float(cells[3].split(r"{\pm}")[1]) == pytest.approx(expected["Bound_std"], abs=5e-4)
+    assert ["mathbf" in row for row in rows] == list(table["Among_best"])
+
+
+def with_bounds(runs: pd.DataFrame, added: dict[str, list[float]]) -> pd.DataFrame:
+    """Bounds of one budget: those of a seed are alike but for what is added to an allocation, seed by seed."""
+    runs = runs[runs["budget"] == 1000].sort_values("seed").copy()
+    runs["bound_value"] = runs["seed"] / 100.0
+    for allocation, differences in added.items():
+        runs.loc[runs["allocation"] == allocation, "bound_value"] += differences
+    return runs
+
+
+def test_bold_are_all_bounds_that_no_paired_test_tells_from_the_smallest(runs):
+    """Seeds differ by far more than allocations, so that only pairing tells them apart."""
+    added = {
+        "fixed-0.2": [0.010, 0.011, 0.012],  # t = 19, p = 0.003
+        "fixed-0.5": [-0.010, 0.020, 0.005],  # t = 0.6
+        "fixed-0.8": [0.008, 0.012, 0.016],  # t = 5.2, p = 0.035: only below 0.05 before Holm
+        "learned": [0.300, 0.301, 0.302],
+    }
+    changed = with_bounds(runs, added)
+    expected = {"uniform": True, "fixed-0.2": False, "fixed-0.5": True, "fixed-0.8": True, "learned": False}
+    assert among_best(changed) == {(1000, name): best for name, best in expected.items()}
+    table = summary_table(changed)
+    assert list(table["Among_best"]) == list(expected.values())
+    bold = [line for line in summary_latex(table).splitlines() if "mathbf" in line]
+    assert [line.split(" & ")[0] for line in bold] == ["uniform", "fixed 0.5", "fixed 0.8"]
+    assert all(line.count("mathbf") == 1 and line.split(" & ")[3].startswith(r"$\mathbf") for line in bold)
+
+
+def test_one_seed_tells_no_bound_from_the_smallest(runs):
+    assert all(among_best(runs[runs["seed"] == 42]).values())
 
 
 def test_hypotheses_csv_round_trip(runs, tmp_path):
@@ -78,6 +111,15 @@ def test_hypotheses_csv_round_trip(runs, tmp_path):
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read["p"], table["p"], rtol=1e-5)
     assert list(read["verdict"]) == list(table["verdict"])
+
+
+@pytest.mark.parametrize("grid", [SMALL, Grid(budgets=(30,), allocations=("uniform",), seeds=(1,)), LARGE])
+def test_no_value_of_the_tables_holds_a_quotation_mark(tmp_path, grid):
+    """R's read.table takes an apostrophe for the beginning of a quotation."""
+    made = collect_runs(write_results(tmp_path, grid))
+    for table in (hypothesis_table(made), summary_table(made)):
+        values = [str(value) for value in table.to_numpy().ravel()]
+        assert [value for value in values if "'" in value or '"' in value] == []
 
 
 GOLDEN = {

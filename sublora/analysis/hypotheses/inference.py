@@ -40,6 +40,16 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def paired_t_p(differences: np.ndarray) -> float:
+    """Two-sided p-value of "the mean difference is 0" by Student's paired t test; 1 for a single difference."""
+    if len(differences) < 2:
+        return 1.0
+    mean, error = float(np.mean(differences)), float(stats.sem(differences))
+    if error == 0.0:
+        return 1.0 if mean == 0.0 else 0.0
+    return float(2.0 * stats.t.sf(abs(mean) / error, len(differences) - 1))
+
+
 def cohens_dz(differences: np.ndarray) -> float:
     """Mean over standard deviation of paired differences; nan where they show no spread (Cohen 1988)."""
     spread = np.std(differences, ddof=1) if len(differences) > 1 else 0.0

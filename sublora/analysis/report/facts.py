@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from sublora.analysis.arms import arms_of, best_of_all, configurations, with_sizes
+from sublora.analysis.hypotheses.rows import HEADLINE
 from sublora.analysis.runs_table import BASE_PREFIX, INDEPENDENCE, NESTED, VERSION_PREFIX
-from sublora.analysis.tables import COLUMNS
+from sublora.analysis.tables import COLUMNS, among_best
 from sublora.system.errors import UserError
 
 STAGES = (
@@ -96,12 +97,12 @@ def grid(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def configuration_blocks(runs: pd.DataFrame) -> dict[str, Any]:
-    """Headings with units, and one block per budget: its arms with (mean, spread, whether the smallest bound)."""
+    """Headings with units, and one block per budget: its arms with (mean, spread, whether a bound among the best)."""
     names = [column for _, column, _, _ in COLUMNS]
     table = configurations(with_sizes(runs), names)
+    best = among_best(runs)
     blocks = []
     for budget, rows in table.groupby(level="budget", sort=True):
-        best = rows[("bound_value", "mean")].min()
         lines = []
         for arm in arms_of(runs):
             row = rows.loc[(budget, arm.allocation)]
@@ -109,7 +110,8 @@ def configuration_blocks(runs: pd.DataFrame) -> dict[str, Any]:
             for _, column, _, decimals in COLUMNS:
                 mean, std = row[(column, "mean")], row[(column, "std")]
                 spread = "" if math.isnan(std) else f"±\N{NO-BREAK SPACE}{std:,.{decimals}f}"
-                cells.append((f"{mean:,.{decimals}f}", spread, column == "bound_value" and mean == best))
+                is_best = column == HEADLINE and best[budget, arm.allocation]
+                cells.append((f"{mean:,.{decimals}f}", spread, is_best))
             lines.append({"label": arm.label, "cells": cells})
         blocks.append({"budget": budget, "rows": lines})
     return {"headings": [(name, unit) for name, _, unit, _ in COLUMNS], "blocks": blocks}
