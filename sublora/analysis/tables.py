@@ -64,7 +64,7 @@ def among_best(runs: pd.DataFrame) -> dict[tuple[int, str], bool]:
     True for the smallest mean itself, and for all that a paired t test does not tell from it: differences within each
     seed, two-sided, p corrected by Holm over the allocations of the budget and above ALPHA.
     """
-    found = {}
+    found: dict[tuple[int, str], bool] = {}
     for budget, rows in runs.groupby("budget"):
         bounds = rows.pivot(index="seed", columns="allocation", values=HEADLINE)
         smallest = bounds.mean().idxmin()
