@@ -19,6 +19,7 @@ from sublora.analysis.report.facts import best_run
 from sublora.analysis.report.hypotheses import hypothesis_sections
 from sublora.analysis.report.page import INTRODUCTION, TABLES, _caption, write_report
 from sublora.analysis.runs_table import read_runs_csv
+from sublora.analysis.tables import among_best
 from sublora.config import Grid
 from sublora.system.errors import UserError
 
@@ -212,13 +213,15 @@ def test_the_table_holds_every_configuration(made, grid):
     runs = made[grid].runs
     bodies = made[grid].page.findall(".//section[@id='configurations']//tbody")
     assert [words(body[0]) for body in bodies] == [f"d = {budget}" for budget in sorted(runs["budget"].unique())]
-    for body, (_, rows) in zip(bodies, runs.groupby("budget"), strict=True):
+    for body, (budget, rows) in zip(bodies, runs.groupby("budget"), strict=True):
         bounds = rows.groupby("allocation")["bound_value"].agg(["mean", "std"])
         shown = [row.findall("td")[2] for row in body[1:]]
         expected = [f"{mean:.3f} ± {std:.3f}" for mean, std in bounds.itertuples(index=False)]
         assert sorted(map(words, shown)) == sorted(expected)
-        (best,) = [cell for row in body[1:] for cell in row if "best" in cell.get("class", "")]
-        assert words(best).startswith(f"{bounds['mean'].min():.3f} ")
+        bold = [words(cell) for row in body[1:] for cell in row if "best" in cell.get("class", "")]
+        best = [name for (of, name), is_best in among_best(runs).items() if of == budget and is_best]
+        named = [text for text, name in zip(expected, bounds.index, strict=True) if name in best]
+        assert sorted(bold) == sorted(named) and bounds["mean"].idxmin() in best
 
 
 def test_hypotheses_stand_in_words(made):
