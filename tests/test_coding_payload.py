@@ -221,7 +221,7 @@ def test_contents_that_do_not_fit_the_context_are_refused():
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"quantizer": "vector"}, "quantizer 'vector' is none of plain, entropy"),
+        ({"quantizer": "vector"}, "quantizer 'vector' is not one of plain, entropy"),
         ({"budget": 0}, "impossible sizes"),
         ({"smoothing_count": 0}, "impossible sizes"),
         ({"gate_sizes": (4, 5)}, "gates must split between 1 and 4"),

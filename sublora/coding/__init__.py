@@ -1,5 +1,5 @@
-"""From a vector w to the bits a bound charges for, and back: quantizers, range coder, payload, certificate.
+"""Coding of a vector w into the bits that a bound charges for, and back: quantizers, range coder, payload, certificate.
 
-Needs numpy and constriction only; it knows no network. Bits live in numpy arrays of uint8 zeros and ones, most
-significant bit first, because no length here is a whole number of bytes.
+The package needs only numpy and constriction and knows no network. Bits are numpy arrays of uint8 zeros and ones, most
+significant bit first, because lengths are rarely a whole number of bytes.
 """

@@ -12,24 +12,30 @@ Bits = NDArray[np.uint8]
 
 
 def index_bits(count: int) -> int:
-    """ceil(log2 count): bits of an index into `count` alternatives that both sides know."""
+    """Return ceil(log2 count), the bits of an index into `count` alternatives that both sides know.
+
+    ValueError if count < 1.
+    """
     if count < 1:
         raise ValueError(f"an index needs at least one alternative, got {count}")
     return (count - 1).bit_length()
 
 
 def elias_gamma_bits(value: int) -> int:
-    """Length of the gamma code of value >= 1: 2 floor(log2 value) + 1."""
+    """Return the length of the gamma code of value >= 1: 2 floor(log2 value) + 1 bits."""
     return 2 * value.bit_length() - 1
 
 
 def elias_delta_bits(value: int) -> int:
-    """Length of the delta code of value >= 1: floor(log2 value) + 2 floor(log2(floor(log2 value) + 1)) + 1."""
+    """Return the length of the delta code of value >= 1.
+
+    It has floor(log2 value) + 2 floor(log2(floor(log2 value) + 1)) + 1 bits.
+    """
     return value.bit_length() - 1 + elias_gamma_bits(value.bit_length())
 
 
 def uint_to_bits(value: int, width: int) -> Bits:
-    """`width` bits of 0 <= value < 2^width."""
+    """Return the `width` bits of an integer, 0 <= value < 2^width; ValueError if it does not fit."""
     if not 0 <= value < 1 << width:
         raise ValueError(f"{value} does not fit into {width} unsigned bits")
     padded = -width % 8
@@ -37,21 +43,23 @@ def uint_to_bits(value: int, width: int) -> Bits:
 
 
 def bits_to_uint(bits: Bits) -> int:
+    """Return the integer that the bits spell, 0 for no bits."""
     padded = np.concatenate([np.zeros(-len(bits) % 8, dtype=np.uint8), bits])
     return int.from_bytes(np.packbits(padded).tobytes(), "big")
 
 
 def bits_to_bytes(bits: Bits) -> bytes:
-    """Bytes that hold the bits, the last one filled up with zeros."""
+    """Return the bytes that hold the bits, the last byte padded with zeros."""
     return np.packbits(bits).tobytes()
 
 
 def bytes_to_bits(data: bytes) -> Bits:
+    """Return the bits of all bytes, 8 per byte."""
     return np.unpackbits(np.frombuffer(data, dtype=np.uint8))
 
 
 class BitWriter:
-    """Appends fields; `bits()` is everything written so far."""
+    """Appends fields to a bit string; `bits()` returns everything written so far."""
 
     def __init__(self) -> None:
         self._parts: list[Bits] = []
@@ -59,20 +67,28 @@ class BitWriter:
         """Bits written so far."""
 
     def write_bits(self, bits: Bits) -> None:
+        """Append bits, a vector of zeros and ones."""
         self._parts.append(np.asarray(bits, dtype=np.uint8))
         self.position += len(bits)
 
     def write_uint(self, value: int, width: int) -> None:
+        """Append an integer in `width` bits; ValueError unless 0 <= value < 2^width."""
         self.write_bits(uint_to_bits(value, width))
 
     def write_elias_gamma(self, value: int) -> None:
-        """value >= 1: floor(log2 value) zeros, then its binary digits."""
+        """Append the gamma code of value >= 1: floor(log2 value) zeros, then its binary digits.
+
+        ValueError if value < 1.
+        """
         if value < 1:
             raise ValueError(f"Elias codes start at 1, got {value}")
         self.write_uint(value, elias_gamma_bits(value))
 
     def write_elias_delta(self, value: int) -> None:
-        """value >= 1: the gamma code of its number of binary digits, then the digits after the leading one."""
+        """Append the delta code of value >= 1: the gamma code of its number of binary digits, then all but the first.
+
+        ValueError if value < 1.
+        """
         if value < 1:
             raise ValueError(f"Elias codes start at 1, got {value}")
         digits = value.bit_length()
@@ -80,11 +96,12 @@ class BitWriter:
         self.write_uint(value - (1 << (digits - 1)), digits - 1)
 
     def bits(self) -> Bits:
+        """Return everything written so far."""
         return np.concatenate(self._parts) if self._parts else np.zeros(0, dtype=np.uint8)
 
 
 class BitReader:
-    """Reads fields from the front of a bit string; what follows them is never interpreted.
+    """Reads fields from the front of a bit string and ignores what follows them.
 
     Every method raises ValueError when the string ends before the field does.
     """
@@ -95,10 +112,11 @@ class BitReader:
         """Bits read so far."""
 
     def rest(self) -> Bits:
-        """All bits not read yet, without reading them."""
+        """Return all bits that have not been read yet, without reading them."""
         return self._bits[self.position :]
 
     def read_bits(self, count: int) -> Bits:
+        """Read the next `count` bits."""
         if count > len(self._bits) - self.position:
             raise ValueError(
                 f"the bit string ends early: {count} more bits wanted at bit {self.position} of {len(self._bits)}"
@@ -107,14 +125,17 @@ class BitReader:
         return self._bits[self.position - count : self.position]
 
     def read_uint(self, width: int) -> int:
+        """Read an integer of `width` bits."""
         return bits_to_uint(self.read_bits(width))
 
     def read_elias_gamma(self) -> int:
+        """Read a positive integer in Elias' gamma code."""
         zeros = 0
         while not self.read_bits(1)[0]:
             zeros += 1
         return (1 << zeros) + self.read_uint(zeros)
 
     def read_elias_delta(self) -> int:
+        """Read a positive integer in Elias' delta code."""
         digits = self.read_elias_gamma()
         return (1 << (digits - 1)) + self.read_uint(digits - 1)

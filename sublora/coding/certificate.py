@@ -1,4 +1,4 @@
-"""certificate.bin: a frozen payload, and beside it what a reader needs to know to use it.
+"""certificate.bin: a frozen payload and everything a reader needs to decode it.
 
 Layout, integers big-endian:
 
@@ -7,12 +7,12 @@ Layout, integers big-endian:
     4 bytes   H, length of the header in bytes
     H bytes   header: JSON, keys sorted, no spaces, ASCII
     8 bytes   P, length of the payload in bits
-    ceil(P/8) bytes   payload, filled up with zero bits
-    32 bytes  sha256 of everything before
+    ceil(P/8) bytes   payload, padded with zero bits
+    32 bytes  sha256 of all bytes before it
 
-The header names what was fixed without the training data (config digest, seeds, projection, quantizer) or is
-checked rather than believed (hashes, versions), and the arm, which is charged ceil(log2 |sweep|) bits. Equal header
-and payload give equal bytes.
+The header names what was fixed without the training data (config digest, seeds, projection, quantizer), what a reader
+checks for itself (hashes, versions), and the arm, which is charged ceil(log2 |sweep|) bits. Equal headers and payloads
+give equal bytes.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ MEND = "write it again with `sublora encode`"
 
 @dataclass(frozen=True)
 class Certificate:
-    """What certificate.bin holds."""
+    """The contents of certificate.bin."""
 
     header: dict[str, Any]
     payload_bytes: bytes
@@ -43,12 +43,12 @@ class Certificate:
 
 
 def write_certificate(path: Path, header: Mapping[str, Any], payload: Payload) -> None:
-    """Write certificate.bin. ValueError for a header that is no plain JSON (NaN, infinity)."""
+    """Write certificate.bin. ValueError for a header that is not plain JSON (NaN, infinity)."""
     write_bytes(path, certificate_bytes(header, payload))
 
 
 def certificate_bytes(header: Mapping[str, Any], payload: Payload) -> bytes:
-    """What certificate.bin holds. ValueError for a header that is no plain JSON (NaN, infinity)."""
+    """Return the bytes of certificate.bin. ValueError for a header that is not plain JSON (NaN, infinity)."""
     text = canonical_json(dict(header))
     body = b"".join(
         [
@@ -66,8 +66,8 @@ def read_certificate(path: Path) -> Certificate:
     """Read and check certificate.bin.
 
     Raises:
-        UserError: the file is missing, no certificate, of another format version, truncated, longer than it says, or
-            its checksum does not match.
+        UserError: the file is missing, is not a certificate, has another format version, is truncated, is longer than
+            it says, or does not match its checksum.
     """
     path = Path(path)
     try:
@@ -78,7 +78,7 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def parse_certificate(data: bytes, path: Path) -> Certificate:
-    """`read_certificate` of bytes that are at hand; `path` names them in errors."""
+    """Check and parse the bytes of a certificate, as `read_certificate` does; errors name `path`."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise UserError(f"{path}: not a certificate: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}; {MEND}")
     fields = _Fields(path, data, len(MAGIC))
@@ -102,7 +102,7 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
 
 
 def _header(path: Path, text: bytes) -> dict[str, Any]:
-    """The header's fields. Only one text of equal fields is taken: no key twice, no NaN, no other spelling."""
+    """Return the header's fields. Only their canonical text is accepted: no repeated key, no NaN, no other spelling."""
     try:
         header = json.loads(text)
         canonical = isinstance(header, dict) and canonical_json(header) == text
@@ -114,12 +114,13 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
 
 
 class _Fields:
-    """Takes fields one after the other; a file that ends inside one is refused by the field's name."""
+    """Takes fields one after another; a file that ends inside a field is refused with the field's name."""
 
     def __init__(self, path: Path, data: bytes, position: int) -> None:
         self._path, self._data, self.position = path, data, position
 
     def take(self, count: int, name: str) -> bytes:
+        """Return the next `count` bytes. UserError, which calls them `name`, if the file ends before."""
         end = self.position + count
         if end > len(self._data):
             raise UserError(

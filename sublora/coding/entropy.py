@@ -1,4 +1,4 @@
-"""The entropy scheme: integer multiples of a step, coded with a model that learns while it codes.
+"""The entropy scheme: integer multiples of a step, coded with a model that adapts while it codes.
 
 w_i = k_i * step, zero-centred. The step is one of 1,024 values that are exact in binary, 16 to an octave; near the
 best step the message's value hardly depends on it, so a finer grid would only cost bits. The model of the integers is
@@ -32,7 +32,10 @@ LARGEST_STEP = SMALLEST_STEP * 2.0**63 * (2 - 1 / STEPS_PER_OCTAVE)
 
 
 def step_of(index: int) -> float:
-    """The step with this index, 0 <= index < 1024: a mantissa of 4 bits and an exponent."""
+    """Return the step with this index: a mantissa of 4 bits times a power of two.
+
+    ValueError unless 0 <= index < 1024.
+    """
     if not 0 <= index < 1 << STEP_BITS:
         raise ValueError(f"a step's index lies between 0 and {(1 << STEP_BITS) - 1}, got {index}")
     octave, sixteenth = divmod(index, STEPS_PER_OCTAVE)
@@ -40,7 +43,7 @@ def step_of(index: int) -> float:
 
 
 def nearest_step_index(step: float) -> int:
-    """Index of the step of the grid nearest to `step`; ValueError outside the grid."""
+    """Return the index of the grid's step nearest to `step`; ValueError outside the grid."""
     if not SMALLEST_STEP <= step <= LARGEST_STEP:
         raise ValueError(f"a step lies between {SMALLEST_STEP:g} and {LARGEST_STEP:g}, got {step:g}")
     mantissa, exponent = math.frexp(step / SMALLEST_STEP)
@@ -60,15 +63,16 @@ class EntropyWeights:
 
     @property
     def step(self) -> float:
+        """The quantization step."""
         return step_of(self.step_index)
 
     def values(self) -> NDArray[np.float32]:
-        """The vector every decoder rebuilds, float32 of shape (d,): symbol times step, rounded once."""
+        """Return the vector that every decoder rebuilds, float32 of shape (d,): symbol times step, rounded once."""
         return (self.symbols * self.step).astype(np.float32)
 
 
 def quantize_entropy(weights: ArrayLike, step: float) -> EntropyWeights:
-    """Round w, shape (d,), to the nearest multiples of the step (first snapped to its grid).
+    """Round w, shape (d,), to the nearest multiples of the step, which is first snapped to its grid.
 
     ValueError if w is not finite, the step is outside the grid, or a multiple is above 2^31 - 1.
     """
@@ -81,15 +85,15 @@ def quantize_entropy(weights: ArrayLike, step: float) -> EntropyWeights:
 
 
 def ideal_message_bits(weights: EntropyWeights) -> float:
-    """Bits of the message without writing it: the step, and the information content of the symbols.
+    """Return the bits of the message without writing it: the step, and the information content of the symbols.
 
-    The written message has up to 2 bits more for ending itself, and about 1e-4 bits per flag.
+    The written message has up to 2 bits more, which make it self-delimiting, and about 1e-4 bits more per flag.
     """
     return STEP_BITS + ideal_bits(weights.symbols)
 
 
 def write_entropy(weights: EntropyWeights, budget: int, writer: BitWriter) -> dict[str, int]:
-    """Append step and symbols; the bits of each. ValueError if there are not `budget` symbols."""
+    """Append step and symbols and return the bits of each. ValueError if there are not `budget` symbols."""
     if len(weights.symbols) != budget:
         raise ValueError(f"symbols must have shape ({budget},), got {weights.symbols.shape}")
     start = writer.position
@@ -103,7 +107,7 @@ def write_entropy(weights: EntropyWeights, budget: int, writer: BitWriter) -> di
 
 
 def read_entropy(budget: int, reader: BitReader) -> tuple[EntropyWeights, dict[str, int]]:
-    """Inverse of write_entropy. ValueError if the bits are no such message."""
+    """Invert `write_entropy`. ValueError if the bits are not such a message."""
     start = reader.position
     step_index = reader.read_uint(STEP_BITS)
     after_step = reader.position

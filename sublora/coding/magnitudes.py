@@ -7,13 +7,13 @@ the `reached` flags seen so far,
     P(one) = (passed + a_j) / (reached + a_j + b_j),
 
 the predictive probability of a Beta(a_j, b_j) prior. Planes 0 and 1 start from a = b = 1/2 (Krichevsky and Trofimov,
-The performance of universal encoding, IEEE Transactions on Information Theory 27 (1981)): the share of zeros stands
-for itself, so that no deadzone or surplus of zeros costs anything. From plane 2 on the prior is the previous plane's
-final estimate, worth PRIOR_STRENGTH observations. For geometric (Laplace) tails all these shares are equal, for a
-Gaussian they drift slowly, so about two or three parameters are learned whatever the alphabet, and no parameter and
-no largest magnitude is transmitted: a plane that nobody reaches is not written.
+The performance of universal encoding, IEEE Transactions on Information Theory 27 (1981)): the share of zeros gets a
+parameter of its own, so that no deadzone or surplus of zeros costs anything. From plane 2 on the prior is the previous
+plane's final estimate, worth PRIOR_STRENGTH observations. For geometric (Laplace) tails all these shares are equal, for
+a Gaussian they drift slowly, so only about two or three parameters are learned, whatever the alphabet. No parameter and
+no largest magnitude is transmitted: a plane that no coefficient reaches is not written.
 
-The sign of k != 0 is one bit: a random projection has no preferred sign. What a magnitude exceeds MAX_PLANES by
+The sign of k != 0 takes one bit: a random projection has no preferred sign. The excess of a magnitude over MAX_PLANES
 follows as an Elias delta code.
 
 All probabilities are integers (pseudo-counts in units of 1/UNIT), hence the same on every machine.
@@ -30,12 +30,15 @@ from sublora.coding.range_coder import TOTAL, RangeDecoder, RangeEncoder, flag_f
 
 MAX_PLANES = 64
 PRIOR_STRENGTH = 32
-"""Observations that the previous plane's estimate is worth, but never more than there were. Between 8 and 128 the
-code length of 1,000 Gaussian, Laplace or mixed coefficients at 0.5 to 3.5 bits each varies by less than 1 %."""
+"""The weight of the previous plane's estimate, in observations, but never more than the plane had.
+
+Between 8 and 128 the code length of 1,000 Gaussian, Laplace or mixed coefficients at 0.5 to 3.5 bits each varies by
+less than 1 %.
+"""
 
 UNIT = 1 << 12
 MAX_COEFFICIENTS = 1 << 23
-"""So that every product below stays within 63 bits."""
+"""Limit that keeps every product below within 63 bits."""
 MAX_MAGNITUDE = (1 << 31) - 1
 
 Integers = NDArray[np.int64]
@@ -53,7 +56,7 @@ FRESH = Prior(UNIT // 2, UNIT)
 
 
 def next_prior(plane: int, prior: Prior, reached: int, passed: int) -> Prior:
-    """Prior of plane + 1 after `passed` of the `reached` flags of `plane` were ones."""
+    """Return the prior of plane + 1 after `passed` of the `reached` flags of `plane` were ones."""
     if plane == 0:
         return FRESH
     total = UNIT * min(PRIOR_STRENGTH, max(reached, 1))
@@ -63,7 +66,7 @@ def next_prior(plane: int, prior: Prior, reached: int, passed: int) -> Prior:
 
 
 def plane_counts(magnitudes: Integers) -> tuple[list[int], list[int]]:
-    """(reached, passed): for each plane that some coefficient reaches, its number of flags and of ones among them."""
+    """Return (reached, passed): for each plane that some coefficient reaches, its flags and the ones among them."""
     histogram = np.bincount(np.minimum(magnitudes, MAX_PLANES), minlength=1)
     at_least = np.append(np.cumsum(histogram[::-1])[::-1], 0)
     planes = min(len(histogram), MAX_PLANES)
@@ -71,7 +74,7 @@ def plane_counts(magnitudes: Integers) -> tuple[list[int], list[int]]:
 
 
 def check_symbols(symbols: NDArray) -> Integers:
-    """The coefficients as int64, shape (d,); ValueError if they are no integers the code covers."""
+    """Return the coefficients as int64, shape (d,); ValueError if they are not integers that the code covers."""
     symbols = np.asarray(symbols)
     if symbols.ndim != 1 or not len(symbols) or not np.issubdtype(symbols.dtype, np.integer):
         raise ValueError("symbols must be a non-empty vector of integers")
@@ -83,7 +86,7 @@ def check_symbols(symbols: NDArray) -> Integers:
 
 
 def ideal_bits(symbols: NDArray) -> float:
-    """Information content in bits of integer coefficients, shape (d,), under this model, without encoding them.
+    """Return the information content of integer coefficients, shape (d,), under this model, in bits, without encoding.
 
     The coder adds less than 2 bits, and about 1e-4 bits per flag because its state is finite. Closed form: a plane
     costs log2 B(a, b) - log2 B(a + passed, b + reached - passed), B the beta function.
@@ -104,11 +107,12 @@ def _log_beta(a: float, b: float) -> float:
 
 
 def magnitude_bits(magnitudes: Integers, *, learned_from: NDArray) -> NDArray[np.float64]:
-    """Bits, sign included, of one more coefficient of each magnitude after the symbols `learned_from`, shape (d,).
+    """Return the bits, sign included, of one more coefficient of each magnitude after the symbols `learned_from` (d,).
 
-    The prices that rate-distortion rounding goes by; the result has the shape of `magnitudes`.
+    Rate-distortion rounding takes these as prices; the result has the shape of `magnitudes`.
     """
     reached_counts, passed_counts = plane_counts(np.abs(check_symbols(learned_from)))
+    # Extend the table plane by plane: the price of stopping there, after the prices of passing all planes before.
     table, prior, passing_bits = np.empty(MAX_PLANES + 1), FRESH, 0.0
     for plane in range(MAX_PLANES):
         reached, passed = (counts[plane] if plane < len(counts) else 0 for counts in (reached_counts, passed_counts))
@@ -117,6 +121,7 @@ def magnitude_bits(magnitudes: Integers, *, learned_from: NDArray) -> NDArray[np
         passing_bits -= math.log2(one)
         prior = next_prior(plane, prior, reached, passed)
     table[MAX_PLANES] = passing_bits
+    # Add the signs, and the codes of what exceeds the last plane.
     bits = table[np.minimum(magnitudes, MAX_PLANES)] + (magnitudes > 0)
     escaped = magnitudes >= MAX_PLANES
     bits[escaped] += [elias_delta_bits(excess) for excess in (magnitudes[escaped] - MAX_PLANES + 1).tolist()]
@@ -124,7 +129,7 @@ def magnitude_bits(magnitudes: Integers, *, learned_from: NDArray) -> NDArray[np
 
 
 def _frequency_of_one(ones: Count, total: Count) -> Count:
-    """Integer frequency in [1, TOTAL - 1]; `ones` and `total` count prior and flags seen, in units of 1/UNIT."""
+    """Return an integer frequency in [1, TOTAL - 1]; `ones` and `total` count prior and flags in units of 1/UNIT."""
     return 1 + ones * (TOTAL - 2) // total
 
 
@@ -143,7 +148,7 @@ def encode_magnitudes(encoder: RangeEncoder, magnitudes: Integers) -> None:
 
 
 def decode_magnitudes(decoder: RangeDecoder, count: int) -> Integers:
-    """Inverse of encode_magnitudes, except that magnitudes of MAX_PLANES and more come back as MAX_PLANES."""
+    """Invert `encode_magnitudes`, except that magnitudes of MAX_PLANES and more come back as MAX_PLANES."""
     magnitudes = np.zeros(count, dtype=np.int64)
     prior, remaining = FRESH, np.arange(count)
     for plane in range(MAX_PLANES):
@@ -162,7 +167,7 @@ def decode_magnitudes(decoder: RangeDecoder, count: int) -> Integers:
 
 
 def write_signs_and_excesses(writer: BitWriter, symbols: Integers) -> None:
-    """What the flag planes leave open, as plain bits: signs (one = negative), then Elias delta codes."""
+    """Append what the flag planes leave open, as plain bits: signs (one = negative), then Elias delta codes."""
     nonzero = symbols[symbols != 0]
     writer.write_bits((nonzero < 0).astype(np.uint8))
     for magnitude in np.abs(nonzero[np.abs(nonzero) >= MAX_PLANES]).tolist():
@@ -170,7 +175,7 @@ def write_signs_and_excesses(writer: BitWriter, symbols: Integers) -> None:
 
 
 def read_signs_and_excesses(reader: BitReader, magnitudes: Integers) -> Integers:
-    """The signed coefficients, from magnitudes cut off at MAX_PLANES and the bits that follow them."""
+    """Return the signed coefficients, from magnitudes cut off at MAX_PLANES and the bits that follow them."""
     negative = np.zeros(len(magnitudes), dtype=bool)
     negative[magnitudes != 0] = reader.read_bits(int(np.count_nonzero(magnitudes))) == 1
     magnitudes = magnitudes.copy()

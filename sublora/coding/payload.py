@@ -11,9 +11,9 @@ Layout, in this order, without padding between fields:
 | gates | ceil(log2(size + 1)) bits each, size the coordinates that the gate splits | the same |
 | smoothing | ceil(log2 of the grid's size) bits | the same |
 
-Every field ends itself given the PayloadContext, so neither scheme owes its length. The plain scheme carries one all
-the same: the published accounting turns K bits into K + 2 log2 K + 1, and the gamma code, 2 floor(log2 K) + 1 bits, is
-the prefix-free code behind that term. It stands in the payload, so that the bits charged are the bits in the file.
+Every field is self-delimiting given the PayloadContext, so neither scheme needs a length. The plain scheme carries one
+all the same: the published accounting turns K bits into K + 2 log2 K + 1, and the gamma code, 2 floor(log2 K) + 1 bits,
+is the prefix-free code behind that term. It is part of the payload, so the bits charged are the bits in the file.
 """
 
 import math
@@ -31,7 +31,7 @@ ITEMS = ("codebook", "counts", "symbols", "gates", "smoothing", "length")
 
 @dataclass(frozen=True)
 class PayloadContext:
-    """What writer and reader agree on independently of the training data."""
+    """What writer and reader know independently of the training data."""
 
     budget: int
     """d, the number of coefficients."""
@@ -40,13 +40,13 @@ class PayloadContext:
     levels: int
     """Levels of the plain scheme."""
     gate_sizes: tuple[int, ...]
-    """Coefficients that each gate splits (d where it is all of them); empty where nothing is learned."""
+    """Coefficients that each gate splits, at most d; empty if nothing is learned."""
     smoothing_count: int
     """Candidates of the smoothing."""
 
     def __post_init__(self) -> None:
         if self.quantizer not in (plain.NAME, entropy.NAME):
-            raise ValueError(f"quantizer '{self.quantizer}' is none of {plain.NAME}, {entropy.NAME}")
+            raise ValueError(f"quantizer '{self.quantizer}' is not one of {plain.NAME}, {entropy.NAME}")
         if self.budget < 1 or self.levels < 1 or self.smoothing_count < 1:
             raise ValueError(f"impossible sizes in {self}")
         if not all(1 <= size <= self.budget for size in self.gate_sizes):
@@ -65,7 +65,7 @@ class MessageContents:
 
 @dataclass(frozen=True)
 class Payload:
-    """Frozen bits: `data` holds `bits` of them, most significant first, filled up with zeros to whole bytes."""
+    """Frozen bits: `data` holds `bits` of them, most significant first, padded with zeros to whole bytes."""
 
     data: bytes
     bits: int
@@ -74,7 +74,8 @@ class Payload:
 
 
 def write_payload(contents: MessageContents, context: PayloadContext) -> Payload:
-    """Encode. ValueError if the contents do not fit the context."""
+    """Encode the contents of a message. ValueError if they do not fit the context."""
+    # Check the contents against the context.
     wanted = PlainWeights if context.quantizer == plain.NAME else EntropyWeights
     if not isinstance(contents.weights, wanted):
         raise ValueError(f"quantizer {context.quantizer} needs {wanted.__name__}")
@@ -85,6 +86,7 @@ def write_payload(contents: MessageContents, context: PayloadContext) -> Payload
     if not 0 <= contents.smoothing_index < context.smoothing_count:
         raise ValueError(f"smoothing index {contents.smoothing_index} is outside a grid of {context.smoothing_count}")
 
+    # Write the body and count the bits of each item: weights, gates, smoothing.
     body = BitWriter()
     items = dict.fromkeys(ITEMS, 0)
     if isinstance(contents.weights, PlainWeights):
@@ -98,6 +100,7 @@ def write_payload(contents: MessageContents, context: PayloadContext) -> Payload
     body.write_uint(contents.smoothing_index, index_bits(context.smoothing_count))
     items["smoothing"] = body.position - after_weights - items["gates"]
 
+    # The plain scheme puts the length of the body before it.
     writer = BitWriter()
     if context.quantizer == plain.NAME:
         writer.write_elias_gamma(body.position)
@@ -107,14 +110,15 @@ def write_payload(contents: MessageContents, context: PayloadContext) -> Payload
 
 
 def read_payload(data: bytes, context: PayloadContext) -> tuple[MessageContents, Payload]:
-    """Decode the payload at the front of `data`; whatever follows it is not looked at.
+    """Decode the payload at the front of `data` and ignore what follows it.
 
     Returns:
         The contents, and the payload as read: its own bits (without what follows) and their items.
 
     Raises:
-        ValueError: the bits are no payload of this context.
+        ValueError: the bits are not a payload of this context.
     """
+    # Read the items in the order of the layout, and count the bits of each.
     bits = bytes_to_bits(data)
     reader = BitReader(bits)
     items = dict.fromkeys(ITEMS, 0)
@@ -132,6 +136,7 @@ def read_payload(data: bytes, context: PayloadContext) -> tuple[MessageContents,
     smoothing_index = reader.read_uint(index_bits(context.smoothing_count))
     items["smoothing"] = reader.position - after_weights - items["gates"]
 
+    # Refuse what no writer produces.
     if body_bits not in (None, reader.position - items["length"]):
         raise ValueError(f"the payload says {body_bits} bits follow its length, {reader.position - items['length']} do")
     if any(gate > size for gate, size in zip(gates, context.gate_sizes, strict=True)):
@@ -145,16 +150,20 @@ def read_payload(data: bytes, context: PayloadContext) -> tuple[MessageContents,
 def total_code_bits(
     items: Mapping[str, float], *, sweep_size: int, extra_bits: float = 0.0
 ) -> tuple[float, dict[str, float]]:
-    """C, every bit that is charged, and its items.
+    """Return C, the number of bits that are charged, and its items.
 
     Args:
         items: bits of the payload's items.
-        sweep_size: runs of the sweep. Naming one costs ceil(log2 sweep_size) bits, always charged: that pays for all
-            runs as far as the n documents are concerned (the draws of m owe a union of their own, bound_all_runs).
+        sweep_size: runs of the sweep. Naming one costs ceil(log2 sweep_size) bits, always charged, so that a bound over
+            the n documents holds for all runs at once. The draws of m need a union bound of their own
+            (bound_all_runs).
         extra_bits: for choices made by hand on this data, log2 of the number of alternatives tried.
 
     Returns:
         (C, items with "arm" and "extra" added); the items sum to C.
+
+    Raises:
+        ValueError: bits that are not finite or negative.
     """
     if not (math.isfinite(extra_bits) and extra_bits >= 0):
         raise ValueError(f"extra_bits must be finite and not negative, got {extra_bits}")

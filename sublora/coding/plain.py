@@ -1,7 +1,7 @@
 """The plain scheme: uniform levels, a 16-bit codebook and transmitted counts.
 
-The quantizer of the published compression bounds (Lotfi et al., PAC-Bayes Compression Bounds So Tight That They Can
-Explain Generalization, NeurIPS 2022; Non-Vacuous Generalization Bounds for Large Language Models, ICML 2024) with
+This is the quantizer of the published compression bounds (Lotfi et al., PAC-Bayes Compression Bounds So Tight That They
+Can Explain Generalization, NeurIPS 2022; Non-Vacuous Generalization Bounds for Large Language Models, ICML 2024) with
 its accounting: 16 bits per level, ceil(log2(d + 1)) bits for the count of each level, and an arithmetic code with these
 counts as frequencies.
 """
@@ -26,12 +26,12 @@ class PlainWeights:
     symbols: NDArray[np.int64]
 
     def values(self) -> NDArray[np.float32]:
-        """The vector every decoder rebuilds, float32 of shape (d,)."""
+        """Return the vector that every decoder rebuilds, float32 of shape (d,)."""
         return self.codebook.astype(np.float32)[self.symbols]
 
 
 def check_vector(weights: ArrayLike) -> NDArray[np.float64]:
-    """w as float64 of shape (d,); ValueError if it is empty, not a vector, or not finite."""
+    """Return w as float64 of shape (d,); ValueError if it is empty, not a vector, or not finite."""
     weights = np.asarray(weights, dtype=np.float64)
     if weights.ndim != 1 or not len(weights):
         raise ValueError(f"w must be a non-empty vector, got shape {weights.shape}")
@@ -58,13 +58,17 @@ def quantize_plain(weights: ArrayLike, levels: int) -> PlainWeights:
 
 
 def write_plain(weights: PlainWeights, budget: int, levels: int, writer: BitWriter) -> dict[str, int]:
-    """Append codebook, counts and symbols; the bits of each. ValueError if they do not fit budget and levels."""
+    """Append codebook, counts and symbols and return the bits of each.
+
+    ValueError if they do not fit budget and levels.
+    """
     codebook = weights.codebook
     if codebook.shape != (levels,) or codebook.dtype != np.float16 or not np.isfinite(codebook).all():
         raise ValueError(f"the codebook must hold {levels} finite values of type float16")
     symbols = np.asarray(weights.symbols)
     if symbols.shape != (budget,) or symbols.min() < 0 or symbols.max() >= levels:
         raise ValueError(f"symbols must have shape ({budget},) and lie between 0 and {levels - 1}")
+    # Codebook and counts have fields of fixed width.
     start = writer.position
     for entry in codebook.view(np.uint16).tolist():
         writer.write_uint(entry, CODEBOOK_ENTRY_BITS)
@@ -73,7 +77,7 @@ def write_plain(weights: PlainWeights, budget: int, levels: int, writer: BitWrit
     for count in counts.tolist():
         writer.write_uint(count, index_bits(budget + 1))
     after_counts = writer.position
-    # Levels that do not occur are left out of the alphabet: they would take frequency from the others.
+    # Levels that do not occur are left out of the alphabet, since they would take frequency from the others.
     present = np.flatnonzero(counts)
     encoder = RangeEncoder()
     encoder.encode(np.searchsorted(present, symbols), scale_frequencies(counts[present]))
@@ -86,7 +90,8 @@ def write_plain(weights: PlainWeights, budget: int, levels: int, writer: BitWrit
 
 
 def read_plain(budget: int, levels: int, reader: BitReader) -> tuple[PlainWeights, dict[str, int]]:
-    """Inverse of write_plain. ValueError if the bits are no such message."""
+    """Invert `write_plain`. ValueError if the bits are not such a message."""
+    # Codebook and counts have fields of fixed width.
     start = reader.position
     entries = [reader.read_uint(CODEBOOK_ENTRY_BITS) for _ in range(levels)]
     codebook = np.array(entries, dtype=np.uint16).view(np.float16)
@@ -97,6 +102,7 @@ def read_plain(budget: int, levels: int, reader: BitReader) -> tuple[PlainWeight
     if counts.sum() != budget:
         raise ValueError(f"the counts of the levels sum to {counts.sum()}, expected {budget}")
     after_counts = reader.position
+    # Decode the symbols over the levels that occur, and check them against the counts.
     present = np.flatnonzero(counts)
     decoder = RangeDecoder(reader.rest())
     symbols = present[decoder.decode(scale_frequencies(counts[present]), budget)]

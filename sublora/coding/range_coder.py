@@ -1,9 +1,9 @@
-"""Range coding of integer symbols with integer frequencies, ended at the first bit that suffices.
+"""Range coding of integer symbols with integer frequencies, where the message ends at the first bit that suffices.
 
-The arithmetic is constriction's range coder (words of 32 bits, a state of 64, probabilities in units of 2^-24).
-Two things are added here.
+The arithmetic is that of constriction's range coder (words of 32 bits, a state of 64, probabilities in units of 2^-24).
+This module adds two things.
 
-**Frequencies, exactly.** A model is a row of integers, each at least 1, that sum to TOTAL = 2^24. constriction takes
+**Exact frequencies.** A model is a row of integers, each at least 1, that sum to TOTAL = 2^24. constriction takes
 floating-point weights p_0 ... p_{n-1} and makes the cumulative frequencies
 
     c_i = floor((p_0 + ... + p_{i-1}) * (2^24 - n) / (p_0 + ... + p_{n-1})) + i.
@@ -12,11 +12,11 @@ Given p_i = f_i - 1, all partial sums are integers below 2^24, which float32 hol
 the quotient is exactly 1, and so c_i = f_0 + ... + f_{i-1}. No operation rounds, hence every machine codes with the
 same integers. `tests/test_coding_range_coder.py` compares the result with arbitrary-precision integers.
 
-**The end.** The symbols shrink [0, 1) to an interval [low, high); every real number in it, read as a stream of bits,
-decodes to the same symbols. The message is the shortest bit string t of length L with [t 2^-L, (t+1) 2^-L) inside
-[low, high): whatever follows it, the stream stays in the interval, so the message ends itself and its length is owed
-nothing. Messages of equally many symbols are prefix-free (their intervals are disjoint), and
-L < log2(1 / (high - low)) + 2.
+**A self-delimiting end.** The symbols shrink [0, 1) to an interval [low, high); every real number in it, read as a
+stream of bits, decodes to the same symbols. The message is the shortest bit string t of length L with
+[t 2^-L, (t+1) 2^-L) inside [low, high): whatever follows it, the stream stays in the interval. The message is therefore
+self-delimiting, and no length has to be charged. Messages of equally many symbols are prefix-free (their intervals are
+disjoint), and L < log2(1 / (high - low)) + 2.
 """
 
 import constriction
@@ -36,9 +36,9 @@ _FAMILY = constriction.stream.model.Categorical(perfect=False)
 
 
 def scale_frequencies(counts: ArrayLike) -> NDArray[np.int64]:
-    """Frequencies (each >= 1, sum TOTAL) nearly proportional to positive integer counts, by integer arithmetic.
+    """Return frequencies (each >= 1, sum TOTAL) nearly proportional to positive integer counts, by integer arithmetic.
 
-    The few units left by rounding down go to the first of the largest counts.
+    The few units lost by rounding down go to the first of the largest counts. ValueError for other counts.
     """
     counts = np.asarray(counts, dtype=np.int64)
     if counts.ndim != 1 or not len(counts) or counts.min() < 1:
@@ -51,7 +51,7 @@ def scale_frequencies(counts: ArrayLike) -> NDArray[np.int64]:
 
 
 def flag_frequencies(ones: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Frequencies of 0 and 1, shape (d, 2), from those of 1, shape (d,)."""
+    """Return the frequencies of 0 and 1, shape (d, 2), given those of 1, shape (d,)."""
     return np.stack([TOTAL - ones, ones], axis=1)
 
 
@@ -65,27 +65,28 @@ def _check(frequencies: ArrayLike) -> NDArray[np.int64]:
 
 
 def _weights(frequencies: NDArray[np.int64]) -> NDArray[np.float32]:
-    """What constriction turns back into exactly these frequencies (see the module's docstring)."""
+    """Return the weights that constriction turns into exactly these frequencies (see the module's docstring)."""
     return np.ascontiguousarray(frequencies - 1, dtype=np.float32)
 
 
 class RangeEncoder:
-    """Encodes symbols one batch after the other; `finish()` gives the bits."""
+    """Encodes symbols batch by batch; `finish()` returns the bits."""
 
     def __init__(self) -> None:
         self._encoder = constriction.stream.queue.RangeEncoder()
 
     def encode(self, symbols: ArrayLike, frequencies: ArrayLike) -> None:
-        """Append symbols.
+        """Append symbols to the message.
 
         Args:
             symbols: integers in [0, alphabet), shape (d,).
-            frequencies: integers >= 1 with sum TOTAL; shape (alphabet,) for all symbols, or (d, alphabet) with a row
-                for each symbol.
+            frequencies: integers >= 1 with sum TOTAL; shape (alphabet,) for all symbols, or (d, alphabet) with one row
+                per symbol.
 
         Raises:
             ValueError: symbols outside the alphabet, or frequencies that break the rule above.
         """
+        # Check the arguments; one symbol that is certain takes no bits.
         frequencies = _check(frequencies)
         symbols = np.asarray(symbols)
         alphabet = frequencies.shape[-1]
@@ -97,6 +98,7 @@ class RangeEncoder:
             raise ValueError(f"symbols must be integers from 0 to {alphabet - 1}")
         if alphabet == 1:
             return
+        # constriction takes a family of models for many rows, and one model for a single row.
         symbols = np.ascontiguousarray(symbols, dtype=np.int32)
         weights = _weights(frequencies)
         if weights.ndim == 2:
@@ -105,13 +107,13 @@ class RangeEncoder:
             self._encoder.encode(symbols, constriction.stream.model.Categorical(weights, perfect=False))
 
     def finish(self) -> Bits:
-        """The shortest bits every continuation of which decodes to the symbols; none if nothing was encoded."""
+        """Return the shortest bits every continuation of which decodes to the symbols; no bits for no symbols."""
         if self._encoder.is_empty():
             return np.zeros(0, dtype=np.uint8)
         position, (low_state, width) = self._encoder.pos()
         window = WORD_BITS * position + STATE_BITS
-        # constriction's own ending is some point of the interval; it tells the digits of `low` above the state,
-        # which hold the carries: low <= point < low + 2^64 and low = low_state modulo 2^64.
+        # constriction's own message is some point of the interval. It gives the digits of `low` above the state, which
+        # hold the carries: low <= point < low + 2^64 and low = low_state modulo 2^64.
         words = self._encoder.get_compressed()
         point = int.from_bytes(words.astype(">u4").tobytes(), "big") << (window - WORD_BITS * len(words))
         low = point - ((point - low_state) & ((1 << STATE_BITS) - 1))
@@ -133,16 +135,16 @@ class RangeDecoder:
         padded = np.concatenate([self._bits, np.zeros(-len(self._bits) % WORD_BITS, dtype=np.uint8)])
         words = np.packbits(padded).view(">u4").astype(np.uint32)
         self._decoder = constriction.stream.queue.RangeDecoder(words)
-        # Encoding the decoded symbols again tells where the message ended.
+        # Encoding the decoded symbols again shows where the message ended.
         self._mirror = RangeEncoder()
         self._flags: list[int] = []
         self._ones: list[int] = []
         self._flag_weights = np.zeros((1, 2), dtype=np.float32)
 
     def decode(self, frequencies: ArrayLike, count: int | None = None) -> NDArray[np.int32]:
-        """The next symbols: one for each row of (d, alphabet) frequencies, or `count` with one row (alphabet,).
+        """Decode the next symbols: one per row of (d, alphabet) frequencies, or `count` with one row (alphabet,).
 
-        Raises ValueError if the bits are no message under these frequencies.
+        ValueError if the bits are not a message under these frequencies, or if a single row comes without a count.
         """
         frequencies = _check(frequencies)
         count = len(frequencies) if frequencies.ndim == 2 else count
@@ -150,6 +152,7 @@ class RangeDecoder:
             raise ValueError("a single row of frequencies needs the count of symbols")
         if not count or frequencies.shape[-1] == 1:
             return np.zeros(count, dtype=np.int32)
+        # constriction reports an impossible message by a failed assertion.
         weights = _weights(frequencies)
         try:
             if weights.ndim == 2:
@@ -158,12 +161,16 @@ class RangeDecoder:
                 symbols = self._decoder.decode(constriction.stream.model.Categorical(weights, perfect=False), count)
         except AssertionError:
             raise ValueError("these bits are no range-coded message of this model") from None
+        # The mirror encodes in the same order: first the flags that were decoded one by one.
         self._mirror_flags()
         self._mirror.encode(symbols, frequencies)
         return symbols
 
     def decode_flag(self, frequency_of_one: int) -> int:
-        """The next symbol of the alphabet {0, 1}, for models that adapt after each symbol."""
+        """Decode the next symbol of the alphabet {0, 1}, for models that adapt after each one.
+
+        ValueError as in `decode`.
+        """
         weights = self._flag_weights
         weights[0, 0] = TOTAL - 1 - frequency_of_one
         weights[0, 1] = frequency_of_one - 1
@@ -176,15 +183,16 @@ class RangeDecoder:
         return flag
 
     def _mirror_flags(self) -> None:
+        """Encode the flags that were decoded since the last call."""
         self._mirror.encode(
             np.array(self._flags, dtype=np.int32), flag_frequencies(np.array(self._ones, dtype=np.int64))
         )
         self._flags, self._ones = [], []
 
     def finish(self) -> int:
-        """Length in bits of the message, all of whose symbols must have been decoded.
+        """Return the length of the message in bits; all its symbols must have been decoded.
 
-        Raises ValueError if these bits are not what RangeEncoder writes for the decoded symbols.
+        ValueError if these bits are not what RangeEncoder writes for the decoded symbols.
         """
         self._mirror_flags()
         message = self._mirror.finish()
