@@ -30,7 +30,7 @@ from sublora.system.files import write_bytes
 from sublora.system.versions import CERTIFICATE_FORMAT
 
 MAGIC = b"SUBLORA\x00"
-MEND = "write it again with `sublora encode`"
+FIX = "write it again with `sublora encode`"
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,20 @@ def read_certificate(path: Path) -> Certificate:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such certificate; {MEND}") from None
+        raise UserError(f"{path}: no such certificate; {FIX}") from None
     return parse_certificate(data, path)
 
 
 def parse_certificate(data: bytes, path: Path) -> Certificate:
     """Check and parse the bytes of a certificate, as `read_certificate` does; errors name `path`."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise UserError(f"{path}: not a certificate: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}; {MEND}")
+        raise UserError(f"{path}: not a certificate: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}; {FIX}")
     fields = _Fields(path, data, len(MAGIC))
     (version,) = struct.unpack(">H", fields.take(2, "format version"))
     if version != CERTIFICATE_FORMAT:
         raise UserError(
             f"{path}: certificate format {version}, this release reads {CERTIFICATE_FORMAT}; verify it with the "
-            f"release that wrote it, or {MEND}"
+            f"release that wrote it, or {FIX}"
         )
     (header_bytes,) = struct.unpack(">I", fields.take(4, "header length"))
     text = fields.take(header_bytes, "header")
@@ -95,9 +95,9 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
     body_bytes = fields.position
     checksum = fields.take(SHA256_BYTES, "checksum")
     if len(data) > fields.position:
-        raise UserError(f"{path}: {len(data) - fields.position} bytes follow the certificate's end; {MEND}")
+        raise UserError(f"{path}: {len(data) - fields.position} bytes follow the certificate's end; {FIX}")
     if hashlib.sha256(data[:body_bytes]).digest() != checksum:
-        raise UserError(f"{path}: checksum does not match, the certificate was damaged or edited; {MEND}")
+        raise UserError(f"{path}: checksum does not match, the certificate was damaged or edited; {FIX}")
     return Certificate(_header(path, text), payload_bytes, payload_bits)
 
 
@@ -109,7 +109,7 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         canonical = False
     if not canonical:
-        raise UserError(f"{path}: its header is not canonical JSON; {MEND}")
+        raise UserError(f"{path}: its header is not canonical JSON; {FIX}")
     return header
 
 
@@ -125,7 +125,7 @@ class _Fields:
         if end > len(self._data):
             raise UserError(
                 f"{self._path}: truncated: its {name} should end at byte {end}, the file ends at {len(self._data)}; "
-                f"{MEND}"
+                f"{FIX}"
             )
         field = self._data[self.position : end]
         self.position = end

@@ -10,7 +10,7 @@ from sublora import config
 from sublora.bounds.anchor import AnchoredMixture
 from sublora.bounds.premises import BoundedLoss
 from sublora.bounds.smoothing import Smoothing
-from sublora.coding.certificate import MEND, read_certificate
+from sublora.coding.certificate import FIX, read_certificate
 from sublora.coding.payload import (
     MessageContents,
     Payload,
@@ -130,19 +130,19 @@ def read_message(path: Path) -> Message:
     try:
         header = Header.model_validate(certificate.header)
     except ValidationError as error:
-        raise UserError(f"{path}: header: {describe(error, Header.model_json_schema())}; {MEND}") from None
+        raise UserError(f"{path}: header: {describe(error, Header.model_json_schema())}; {FIX}") from None
     settings = config.parse_settings(header.settings, source=str(path)).for_run(header.run)
     if (header.parameters is None) == (header.run.budget == config.ALL):
-        raise UserError(f"{path}: header: parameters is {header.parameters} with budget {header.run.budget}; {MEND}")
+        raise UserError(f"{path}: header: parameters is {header.parameters} with budget {header.run.budget}; {FIX}")
     try:
         context = payload_context(settings, header.run, header.parameters)
         contents, payload = read_payload(certificate.payload_bytes, context)
         written = write_payload(contents, context)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; {MEND}") from None
+        raise UserError(f"{path}: {error}; {FIX}") from None
     if payload.bits != certificate.payload_bits:
         raise UserError(f"{path}: the payload decodes in {payload.bits} bits, the file says {certificate.payload_bits}")
     if not payload.data == written.data == certificate.payload_bytes:
         # Another spelling of the same message would draw other documents for the same predictor.
-        raise UserError(f"{path}: the payload is not the one that its contents are encoded as; {MEND}")
+        raise UserError(f"{path}: the payload is not the one that its contents are encoded as; {FIX}")
     return Message(path, header, settings, header.run, contents, payload)
