@@ -1,4 +1,4 @@
-"""From the settings of a run to the loss that is bounded. Imports no torch: bounds are computed without it.
+"""The loss that is bounded, from the settings of a run. Imports no torch: bounds are computed without it.
 
 Shape legend: D documents, A candidates of the smoothing.
 """
@@ -42,13 +42,14 @@ def bounded_loss(settings: config.Settings, *, vocab_size: int, n_units: int, n_
 
 
 def judged_losses_DA(loss: BoundedLoss, scores: "TargetScores", base_log_p_D: np.ndarray | None) -> np.ndarray:
-    """Return what choices go by, of every document under every candidate, bits per token, float64 (D x A).
+    """Return the losses that choices are based on, for every document and candidate; bits per token, float64 (D x A).
 
     base_log_p_D: ln of the base's probability of each document, nats; None without an anchor.
     """
     if loss.anchoring is None:
         return scores.losses_DA(loss.candidates, loss.vocab_size)
     assert base_log_p_D is not None
+    # With an anchor, choices depend on the excess over the base.
     arguments = (scores.document_log_p_D(), base_log_p_D, scores.counts_D, loss.vocab_size)
     return np.stack([mixture.excess_bits(*arguments) for mixture in loss.mixtures], axis=1)
 

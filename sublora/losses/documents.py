@@ -24,14 +24,14 @@ class ScoringRule:
     windows: WindowRule
     eot_id: int
     batch_tokens: int
-    """Positions that go through the network at once; a window longer than that goes alone."""
+    """Positions that go through the network at once; a longer window goes alone."""
     fixed_shapes: bool = False
     """Whether a document's scores must not depend on the documents scored with it: see `_fixed_batches`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetScores:
-    """What a model says of every target of some documents, end to end."""
+    """What a model predicts for every target of some documents, laid end to end."""
 
     log_p_S: np.ndarray
     """float32, natural logarithm of the target's probability."""
@@ -42,22 +42,23 @@ class TargetScores:
 
     @property
     def counts_D(self) -> np.ndarray:
-        """Targets of each document: its tokens and the closing end-of-text."""
+        """The number of targets of each document, int64 (D): its tokens and the closing end-of-text."""
         return np.diff(self.offsets)
 
     def document_log_p_D(self) -> np.ndarray:
-        """float64, nats: ln P of whole documents."""
+        """Return ln P of whole documents, nats, float64 (D)."""
         return np.add.reduceat(np.minimum(self.log_p_S.astype(np.float64), 0.0), self.offsets[:-1])
 
     def losses_DA(self, candidates: Sequence[Smoothing], vocab_size: int) -> np.ndarray:
-        """float64, bits per token: the loss of every document under every candidate."""
+        """Return the loss of every document under every candidate, bits per token, float64 (D x A)."""
         return document_losses_bits(candidates, self.log_p_S, self.offsets, vocab_size)
 
     def topk_errors_DK(self) -> np.ndarray:
-        """float64 in [0, 1]: share of a document's targets that are not among the k likeliest, for k in TOP_K."""
+        """Return the share of each document's targets beyond the k most likely tokens, float64 (D x len(TOP_K))."""
         return np.stack([self._means(self.rank_S >= k) for k in TOP_K], axis=1)
 
     def _means(self, values_S: np.ndarray) -> np.ndarray:
+        """Return the mean over each document's targets, float64 (D)."""
         return np.add.reduceat(values_S.astype(np.float64), self.offsets[:-1]) / self.counts_D
 
 
@@ -67,14 +68,16 @@ def score_documents(
 ) -> TargetScores:
     """Score every target of every document (token arrays without end-of-text) exactly once.
 
-    A GPU is never waited for until the last batch is queued. Eight bytes per target stay on the device until then.
+    No step waits for the GPU before the last batch is queued, so eight bytes per target stay on the device until then.
     """
+    # Lay the documents end to end, each closed by end-of-text, and cut them into windows.
     counts_D = np.array([len(document) + 1 for document in documents], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts_D)])
     end = np.array([rule.eot_id])
     tokens_S = np.concatenate([part for document in documents for part in (document, end)]).astype(np.int64)
     windows = sliding_windows(counts_D, rule.windows)
     batches = (_fixed_batches if rule.fixed_shapes else _batches)(windows.length, rule)
+    # Score batch by batch; on the host only the places of the scored targets are kept.
     scores, places = [], []
     for rows_N, shape in batches:
         batch = window_tokens(tokens_S, offsets[:-1], windows[rows_N], eot_id=rule.eot_id, width=shape[1])
@@ -85,6 +88,7 @@ def score_documents(
         hidden_KC = model.hidden(inputs_NT).flatten(0, 1)[positions_K]
         scores.append(model.target_scores(hidden_KC, targets_K))
         places.append(batch.place_NT[batch.scored_NT])
+    # Copy the scores to the host and put them in the order of the targets.
     log_p_S, rank_S = np.empty(offsets[-1], dtype=np.float32), np.empty(offsets[-1], dtype=np.int32)
     places_S = np.concatenate(places)
     for values, parts in zip((log_p_S, rank_S), zip(*scores, strict=True), strict=True):
@@ -93,11 +97,11 @@ def score_documents(
 
 
 BLOCK_TOKENS = 1 << 24
-"""Tokens whose scores are held at once when many documents are scored."""
+"""Tokens whose scores are in memory at once when many documents are scored."""
 
 
 def blocks_of_documents(lengths_D: np.ndarray, block_tokens: int = BLOCK_TOKENS) -> list[slice]:
-    """Slices of consecutive documents of about `block_tokens` tokens, a longer document alone."""
+    """Return slices of consecutive documents with about `block_tokens` tokens each; a longer document is alone."""
     block_D = (np.cumsum(lengths_D + 1) - 1) // block_tokens
     starts = np.flatnonzero(np.diff(block_D, prepend=-1))
     return [slice(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(lengths_D)], strict=True)]
@@ -108,7 +112,7 @@ Batch = tuple[np.ndarray, tuple[int, int]]
 
 
 def _batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
-    """Windows of like length, at most `batch_tokens` positions."""
+    """Yield windows of similar length, at most `batch_tokens` positions per batch."""
     order = np.argsort(length_N, kind="stable")
     lengths = length_N[order].tolist()
     start = 0
@@ -119,11 +123,11 @@ def _batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
 
 
 def _fixed_batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
-    """Windows padded to a shape (N, T) that follows from the window's own length and the rule alone.
+    """Yield windows padded to a shape (N, T) that depends only on the window's own length and the rule.
 
-    T is `padded_widths`, N = batch_tokens / T; rows without a window are filled with end-of-text. A matrix product or
-    an attention kernel of another shape may sum in another order; of one shape, what it makes of a row does not depend
-    on the other rows.
+    T is given by `padded_widths`, N = batch_tokens / T; rows without a window are filled with end-of-text. A matrix
+    product or an attention kernel may sum in another order if its shape differs; with one shape, its result for a row
+    does not depend on the other rows.
     """
     width_N = padded_widths(length_N, rule.windows.context_length)
     for width in np.unique(width_N).tolist():
@@ -133,11 +137,14 @@ def _fixed_batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
 
 
 NARROWEST = 16
-"""Positions up to which windows are not told apart by their lengths in fixed shapes."""
+"""Windows of at most this many positions all have one shape when shapes are fixed."""
 
 
 def padded_widths(length_N: np.ndarray, context_length: int) -> np.ndarray:
-    """Positions that windows take in fixed shapes: the context or the smallest of its halves that holds the window."""
+    """Return the positions that windows take when shapes are fixed, int64 (N).
+
+    These are the context length or the smallest of its repeated halves that holds the window.
+    """
     widths = [context_length]
     while widths[-1] > NARROWEST:
         widths.append(-(-widths[-1] // 2))

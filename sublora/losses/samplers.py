@@ -1,6 +1,6 @@
-"""Batches for training: document windows in which every unit counts the same, as it does in the bound, and chunks.
+"""Batches for training: windows of documents, weighted as the bound weights them, and chunks of contiguous text.
 
-A batch depends on the seed and the step alone, so a resumed training sees the same ones.
+A batch depends only on the seed and the step, so a resumed training sees the same batches.
 
 Shape legend: N sequences or windows, T positions.
 """
@@ -16,11 +16,11 @@ from sublora.system.streams import generator
 
 
 class DocumentSampler:
-    """Draws a unit, one of its documents, then one of its targets, and takes the window that scores this target.
+    """Draws a unit, then one of its documents, then one of its targets, and takes the window that scores this target.
 
-    The expectation of the weighted loss of a batch is the mean over units of the mean over their documents of the mean
-    loss of their targets, so training sees what the bound is about, with the windows of `sublora.losses.documents`: the
-    end-of-text token before a document's first target, nothing across documents.
+    The expected weighted loss of a batch is the mean over units of the mean over their documents of the mean loss of
+    their targets. Training thus minimizes what the bound is about, in the windows of `sublora.losses.documents`: a
+    document's first target follows an end-of-text token, and no window crosses documents.
     """
 
     def __init__(
@@ -34,18 +34,28 @@ class DocumentSampler:
         windows_per_step: int,
         seed_parts: tuple[int | str, ...],
     ) -> None:
-        """tokens_S: all tokens of a split, its documents ended by `eot_id` at `ends_D` and grouped into `units`."""
-        # As a plain array: indexing a memory map makes another memory map each time.
+        """Sample from the tokens of a split.
+
+        Args:
+            tokens_S: all tokens; `eot_id` stands at `ends_D`, the end of each document.
+            ends_D: positions of the end-of-text tokens, ascending.
+            rule: how documents are cut into windows.
+            units: how the documents are grouped.
+            eot_id: the end-of-text token.
+            windows_per_step: N.
+            seed_parts: name the random stream.
+        """
+        # As a plain array: indexing a memory map would create another memory map each time.
         self._tokens_S, self._eot_id, self._rule = np.asarray(tokens_S), eot_id, rule
         self._windows, self._seed_parts, self._units = windows_per_step, seed_parts, units
         self._first_D = np.concatenate([[0], np.asarray(ends_D[:-1], dtype=np.int64) + 1])
         self._count_D = np.asarray(ends_D, dtype=np.int64) + 1 - self._first_D
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(inputs, targets, weights, lengths): int64, int64 and float32 (N x T), and float32 (N).
+        """Return inputs, targets, weights (N x T) and lengths (N) of a step: int64, int64, float32, float32.
 
-        The weights of all positions sum to 1, those of every window to 1 / N; lengths are the numbers of targets of
-        the whole documents.
+        The weights of all positions sum to 1, those of each window to 1 / N; lengths are the numbers of targets of the
+        whole documents.
         """
         rng = generator(*self._seed_parts, "document batch of step", step)
         document_N = self._units.documents_of(rng.integers(len(self._units), size=self._windows), rng)
@@ -60,21 +70,24 @@ class DocumentSampler:
 
 
 class ChunkSampler:
-    """Random chunks of contiguous tokens, which may cross documents."""
+    """Draws random chunks of contiguous tokens, which may cross documents."""
 
     def __init__(
         self, tokens_S: np.ndarray, context_length: int, sequences_per_step: int, *seed_parts: int | str | bytes
     ) -> None:
-        """`tokens_S`: integers, for example `TokenDataset.tokens("train")`.
+        """Sample from integer tokens, for example `TokenDataset.tokens("train")`.
 
-        Raises UserError if there are too few for one chunk.
+        UserError if they are too few for one chunk.
         """
         _check_long_enough(tokens_S, context_length, "train")
         self._tokens_S, self._context_length = tokens_S, context_length
         self._sequences, self._seed_parts = sequences_per_step, seed_parts
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs, targets) of a step, int64 (N x T), targets one token on; chunks drawn uniformly with replacement."""
+        """Return inputs and targets of a step, int64 (N x T), of chunks drawn uniformly with replacement.
+
+        Targets are the inputs shifted by one token.
+        """
         rng = generator(*self._seed_parts, "batch of step", step)
         starts_N = rng.integers(len(self._tokens_S) - self._context_length, size=self._sequences)
         return _chunks(self._tokens_S, starts_N, self._context_length)
@@ -83,10 +96,10 @@ class ChunkSampler:
 def evaluation_chunks(
     tokens_S: np.ndarray, context_length: int, sequences: int, batch_sequences: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs, targets) of chunks spread evenly over a split, always the same, at most batch_sequences at a time.
+    """Yield inputs and targets (N x T) of chunks spread evenly over a split, at most `batch_sequences` at a time.
 
-    Chunks do not overlap: a split that is too short for `sequences` of them gives as many as fit.
-    Raises UserError if not even one fits.
+    The chunks are the same in every call and do not overlap: a split that is too short for `sequences` of them gives as
+    many as fit. UserError if not even one fits.
     """
     _check_long_enough(tokens_S, context_length, "evaluation")
     count = min(sequences, (len(tokens_S) - 1) // context_length)

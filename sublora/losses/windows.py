@@ -1,4 +1,4 @@
-"""Sliding windows over one document, so that each of its tokens is scored exactly once.
+"""Sliding windows over documents such that each token is scored exactly once.
 
 A document of T - 1 tokens is read as inputs EOT, x_1, ..., x_{T-1} and targets x_1, ..., x_{T-1}, EOT: T scored
 targets, the closing end-of-text among them. Nothing crosses documents.
@@ -32,19 +32,20 @@ class Windows:
     start: np.ndarray
     length: np.ndarray
     scored: np.ndarray
-    """How many of a window's last targets it scores; the earlier ones are context."""
+    """The number of a window's last targets that it scores; the earlier ones are context."""
 
     def __getitem__(self, rows: np.ndarray | slice) -> "Windows":
+        """Return the windows in these rows."""
         return Windows(self.document[rows], self.start[rows], self.length[rows], self.scored[rows])
 
 
 def sliding_windows(counts_D: np.ndarray, rule: WindowRule) -> Windows:
-    """All windows of documents with the given numbers of targets.
+    """Return all windows of documents with the given numbers of targets.
 
     The first window holds up to `context_length` positions and scores them all. Each later one starts `stride`
-    positions further and scores the `stride` new targets; the last one ends with the document and scores what
-    is left. Where a window starts does not depend on the document's length, so every target is predicted from what
-    comes before it and from nothing else.
+    positions further on and scores the `stride` new targets; the last one ends with the document and scores what is
+    left. The start of a window does not depend on the document's length, so a target is predicted from nothing but the
+    tokens before it.
     """
     counts_D = np.asarray(counts_D, dtype=np.int64)
     windows_D = -(-np.maximum(counts_D - rule.context_length, 0) // rule.stride) + 1
@@ -54,13 +55,13 @@ def sliding_windows(counts_D: np.ndarray, rule: WindowRule) -> Windows:
 
 
 def windows_of_targets(document_N: np.ndarray, target_N: np.ndarray, count_N: np.ndarray, rule: WindowRule) -> Windows:
-    """Of each document, which has `count` targets, the window that scores the given target (from 0)."""
+    """Return, for each document with `count` targets, the window that scores the given target (counted from 0)."""
     index_N = np.maximum(0, -(-(target_N + 1 - rule.context_length) // rule.stride))
     return _windows_at(document_N, index_N, count_N, rule)
 
 
 def _windows_at(document_N: np.ndarray, index_N: np.ndarray, count_N: np.ndarray, rule: WindowRule) -> Windows:
-    """The window with this index (0 is the first) of each document."""
+    """Return the window with this index (0 is the first) of each document."""
     stop_N = np.minimum(rule.context_length + index_N * rule.stride, count_N)
     scored_N = np.where(index_N == 0, stop_N, stop_N - (rule.context_length + (index_N - 1) * rule.stride))
     start_N = index_N * rule.stride
@@ -69,24 +70,24 @@ def _windows_at(document_N: np.ndarray, index_N: np.ndarray, count_N: np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class WindowTokens:
-    """What the network reads in windows, and what it is asked; shorter windows are padded on the right."""
+    """What the network reads in windows, and the targets it predicts; shorter windows are padded on the right."""
 
     inputs_NT: np.ndarray
     targets_NT: np.ndarray
     scored_NT: np.ndarray
     """Whether the position's target is scored by its window."""
     place_NT: np.ndarray
-    """Where the target stands among all tokens; of no meaning where nothing is scored."""
+    """Position of the target among all tokens; meaningless where nothing is scored."""
 
 
 def window_tokens(
     tokens_S: np.ndarray, first_D: np.ndarray, windows: Windows, *, eot_id: int, width: int | None = None
 ) -> WindowTokens:
-    """int64 inputs and targets of windows over documents that lie end to end in `tokens`, each closed by `eot_id`.
+    """Return inputs and targets, int64, of windows over documents that lie end to end, each closed by `eot_id`.
 
-    first_D: where each document starts; `width`: positions per row, by default those of the longest window. A causal
-    model never sees the padding. The input before a document's first target is the end-of-text of the document before
-    it, for the first document that of the last one.
+    first_D: the position of each document's first token; `width`: positions per row, by default those of the longest
+    window. A causal model never sees the padding. The input before a document's first target is the end-of-text of the
+    document before it, and for the first document that of the last one.
     """
     length_N1 = windows.length[:, None]
     position_T = np.arange(int(length_N1.max()) if width is None else width)
