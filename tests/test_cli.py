@@ -43,7 +43,7 @@ def test_help_and_import_are_light():
     ("changes", "expected"),
     [
         ({"grid": {"budgts": [1]}}, "unknown key 'grid.budgts'; did you mean 'grid.budgets'?"),
-        ({"grid": {"allocations": ["fixed-1.5"]}}, "allocation 'fixed-1.5' is none of uniform, learned, fixed-<ratio>"),
+        ({"grid": {"allocations": ["fixed-1.5"]}}, "allocation 'fixed-1.5' is not one of uniform, learned, fixed-<ratio>"),
         ({"grid": {"budgets": [0]}}, "grid.budgets.0: expected a whole number of at least 1, or all, found 0"),
         ({"training": {"epsilon": "1e-6"}}, "write 1.0e-06"),
         ({"training": {"tokens_per_step": 100}}, "training.tokens_per_step 100 is not a multiple"),
@@ -67,7 +67,7 @@ def test_wrong_settings_stop_with_one_line(tmp_path, monkeypatch, capfd, changes
     [
         ({"budget": 0}, "budget: expected a whole number of at least 1, or all, found 0"),
         ({"budget": 10**6}, "budget 1000000 exceeds the 802 trained parameters"),
-        ({"allocation": "fixed-1.5"}, "allocation 'fixed-1.5' is none of"),
+        ({"allocation": "fixed-1.5"}, "allocation 'fixed-1.5' is not one of"),
     ],
 )
 def test_wrong_runs_stop_with_one_line(tiny_root, monkeypatch, capfd, changes, expected):

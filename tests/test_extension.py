@@ -114,14 +114,14 @@ def test_a_new_projection_is_one_class(tiny_root, tmp_path, dense_gaussian, allo
 
 def test_nothing_is_left_behind():
     assert OneGate not in allocations.ALLOCATIONS and "dense_gaussian" not in PROJECTIONS
-    with pytest.raises(ValueError, match="allocation 'one_gate' is none of uniform"):
+    with pytest.raises(ValueError, match="allocation 'one_gate' is not one of uniform"):
         allocations.parse_allocation("one_gate")
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value", "expected"),
     [
-        ("grid", "allocations", ["one_gate"], "allocation 'one_gate' is none of uniform"),
+        ("grid", "allocations", ["one_gate"], "allocation 'one_gate' is not one of uniform"),
         ("subspace", "projection", "dense_gaussian", "projection 'dense_gaussian' is not one of kronecker_qr"),
     ],
 )

@@ -1,9 +1,9 @@
-"""How the d coordinates of w are allocated to the parameters: a few parts, each a projection of its own.
+"""Allocations of the d coordinates of w to the parameters, in a few parts with a projection each.
 
-An allocation says which coordinates of w each part reads and which slice of theta it feeds; with gates, coordinates
+An allocation states which coordinates of w each part reads and which slice of theta it feeds. With gates, coordinates
 are divided between roles by numbers that are trained and travel in the message. Adding an allocation takes this file
-alone: a subclass of `Allocation` that `parse` recognises, named in ALLOCATIONS. Importing this module does not import
-torch: settings, figures and bounds need names and sizes only.
+alone: a subclass of `Allocation` whose `parse` recognises its names, listed in ALLOCATIONS. Importing this module does
+not import torch: settings, figures and bounds need names and sizes only.
 
 Shape legend: G gates, S coordinates of a gate.
 """
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INITIAL_GATE_LOGIT = 0.0
-"""theta of a gate at the start: gamma = 1/2, an equal split."""
+"""The logit of a gate at the start of training: gamma = 1/2, an equal split."""
 _PLAIN_SHARE = re.compile(r"[0-9]*\.?[0-9]+(?:e-[0-9]+)?")
 SHARINGS = ("shared", "per_layer")
-"""Whether each gate divides all of w, or its own part, d / gates of it."""
+"""Whether each gate divides all of w, or its own d / gates of the coordinates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,25 +32,25 @@ class Part:
     """One projection: the coordinates of w that go in, the slice of theta that comes out."""
 
     name: str
-    """Names the part's random stream."""
+    """The name of the part's random stream."""
     rows: slice
     coordinates: slice
     gate: int | None = None
-    """Index of the gate that weighs the coordinates, None where they go in as they are."""
+    """Index of the gate that weighs the coordinates; None if they are used unweighted."""
     takes_first: bool = False
     """Whether the part takes the coordinates below the gate's boundary (B) or those above it (A)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A trained division of some coordinates of w: those below the boundary k go to B, the others to A."""
+    """A trained division of some coordinates of w: those below the boundary k go to B, the rest to A."""
 
     group: str
     coordinates: slice
 
     @property
     def size(self) -> int:
-        """Coordinates that it divides; k is one of size + 1 values."""
+        """The number of coordinates that the gate divides; k is one of size + 1 values."""
         return span_length(self.coordinates)
 
 
@@ -58,29 +58,29 @@ class Allocation(abc.ABC):
     """A rule that divides a budget of d coordinates."""
 
     mode: ClassVar[str]
-    """The kind of allocation, as runs.csv names it."""
+    """The kind of allocation, as in runs.csv."""
 
     @property
     def name(self) -> str:
-        """As it stands in settings and in the names of folders."""
+        """The allocation as it appears in settings and in the names of folders."""
         return self.mode
 
     @property
     def ratio(self) -> float | None:
-        """B's share of the budget, None where it is not fixed."""
+        """B's share of the budget; None if it is not fixed."""
         return None
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The allocation of this kind with that name, None if the name is another kind's."""
+        """Return the allocation of this kind with that name, or None if the name belongs to another kind."""
         return cls() if text == cls.mode else None
 
     @abc.abstractmethod
     def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
-        """The parts, in the order of theta. ValueError if the budget does not fit the parameters."""
+        """Return the parts, in the order of theta. ValueError if the budget does not fit the parameters."""
 
     def gates(self, groups: tuple[str, ...], budget: int, sharing: str) -> tuple[Gate, ...]:
-        """What is trained and transmitted beside w; empty where nothing is. ValueError if a gate would be empty."""
+        """Return the gates, trained and transmitted beside w; none by default. ValueError if a gate would be empty."""
         return ()
 
 
@@ -96,11 +96,11 @@ class Uniform(Allocation):
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Allocation):
-    """w = (w_B, w_A) with dim w_B = round(ratio d), a projection each."""
+    """w = (w_B, w_A) with dim w_B = round(ratio d), each with its own projection."""
 
     mode: ClassVar[str] = "fixed"
     share: str
-    """B's share of the budget as it was written, so that the name is kept."""
+    """B's share of the budget as the user wrote it, so that the name is kept."""
 
     @property
     def name(self) -> str:
@@ -115,7 +115,7 @@ class Fixed(Allocation):
         if not text.startswith(f"{cls.mode}-"):
             return None
         share = text.removeprefix(f"{cls.mode}-")
-        # Names become folders and patterns: of all that float() reads only plain digits are taken.
+        # Names become folders and patterns, so only plain digits are accepted, not all that float() reads.
         return cls(share) if _PLAIN_SHARE.fullmatch(share) and 0.0 < float(share) < 1.0 else None
 
     def parts(self, space: ParameterSpace, budget: int, sharing: str) -> tuple[Part, ...]:
@@ -135,7 +135,7 @@ class Fixed(Allocation):
 
 @dataclasses.dataclass(frozen=True)
 class Learned(Allocation):
-    """A gate for every group: gamma = sigmoid(theta), 0 = all its coordinates to A, 1 = all to B."""
+    """One gate per group: gamma = sigmoid(theta), 0 = all its coordinates to A, 1 = all to B."""
 
     mode: ClassVar[str] = "learned"
 
@@ -164,20 +164,20 @@ ALLOCATIONS: tuple[type[Allocation], ...] = (Uniform, Fixed, Learned)
 
 
 def parse_allocation(text: str) -> Allocation:
-    """The allocation of that name; ValueError if there is none."""
+    """Return the allocation of that name; ValueError if no kind has it."""
     for kind in ALLOCATIONS:
         if (allocation := kind.parse(text)) is not None:
             return allocation
     raise ValueError(
-        f"allocation '{text}' is none of uniform, learned, fixed-<ratio> with 0 < ratio < 1 (for example fixed-0.2)"
+        f"allocation '{text}' is not one of uniform, learned, fixed-<ratio> with 0 < ratio < 1 (for example fixed-0.2)"
     )
 
 
 def soft_mask(boundary_G: "Tensor", length: int, width: float) -> "Tensor":
-    """Weights m (G x length) with which coordinate i goes to B: sigmoid((boundary - i - 1/2) / width).
+    """Return the weights m (G x length) with which coordinates go to B: sigmoid((boundary - i - 1/2) / width).
 
-    The boundary is gamma times the number of coordinates. `width` (coordinates) is the temperature: about the number
-    of coordinates next to the boundary that both matrices use and through which the gate receives its gradient.
+    The boundary (G) is gamma times the number of coordinates. `width` (coordinates) is the temperature: about the
+    number of coordinates next to the boundary that both matrices use and through which the gate receives its gradient.
     """
     import torch
 
@@ -186,23 +186,23 @@ def soft_mask(boundary_G: "Tensor", length: int, width: float) -> "Tensor":
 
 
 def hard_split(gamma_G: "Tensor", sizes_G: "Tensor") -> "Tensor":
-    """Integers k = round(gamma size): of a gate's coordinates those below k go to B, the others to A."""
+    """Return the integers k = round(gamma size), int64 (G): a gate's coordinates below k go to B, the rest to A."""
     import torch
 
     return torch.round(gamma_G.detach().double() * sizes_G).long()
 
 
 def hard_mask(split_G: "Tensor", length: int, dtype: "torch.dtype") -> "Tensor":
-    """The mask (G x length) of integer splits."""
+    """Return the mask (G x length) of integer splits: 1 below k, 0 from k on."""
     import torch
 
     return (torch.arange(length, device=split_G.device) < split_G[:, None]).to(dtype)
 
 
 def mask_width(step: int, *, size: int, start: float, end: float, soft_steps: int) -> float:
-    """Temperature in coordinates: geometric from start x size to `end` over the soft phase, then 0 (hard split).
+    """Return the temperature in coordinates: geometric from start x size to `end`, then 0 (hard split).
 
-    `size`: the coordinates that a gate divides.
+    `size`: the number of coordinates that a gate divides; `soft_steps`: the length of the soft phase.
     """
     if step >= soft_steps:
         return 0.0
@@ -210,5 +210,5 @@ def mask_width(step: int, *, size: int, start: float, end: float, soft_steps: in
 
 
 def soft_width(progress: float, *, size: int, start: float, end: float) -> float:
-    """Temperature in coordinates within the soft phase, of which the share `progress` is done."""
+    """Return the temperature in coordinates within the soft phase, of which the share `progress` is done."""
     return math.pow(start * size, 1.0 - progress) * math.pow(end, progress)

@@ -1,7 +1,7 @@
 """The hashes that name a subspace: the trained parameters, theta at w = 0, and the map from w to theta.
 
-A certificate holds them, so that a reader whose version draws other arrays from the same seeds is refused. Does not
-import torch.
+A certificate holds them, so that a reader whose version draws other arrays from the same seeds refuses it. This module
+does not import torch.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""The parameters that theta stands for: named tensors, laid end to end in one vector.
+"""The parameters behind theta: named tensors, laid end to end in one vector.
 
-Consecutive parameters may share a group (a layer) and a role (the A or the B of LoRA, a weight), so that the spans of a
-role, and a role within a group, are slices of theta.
+Consecutive parameters may share a group (a layer) and a role (LoRA's A or B, or a weight), so that a role, and a role
+within a group, is a slice of theta.
 """
 
 import dataclasses
@@ -11,34 +11,36 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One tensor inside theta."""
+    """One tensor in theta."""
 
     name: str
     shape: tuple[int, ...]
     group: str
-    """What shares a gate: a layer, or the head."""
+    """Parameters that share a gate: a layer, or the head."""
     role: str
-    """What an allocation divides the budget among: A, B, or weight."""
+    """Parameters that an allocation treats alike: A, B, or weight."""
     start: int
 
     @property
     def stop(self) -> int:
+        """The position after the tensor's last entry."""
         return self.start + math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterSpace:
-    """Where each parameter lies in theta."""
+    """The positions of all parameters in theta."""
 
     parameters: tuple[Parameter, ...]
 
     @classmethod
     def of(cls, described: Iterable[tuple[str, tuple[int, ...], str, str]]) -> "ParameterSpace":
-        """The space of parameters given as (name, shape, group, role), in the order of theta.
+        """Lay out parameters given as (name, shape, group, role), in the order of theta.
 
-        ValueError if there are none, a name occurs twice, or the parameters of a role (of a role within a group) do
-        not follow one another.
+        ValueError if there are no parameters, a name occurs twice, or the parameters of a role, or of a role within a
+        group, are not consecutive.
         """
+        # Place the parameters end to end.
         parameters: list[Parameter] = []
         for name, shape, group, role in described:
             start = parameters[-1].stop if parameters else 0
@@ -49,6 +51,7 @@ class ParameterSpace:
         if len(set(names)) < len(names):
             raise ValueError(f"parameter names occur twice: {names}")
         space = cls(tuple(parameters))
+        # A role, alone and within a group, must be one slice: check that nothing else lies between its parameters.
         spans: list[tuple[str, str | None]] = [(p.role, None) for p in parameters]
         spans += [(p.role, p.group) for p in parameters]
         for span_role, span_group in dict.fromkeys(spans):
@@ -68,11 +71,11 @@ class ParameterSpace:
         return tuple(dict.fromkeys(parameter.group for parameter in self.parameters))
 
     def found(self, role: str, group: str | None = None) -> list[Parameter]:
-        """The parameters of a role, of one group or of all."""
+        """Return the parameters of a role, in one group or in all."""
         return [p for p in self.parameters if p.role == role and group in (None, p.group)]
 
     def span(self, role: str, group: str | None = None) -> slice:
-        """The slice of theta that holds a role, of one group or of all groups. ValueError if nothing has that role."""
+        """Return the slice of theta that holds a role, in one group or in all. ValueError if nothing has that role."""
         found = self.found(role, group)
         if not found:
             raise ValueError(f"no parameter has the role {role}" + (f" in group {group}" if group else ""))
@@ -80,5 +83,5 @@ class ParameterSpace:
 
 
 def span_length(span: slice) -> int:
-    """Entries of a slice with both ends."""
+    """Return the number of entries in a slice with both ends given."""
     return span.stop - span.start

@@ -1,4 +1,4 @@
-"""A permutation of a hundred million positions that is computed where it is used, and nowhere stored.
+"""A permutation of a hundred million positions that is computed where it is needed and never stored.
 
 Legend: T rounds, S the side of the square.
 """
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 ROUNDS = 4
-"""Of the Feistel network: with four random functions it is a pseudorandom permutation (Luby & Rackoff, How to construct
-pseudorandom permutations from pseudorandom functions, SIAM Journal on Computing 17 (1988))."""
+"""Rounds of the Feistel network. With four random functions it is a pseudorandom permutation (Luby & Rackoff, How to
+construct pseudorandom permutations from pseudorandom functions, SIAM Journal on Computing 17 (1988))."""
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 22}
-"""Positions that are worked out at once: on a CPU what its caches hold."""
+"""Positions that are computed at once; on a CPU as many as fit into its caches."""
 
 
 def feistel_side(count: int) -> int:
-    """Side of the smallest square with at least `count` positions."""
+    """Return the side of the smallest square with at least `count` positions."""
     return math.isqrt(count - 1) + 1 if count > 0 else 0
 
 
 def feistel_positions(tables_TS: Tensor, count: int, span: slice) -> Tensor:
-    """Where a keyed permutation of 0 ... count - 1 takes the positions of `span`, int64.
+    """Return where a keyed permutation of 0 ... count - 1 takes the positions of `span`, int64.
 
-    A Feistel network over pairs (x, y) below S = `feistel_side(count)`: y += table[x], then the two change places, a
-    round for each table. What lands at `count` or beyond goes through again until it does not, which leaves a
-    permutation of the others.
+    It is a Feistel network over pairs (x, y) below S = `feistel_side(count)`: in one round per table, y += table[x],
+    then x and y swap places. A position that lands at `count` or beyond goes through the network again until it does
+    not, which leaves a permutation of the others.
     """
     side = tables_TS.shape[1]
 
@@ -43,13 +43,13 @@ def feistel_positions(tables_TS: Tensor, count: int, span: slice) -> Tensor:
 
 
 def permuted(values: Tensor, tables_TS: Tensor) -> Tensor:
-    """values[positions] of the permutation of all their positions, differentiable."""
+    """Return values[positions] for the permutation of all their positions, differentiable in the values."""
     result: Tensor = _Permuted.apply(values, tables_TS)
     return result
 
 
 class _Permuted(torch.autograd.Function):
-    """CHUNK positions at a time, forwards and backwards."""
+    """Permutes CHUNK positions at a time, forward and backward."""
 
     @staticmethod
     def forward(ctx, values, tables_TS):  # noqa: ANN001, ANN205

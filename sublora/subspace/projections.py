@@ -1,8 +1,8 @@
 """Random projections: fixed linear maps from a few coordinates of w to many entries of theta.
 
 A projection is described by its sizes, drawn once as small arrays, and applied to any w. Adding one takes this file
-alone: a class with the three members of `Projection`, registered under the name that `subspace.projection` gives it.
-Importing this module imports neither torch nor numpy, so that settings can be read without a numerical library.
+alone: a class with the three members of `Projection`, registered under its name in `subspace.projection`. Importing
+this module imports neither torch nor numpy, so that settings can be read without a numerical library.
 
 Shape legend: S coordinates of w that go in.
 """
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 Arrays = dict[str, "NDArray"]
 
 IDENTITY, STREAMED = "identity", "kronecker_feistel"
-"""Names of the projection that is none, and of the one for very large theta."""
+"""Names of the projection that projects nothing, and of the one for very large theta."""
 STORED_ENTRIES = 1 << 24
 """Entries of theta up to which `kronecker_qr` stores its permutation, 8 bytes each."""
 
 
 class Projection(Protocol):
-    """A fixed linear map P (rows x columns), rows entries of theta from columns coordinates of w.
+    """A fixed linear map P (rows x columns) from columns coordinates of w to rows entries of theta.
 
-    The mean square of its entries must be 1 / total, where `total` is D, the size of the whole theta: then a step in w
-    moves every group and arm alike.
+    The mean square of its entries must be 1 / total, where `total` is D, the size of the whole theta. Then a step in w
+    moves all groups and arms by the same amount.
     """
 
     def __init__(self, rows: int, columns: int, *, total: int) -> None: ...
 
     def arrays(self, stream: "np.random.Generator") -> Arrays:
-        """What is random about P, by name; the same stream gives the same arrays."""
+        """Return what is random about P, by name; the same stream gives the same arrays."""
 
     def apply(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
-        """P w, shape (rows,), differentiable in w of shape (columns,); `arrays` as tensors on the device of w."""
+        """Return P w, shape (rows,), differentiable in w of shape (columns,); `arrays` are tensors on w's device."""
 
 
 PROJECTIONS: dict[str, type[Projection]] = {}
-"""Every projection by the name that settings give it."""
+"""Every projection by its name in the settings."""
 
 
 def register(name: str) -> Callable[[type], type]:
-    """Class decorator: make a projection known under a name. ValueError if it is taken."""
+    """Return a class decorator that registers a projection under a name. ValueError if the name is taken."""
 
     def enter(kind: type) -> type:
         if name in PROJECTIONS:
@@ -57,7 +57,7 @@ def register(name: str) -> Callable[[type], type]:
 
 
 def kronecker_sizes(rows: int, columns: int) -> tuple[int, int]:
-    """Sides (a, b) of the Kronecker part a^2 x b^2 of a tall rows x columns projection.
+    """Return the sides (a, b) of the Kronecker part a^2 x b^2 of a tall rows x columns projection.
 
     b^2 and a^2 are the largest squares for which the dense remainder (rows - a^2) x (columns - b^2) is again
     tall and leaves no row without a column; a = b = 0 when only the dense part is left.
@@ -85,7 +85,11 @@ class KroneckerQR:
         self.scale = math.sqrt(self.tall / total)
 
     def arrays(self, stream: "np.random.Generator") -> Arrays:
-        """left, right (a x b), rest (tall - a^2 x narrow - b^2): orthonormal columns, float32; order: int64 (tall)."""
+        """Draw the factors, float32 with orthonormal columns, and the permutation `order`, int64 (tall).
+
+        The factors are left and right (a x b) and rest (tall - a^2 x narrow - b^2). ValueError if the permutation is
+        too large to be stored.
+        """
         if self.tall > STORED_ENTRIES:
             raise ValueError(
                 f"projection kronecker_qr would store a permutation of {self.tall} entries, at most {STORED_ENTRIES}; "
@@ -107,7 +111,7 @@ class KroneckerQR:
         return self._transposed(arrays, w_S) if self.wide else self._direct(arrays, w_S)
 
     def _direct(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
-        """Permutation of (Q1 kron Q2) w = vec(Q1 W Q2') and of R w_rest."""
+        """Return the permutation of (Q1 kron Q2) w = vec(Q1 W Q2') and R w_rest."""
         return self._products(arrays, w_S)[arrays["order"]] * self.scale
 
     def _products(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
@@ -118,7 +122,7 @@ class KroneckerQR:
         return torch.cat(parts)
 
     def _transposed(self, arrays: Mapping[str, "Tensor"], w_S: "Tensor") -> "Tensor":
-        """The transpose of the tall projection of the swapped sizes: unpermute, then Q1' W Q2 and R'."""
+        """Apply the transpose of the tall projection with swapped sizes: unpermute, then Q1' W Q2 and R'."""
         import torch
 
         w_S = w_S[arrays["order"]]
@@ -129,13 +133,13 @@ class KroneckerQR:
 
 @register(STREAMED)
 class KroneckerFeistel(KroneckerQR):
-    """The products of `kronecker_qr` behind a permutation that is computed where it is used.
+    """The products of `kronecker_qr` with a permutation that is computed where it is needed.
 
-    What is stored grows with the root of the larger side, so that theta may have a hundred million entries.
+    What is stored grows with the square root of the larger side, so theta may have a hundred million entries.
     """
 
     def arrays(self, stream: "np.random.Generator") -> Arrays:
-        """left, right, rest as in `kronecker_qr`; tables: int64, the key of `permutation.feistel_positions`."""
+        """Draw left, right and rest as in `kronecker_qr`, and the tables, int64, that `feistel_positions` takes."""
         from sublora.subspace.permutation import ROUNDS, feistel_side
 
         factors = self._factors(stream)
@@ -156,7 +160,7 @@ class KroneckerFeistel(KroneckerQR):
 
 @register(IDENTITY)
 class Identity:
-    """w is theta minus its start: no subspace, one coordinate for each entry."""
+    """w is theta minus its start: no subspace, one coordinate per entry."""
 
     def __init__(self, rows: int, columns: int, *, total: int) -> None:
         if rows != columns:
@@ -173,7 +177,7 @@ class Identity:
 
 
 def _orthonormal(shape: tuple[int, int], stream: "np.random.Generator") -> "NDArray[np.float32]":
-    """float32 matrix with orthonormal columns, uniformly distributed: QR of a Gaussian, signs fixed by R."""
+    """Draw a float32 matrix with orthonormal columns, uniformly: QR of a Gaussian, signs fixed by R."""
     import numpy as np
 
     q, r = np.linalg.qr(stream.standard_normal(shape))

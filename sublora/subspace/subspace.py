@@ -1,4 +1,4 @@
-"""The map from w (and gates) to theta, pure, and the module that holds what is trained.
+"""The map from w (and gates) to theta, a pure function, and the module that holds what is trained.
 
 SubLoRA (Lotfi et al., ICML 2024): theta = theta_0 + P w with P fixed and random.
 
@@ -20,7 +20,7 @@ from sublora.subspace.projections import PROJECTIONS
 
 @dataclasses.dataclass(frozen=True)
 class SubspaceShape:
-    """Everything about a subspace that is not random: what `Subspace` is built from."""
+    """Everything about a subspace that is not random; `Subspace` is built from it."""
 
     space: ParameterSpace
     allocation: Allocation
@@ -48,9 +48,15 @@ class Subspace(nn.Module):
         origin_D: NDArray[np.float32],
         stream: Callable[[str], np.random.Generator],
     ) -> None:
-        """`origin_D`: theta at w = 0; `stream`: the random stream of a part by the part's name.
+        """Build the projections of all parts, with w = 0 and gates that split equally.
 
-        ValueError if the budget does not fit the parameters, or a group is left without a coordinate.
+        Args:
+            shape: the parameters, their allocation and the sizes.
+            origin_D: theta at w = 0, float32.
+            stream: returns the random stream of a part, given its name.
+
+        Raises:
+            ValueError: the budget does not fit the parameters, or a group is left without a coordinate.
         """
         super().__init__()
         space, budget = shape.space, shape.budget
@@ -58,18 +64,21 @@ class Subspace(nn.Module):
             raise ValueError(
                 f"budget {budget} exceeds the {space.size} trained parameters; lower grid.budgets (or raise lora.rank)"
             )
+        # Lay out gates and parts; parts must follow one another in theta.
         self.shape = shape
         self.gates = shape.allocation.gates(space.groups, budget, shape.sharing)
         self.parts = shape.allocation.parts(space, budget, shape.sharing)
         stops = [0, *(part.rows.stop for part in self.parts)]
         if any(part.rows.start < stop for part, stop in zip(self.parts, stops, strict=False)):
             raise ValueError(f"the parts of allocation {shape.allocation.name} overlap or are out of order")
+        # What is trained is a parameter; what the seeds determine is a buffer outside the state dict.
         self.register_buffer("origin_D", torch.from_numpy(origin_D), persistent=False)
         self.register_buffer("sizes_G", torch.tensor([gate.size for gate in self.gates]), persistent=False)
         self.subspace_params = nn.Parameter(torch.zeros(budget))
         self.gating_params = nn.ParameterDict()
         for gate in self.gates:
             self.gating_params[gate.group] = nn.Parameter(torch.tensor(INITIAL_GATE_LOGIT))
+        # Draw the arrays of each part's projection and register them, so that they move with the module.
         self._projections = []
         for part in self.parts:
             sizes = span_length(part.rows), span_length(part.coordinates)
@@ -81,11 +90,11 @@ class Subspace(nn.Module):
             self._projections.append((projection, names))
 
     def forward(self, mask_width: float = 0.0) -> Tensor:
-        """theta (D) of the module's own w and gates: soft masks of this width, or with width 0 the hard split."""
+        """Return theta (D) of the module's own w and gates: soft masks of this width, or the hard split at width 0."""
         return self.theta(self.subspace_params, self.masks(mask_width))
 
     def theta(self, w_S: Tensor, mask_GS: Tensor | None = None) -> Tensor:
-        """theta (D) of any w (d), differentiable in both arguments; nothing is changed.
+        """Return theta (D) of any w (d), differentiable in both arguments; nothing is changed.
 
         Entries that no part feeds stay at their origin.
         mask_GS: B's weight of each coordinate of each gate, as `masks` or `split_masks` gives it; None without gates.
@@ -93,10 +102,12 @@ class Subspace(nn.Module):
         masks = [] if mask_GS is None else [m[: gate.size] for m, gate in zip(mask_GS, self.gates, strict=True)]
         pieces = []
         end = 0
+        # Project part by part; zeros fill the gaps between parts.
         for part, (projection, names) in zip(self.parts, self._projections, strict=True):
             if part.rows.start > end:
                 pieces.append(self.origin_D.new_zeros(part.rows.start - end))
             end = part.rows.stop
+            # Weigh the part's coordinates by its gate.
             own_S = w_S if span_length(part.coordinates) == len(w_S) else w_S[part.coordinates]
             if part.gate is not None:
                 mask_S = masks[part.gate]
@@ -108,7 +119,10 @@ class Subspace(nn.Module):
         return self.origin_D + (pieces[0] if len(pieces) == 1 else torch.cat(pieces))
 
     def masks(self, mask_width: float) -> Tensor | None:
-        """The masks (G x S) of the module's gates at a width in coordinates, 0 for the hard split; None without."""
+        """Return the masks (G x S) of the module's gates at a width in coordinates, 0 for the hard split.
+
+        None without gates.
+        """
         if not self.gates:
             return None
         if mask_width > 0.0:
@@ -116,7 +130,7 @@ class Subspace(nn.Module):
         return self.split_masks(self.hard_split())
 
     def split_masks(self, split_G: Tensor) -> Tensor | None:
-        """The masks (G x S) of given integers k, on the device of w; None without gates."""
+        """Return the masks (G x S) of given integers k, on the device of w; None without gates."""
         if not self.gates:
             return None
         w_S = self.subspace_params
@@ -124,25 +138,25 @@ class Subspace(nn.Module):
 
     @torch.no_grad()
     def decoded(self, w_d: NDArray[np.float32], split: Sequence[int]) -> Tensor:
-        """theta (D) of a message: its w (d) and the integers of its gates; of the module's own nothing is used."""
+        """Return theta (D) of a message, given its w (d) and the integers of its gates, not the module's own."""
         values_d = torch.from_numpy(np.ascontiguousarray(w_d, dtype=np.float32)).to(self.subspace_params.device)
         return self.theta(values_d, self.split_masks(torch.tensor(split, dtype=torch.long)))
 
     @property
     def largest_gate(self) -> int:
-        """Coordinates of the largest gate, 0 without gates."""
+        """The number of coordinates of the largest gate, 0 without gates."""
         return max((gate.size for gate in self.gates), default=0)
 
     def gamma(self) -> Tensor:
-        """B's share in each gate (G), differentiable."""
+        """Return B's share in each gate (G), differentiable."""
         return torch.sigmoid(torch.stack([self.gating_params[gate.group] for gate in self.gates]))
 
     def hard_split(self) -> Tensor:
-        """Integers k (G) of the hard split, counted within each gate's coordinates; empty without gates."""
+        """Return the integers k (G) of the hard split, counted within each gate's coordinates; empty without gates."""
         if not self.gates:
             return torch.zeros(0, dtype=torch.long)
         return hard_split(self.gamma(), self.sizes_G)
 
     def parameter_copies(self) -> dict[str, Tensor]:
-        """Copies of w and the gates on the CPU, by their names in the state dict."""
+        """Return copies of w and the gates on the CPU, by their names in the state dict."""
         return {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}

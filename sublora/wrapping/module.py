@@ -123,7 +123,7 @@ class Wrapped(nn.Module):
         self.arguments = arguments
         self._required_grad = {name for name, p in module.named_parameters() if p.requires_grad}
         if arguments.projection not in PROJECTIONS:
-            raise ValueError(f"projection '{arguments.projection}' is none of {', '.join(PROJECTIONS)}")
+            raise ValueError(f"projection '{arguments.projection}' is not one of {', '.join(PROJECTIONS)}")
         self._maps: tuple[LinearMap, ...] = ()
         if arguments.rank is None:
             self.space = parameter_space(module, arguments.targets)

@@ -32,7 +32,7 @@ def assert_stops(toy: Toy, arguments: tuple[str, ...], complaint: str) -> None:
     [
         ("training", {"learning_rat": 0.1}, r"did you mean 'training\.learning_rate'"),
         ("training", {"learning_rate": "5e-3"}, r"training\.learning_rate: .*5\.0e-03"),
-        ("grid", {"allocations": ["fixed-1.5"]}, r"'fixed-1\.5' is none of uniform, learned"),
+        ("grid", {"allocations": ["fixed-1.5"]}, r"'fixed-1\.5' is not one of uniform, learned"),
         ("grid", {"budgets": [0]}, r"grid\.budgets\.0: .*at least 1"),
         ("grid", {"seeds": [1, 1]}, r"seeds holds a value twice"),
     ],
