@@ -69,7 +69,7 @@ def test_folder_reads_text_files_whole_and_jsonl_by_line(texts, tmp_path):
         ("a.txt", b"ab\xff", r"a.txt: not UTF-8 at byte 2; convert"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'"x"', r"a.jsonl, line 1: expected a JSON object, found str"),
-        ("a.jsonl", b'{"body": "x", "id": 1}', r"line 1: no key 'text', found 'body', 'id'; mend data.corpus.text_fi"),
+        ("a.jsonl", b'{"body": "x", "id": 1}', r"line 1: no key 'text', found 'body', 'id'; fix data.corpus.text_fi"),
         ("a.jsonl", b'{"text": 3}', r"line 1: key 'text' holds int, expected text"),
         ("a.jsonl", b'{"text": "\xff"}', r"line 1: not UTF-8 at byte 10"),
     ],

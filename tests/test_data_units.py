@@ -137,7 +137,7 @@ def test_text_files_are_sources_of_their_own_and_lines_need_a_field(tmp_path):
     write_documents(tmp_path, ["a line"])
     with pytest.raises(UserError, match="data.unit: source: a document of data.corpus has no source"):
         prepare_dataset(data, tmp_path)
-    with pytest.raises(UserError, match="line 1: no key 'author', found 'text'; mend data.corpus.unit_field"):
+    with pytest.raises(UserError, match="line 1: no key 'author', found 'text'; fix data.corpus.unit_field"):
         prepare_dataset(grouped_data(), tmp_path)
 
 

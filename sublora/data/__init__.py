@@ -1,1 +1,1 @@
-"""From text to token files, and from token files to batches."""
+"""From text to token files, and from token files to documents."""

@@ -1,11 +1,11 @@
-"""Two datasets that share no text: the one that a base is trained on, and the target, which the bounds are about.
+"""Two datasets without common text: one that a base is trained on, and the target, which the bounds are about.
 
-A base that was trained on documents of the target's sample would not have been fixed before the sample was drawn. Base
-and target therefore come from corpora without common sources, and a text that still occurs in both is left out of the
-target's train, val and test documents alike. Every text of the base's corpus counts, including texts that are too short
-for the base's dataset and texts in none of its splits.
+A base that was trained on documents of the target's sample would not be fixed before the sample is drawn. Base and
+target therefore come from corpora without common sources, and a text that still occurs in both is left out of the
+target's train, val and test documents. Every text of the base's corpus counts, including texts that are too short for
+the base's dataset and texts in none of its splits.
 
-The base's dataset keeps its corpus's texts as keys: sorted 16-byte digests in a file. They are the keys that order
+The base's dataset keeps the keys of its corpus's texts: sorted 16-byte digests in a file. They are the keys that order
 documents (`sublora.data.order.document_key`), so two corpora can be compared only under the same shuffle seed. Two
 different texts have the same key with probability 2^-128.
 """
@@ -35,15 +35,15 @@ class TextKeys:
 
     path: Path
     shuffle_seed: int
-    """Of the keys."""
+    """The seed that the keys were made with."""
     texts: int
     """Number of keys."""
     sha256: str
-    """Of the file."""
+    """The sha256 of the file, in hexadecimal."""
 
     @classmethod
     def open(cls, path: Path, *, shuffle_seed: int, texts: int, sha256: str) -> "TextKeys":
-        """Keys in a file of known content; UserError if the file is missing or another."""
+        """Open a file of keys with known contents; UserError if the file is missing or has other contents."""
         if not path.is_file():
             raise UserError(f"{path}: no such file; {PREPARE_AGAIN}")
         found = sha256_of_file(path)
@@ -55,11 +55,11 @@ class TextKeys:
         return cls(path, shuffle_seed, texts, sha256)
 
     def facts(self) -> dict[str, object]:
-        """What meta.json holds."""
+        """Return what meta.json holds about the keys."""
         return {"texts": self.texts, "sha256": self.sha256}
 
     def starting_with(self, byte: int) -> set[bytes]:
-        """The keys with this first byte, about 1/256 of all."""
+        """Return the keys with this first byte, about 1/256 of all."""
         with open(self.path, "rb") as handle:
 
             def first_byte(index: int) -> int:
@@ -74,7 +74,7 @@ class TextKeys:
 
 
 def write_text_keys(path: Path, sorted_keys: Iterable[bytes]) -> dict[str, object]:
-    """Write ascending keys; facts about the file as in `TextKeys.facts`."""
+    """Write ascending keys, and return the facts of the file as `TextKeys.facts` does."""
     digest = hashlib.sha256()
     texts = 0
     with open(path, "wb", buffering=1 << 20) as handle:
@@ -86,10 +86,10 @@ def write_text_keys(path: Path, sorted_keys: Iterable[bytes]) -> dict[str, objec
 
 
 def base_data(settings: config.Settings) -> config.Data:
-    """Settings of the dataset that the base is trained on, for `TokenDataset.open`.
+    """Return the settings of the dataset that the base is trained on, for `TokenDataset.open`.
 
-    Tokenizer, seed, workers and `min_tokens` are the target's. Documents are not grouped: nothing is claimed of them.
-    One document is test: nothing reads it.
+    Tokenizer, seed, workers and `min_tokens` are the target's. Documents are not grouped, since no claim is made about
+    them. One document goes to test, which nothing reads.
 
     Raises UserError if the settings contradict each other, and ValueError if the base is not trained.
     """
@@ -106,7 +106,10 @@ def base_data(settings: config.Settings) -> config.Data:
 
 
 def open_text_keys(settings: config.Settings, root: Path) -> TextKeys:
-    """Keys of all texts in the base's corpus; UserError if the base's dataset is not prepared or is another."""
+    """Open the keys of all texts in the base's corpus.
+
+    UserError if the base's dataset is not prepared, or was prepared from other settings.
+    """
     dataset = TokenDataset.open(root, base_data(settings))
     facts = dataset.meta["provenance"].get("text_keys")
     if facts is None:
@@ -115,10 +118,10 @@ def open_text_keys(settings: config.Settings, root: Path) -> TextKeys:
 
 
 def open_target(settings: config.Settings, root: Path) -> TokenDataset:
-    """The dataset that the bounds are about; where the base is trained, one without the texts of the base's corpus.
+    """Open the dataset that the bounds are about; with a trained base, the one without the base's texts.
 
-    Raises UserError where `TokenDataset.open` does, and if the texts that were left out are not those of the base that
-    the settings describe, as it is prepared now.
+    Raises UserError where `TokenDataset.open` does, and if the texts that were left out are not those of the base's
+    corpus as the settings describe it and as it is prepared now.
     """
     dataset = TokenDataset.open(root, settings.data)
     trained = isinstance(settings.base, config.TrainedBase)
@@ -132,4 +135,5 @@ def open_target(settings: config.Settings, root: Path) -> TokenDataset:
 
 
 def _texts(sha256: str | None) -> str:
+    """Return in words which texts a dataset was made without."""
     return "the texts of no other corpus" if sha256 is None else f"the texts of the base's corpus (keys {sha256})"

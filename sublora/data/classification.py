@@ -12,13 +12,13 @@ from sublora.system.errors import UserError, printable
 from sublora.system.streams import generator
 
 COLUMNS = {"qqp": (("question1", "question2"), "is_duplicate"), "cola": (("sentence",), "label")}
-"""Task to the columns of the text and the column of the label."""
+"""Columns of the text and column of the label, by task."""
 HEADERLESS = {"cola": (4, (3,), 1)}
-"""Task to (number of columns, those of the text, that of the label) of its TSV file without a header."""
+"""Number of columns, those of the text, and that of the label in a TSV file without a header, by task."""
 
 
 Row = tuple[int, tuple[str, ...], object]
-"""Number of the line, texts, label as it stands there."""
+"""Number of the line, texts, and the label as the file has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,15 @@ class Example:
 
 
 def read_examples(path: Path, task: str) -> list[Example]:
-    """The distinct examples of a .tsv or .jsonl file in its order; a text that comes again counts once.
+    """Return the distinct examples of a .tsv or .jsonl file in its order; a repeated text counts once.
 
-    UserError in one line: no such file, no such column, a row with another number of cells, a label that is not 0 or 1,
-    the same text with both labels.
+    UserError, in one line, for a missing file or column, a row with another number of cells, a label that is not 0 or
+    1, or a text that occurs with both labels.
     """
     readers = {".tsv": _tsv_rows, ".jsonl": _jsonl_rows}
     if path.suffix not in readers:
         raise UserError(f"{path}: expected a name that ends in {' or '.join(readers)}")
+    # Keep the first example of each text, and refuse a text that comes again with the other label.
     found: dict[tuple[str, ...], Example] = {}
     try:
         for line, texts, label in readers[path.suffix](path, task):
@@ -59,7 +60,7 @@ def read_examples(path: Path, task: str) -> list[Example]:
 def split_examples(
     examples: list[Example], *, test_examples: int, seed: int, path: Path
 ) -> tuple[list[Example], list[Example]]:
-    """(test, training) examples of a random order. UserError if fewer than 2 are left to train on."""
+    """Return test and training examples in a random order. UserError if fewer than 2 are left to train on."""
     if len(examples) < test_examples + 2:
         raise UserError(
             f"{path}: {len(examples)} distinct examples leave none beside data.test_examples {test_examples}"
@@ -70,17 +71,18 @@ def split_examples(
 
 
 def labels_of(examples: list[Example]) -> np.ndarray:
-    """int64 (examples)."""
+    """Return the labels, int64 (examples)."""
     return np.array([example.label for example in examples], dtype=np.int64)
 
 
 def _tsv_rows(path: Path, task: str) -> Iterator[Row]:
-    """(line, texts ..., label). Cells are apart by tabs and never quoted, as in GLUE."""
+    """Yield line, texts and label of each row. Cells are separated by tabs and never quoted, as in GLUE."""
     text_names, label_name = COLUMNS[task]
     with open(path, encoding="utf-8-sig", newline="") as handle:
         rows = csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE)
         first = next(rows, [])
         wanted = (*text_names, label_name)
+        # Find the columns by the header, or by position in a headerless file whose first row has the right width.
         if set(wanted) <= set(first):
             width, columns = len(first), [first.index(name) for name in wanted]
         elif task in HEADERLESS and len(first) == HEADERLESS[task][0]:
@@ -98,6 +100,7 @@ def _tsv_rows(path: Path, task: str) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path, task: str) -> Iterator[Row]:
+    """Yield line, texts and label of each line."""
     text_names, label_name = COLUMNS[task]
     with open(path, encoding="utf-8") as handle:
         for line, text in enumerate(handle, start=1):

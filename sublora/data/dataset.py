@@ -1,6 +1,6 @@
 """A prepared dataset: tokens on disk, read through memory maps.
 
-Light to import and to open: no network library, no full read of the tokens.
+It is light to import and to open: no network library, no full read of the tokens.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ SPLITS = ("train", "val", "test")
 EOT_INDICES_FILE = "eot_indices.npy"
 DOC_LENGTHS_FILE = "doc_lengths.npy"
 SOURCE_IDS_FILE = "source_ids.npy"
-"""Only where documents are units and the corpus knows their sources."""
+"""Written only if documents are units and the corpus knows their sources."""
 TOKEN_FILES = tuple(f"{split}.bin" for split in SPLITS)
 FILES = (*TOKEN_FILES, EOT_INDICES_FILE, DOC_LENGTHS_FILE)
-"""Of every dataset."""
+"""Files that every dataset has."""
 HASHES_FILE = ".hashes.json"
-"""Hashes found and when: mtime, size and inode of each file as it was."""
+"""The hashes that were found, with mtime, size and inode of each file at that time."""
 
 BLOCK_TOKENS = 1 << 20
-"""Tokens that are in memory at once when a whole split is read."""
+"""Tokens that are in memory at once while a whole split is read."""
 
 PREPARE_AGAIN = "run: sublora prepare --config FILE"
 
 
 def unit_starts_file(split: str) -> str:
-    """The first document of each unit, of a dataset with data.unit: source."""
+    """Return the name of the file with the first document of each unit, for a dataset with data.unit: source."""
     return f"unit_starts_{split}.npy"
 
 
@@ -45,7 +45,7 @@ UNIT_FILES = tuple(map(unit_starts_file, SPLITS))
 
 
 def dataset_folder(root: Path, data: config.Data) -> Path:
-    """Folder of a dataset's files."""
+    """Return the folder of a dataset's files."""
     return Path(root) / "data" / data.name
 
 
@@ -53,21 +53,22 @@ class TokenDataset:
     """Tokens and document index of a dataset.
 
     Attributes:
-        folder: where the files are.
-        meta: meta.json.
+        folder: the folder with the files.
+        meta: the contents of meta.json.
         tokenizer: name of the tokenizer.
         vocab_size: V, the end-of-text token included.
         eot_id: the token after each document.
         n_documents: the number of train documents.
         unit: what is drawn independently: document or source.
         min_tokens: no document has fewer tokens, end-of-text not counted.
-        excluded_texts: sha256, in hexadecimal, of the keys of another corpus's texts, none of which is here; None if
-            no text was left out for that reason.
+        excluded_texts: sha256, in hexadecimal, of the keys of another corpus's texts, all of which were left out; None
+            if no texts were left out for that reason.
         eot_indices: int64 (n_documents,), position of each train document's end-of-text token in train.bin.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
         """Use `open`, which checks the files."""
+        # Facts of meta.json.
         self.folder = folder
         self.meta = meta
         self.tokenizer: str = meta["tokenizer"]
@@ -78,13 +79,14 @@ class TokenDataset:
         self.min_tokens: int = meta["settings"]["min_tokens"]
         excluded = meta["excluded_texts"]
         self.excluded_texts: str | None = None if excluded is None else excluded["sha256"]
+        # The index of train is mapped; the positions of other splits and the token maps are filled in on demand.
         self.eot_indices: np.ndarray = _load_index(folder / EOT_INDICES_FILE)
         self._train_lengths: np.ndarray = _load_index(folder / DOC_LENGTHS_FILE)
         self._end_of_text_positions: dict[str, np.ndarray] = {"train": self.eot_indices}
         self._maps: dict[str, np.memmap] = {}
         self._unit_starts: dict[str, np.ndarray] = {}
         if self.unit == "source":
-            # As plain arrays: indexing a memory map makes another memory map each time.
+            # As plain arrays: indexing a memory map would create another memory map each time.
             files = {split: folder / unit_starts_file(split) for split in SPLITS}
             self._unit_starts = {split: np.asarray(_load_index(path)) for split, path in files.items()}
 
@@ -92,15 +94,15 @@ class TokenDataset:
     def open(cls, root: Path, data: config.Data) -> "TokenDataset":
         """Open the dataset that settings describe, below `root`.
 
-        Raises UserError if it is missing, was made with other settings, its files are not those that meta.json
-        lists (sizes and counts; `verify_hashes` compares contents), or a train document has fewer tokens than
-        `min_tokens`. For val and test documents that is found out where their lengths are first read.
+        Raises UserError if it is missing, was made with other settings, its files are not those that meta.json lists
+        (sizes and counts; `verify_hashes` compares contents), or a train document has fewer tokens than `min_tokens`.
+        Val and test documents are checked for that when their lengths are first read.
         """
         return cls.open_folder(dataset_folder(root, data), data)
 
     @classmethod
     def open_folder(cls, folder: Path, data: config.Data) -> "TokenDataset":
-        """The same with the files in any folder."""
+        """Open the dataset as `open` does, with the files in any folder."""
         meta = _read_meta(folder)
         _check_settings(folder, meta, data)
         _check_sizes(folder, meta)
@@ -109,7 +111,9 @@ class TokenDataset:
         return dataset
 
     def _check_index(self) -> None:
+        """Check the shapes of the index against meta.json, and the index against the token counts."""
         documents, tokens = (self.meta["splits"]["train"][key] for key in ("documents", "tokens"))
+        # The arrays of train documents.
         for name, values in ((EOT_INDICES_FILE, self.eot_indices), (DOC_LENGTHS_FILE, self._train_lengths)):
             if values.shape != (documents,) or values.dtype != np.int64:
                 raise UserError(
@@ -121,6 +125,7 @@ class TokenDataset:
                 f"{self.folder / EOT_INDICES_FILE}: the last document ends at token {int(self.eot_indices[-1])}, "
                 f"expected {tokens - 1}, the last of train.bin; {PREPARE_AGAIN}"
             )
+        # Lengths, units and sources.
         self._check_long_enough(DOC_LENGTHS_FILE, self._train_lengths)
         for split, starts in self._unit_starts.items():
             self._check_units(split, starts)
@@ -132,7 +137,7 @@ class TokenDataset:
             )
 
     def _check_units(self, split: str, starts: np.ndarray) -> None:
-        """Units partition the documents: each begins behind the one before, and none is empty."""
+        """Check that units partition the documents: each begins after the one before, and none is empty."""
         path, counts = self.folder / unit_starts_file(split), self.meta["splits"][split]
         if starts.dtype != np.int64 or starts.shape != (counts["units"],):
             raise UserError(
@@ -154,10 +159,10 @@ class TokenDataset:
 
     @cached_property
     def data_hash(self) -> str:
-        """sha256, in hexadecimal, of the files' hashes, the tokenizer's facts and, where texts were excluded, the hash
-        of their keys: the identity of the dataset. Which document is from which source is part of it, where known.
+        """The identity of the dataset: sha256, in hexadecimal, of its files' hashes and the tokenizer's facts.
 
-        Hashes are those in meta.json; `verify_hashes` says whether the files still have them.
+        Where texts were excluded, the hash of their keys enters as well, and where sources are known, which document is
+        from which source. The hashes are those in meta.json; `verify_hashes` checks whether the files still have them.
         """
         facts = {key: self.meta[key] for key in ("tokenizer", "vocab_size", "eot_id")}
         if self.excluded_texts is not None:
@@ -167,18 +172,18 @@ class TokenDataset:
         return config.digest(facts | {"files": {name: self.meta["files"][name]["sha256"] for name in names}})
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the tokens; UserError if its vocabulary cannot be had."""
+        """Load the tokenizer that made the tokens; UserError if its vocabulary cannot be loaded."""
         path = self.folder / TOKENIZER_FILE if TOKENIZER_FILE in self.files else None
         return TokenizerFacts(self.tokenizer, self.vocab_size, self.eot_id, path).load()
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of the dataset's files but for meta.json."""
+        """Names of the dataset's files except meta.json."""
         return _files_of(self.meta)
 
     @cached_property
     def longest_targets(self) -> int:
-        """Targets of the longest train document, its closing end-of-text included."""
+        """The number of targets of the longest train document, its closing end-of-text included."""
         return int(self.document_lengths("train").max()) + 1
 
     @property
@@ -187,17 +192,20 @@ class TokenDataset:
         return len(self.units("train"))
 
     def units(self, split: str) -> Units:
-        """How the documents of a split are grouped."""
+        """Return how the documents of a split are grouped."""
         documents: int = self.meta["splits"][self._known(split)]["documents"]
         return Units(documents, self._unit_starts.get(split))
 
     def leading_units(self, split: str, documents: int) -> tuple[np.ndarray, Units]:
-        """Indices of the documents of the first units that hold at least so many, and how they are grouped."""
+        """Return the documents of the first units that together hold at least `documents` of them, and their grouping.
+
+        The documents are indices, int64 (D).
+        """
         units = self.units(split)
         return units.take(np.arange(units.leading(documents)))
 
     def sources(self) -> tuple[np.ndarray, Units]:
-        """Train documents in the order of their sources, int64 (n_documents,), and where each source begins.
+        """Return train documents in the order of their sources, int64 (n_documents,), and where each source begins.
 
         ValueError where `source_ids` are not known.
         """
@@ -209,19 +217,19 @@ class TokenDataset:
         return order_D, Units(len(order_D), starts_U)
 
     def source_facts(self) -> dict[str, Any]:
-        """Number of sources of the train documents, and the hash of the file that says which document is of which."""
+        """Return the number of train sources, and the hash of the file that assigns documents to them."""
         return {"n": len(self.sources()[1]), "sha256": self.meta["files"][SOURCE_IDS_FILE]["sha256"]}
 
     @cached_property
     def source_ids(self) -> np.ndarray | None:
-        """Number of the source of each train document, int64 (n_documents,); None where they are not known one by one.
+        """The number of the source of each train document, int64 (n_documents,); None if it is not known.
 
-        They are where each document is a unit of its own and the corpus has source files.
+        It is known if each document is a unit of its own and the corpus has sources.
         """
         return _load_index(self.folder / SOURCE_IDS_FILE) if SOURCE_IDS_FILE in self.files else None
 
     def in_words(self) -> str:
-        """How many documents there are, and how many were left out for which reason."""
+        """Return how many documents there are, and how many were left out for which reason, in words."""
         counts, settings = self.meta["documents"], self.meta["settings"]
         kept = {split: self.meta["splits"][split]["documents"] for split in SPLITS}
         left_out = [
@@ -239,13 +247,13 @@ class TokenDataset:
         )
 
     def tokens(self, split: str) -> np.memmap:
-        """All tokens of a split, of `token_type`, (tokens,), documents ended by `eot_id`; read-only."""
-        if self._known(split) not in self._maps:  # a map holds a file descriptor: one a split
+        """Return all tokens of a split, of `token_type`, (tokens,), documents ended by `eot_id`; read-only."""
+        if self._known(split) not in self._maps:  # one map per split, since a map holds a file descriptor
             self._maps[split] = np.memmap(self.folder / f"{split}.bin", dtype=token_type(self.vocab_size), mode="r")
         return self._maps[split]
 
     def document(self, split: str, i: int) -> np.ndarray:
-        """Tokens of document i without its end-of-text token, of `token_type`, (length,), a copy.
+        """Return a copy of the tokens of document i without end-of-text, of `token_type`, (length,).
 
         IndexError beyond the last document.
         """
@@ -256,15 +264,15 @@ class TokenDataset:
         return np.array(self.tokens(split)[start : int(ends[i])])
 
     def document_lengths(self, split: str) -> np.ndarray:
-        """Tokens of each document without end-of-text, int64 (documents,)."""
+        """Return the number of tokens of each document without end-of-text, int64 (documents,)."""
         if self._known(split) == "train":
             return self._train_lengths
         return np.diff(self._ends(split), prepend=-1) - 1
 
     def unigram_entropy_bits(self, split: str) -> float:
-        """Entropy of the split's token frequencies (end-of-text included), in bits a token.
+        """Return the entropy of the split's token frequencies (end-of-text included), in bits per token.
 
-        The loss of the best model that ignores context.
+        It is the loss of the best model that ignores context.
         """
         counts = np.zeros(self.vocab_size, dtype=np.int64)
         for block in self._blocks(split):
@@ -278,11 +286,11 @@ class TokenDataset:
             self._check_hash(name, sha256_of_file(self.folder / name))
 
     def verified(self) -> Self:
-        """The dataset itself, once its files have the hashes of meta.json: what a stage that computes asks first.
+        """Check that the files have the hashes of meta.json, and return the dataset.
 
-        A file is read only if it changed since it was last read: with the hash found, `.hashes.json` keeps its time of
-        change in nanoseconds, its size and its inode. Where that file cannot be written all are read each time.
-        UserError if a file differs.
+        Every stage that computes calls this first. A file is read only if it changed since it was last read:
+        `.hashes.json` keeps the hash that was found together with the file's time of change in nanoseconds, its size
+        and its inode. If `.hashes.json` cannot be written, all files are read each time. UserError if a file differs.
         """
         known = _known_hashes(self.folder / HASHES_FILE)
         found = {name: self._hash_of(name, known.get(name)) for name in self.files}
@@ -292,7 +300,7 @@ class TokenDataset:
         return self
 
     def _hash_of(self, name: str, known: Any) -> list[Any]:
-        """[mtime_ns, bytes, inode, sha256] of a file, the last from what is known if the others still fit."""
+        """Return [mtime_ns, bytes, inode, sha256] of a file; the hash is the known one if the other three still fit."""
         before = (self.folder / name).stat()
         identity = [before.st_mtime_ns, before.st_size, before.st_ino]
         fits = isinstance(known, list) and known[:-1] == identity
@@ -314,14 +322,14 @@ class TokenDataset:
         return split
 
     def _blocks(self, split: str) -> Iterator[np.ndarray]:
-        """The split's tokens in pieces, read without a memory map so that no page stays resident."""
+        """Yield the split's tokens in pieces, read without a memory map so that no page stays resident."""
         with open(self.folder / f"{self._known(split)}.bin", "rb") as handle:
             dtype = token_type(self.vocab_size)
             while block := handle.read(BLOCK_TOKENS * dtype.itemsize):
                 yield np.frombuffer(block, dtype=dtype)
 
     def _ends(self, split: str) -> np.ndarray:
-        """Positions of the split's end-of-text tokens, int64 (documents,)."""
+        """Return the positions of the split's end-of-text tokens, int64 (documents,)."""
         if self._known(split) not in self._end_of_text_positions:
             starts = range(0, self.meta["splits"][split]["tokens"], BLOCK_TOKENS)
             positions = [
@@ -341,7 +349,7 @@ class TokenDataset:
 
 
 def _known_hashes(path: Path) -> dict[str, Any]:
-    """What `.hashes.json` holds, nothing if it is missing or damaged."""
+    """Return the contents of `.hashes.json`, empty if it is missing or damaged."""
     try:
         known = read_json(path, missing="", fix="")
     except (UserError, OSError):
@@ -350,7 +358,7 @@ def _known_hashes(path: Path) -> dict[str, Any]:
 
 
 def partitions(starts: np.ndarray, documents: int) -> bool:
-    """Whether units that begin at these documents hold all of them, none in two units and no unit without one."""
+    """Return whether units that begin at these documents partition all of them, none of the units empty."""
     return bool(len(starts) and starts[0] == 0 and (np.diff(starts) > 0).all() and starts[-1] < documents)
 
 
@@ -360,10 +368,10 @@ def _files_of(meta: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _load_index(path: Path) -> np.ndarray:
-    """An array of the index, memory-mapped; UserError for a damaged file."""
+    """Open an array of the index, memory-mapped; UserError for a damaged file."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        array.shape  # noqa: B018 - an archive of arrays has none
+        array.shape  # noqa: B018 - an archive of arrays has no shape
     except UNREADABLE as error:
         raise UserError(f"{path}: damaged ({printable(error, 100)}); {PREPARE_AGAIN}") from None
     return array
@@ -381,7 +389,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> None:
-    """The tokenizer, its vocabulary and all other data settings are those that made the files."""
+    """Check that the tokenizer, its vocabulary and all other data settings are those that made the files."""
     path = folder / META_FILE
     if meta["tokenizer"] != data.tokenizer:
         raise UserError(
@@ -389,13 +397,14 @@ def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> No
             f"'{data.tokenizer}'; change the setting or {PREPARE_AGAIN}"
         )
     for key in ("vocab_size", "eot_id"):
-        # Those of a base are what its tokenizer had when the data were prepared.
+        # The vocabulary of a base's tokenizer is the one it had when the data were prepared.
         expected = getattr(TOKENIZERS[data.tokenizer], key) if data.tokenizer in TOKENIZERS else meta[key]
         if meta[key] != expected:
             raise UserError(
                 f"{path}: {key} {meta[key]} does not fit tokenizer '{data.tokenizer}', which has {expected}; "
                 f"{PREPARE_AGAIN}"
             )
+    # Compare every key that either side has.
     wanted = config.data_settings(data)
     for key in {**wanted, **meta["settings"]}:
         value = wanted.get(key)
@@ -407,7 +416,7 @@ def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> No
 
 
 def _check_sizes(folder: Path, meta: dict[str, Any]) -> None:
-    """Each file is there and as long as meta.json says, and the token files as long as their token counts."""
+    """Check that each file is as long as meta.json says, and the token files as long as their token counts."""
     for name in _files_of(meta):
         path = folder / name
         expected = meta["files"][name]["bytes"]

@@ -1,4 +1,4 @@
-"""meta.json of a prepared dataset: what it must hold to be read."""
+"""The schema of a prepared dataset's meta.json: what it must hold to be read."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Facts(BaseModel):
-    """Further keys are for people."""
+    """Part of meta.json; further keys, which are for people, are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -72,7 +72,7 @@ class _Meta(_Facts):
 
 
 def read_meta(folder: Path, *, missing: str, fix: str) -> dict[str, Any]:
-    """meta.json in a folder. UserError if it is missing or damaged, naming the key."""
+    """Read meta.json in a folder. UserError, which names the key, if it is missing or damaged."""
     path = folder / META_FILE
     values: dict[str, Any] = read_json(path, missing=missing, fix=fix)
     try:

@@ -16,12 +16,12 @@ from sublora.system.errors import UserError
 from sublora.system.streams import generator
 
 SHINGLE_BYTES = 32
-"""A power of two: see `shingles`."""
+"""The length of a shingle; a power of two, see `shingles`."""
 MULTIPLIER = 0x9E3779B97F4A7C15
-"""Odd, of the polynomial hash modulo 2^64."""
+"""The multiplier of the polynomial hash modulo 2^64; odd."""
 
 Shingles = NDArray[np.uint64]
-"""Distinct hashes of a document's shingles, ascending (S,)."""
+"""Distinct hashes of a document's shingles, ascending, shape (S,)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,42 +29,43 @@ class ClusterRule:
     """What counts as a near duplicate, and how it is found."""
 
     jaccard: float = 0.5
-    """Smallest share of the shingles of two documents together that both have, as MinHash estimates it."""
+    """Smallest Jaccard similarity of two documents' shingles, as MinHash estimates it."""
     bands: int = 32
     band_rows: int = 4
-    """Documents are compared if their signatures agree in all rows of a band, which they do with probability
-    1 - (1 - j^rows)^bands at a share j: 0.87 at j = 0.5, 0.99 at 0.6."""
+    """Documents are compared if their signatures agree in all rows of a band. At a similarity j this has probability
+    1 - (1 - j^rows)^bands: 0.87 at j = 0.5, 0.99 at 0.6."""
     documents: int = 100_000
-    """At most so many train documents are clustered, the first, which are a random subset."""
+    """The largest number of train documents that are clustered; the first ones are a random subset."""
 
     @property
     def permutations(self) -> int:
-        """Hash functions of MinHash; the estimate's standard deviation is sqrt(j (1 - j) / permutations)."""
+        """MinHash's number of hash functions; its estimate has standard deviation sqrt(j (1 - j) / permutations)."""
         return self.bands * self.band_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Clusters:
-    """The outcome of clustering; every document is in one cluster."""
+    """The result of clustering; every document is in exactly one cluster."""
 
     documents: int
     """Train documents that were clustered."""
     count: int
     largest: int
-    """Documents of the largest cluster."""
+    """Documents in the largest cluster."""
 
 
 @functools.cache
 def _byte_values() -> NDArray[np.uint64]:
-    """What a byte stands for in the polynomial: random, so that texts of few different bytes are told apart."""
+    """Return the value of each byte in the polynomial, random so that texts of few different bytes are told apart."""
     return generator("shingles").integers(1, 2**64, size=256, dtype=np.uint64)
 
 
 def shingles(text: bytes) -> Shingles:
-    """Hashes of all runs of SHINGLE_BYTES bytes of a text; a shorter text is one shingle, filled up with zero bytes.
+    """Return the hashes of all runs of SHINGLE_BYTES bytes of a text; a shorter text is padded with zero bytes.
 
-    The hash of a run of 2 w bytes is that of its first w bytes plus that of the others times MULTIPLIER^w, so a few
-    passes over the text hash all its runs. 64 bits: among a thousand million shingles a collision is unlikely (1/40).
+    The hash of a run of 2 w bytes is that of its first w bytes plus MULTIPLIER^w times that of the others, so a few
+    passes over the text hash all its runs. With 64 bits, a collision among a thousand million shingles is unlikely
+    (1/40).
     """
     values_B = np.frombuffer(text.ljust(SHINGLE_BYTES, b"\0"), dtype=np.uint8)
     hash_S, width, factor = _byte_values()[values_B], 1, MULTIPLIER
@@ -75,14 +76,14 @@ def shingles(text: bytes) -> Shingles:
 
 
 def _mixed(hash_S: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection after which every bit depends on all of them (the finalizer of MurmurHash3, 64 bits)."""
+    """Map hashes by a bijection after which every bit depends on all of them (MurmurHash3's 64-bit finalizer)."""
     for constant in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         hash_S = (hash_S ^ (hash_S >> np.uint64(33))) * np.uint64(constant)
     return hash_S ^ (hash_S >> np.uint64(33))
 
 
 def document_shingles(dataset: TokenDataset, split: str, documents: int | None = None) -> Iterator[Shingles]:
-    """Of the first documents of a split, all by default, one at a time."""
+    """Yield the shingles of the first documents of a split, by default of all."""
     tokenizer = dataset.load_tokenizer()
     count = len(dataset.document_lengths(split))
     for i in range(count if documents is None else min(count, documents)):
@@ -90,9 +91,9 @@ def document_shingles(dataset: TokenDataset, split: str, documents: int | None =
 
 
 def shared_shares(dataset: TokenDataset, split: str = "test") -> NDArray[np.float64]:
-    """Of each document of a split the share of its distinct shingles that also occur in train, exactly (documents,).
+    """Return the share of each document's distinct shingles that also occur in train, exactly, float64 (documents,).
 
-    One pass over train; memory for the shingles of the split alone, 8 bytes each.
+    One pass over train; memory is needed only for the shingles of the split, 8 bytes each.
     """
     own = list(document_shingles(dataset, split))
     known_S = np.unique(np.concatenate(own))
@@ -104,21 +105,22 @@ def shared_shares(dataset: TokenDataset, split: str = "test") -> NDArray[np.floa
 
 
 def cluster(dataset: TokenDataset, rule: ClusterRule) -> Clusters:
-    """Cluster train documents in their order: each joins the earlier cluster that it is most like, or opens its own.
+    """Cluster train documents in their order: each joins the most similar earlier cluster, or opens a new one.
 
-    A cluster stands for its first document, the only one that others are compared with. Time and memory grow with the
-    number of documents, not with its square: candidates come from locality-sensitive hashing of MinHash signatures
-    (Broder 1997), and only first documents are kept.
+    A cluster is represented by its first document, the only one that others are compared with. Time and memory grow
+    with the number of documents, not with its square: candidates come from locality-sensitive hashing of MinHash
+    signatures (Broder 1997), and only first documents are kept.
     """
     minhash, lsh = _datasketch()
     index = lsh(num_perm=rule.permutations, params=(rule.bands, rule.band_rows))
-    # The shingles' hashes are random already; MinHash takes 32 bits of them.
+    # The shingles' hashes are already random; MinHash takes 32 bits of them.
     empty = minhash(num_perm=rule.permutations, hashfunc=int)
     first: dict[int, Any] = {}
     sizes: dict[int, int] = {}
     for i, hash_S in enumerate(document_shingles(dataset, "train", rule.documents)):
         signature = empty.copy()
         signature.update_batch((hash_S >> np.uint64(32)).tolist())
+        # Join the most similar candidate that is similar enough.
         candidates = sorted(index.query(signature))
         likeness = [signature.jaccard(first[j]) for j in candidates]
         if likeness and max(likeness) >= rule.jaccard:
@@ -130,7 +132,7 @@ def cluster(dataset: TokenDataset, rule: ClusterRule) -> Clusters:
 
 
 def _datasketch() -> tuple[Any, Any]:
-    """MinHash and MinHashLSH; UserError without the library."""
+    """Import MinHash and MinHashLSH; UserError if the library is not installed."""
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError:

@@ -1,12 +1,12 @@
-"""Records on disk, grouped by the first byte of their key, to be sorted in bounded memory.
+"""Records on disk, grouped by the first byte of their key, so that they can be sorted in bounded memory.
 
-The key of a document is a digest of its text, keyed with the shuffle seed. Sorting by it is therefore a random
-order of the documents that depends on nothing but their text and the seed, equal documents are neighbours, and
-no table of all documents is ever held in memory. Sources have such keys too, digests of their names.
+The key of a document is a digest of its text, keyed with the shuffle seed. Sorting by it therefore gives a random
+order that depends only on the documents' texts and the seed, equal documents are neighbours, and no table of all
+documents is ever in memory. Sources have such keys too, digests of their names.
 
-A record is a key (of the same number of bytes in the whole spill), the number of bytes of the body (8 bytes, little
-endian), and the body: a document's tokens (2 or 4 bytes each, as its vocabulary needs), before them the key of its
-source where documents are grouped.
+A record consists of a key (with the same number of bytes in the whole spill), the number of bytes of the body (8 bytes,
+little endian), and the body: a document's tokens (2 or 4 bytes each, as its vocabulary needs), after the key of its
+source if documents are grouped.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from sublora.system.streams import stream_key
 
 COUNT_BYTES = 8
 BUCKETS = 256
-"""One for each value of a key's first byte."""
+"""One bucket per value of a key's first byte."""
 BUFFER_BYTES = 1 << 17
-"""Records a bucket gathers before they are written: 32 MiB for all buckets."""
+"""Bytes that a bucket gathers before they are written: 32 MiB for all buckets."""
 
 
 def document_key(text: bytes, seed: int) -> bytes:
-    """The key of a document: sorting by it is a random order, one for each seed."""
+    """Return the key of a document. Sorting by keys gives a random order, another one for each seed."""
     return _key(text, seed, "order of documents")
 
 
 def source_key(name: str, seed: int) -> bytes:
-    """The key of a source, by its name; independent of the keys of documents."""
+    """Return the key of a source, given its name; it is independent of the keys of documents."""
     return _key(name.encode(errors="surrogatepass"), seed, "order of sources")
 
 
@@ -42,37 +42,38 @@ def _key(data: bytes, seed: int, purpose: str) -> bytes:
 
 
 def make_record(text: bytes, tokens: np.ndarray, seed: int, source: str | None = None) -> bytes:
-    """Record of a document, its tokens of `token_type`; with the name of its source where it belongs to a group."""
+    """Return the record of a document and its tokens of `token_type`; `source` is the name of its group, if any."""
     group = b"" if source is None else source_key(source, seed)
     return record_of(document_key(text, seed), group + tokens.tobytes())
 
 
 def record_of(key: bytes, body: bytes) -> bytes:
+    """Return the record of a key and a body."""
     return key + len(body).to_bytes(COUNT_BYTES, "little") + body
 
 
 def key_of_record(record: bytes) -> bytes:
-    """The key of a document's record."""
+    """Return the key of a document's record."""
     return record[:KEY_BYTES]
 
 
 def record_of_key(key: bytes) -> bytes:
-    """Record of a document of which only the key matters: it has no tokens."""
+    """Return the record of a document of which only the key matters: it has no tokens."""
     return record_of(key, b"")
 
 
 class Spill:
-    """Records in one temporary file; `add` in any order, then `sorted_items` once.
+    """Records in one temporary file: call `add` in any order, then `sorted_items` once.
 
-    Memory: BUCKETS x BUFFER_BYTES while adding; the distinct records of one bucket (about 1/256 of all, but never
-    less than all that share a first byte), and as large a share of the excluded keys, while sorting.
+    Memory: BUCKETS x BUFFER_BYTES while adding; while sorting, the distinct records of one bucket (about 1/256 of all,
+    but at least all that share a first byte) and the excluded keys of that bucket.
     """
 
     def __init__(self, path: Path, exclude: TextKeys | None = None, *, key_bytes: int = KEY_BYTES) -> None:
-        """`exclude`: keys, made with the same seed, of texts that are left out."""
+        """Open the file. `exclude`: keys, made with the same seed, of texts that are left out."""
         self.exclude = exclude
         self.excluded = 0
-        """Distinct documents that `sorted_items` left out."""
+        """The number of distinct documents that `sorted_items` left out."""
         self.path, self._key_bytes = path, key_bytes
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._buffers = [bytearray() for _ in range(BUCKETS)]
@@ -90,6 +91,7 @@ class Spill:
         self.path.unlink(missing_ok=True)
 
     def add(self, record: bytes) -> None:
+        """Append a record."""
         bucket = record[0]
         self._buffers[bucket] += record
         self.added += 1
@@ -105,14 +107,15 @@ class Spill:
         self._buffers[bucket] = bytearray()
 
     def sorted_items(self) -> Iterator[tuple[bytes, bytes]]:
-        """(key, body) of each distinct key that is not excluded, ascending.
+        """Yield key and body of each distinct key that is not excluded, by ascending keys.
 
-        Of several records with one key the smallest body is kept: where equal texts belong to several sources, that of
-        the first source in the order of the keys.
+        Of several records with one key the smallest body is kept: if equal texts belong to several sources, that of the
+        source with the smallest key.
         """
-        for bucket in range(BUCKETS):  # all before the first read, which moves the position of writes
+        for bucket in range(BUCKETS):  # all writes come before the first read, which moves the file's position
             if self._buffers[bucket]:
                 self._flush(bucket)
+        # Sort bucket by bucket, each without its excluded keys.
         for bucket, extents in enumerate(self._extents):
             bodies: dict[bytes, bytes] = {}
             for offset, size in extents:
@@ -126,11 +129,12 @@ class Spill:
             yield from sorted(bodies.items())
 
     def sorted_keys(self) -> Iterator[bytes]:
-        """The keys of `sorted_items`."""
+        """Yield the keys of `sorted_items`."""
         for key, _ in self.sorted_items():
             yield key
 
     def _collect(self, data: bytes, bodies: dict[bytes, bytes]) -> None:
+        """Add the records in `data` to `bodies`, keeping the smallest body per key."""
         start = 0
         while start < len(data):
             body_start = start + self._key_bytes + COUNT_BYTES
@@ -152,11 +156,11 @@ class Spill:
 
 
 def documents_in_order(spill: Spill, *, have_sources: bool, grouped: bool) -> Iterator[tuple[bytes, bytes]]:
-    """(key of the source, tokens) of each distinct document of a spill, in the order in which they are split.
+    """Yield the source's key and the tokens of each distinct document, in the order in which documents are split.
 
-    That order is by the documents' keys, or, grouped, by the keys of their sources and then by their own: a source's
-    documents are neighbours. have_sources: whether the records were made with sources; without, all keys are empty.
-    Grouping takes a second temporary file as large as the first.
+    Documents are ordered by their keys or, grouped, by the keys of their sources and then by their own, so that a
+    source's documents are neighbours. `have_sources`: whether the records were made with sources; without, the sources'
+    keys are empty. Grouping takes a second temporary file as large as the first.
     """
     group = KEY_BYTES if have_sources else 0
     if not grouped:

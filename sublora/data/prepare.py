@@ -1,14 +1,14 @@
 """From a corpus to token files: train.bin, val.bin, test.bin, the document index and meta.json.
 
-One pass over the text in worker processes, one over the tokens. Documents are ordered by a digest of their
-text, keyed with the shuffle seed (see `sublora.data.order`): the first are val, the next test, the rest train.
-So the files depend on the set of texts and on the seed alone, not on the order of the corpus or the number of
-workers, and no text is in two splits. Texts of another corpus can be left out by their keys. Memory does not
-grow with the corpus, except for 8 bytes per document, and 16 more where documents have sources.
+The text is read once, in worker processes, and the tokens once. Documents are ordered by a digest of their text, keyed
+with the shuffle seed (see `sublora.data.order`): the first are val, the next test, the rest train. The files therefore
+depend only on the set of texts and the seed, not on the order of the corpus or the number of workers, and no text is in
+two splits. Texts of another corpus can be left out by their keys. Memory does not grow with the corpus, except for 8
+bytes per document, and 16 more if documents have sources.
 
-With data.unit: source the order is by a keyed digest of the source's name, then by the documents', and whole sources
-go to val and test, until each holds as many documents as the settings ask for. A text that occurs in several sources
-stays with the one whose key is smallest.
+With data.unit: source, documents are ordered by a keyed digest of the source's name, then by their own keys, and whole
+sources go to val and test until each holds as many documents as the settings ask for. A text that occurs in several
+sources stays with the source whose key is smallest.
 """
 
 import contextlib
@@ -61,19 +61,27 @@ def prepare_dataset(
     pretrained: Path | None = None,
     started: Callable[[], None] | None = None,
 ) -> Path:
-    """Build the dataset that settings describe, without the texts of `exclude`, and return its folder,
-    {root}/data/{name}.
+    """Build the dataset that settings describe, without the texts of `exclude`, and return its folder.
 
-    Always builds anew. Files appear whole or not at all, meta.json last; while it is missing, the dataset does
-    not open. Temporary files in that folder take about as much space as the result, twice that with units.
-    `pretrained`: the folder of the model whose tokenizer makes the tokens, with data.tokenizer: base.
-    `started` is called once the corpus is open.
+    The folder, {root}/data/{name}, is always built anew. Each file is written whole or not at all, meta.json last;
+    until it is there, the dataset does not open. Temporary files in that folder take about as much space as the result,
+    twice as much with units.
 
-    Raises UserError for a corpus that cannot be read or holds too few documents, for a tokenizer without its
-    vocabulary, and if another process is writing the same folder.
+    Args:
+        data: the settings of the dataset.
+        root: the folder above data/.
+        exclude: keys of texts that are left out, made with the same shuffle seed.
+        pretrained: with data.tokenizer: base, the folder of the model whose tokenizer makes the tokens.
+        started: called once the corpus is open.
+
+    Raises:
+        UserError: the corpus cannot be read or holds too few documents, the tokenizer lacks its vocabulary, or another
+            process is writing to the same folder.
+        ValueError: `exclude` was made with another seed.
     """
     if exclude is not None and exclude.shuffle_seed != data.shuffle_seed:
         raise ValueError(f"keys of seed {exclude.shuffle_seed} say nothing of keys of seed {data.shuffle_seed}")
+    # The text goes to records on disk first: their order is known only when all are there.
     tokenizer, reader, folder = _open_corpus(data, root, started, pretrained)
     with _work_folder(folder) as work, Spill(work / "records", exclude) as spill, _progress() as progress:
         counts = tokenize_corpus(reader, data, tokenizer, progress, spill)
@@ -82,10 +90,10 @@ def prepare_dataset(
 
 
 def prepare_base_dataset(settings: config.Settings, root: Path, *, started: Callable[[], None] | None = None) -> Path:
-    """Build the dataset that the base is trained on; its folder.
+    """Build the dataset that the base is trained on, and return its folder.
 
-    Beside the dataset's files, text_keys.bin holds the keys of all texts of the base's corpus, also of those that are
-    too short or of too few tokens. meta.json has their number and sha256 in provenance.text_keys.
+    Beside the dataset's files, text_keys.bin holds the keys of all texts of the base's corpus, including those that are
+    too short or have too few tokens. meta.json has their number and sha256 in provenance.text_keys.
 
     Raises what `prepare_dataset` raises.
     """
@@ -99,7 +107,7 @@ def prepare_base_dataset(settings: config.Settings, root: Path, *, started: Call
             _progress() as progress,
         ):
             counts = tokenize_corpus(reader, data, tokenizer, progress, spill, texts)
-            # Renamed after meta.json: keys that are not those of meta.json are refused when they are opened.
+            # The keys are renamed after meta.json is written: opening refuses keys that are not those of meta.json.
             with atomic_path(folder / TEXT_KEYS_FILE) as temporary:
                 keys = write_text_keys(temporary, texts.sorted_keys())
                 provenance = reader.provenance() | {"text_keys": keys}
@@ -110,9 +118,9 @@ def prepare_base_dataset(settings: config.Settings, root: Path, *, started: Call
 
 
 def prepare_all(settings: config.Settings, root: Path, *, started: Callable[[], None] | None = None) -> Path:
-    """Build all datasets that settings describe; the folder of the target, which the bounds are about.
+    """Build all datasets that settings describe, and return the folder of the target, which the bounds are about.
 
-    Where the base is trained, its dataset comes first, and no text of its corpus enters the target's.
+    A trained base's dataset is built first, and no text of its corpus enters the target's.
 
     Raises what `prepare_dataset` raises.
     """
@@ -128,10 +136,10 @@ def prepare_all(settings: config.Settings, root: Path, *, started: Callable[[], 
 def _open_corpus(
     data: config.Data, root: Path, started: Callable[[], None] | None, pretrained: Path | None = None
 ) -> tuple[TokenizerFacts, Reader, Path]:
-    """The tokenizer, the corpus's reader and the dataset's folder."""
+    """Open the corpus; return the tokenizer, the corpus's reader and the dataset's folder."""
     folder = dataset_folder(root, data)
     tokenizer = tokenizer_facts(data.tokenizer) if pretrained is None else import_tokenizer(pretrained, folder)
-    tokenizer.load()  # before a corpus is downloaded that could not be tokenized
+    tokenizer.load()  # before downloading a corpus that could not be tokenized
     reader = open_reader(data.corpus, root)
     if started is not None:
         started()
@@ -140,7 +148,7 @@ def _open_corpus(
 
 @contextlib.contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder for temporary files, held by one process at a time and removed at the end."""
+    """Yield an empty folder for temporary files, held by one process at a time and removed at the end."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing(folder))
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +158,7 @@ def _work_folder(folder: Path) -> Iterator[Path]:
         except BlockingIOError:
             raise UserError(f"{folder}: another `sublora prepare` is writing here; wait for it or stop it") from None
         work = folder / WORK_FOLDER
-        # Of a process that was killed:
+        # Remove what a killed process left:
         shutil.rmtree(work, ignore_errors=True)
         remove_stale_temporaries(folder)
         work.mkdir()
@@ -161,7 +169,7 @@ def _work_folder(folder: Path) -> Iterator[Path]:
 
 
 def _progress() -> Progress:
-    """A bar on stderr where that is a terminal, nothing elsewhere."""
+    """Return a progress bar on stderr if that is a terminal, else one that shows nothing."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

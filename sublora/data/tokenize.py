@@ -1,4 +1,4 @@
-"""From texts to records of tokens, in worker processes, and the counts of what was left out."""
+"""From texts to records of tokens, in worker processes, with counts of what was left out."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ WORD = re.compile(r"\S+")
 
 @dataclass
 class TokenizedBatch:
-    """What a worker makes of a batch, and the sum of such counts (records and keys are not summed)."""
+    """What a worker makes of a batch; also the sum of such counts, without records and keys."""
 
     units: int = 0
     documents: int = 0
@@ -45,9 +45,10 @@ class TokenizedBatch:
     unparsable_files: int = 0
     records: list[bytes] = field(default_factory=list)
     left_out_keys: list[bytes] = field(default_factory=list)
-    """Keys of the texts that are too short or of too few tokens."""
+    """Keys of the texts that are too short, too long, or have too few tokens."""
 
     def count(self, other: "TokenizedBatch") -> None:
+        """Add another batch's counts."""
         self.units += other.units
         self.documents += other.documents
         self.too_short += other.too_short
@@ -60,6 +61,7 @@ def tokenize_batch(batch: Batch, data: config.Data, tokenizer: TokenizerFacts) -
     """Read a batch and make a record of each document that is neither too short nor too long."""
     texts = batch.read()
     made = TokenizedBatch(units=len(batch), documents=len(texts.documents), unparsable_files=texts.unparsable_files)
+    # Sort out texts by their lengths in characters.
     fitting, sources, seed = [], [], data.shuffle_seed
     longest = math.inf if data.max_characters is None else data.max_characters
     for text, source in zip(map(_valid_unicode, texts.documents), _sources_of(texts, data), strict=True):
@@ -70,6 +72,7 @@ def tokenize_batch(batch: Batch, data: config.Data, tokenizer: TokenizerFacts) -
         made.too_short += len(text) < data.min_characters
         made.too_long += len(text) > longest
         made.left_out_keys.append(document_key(text.encode(), seed))
+    # Tokenize the rest together, and sort out those with too few tokens.
     encoded = _encoded(fitting, data, tokenizer)
     for text, source, tokens in zip(fitting, sources, encoded, strict=True):
         if len(tokens) >= data.min_tokens:
@@ -81,7 +84,7 @@ def tokenize_batch(batch: Batch, data: config.Data, tokenizer: TokenizerFacts) -
 
 
 def _encoded(texts: list[str], data: config.Data, tokenizer: TokenizerFacts) -> list[np.ndarray]:
-    """Tokens of each text, in the order that the settings ask for."""
+    """Return the tokens of each text, in the order that the settings ask for."""
     seed, encode = data.shuffle_seed, tokenizer.load().encode_batch
     if data.permute == "words":
         return encode([permuted_words(text, seed) for text in texts])
@@ -92,14 +95,14 @@ def _encoded(texts: list[str], data: config.Data, tokenizer: TokenizerFacts) -> 
 
 
 def permuted_words(text: str, seed: int) -> str:
-    """The words of a text in an order drawn from the seed and the text itself; all white space as it was."""
+    """Return a text with its words in an order drawn from the seed and the text, its white space unchanged."""
     words = WORD.findall(text)
     order = iter(_order(len(words), text, seed).tolist())
     return WORD.sub(lambda _: words[next(order)], text)
 
 
 def permuted_tokens(tokens: NDArray, text: str, seed: int) -> NDArray:
-    """The tokens of a text, shape (n,), in an order drawn from the seed and the text."""
+    """Return the tokens of a text, shape (n,), in an order drawn from the seed and the text."""
     return tokens[_order(len(tokens), text, seed)]
 
 
@@ -108,7 +111,7 @@ def _order(count: int, text: str, seed: int) -> NDArray[np.int64]:
 
 
 def _sources_of(texts: Texts, data: config.Data) -> Sequence[str | None]:
-    """The source of each document that is to be noted. UserError if one has none and needs it."""
+    """Return the source of each document whose source is to be kept. UserError if a needed one is missing."""
     nothing = [None] * len(texts.documents)
     if not data.knows_sources:
         return nothing
@@ -122,7 +125,7 @@ def _sources_of(texts: Texts, data: config.Data) -> Sequence[str | None]:
 
 
 def _valid_unicode(text: str) -> str:
-    """The text with lone surrogates, which JSON and Python literals can hold and UTF-8 cannot, replaced by '?'."""
+    """Return the text with '?' for lone surrogates, which JSON and Python literals can hold and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -138,12 +141,15 @@ def tokenize_corpus(
     spill: Spill,
     texts: Spill | None = None,
 ) -> TokenizedBatch:
-    """Fill `spill` with all documents of a fitting length, and `texts` with a record without tokens of every
-    document; counts of what was read. UserError if no document fits.
+    """Tokenize a corpus into `spill`, and return the counts of what was read.
+
+    Documents of a fitting length go to `spill`, and a record without tokens of every document to `texts`. UserError if
+    no document fits.
     """
     work = functools.partial(tokenize_batch, data=data, tokenizer=tokenizer)
     counts = TokenizedBatch()
     task = progress.add_task(f"tokenizing ({reader.unit})", total=reader.total)
+    # Collect the records in the order of the batches.
     for tokenized in map_in_processes(work, reader.batches(), data.workers):
         for record in tokenized.records:
             spill.add(record)
@@ -152,12 +158,13 @@ def tokenize_corpus(
                 texts.add(record_of_key(key))
         counts.count(tokenized)
         progress.update(task, completed=counts.units)
+    # Nothing fits: say what was left out for which reason.
     if not spill.added:
         raise UserError(
             f"data.corpus: {reader.where}: read {counts.documents} documents, {counts.too_short} of them shorter "
             f"than data.min_characters {data.min_characters}, {counts.too_long} longer than data.max_characters "
             f"{data.max_characters} and {counts.too_few_tokens} of fewer tokens than data.min_tokens "
-            f"{data.min_tokens}, none left; mend the corpus or change those settings"
+            f"{data.min_tokens}, none left; fix the corpus or change those settings"
         )
     return counts
 
@@ -165,14 +172,18 @@ def tokenize_corpus(
 def map_in_processes(
     work: Callable[[Batch], TokenizedBatch], batches: Iterable[Batch], workers: int
 ) -> Iterator[TokenizedBatch]:
-    """Results in the order of the batches, of which only a few per worker are held at a time."""
+    """Yield the results in the order of the batches, only a few per worker in memory at a time.
+
+    UserError if a worker process dies.
+    """
     if workers == 1:
         yield from map(work, batches)
         return
-    # A fresh process each: forking one that runs threads (pyarrow, a progress bar) can deadlock.
+    # Workers are spawned: forking a process that runs threads (pyarrow, a progress bar) can deadlock.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     queued: deque[Future[TokenizedBatch]] = deque()
     try:
+        # Keep a bounded number of batches queued, and wait for the oldest first.
         for batch in batches:
             queued.append(pool.submit(work, batch))
             if len(queued) >= QUEUED_BATCHES_PER_WORKER * workers:

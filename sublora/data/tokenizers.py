@@ -1,7 +1,7 @@
 """From text to tokens and back: GPT-2's byte-pair encoding, plain bytes, and the tokenizer of a pretrained model.
 
-The end-of-text token stands for the end of a document and for nothing else: text never encodes to it, even
-where the text holds the token's name.
+The end-of-text token marks the end of a document and nothing else: text never encodes to it, even if the text contains
+the token's name.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 OF_THE_BASE = "base"
-"""Name, among settings, of the tokenizer of a pretrained base."""
+"""Name in the settings of the tokenizer of a pretrained base."""
 TOKENIZER_FILE = "tokenizer.json"
-"""That tokenizer, in the dataset's folder; the format of the library `tokenizers`."""
+"""A copy of the base's tokenizer in the dataset's folder, in the format of the library `tokenizers`."""
 PROBE = "Zażółć\n\tgęślą  jaźń 漢字, f(x)==1; "
-"""What a tokenizer must give back as it was."""
+"""Text that a tokenizer must return unchanged."""
 
 
 def token_type(vocab_size: int) -> np.dtype:
-    """Of tokens in memory and on disk: 2 bytes where all ids fit into them, else 4."""
+    """Return the type of tokens in memory and on disk: 2 bytes if all ids fit, else 4."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
@@ -38,20 +38,23 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Tokens, the end-of-text token included."""
+        """The number of tokens, the end-of-text token included."""
 
     @property
     def eot_id(self) -> int: ...
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Tokens (of `token_type`) of each text, without end-of-text; UnicodeEncodeError for lone surrogates."""
+        """Return the tokens of each text, of `token_type`, without end-of-text.
+
+        UnicodeEncodeError for lone surrogates.
+        """
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Text of tokens of shape (n,); bytes that are no UTF-8 become U+FFFD, end-of-text its name."""
+        """Return the text of tokens of shape (n,); invalid UTF-8 becomes U+FFFD, end-of-text its name."""
 
 
 class Gpt2Tokenizer:
-    """Byte-pair encoding of GPT-2 (Radford et al., 2019), by `tiktoken`. UserError if its vocabulary is missing."""
+    """GPT-2's byte-pair encoding (Radford et al., 2019) in `tiktoken`. UserError if its vocabulary is missing."""
 
     name: ClassVar[str] = "gpt2"
     vocab_size: ClassVar[int] = 50257
@@ -71,7 +74,7 @@ class Gpt2Tokenizer:
             ) from None
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        # No special token is allowed and none is refused: a special token's name is ordinary text.
+        # No special token is allowed or refused: the name of a special token is ordinary text.
         encode = self._encoding.encode_to_numpy
         return [encode(text, disallowed_special=()).astype(token_type(self.vocab_size)) for text in texts]
 
@@ -106,10 +109,10 @@ TOKENIZERS: dict[str, type[Gpt2Tokenizer] | type[ByteTokenizer]] = {
 
 
 class FileTokenizer:
-    """The tokenizer of a tokenizer.json, by `tokenizers`."""
+    """The tokenizer in a tokenizer.json, run by `tokenizers`."""
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer", vocab_size: int, eot_id: int) -> None:
-        """`vocab_size`: the tokens that the network predicts."""
+        """Run a tokenizer of the library. `vocab_size`: the number of tokens that the network predicts."""
         self.vocab_size, self.eot_id = vocab_size, eot_id
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True
@@ -117,7 +120,7 @@ class FileTokenizer:
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
             text.encode()  # lone surrogates
-        # As ordinary text, names of special tokens included.
+        # Names of special tokens are ordinary text.
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [np.array(each.ids, dtype=token_type(self.vocab_size)) for each in encoded]
 
@@ -127,24 +130,24 @@ class FileTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFacts:
-    """What is known of a tokenizer without loading it."""
+    """What is known about a tokenizer without loading it."""
 
     name: str
-    """As `data.tokenizer` has it."""
+    """The value of `data.tokenizer`."""
     vocab_size: int
     eot_id: int
     path: Path | None = None
-    """The file of the tokenizer of a base."""
+    """The file of the tokenizer of a base; None for other tokenizers."""
 
     def load(self) -> Tokenizer:
-        """The tokenizer, loaded once a process; UserError if its vocabulary cannot be had."""
+        """Return the tokenizer, loaded once per process; UserError if its vocabulary cannot be loaded."""
         return _loaded(self)
 
 
 def tokenizer_facts(name: str, pretrained: Path | None = None) -> TokenizerFacts:
-    """Facts of a tokenizer by its name; that of a base is looked up in the folder of the pretrained model.
+    """Return the facts of a tokenizer, given its name; that of a base is read in the pretrained model's folder.
 
-    UserError if the folder holds none that this library can use.
+    UserError if the folder holds no tokenizer that this library can use.
     """
     if name in TOKENIZERS:
         kind = TOKENIZERS[name]
@@ -163,13 +166,13 @@ def import_tokenizer(pretrained: Path, folder: Path) -> TokenizerFacts:
 
 
 def pretrained_tokenizer(pretrained: Path) -> Tokenizer:
-    """The tokenizer in the folder of a pretrained model; UserError as in `tokenizer_facts`."""
+    """Return the tokenizer in the folder of a pretrained model; UserError as in `tokenizer_facts`."""
     facts, tokenizer = _of_pretrained(pretrained)
     return FileTokenizer(tokenizer, facts.vocab_size, facts.eot_id)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer that needs no base, by its name; UserError if its vocabulary cannot be had."""
+    """Load a tokenizer that needs no base by its name; UserError if its vocabulary cannot be loaded."""
     return tokenizer_facts(name).load()
 
 
@@ -183,13 +186,18 @@ def _loaded(facts: TokenizerFacts) -> Tokenizer:
 def _read_tokenizer(path: Path) -> "tokenizers.Tokenizer":
     import tokenizers
 
-    mend = "prepare the data again (sublora prepare --config FILE)"
-    read_json(path, missing=f"; {mend}", fix=mend)  # the library's own errors have no type
+    fix = "prepare the data again (sublora prepare --config FILE)"
+    read_json(path, missing=f"; {fix}", fix=fix)  # the library's own errors have no type
     return tokenizers.Tokenizer.from_file(str(path))
 
 
 def _of_pretrained(folder: Path) -> "tuple[TokenizerFacts, tokenizers.Tokenizer]":
-    """UserError if there is no tokenizer, it changes text, or it has no token for the end of a text."""
+    """Read the tokenizer in a model's folder.
+
+    UserError if the library `tokenizers` runs none of its tokenizers, if it changes text, or if it has no token for the
+    end of a text.
+    """
+    # Read it with transformers, which know all formats of a model's folder.
     transformers = import_transformers("data.tokenizer base")
     found = gguf_files(folder)
     gguf = {"gguf_file": found[0]} if found else {}
@@ -201,11 +209,13 @@ def _of_pretrained(folder: Path) -> "tuple[TokenizerFacts, tokenizers.Tokenizer]
         raise UserError(f"{folder}: transformers cannot read a tokenizer ({reason}); give another base.path") from None
     tokenizer = getattr(wrapped, "backend_tokenizer", None)
     if tokenizer is None:
-        raise UserError(f"{folder}: its tokenizer is none of the library `tokenizers`; give another base.path")
+        raise UserError(f"{folder}: its tokenizer does not belong to the library `tokenizers`; give another base.path")
+    # The end of a text: GPT-2's token if the tokenizer has it, else the model's own.
     eot_id = tokenizer.token_to_id(END_OF_TEXT)
     eot_id = wrapped.eos_token_id if eot_id is None else eot_id
     if eot_id is None:
         raise UserError(f"{folder}: its tokenizer has no {END_OF_TEXT} and no end-of-sequence token")
+    # The tokenizer must return text unchanged, and the model must predict each of its tokens.
     ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
     if tokenizer.decode(ids, skip_special_tokens=False) != PROBE:
         raise UserError(

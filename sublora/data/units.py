@@ -1,4 +1,4 @@
-"""Which documents of a split belong together: a unit is what is drawn independently from the population.
+"""Which documents of a split belong together: a unit is drawn independently from the population.
 
 Units are runs of neighbouring documents. Shape legend: U units, D documents.
 """
@@ -15,29 +15,30 @@ class Units:
     """The units of a split, or of some of its documents."""
 
     documents: int
-    """D."""
+    """D, the number of documents."""
     starts_U: NDArray[np.int64] | None = None
-    """First document of each unit, ascending from 0; None: every document is a unit."""
+    """First document of each unit, ascending from 0; None if every document is a unit."""
 
     def __len__(self) -> int:
+        """Return U, the number of units."""
         return self.documents if self.starts_U is None else len(self.starts_U)
 
     @cached_property
     def ends_U(self) -> NDArray[np.int64]:
-        """Behind the last document of each unit."""
+        """The position after the last document of each unit."""
         if self.starts_U is None:
             return np.arange(1, self.documents + 1)
         return np.append(self.starts_U[1:], self.documents)
 
     @property
     def sizes_U(self) -> NDArray[np.int64]:
-        """Documents of each unit."""
+        """The number of documents of each unit."""
         if self.starts_U is None:
             return np.ones(self.documents, dtype=np.int64)
         return self.ends_U - self.starts_U
 
     def size_around(self, documents: slice) -> NDArray[np.int64] | int:
-        """Size of the unit of each of some neighbouring documents, shape (D,); 1 where every document is a unit."""
+        """Return the size of the unit of each of some consecutive documents, (D,); 1 if every document is a unit."""
         if self.starts_U is None:
             return 1
         last = min(documents.stop, self.documents)
@@ -47,7 +48,10 @@ class Units:
         return sizes_D
 
     def leading(self, documents: int) -> int:
-        """The smallest number of first units that hold at least so many documents. ValueError if all hold fewer."""
+        """Return the smallest number of first units that hold at least this number of documents.
+
+        ValueError if all units together hold fewer.
+        """
         if documents > self.documents:
             raise ValueError(f"{documents} documents of {self.documents}")
         if self.starts_U is None:
@@ -55,7 +59,7 @@ class Units:
         return int(np.searchsorted(self.ends_U, documents)) + 1
 
     def take(self, units_U: NDArray[np.int64]) -> tuple[NDArray[np.int64], "Units"]:
-        """Documents of some units, one unit after the other, shape (D,), and how they are grouped."""
+        """Return the documents of some units, one unit after another, shape (D,), and how they are grouped."""
         if self.starts_U is None:
             return units_U, Units(len(units_U))
         ends_U = self.ends_U[units_U]
@@ -65,7 +69,7 @@ class Units:
         return documents_D, Units(int(offsets_U[-1]), offsets_U[:-1])
 
     def documents_of(self, units_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """One document of each of the units, drawn uniformly; nothing is drawn where every document is a unit."""
+        """Draw one document from each of the units, uniformly; nothing is drawn if every document is a unit."""
         if self.starts_U is None:
             return units_N
         first_N = self.starts_U[units_N]
@@ -74,9 +78,10 @@ class Units:
         return drawn_N
 
     def means(self, values_D: NDArray) -> NDArray:
-        """Mean over the documents of each unit along the first axis, float64; of single documents the values as given.
+        """Return the mean over the documents of each unit along the first axis.
 
-        values_D: (D, ...); the result is (U, ...).
+        values_D has shape (D, ...); the result has shape (U, ...) and is float64. Where every document is a unit, the
+        result is `values_D` itself.
         """
         if len(values_D) != self.documents:
             raise ValueError(f"values of {len(values_D)} documents for units of {self.documents}")

@@ -1,4 +1,4 @@
-"""All files of a dataset from the records of its documents: tokens, index, meta.json."""
+"""All files of a dataset, made from the records of its documents: tokens, index, meta.json."""
 
 import contextlib
 import hashlib
@@ -48,10 +48,10 @@ def write_dataset(
     provenance: dict[str, object],
     progress: Progress,
 ) -> None:
-    """All files of a dataset from the records of its documents, meta.json last.
+    """Write all files of a dataset from the records of its documents, meta.json last.
 
-    `counts` and `provenance`, facts about the text, only go into meta.json. UserError if the distinct documents are
-    not enough for val and test and one to train on.
+    `counts` and `provenance`, facts about the text, only go into meta.json. UserError if there are too few distinct
+    documents for val, test and one train document.
     """
     splits = _write_splits(folder, data, tokenizer, spill, progress)
     files = {f"{split}.bin": facts.file_facts for split, facts in splits.items()}
@@ -59,7 +59,7 @@ def write_dataset(
     if tokenizer.path is not None:
         files[TOKENIZER_FILE] = _facts_of_file(tokenizer.path)
     write_json(folder / META_FILE, _meta(data, tokenizer, provenance, counts, spill, splits, files))
-    # What stands on the disk is what was meant; the stages that follow need not read it again to know.
+    # The files were written as intended, so the stages that follow need not read them again to verify them.
     TokenDataset.open_folder(folder, data).verified()
 
 
@@ -72,7 +72,7 @@ def _meta(
     splits: "dict[str, WrittenSplit]",
     files: dict[str, dict[str, object]],
 ) -> dict[str, object]:
-    """What meta.json holds; the same bytes for the same text and settings."""
+    """Return the contents of meta.json; the same text and settings give the same bytes."""
     kept = sum(len(facts.lengths) for facts in splits.values())
     return {
         "tokenizer": tokenizer.name,
@@ -80,6 +80,7 @@ def _meta(
         "eot_id": tokenizer.eot_id,
         "splits": {split: facts.counts(data.unit) for split, facts in splits.items()},
         "files": files,
+        # What became of each document that was read.
         "documents": {
             "read": counts.documents,
             "too_short": counts.too_short,
@@ -98,18 +99,18 @@ def _meta(
 
 @dataclass
 class WrittenSplit:
-    """What is known of a split once it is written."""
+    """What is known about a split once it is written."""
 
     lengths: "array[int]" = field(default_factory=lambda: array("q"))
-    """Tokens of each document, without end-of-text."""
+    """The number of tokens of each document, without end-of-text."""
     unit_starts: "array[int]" = field(default_factory=lambda: array("q"))
-    """First document of each unit; empty where every document is one."""
+    """First document of each unit; empty if every document is a unit."""
     sources: bytearray = field(default_factory=bytearray)
-    """Key of the source of each document, KEY_BYTES each; empty without sources."""
+    """Key of each document's source, KEY_BYTES each; empty without sources."""
     file_facts: dict[str, object] = field(default_factory=dict)
 
     def counts(self, unit: str) -> dict[str, int]:
-        """What meta.json holds of the split."""
+        """Return what meta.json holds about the split."""
         counts = {"documents": len(self.lengths), "tokens": sum(self.lengths) + len(self.lengths)}
         return counts if unit == "document" else counts | {"units": len(self.unit_starts)}
 
@@ -135,6 +136,7 @@ class SplitWriter:
         return len(self.written.lengths)
 
     def add(self, tokens: bytes, source: bytes, *, starts_unit: bool) -> None:
+        """Append a document, given its tokens as bytes and the key of its source."""
         if starts_unit:
             self.written.unit_starts.append(self.documents)
         self.written.sources += source
@@ -145,6 +147,7 @@ class SplitWriter:
         self.written.lengths.append(len(tokens) // len(self._end_of_text))
 
     def finish(self) -> WrittenSplit:
+        """Return the facts of the written split."""
         self.written.file_facts |= {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
         return self.written
 
@@ -152,15 +155,17 @@ class SplitWriter:
 def _write_splits(
     folder: Path, data: config.Data, tokenizer: TokenizerFacts, spill: Spill, progress: Progress
 ) -> dict[str, WrittenSplit]:
-    """Write train.bin, val.bin and test.bin, each unit into the first of val and test that lacks documents."""
+    """Write train.bin, val.bin and test.bin; each unit goes to the first of val and test that lacks documents."""
     task = progress.add_task("writing (documents)", total=spill.added)
     with contextlib.ExitStack() as stack:
+        # Open one writer per split; the files appear when the block ends without an error.
         writers = {}
         for split in SPLITS:
             path = stack.enter_context(atomic_path(folder / f"{split}.bin"))
             writers[split] = stack.enter_context(SplitWriter(path, tokenizer))
         wanted = {"val": data.val_documents, "test": data.test_documents}
         grouped = data.unit == "source"
+        # A unit goes to one split as a whole.
         documents = documents_in_order(spill, have_sources=data.knows_sources, grouped=grouped)
         kept, unit, split = 0, None, ""
         for kept, (source, tokens) in enumerate(documents, start=1):
@@ -172,6 +177,7 @@ def _write_splits(
             if kept % PROGRESS_INTERVAL == 0:
                 progress.update(task, completed=kept)
         progress.update(task, completed=spill.added)
+        # Without train documents, raise before any file is renamed.
         if not writers["train"].documents:
             units = sum(len(writer.written.unit_starts) for writer in writers.values())
             in_units = f", where val and test take whole units ({units} in all)" if grouped else ""
@@ -181,7 +187,7 @@ def _write_splits(
                 f"data.test_documents {data.test_documents} + 1 to train on{in_units}; lower those "
                 "or give more text"
             )
-        # From the first renamed file on, an earlier meta.json would describe other files.
+        # Once the first file is renamed, an earlier meta.json would describe other files.
         (folder / META_FILE).unlink(missing_ok=True)
     return {split: writer.finish() for split, writer in writers.items()}
 
@@ -192,7 +198,7 @@ def _removed_in_words(spill: Spill, kept: int) -> str:
 
 
 def _index(splits: dict[str, WrittenSplit], data: config.Data) -> dict[str, np.ndarray]:
-    """The arrays of a dataset by the names of their files, int64."""
+    """Return the arrays of a dataset by the names of their files, int64."""
     train = splits["train"]
     lengths = np.frombuffer(train.lengths, dtype=np.int64)
     arrays = {EOT_INDICES_FILE: np.cumsum(lengths + 1) - 1, DOC_LENGTHS_FILE: lengths}
@@ -206,7 +212,7 @@ def _index(splits: dict[str, WrittenSplit], data: config.Data) -> dict[str, np.n
 
 
 def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, object]]:
-    """Facts of the files."""
+    """Write the arrays, and return the facts of their files."""
     facts: dict[str, dict[str, object]] = {}
     for name, values in arrays.items():
         with atomic_path(folder / name) as temporary, open(temporary, "wb") as handle:

@@ -1,8 +1,8 @@
 """The kinds of corpora: which reader reads the corpus that a settings class describes.
 
-A new kind takes a settings class in the union of `config.Data.corpus`, a module with its reader, and a line in
-READERS. The reader's class is called with the settings and the folder that relative paths start at, raises
-UserError if it cannot find the corpus, and has what `sublora.data.corpora.reader.Reader` lists.
+A new kind takes a settings class in the union of `config.Data.corpus`, a module with its reader, and a line in READERS.
+The reader's class is called with the settings and the folder that relative paths start from, raises UserError if it
+cannot find the corpus, and has the members of `sublora.data.corpora.reader.Reader`.
 """
 
 import importlib
@@ -19,13 +19,13 @@ READERS: dict[type[config.Section], str] = {
     config.JsonDocumentationCorpus: "sublora.data.corpora.json_documentation:JsonDocumentationReader",
     config.MarkovCorpus: "sublora.data.corpora.markov:MarkovReader",
 }
-"""Module and class of the reader of each kind, by name: a module is imported where its kind is read."""
+"""Module and class of each kind's reader, by name, so that a module is imported only if its kind is read."""
 
 
 def open_reader(corpus: config.Section, root: Path) -> Reader:
-    """Reader of the corpus that settings describe; `root` is what relative paths are relative to.
+    """Open a reader of the corpus that settings describe; relative paths start from `root`.
 
-    Raises UserError if the corpus cannot be found.
+    UserError if the corpus cannot be found; TypeError if READERS lacks its kind.
     """
     if type(corpus) not in READERS:
         raise TypeError(f"no reader for {type(corpus).__name__}")

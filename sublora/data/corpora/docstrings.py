@@ -1,4 +1,4 @@
-"""Docstrings of the standard library and of installed packages, parsed and never imported."""
+"""Docstrings of the standard library and of installed packages, which are parsed and never imported."""
 
 import ast
 import inspect
@@ -14,12 +14,12 @@ class DocstringReader(PythonSourceReader):
     """One document per docstring."""
 
     def __init__(self, settings: config.DocstringCorpus, root: Path | None = None) -> None:
-        """`root` is where other corpora's files lie; packages are found on Python's path."""
+        """Find the files; `root`, where other corpora's files are, is not used: packages are found on Python's path."""
         super().__init__(settings.packages, "docstrings", docstrings_of_source)
 
 
 def docstrings_of_source(source: bytes) -> list[str] | None:
-    """Docstrings of the module, its classes and functions, indentation cleaned; None if it does not parse."""
+    """Return the docstrings of the module, its classes and functions, dedented; None if it does not parse."""
     tree = parse_source(source)
     if tree is None:
         return None

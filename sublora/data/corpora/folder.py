@@ -1,7 +1,7 @@
-"""Documents of a folder: a .txt file is one, each line of a .jsonl file is one.
+"""Documents in a folder: each .txt file is a document, and so is each line of a .jsonl file.
 
-The source of a line is the value of `unit_field`, that of a .txt file is its path in the folder; they are never the
-same source.
+The source of a line is the value of `unit_field`, the source of a .txt file is its path in the folder; a line and a
+file never have the same source.
 """
 
 import json
@@ -14,11 +14,11 @@ from sublora.system.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl")
 FILE_SOURCE, FIELD_SOURCE = "file ", "unit "
-"""What the names of the two kinds of sources begin with."""
+"""Prefixes of the names of the two kinds of sources."""
 
 
 class FolderReader:
-    """Reads .txt and .jsonl files below a folder, subfolders included, hidden ones left out; text is UTF-8.
+    """Reads .txt and .jsonl files below a folder, in UTF-8; subfolders are included, hidden files and folders are not.
 
     Memory is bounded by the largest .txt file or .jsonl line.
     """
@@ -34,14 +34,14 @@ class FolderReader:
             found = "is a file, expected a folder" if self.folder.exists() else "does not exist"
             raise UserError(
                 f"data.corpus.path: {self.folder} {found}; "
-                "relative paths start at the folder above config/, mend the path"
+                "relative paths start at the folder above config/, correct the path"
             )
         present = sorted(path for path in self.folder.rglob("*") if path.is_file() and not self._hidden(path))
         self.files = [path for path in present if path.suffix in SUFFIXES]
         if not self.files:
             raise UserError(
                 f"data.corpus.path: no .txt or .jsonl file in {self.where} ({len(present)} other files); "
-                "put the text there or mend the path"
+                "put the text there or correct the path"
             )
 
     def _hidden(self, path: Path) -> bool:
@@ -54,7 +54,7 @@ class FolderReader:
         return {"files": len(self.files), "bytes": sum(path.stat().st_size for path in self.files)}
 
     def _documents(self, path: Path) -> Iterator[tuple[str, str | None]]:
-        """Text and source of each document of a file."""
+        """Yield text and source of each document of a file."""
         if path.suffix == ".txt":
             yield _decode(path.read_bytes(), str(path)), f"{FILE_SOURCE}{path.relative_to(self.folder).as_posix()}"
             return
@@ -68,7 +68,7 @@ class FolderReader:
             value = json.loads(_decode(line, where))
         except RecursionError:
             raise UserError(f"{where}: nested too deep to be read; expected an object of text per line") from None
-        except ValueError as error:  # no JSON, or a number of too many digits
+        except ValueError as error:  # not JSON, or a number of too many digits
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise UserError(f"{where}: not valid JSON ({reason}); expected one object per line") from None
         if not isinstance(value, dict):
@@ -81,7 +81,7 @@ class FolderReader:
 
 def _text_in(value: dict[str, object], field: str, where: str, setting: str) -> str:
     if field not in value:
-        raise UserError(f"{where}: no key '{field}', found {', '.join(map(repr, value))}; mend data.corpus.{setting}")
+        raise UserError(f"{where}: no key '{field}', found {', '.join(map(repr, value))}; fix data.corpus.{setting}")
     text = value[field]
     if not isinstance(text, str):
         raise UserError(f"{where}: key '{field}' holds {type(text).__name__}, expected text")

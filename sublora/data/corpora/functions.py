@@ -1,13 +1,13 @@
-"""Python functions of the standard library and of installed packages, docstrings cut out, parsed and never imported.
+"""Python functions of the standard library and of installed packages, without docstrings, parsed and never imported.
 
-A document is a function or method as its file has it: from its first decorator to the end of its last line, comments
-in between included, moved left by its own indentation. Functions of a module and methods of a class count, also below
-`if`, `try`, `with` and the like and in nested classes; what a function contains (functions, classes) stays part of it.
+A document is a function or method as in its file: from its first decorator to the end of its last line, with the
+comments in between, dedented. Functions of a module and methods of a class count, also inside `if`, `try`, `with` and
+other blocks and in nested classes; whatever a function contains (functions, classes) stays part of it.
 
-Cut out are the docstrings of the function and of all functions and classes in it, each with a comment behind it on
-its line and with the blank lines below. A function that consists of its docstring alone is left out; inside another
-function `pass` stands for its body. Line ends become "\\n". The text is the source's own, so it does not depend on
-how some version of Python would write a syntax tree.
+The docstrings of the function and of all functions and classes in it are removed, each with a comment behind it on its
+line and with the blank lines below. A function that consists only of its docstring is left out; inside another function
+its body becomes `pass`. Line ends become "\\n". The text is taken from the source, so it does not depend on how some
+version of Python would print a syntax tree.
 """
 
 import ast
@@ -34,12 +34,12 @@ class FunctionReader(PythonSourceReader):
     """One document per function or method."""
 
     def __init__(self, settings: config.FunctionCorpus, root: Path | None = None) -> None:
-        """`root` is where other corpora's files lie; packages are found on Python's path."""
+        """Find the files; `root`, where other corpora's files are, is not used: packages are found on Python's path."""
         super().__init__(settings.packages, "functions", functions_of_source)
 
 
 def functions_of_source(source: bytes) -> list[str] | None:
-    """Text of each function that is not inside another one, without docstrings; None if the source does not parse."""
+    """Return the text of each outermost function, without docstrings; None if the source does not parse."""
     text = _decode(source)
     tree = None if text is None else parse_source(text)
     if text is None or tree is None:
@@ -57,7 +57,7 @@ def functions_of_source(source: bytes) -> list[str] | None:
 
 
 def _decode(source: bytes) -> str | None:
-    """The text of a module with "\\n" for every line end; None if it is not in the encoding that it declares (PEP 263).
+    """Decode a module, with "\\n" for every line end; None if it does not have its declared encoding (PEP 263).
 
     Python's parser does the same before it counts lines and columns.
     """
@@ -70,7 +70,7 @@ def _decode(source: bytes) -> str | None:
 
 
 def _docstring(node: ast.AST) -> ast.Expr | None:
-    """The docstring's statement."""
+    """Return the docstring's statement, None if there is no docstring."""
     if isinstance(node, DOCUMENTED) and isinstance(first := node.body[0], ast.Expr):
         value = first.value
         return first if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
@@ -82,14 +82,14 @@ def _is_docstring_alone(node: ast.AST) -> bool:
 
 
 class _Source:
-    """UTF-8 text of a module; syntax trees count lines from 1 and columns in bytes from 0."""
+    """The UTF-8 text of a module; syntax trees count lines from 1 and columns in bytes from 0."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text
         self._starts = [0, *(match.end() for match in re.finditer(rb"\n", text)), len(text)]
 
     def document(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-        """The function's text, as the module's docstring defines it."""
+        """Return the function's text, as the module's docstring defines it."""
         start = self._start(function)
         end = self._starts[function.end_lineno or function.lineno]
         pieces, position = [], start
@@ -102,7 +102,7 @@ class _Source:
         return b"\n".join(line.removeprefix(indentation) for line in lines).decode()
 
     def _cuts(self, function: ast.AST) -> Iterator[tuple[int, int, bytes]]:
-        """(start, end, substitute) of the docstrings in a function."""
+        """Yield start, end and substitute of each docstring in a function."""
         nodes = [function]
         while nodes:
             node = nodes.pop()
@@ -111,6 +111,7 @@ class _Source:
                 yield self._cut(statement, alone=_is_docstring_alone(node))
 
     def _cut(self, docstring: ast.Expr, *, alone: bool) -> tuple[int, int, bytes]:
+        """Return start and end of what is removed for a docstring, and its substitute."""
         start = self._offset(docstring.lineno, docstring.col_offset)
         end = self._offset(docstring.end_lineno or docstring.lineno, docstring.end_col_offset or 0)
         if alone:
@@ -122,10 +123,10 @@ class _Source:
         return line, _end(BLANK_LINES, self._text, _end(REST_OF_LINE, self._text, after)), b""
 
     def _start(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-        """Where the text begins: at `def`, `async` or the first decorator's @, each the first of its line."""
+        """Return where the text begins: at `def`, `async` or the first decorator's @, whichever comes first."""
         if not function.decorator_list:
             return self._offset(function.lineno, function.col_offset)
-        line = function.decorator_list[0].lineno  # of the expression: the @ may stand above it, before a parenthesis
+        line = function.decorator_list[0].lineno  # of the expression; the @ may be above, before a parenthesis
         while (match := DECORATOR.match(self._text, self._starts[line - 1])) is None:
             line -= 1
         return match.end() - 1
@@ -135,6 +136,6 @@ class _Source:
 
 
 def _end(pattern: re.Pattern[bytes], text: bytes, position: int) -> int:
-    """Where a pattern that also matches nothing ends."""
+    """Return where a match of a pattern that also matches nothing ends."""
     match = pattern.match(text, position)
     return position if match is None else match.end()

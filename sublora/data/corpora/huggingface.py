@@ -1,4 +1,4 @@
-"""Documents of a dataset on the Hugging Face hub, or of a folder of parquet files, through `datasets`."""
+"""Documents of a dataset on the Hugging Face hub, or in a folder of parquet files, read with `datasets`."""
 
 import sys
 from collections.abc import Iterator
@@ -64,10 +64,11 @@ class HuggingFaceReader:
 
 
 def _load(path: str, settings: config.HuggingFaceCorpus) -> tuple["datasets.Dataset", str | None]:
-    """The dataset's split and, for one from the hub, the commit that the revision stood for."""
+    """Load the dataset's split; return it with the commit that the revision stands for, None for a local dataset."""
     import datasets
 
     where = f"data.corpus.dataset '{settings.dataset}'"
+    # Prepare the split; each kind of failure gets its own advice: no network, no such dataset, no readable format.
     try:
         builder = datasets.load_dataset_builder(path, revision=settings.revision)
         builder.download_and_prepare()
@@ -94,7 +95,7 @@ def _load(path: str, settings: config.HuggingFaceCorpus) -> tuple["datasets.Data
 
 
 def _commit(data_files: object) -> str | None:
-    """Commit in the addresses hf://datasets/OWNER/NAME@COMMIT/FILE; None for files on this machine."""
+    """Return the commit in the addresses hf://datasets/OWNER/NAME@COMMIT/FILE; None for files on this machine."""
     files = [name for names in data_files.values() for name in names] if isinstance(data_files, dict) else []
     commits = {name.split("@", 1)[1].split("/", 1)[0] for name in files if name.startswith("hf://") and "@" in name}
     return commits.pop() if len(commits) == 1 else None

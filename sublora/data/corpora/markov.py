@@ -1,10 +1,9 @@
 """A synthetic source whose entropy rate is known in closed form.
 
-A Markov chain over k symbols: the first symbol of a document comes from the stationary distribution, so that
-every position has the same distribution, and the length is independent of the symbols. Documents are
-independent and identically distributed. Deduplication would break that if two documents could coincide;
-`MarkovReader` therefore refuses settings under which any two of all documents coincide with probability above
-MAX_DUPLICATE_PROBABILITY.
+It is a Markov chain over k symbols. The first symbol of a document comes from the stationary distribution, so that
+every position has the same distribution, and the length is independent of the symbols. Documents are independent and
+identically distributed. Deduplication would break that if two documents could coincide; `MarkovReader` therefore
+refuses settings under which any two documents coincide with probability above MAX_DUPLICATE_PROBABILITY.
 
 Shape suffixes: K symbols, N documents.
 """
@@ -23,10 +22,10 @@ from sublora.system.errors import UserError
 from sublora.system.streams import generator
 
 BATCH_DOCUMENTS = 512
-"""Documents of one random stream; part of the definition of the corpus."""
+"""Documents per random stream; part of the definition of the corpus."""
 
 FIRST_SYMBOL = ord("!")
-"""Symbols are the printable ASCII characters from here on."""
+"""The first symbol; the others are the printable ASCII characters that follow it."""
 
 MAX_DUPLICATE_PROBABILITY = 1e-9
 CORPUS_STREAM = "corpus"
@@ -41,11 +40,11 @@ class MarkovSource:
             np.full(settings.symbols, settings.concentration), size=settings.symbols
         )
         self.transition_KK: np.ndarray = rows / rows.sum(axis=1, keepdims=True)
-        """Probability of the column's symbol after the row's."""
+        """Probability of the column's symbol after the row's symbol."""
 
     @cached_property
     def stationary_K(self) -> np.ndarray:
-        """Stationary distribution: the probability vector pi with pi P = pi."""
+        """The stationary distribution: the probability vector pi with pi P = pi."""
         k = self.settings.symbols
         equations = np.vstack([self.transition_KK.T - np.eye(k), np.ones(k)])
         right = np.append(np.zeros(k), 1.0)
@@ -55,23 +54,23 @@ class MarkovSource:
 
     @property
     def entropy_rate_bits(self) -> float:
-        """Entropy of a symbol given all before it, in bits a token: -sum_i pi_i sum_j P_ij log2 P_ij.
+        """Entropy of a symbol given all symbols before it, in bits per token: -sum_i pi_i sum_j P_ij log2 P_ij.
 
-        It leaves out a document's first symbol and its end-of-text token. Source: Cover and Thomas, Elements of
+        A document's first symbol and its end-of-text token are not included. Source: Cover and Thomas, Elements of
         Information Theory, Theorem 4.2.4.
         """
         return float(self.stationary_K @ _entropy_bits(self.transition_KK))
 
     @property
     def symbol_entropy_bits(self) -> float:
-        """Entropy of one symbol on its own (the best loss of a model without context), in bits."""
+        """Entropy of one symbol without context, in bits: the best loss of a model that ignores context."""
         return float(_entropy_bits(self.stationary_K))
 
     def log2_coincidence(self, length: int) -> float:
-        """log2 of the probability that two independent documents of this length are equal.
+        """Return log2 of the probability that two independent documents of this length are equal.
 
-        The sum over all documents x of p(x)^2 = (pi * pi) (P * P)^(length-1) 1, products elementwise; decreasing
-        in the length.
+        The probability is the sum over all documents x of p(x)^2 = (pi * pi) (P * P)^(length-1) 1, with elementwise
+        products; it decreases with the length.
         """
         squares_KK = self.transition_KK**2
         vector_K = self.stationary_K**2
@@ -83,11 +82,11 @@ class MarkovSource:
         return log2_scale + math.log2(vector_K.sum())
 
     def fresh_documents(self, count: int, seed: int) -> list[str]:
-        """Documents from the same source that are independent of the corpus and of those of other seeds."""
+        """Draw documents from the same source, independent of the corpus and of the documents of other seeds."""
         return self._documents(count, f"fresh {seed}")
 
     def corpus_batch(self, index: int) -> list[str]:
-        """Documents index * BATCH_DOCUMENTS ... of the corpus."""
+        """Return the documents of the corpus from index * BATCH_DOCUMENTS on, at most BATCH_DOCUMENTS."""
         first = index * BATCH_DOCUMENTS
         return self._batch(CORPUS_STREAM, index, min(BATCH_DOCUMENTS, self.settings.documents - first))
 
@@ -114,7 +113,7 @@ class MarkovSource:
 
 
 def _entropy_bits(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy over the last axis, in bits, with 0 log 0 = 0."""
+    """Return the entropy over the last axis, in bits, with 0 log 0 = 0."""
     logs = np.log2(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
     entropy: np.ndarray = -(probabilities * logs).sum(axis=-1)
     return entropy
@@ -122,7 +121,7 @@ def _entropy_bits(probabilities: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MarkovBatch:
-    """BATCH_DOCUMENTS documents (the last batch fewer); reading them draws them."""
+    """BATCH_DOCUMENTS documents, fewer in the last batch; reading them draws them."""
 
     settings: config.MarkovCorpus
     index: int
@@ -135,12 +134,15 @@ class MarkovBatch:
 
 
 class MarkovReader:
-    """Draws the corpus in batches, each from a random stream of its own."""
+    """Draws the corpus in batches, each from its own random stream."""
 
     unit = "documents"
 
     def __init__(self, settings: config.MarkovCorpus, root: Path | None = None) -> None:
-        """`root` is where other corpora's files lie; this one has none."""
+        """Check that documents will differ; `root`, where other corpora's files are, is not used.
+
+        UserError if two documents may coincide.
+        """
         self.settings = settings
         self.where = f"markov source of {settings.symbols} symbols, seed {settings.seed}"
         self.total = settings.documents

@@ -1,4 +1,4 @@
-"""Python source of the standard library and of installed packages: found, parsed, never imported."""
+"""Python sources of the standard library and of installed packages: found, parsed, never imported."""
 
 import ast
 import gc
@@ -18,20 +18,20 @@ from sublora.system.errors import UserError
 
 STANDARD_LIBRARY = "stdlib"
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests"})
-"""Below the standard library lie other people's packages; test folders are stripped by some installers."""
+"""Folders of the standard library with other people's packages, and with tests, which some installers leave out."""
 
 BATCH_BYTES = 1 << 20
-"""A batch of source files is closed once they hold this many bytes."""
+"""A batch of source files is closed once its files hold this many bytes."""
 
 BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
-"""Fields of a syntax tree's nodes that hold statements (or what holds statements)."""
+"""Fields of a syntax tree's nodes that hold statements, or nodes that hold statements."""
 
 Extraction = Callable[[bytes], list[str] | None]
-"""Documents of a source file, None if it does not parse; a function of a module, which a process can be sent."""
+"""Returns the documents of a source file, None if it does not parse; a module's function, so that it can be pickled."""
 
 
 class SourceFile(NamedTuple):
-    """A Python file, and the name by which it is a source on every machine: package/path/in/it.py."""
+    """A Python file, and its name as a source, which is the same on every machine: package/path/in/it.py."""
 
     path: Path
     name: str
@@ -51,7 +51,7 @@ class SourceBatch:
         documents: list[str] = []
         sources: list[str | None] = []
         unparsable = 0
-        # Syntax trees hold no cycles, and collections in the middle of building one double the time.
+        # Syntax trees hold no cycles, and garbage collection while one is built doubles the time.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -69,7 +69,7 @@ class SourceBatch:
 
 
 def parse_source(source: bytes | str) -> ast.Module | None:
-    """The syntax tree of a module; None if it is not valid Python of this interpreter's version."""
+    """Return the syntax tree of a module; None if it is not valid Python for this interpreter's version."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
@@ -80,7 +80,7 @@ def parse_source(source: bytes | str) -> ast.Module | None:
 
 
 def child_statements(node: ast.AST) -> Iterator[ast.AST]:
-    """The statements in the blocks of a node, and its handlers and cases, which hold statements."""
+    """Yield the statements in the blocks of a node, and its handlers and cases, which hold statements."""
     for block in BLOCKS:
         value = getattr(node, block, None)
         if isinstance(value, list):  # the body of a lambda is a single expression
@@ -88,7 +88,7 @@ def child_statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 class PythonSourceReader:
-    """Reads the source files of packages, found by their import names; subclasses say what a document is."""
+    """Reads the source files of packages, found by their import names; subclasses define what a document is."""
 
     unit = "files"
 
@@ -119,9 +119,9 @@ class PythonSourceReader:
 
 
 def source_files(package: str) -> list[SourceFile]:
-    """The .py files of a package or single-file module, sorted by path, found without importing it.
+    """Return the .py files of a package or single-file module, sorted by path, without importing it.
 
-    Raises UserError if there is no such package, or none with Python source.
+    UserError if there is no such package, or it has no Python source.
     """
     if package == STANDARD_LIBRARY:
         return _files_below([Path(sysconfig.get_paths()["stdlib"])], package)
@@ -138,7 +138,7 @@ def source_files(package: str) -> list[SourceFile]:
 
 
 def _find_spec(package: str) -> importlib.machinery.ModuleSpec:
-    # A dotted name would import the parent package; names of running modules may have no spec (ValueError).
+    # Finding a dotted name would import the parent package; names of running modules may have no spec (ValueError).
     try:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
     except ValueError:
@@ -161,7 +161,7 @@ def _files_below(folders: list[Path], package: str) -> list[SourceFile]:
 
 
 def package_versions(packages: tuple[str, ...]) -> dict[str, str | None]:
-    """Version of each package's distribution; None for source that no distribution claims."""
+    """Return the version of each package's distribution; None if no distribution lists the package."""
     distributions = importlib.metadata.packages_distributions()
     versions: dict[str, str | None] = {}
     for package in packages:

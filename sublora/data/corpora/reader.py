@@ -1,9 +1,9 @@
-"""What a reader of a corpus is, and the batches it cuts the corpus into.
+"""The interface of a reader of a corpus, and of the batches into which it cuts the corpus.
 
-A reader's batches are cheap to make and to send to another process; `Batch.read` does the work there. The order of
-batches and documents is of no meaning: `sublora.data.prepare` orders documents by a keyed digest of their text.
+A reader's batches are cheap to make and to send to another process, where `Batch.read` does the work. The order of
+batches and documents does not matter: `sublora.data.prepare` orders documents by a keyed digest of their text.
 
-This module knows no reader; `sublora.data.corpora` registers them.
+This module knows no particular reader; `sublora.data.corpora` registers them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,27 +15,29 @@ BATCH_CHARACTERS = 1 << 20
 
 
 class Texts(NamedTuple):
-    """What a batch holds."""
+    """The contents of a batch."""
 
     documents: list[str]
     unparsable_files: int = 0
     """Source files left out because they are not valid Python of this interpreter's version."""
     sources: list[str | None] | None = None
-    """Name of the source of each document, such as its file; None, of one or of all, where the corpus knows none."""
+    """Name of each document's source, such as its file; None, for one document or for all, if it is not known."""
 
 
 class Batch(Protocol):
-    """A picklable part of a corpus."""
+    """A part of a corpus that can be pickled."""
 
     def __len__(self) -> int:
-        """Units of work, as the reader counts them."""
+        """Return the number of units of work, as the reader counts them."""
         ...
 
-    def read(self) -> Texts: ...
+    def read(self) -> Texts:
+        """Read the texts."""
+        ...
 
 
 class Reader(Protocol):
-    """A corpus, opened."""
+    """An open corpus."""
 
     @property
     def where(self) -> str:
@@ -44,18 +46,20 @@ class Reader(Protocol):
 
     @property
     def unit(self) -> str:
-        """What `total` and the lengths of batches count."""
+        """The unit in which `total` and the lengths of batches are counted."""
         ...
 
     @property
     def total(self) -> int | None:
-        """Units in the corpus, None where only reading it tells."""
+        """The number of units in the corpus, None if only reading the corpus shows it."""
         ...
 
-    def batches(self) -> Iterator[Batch]: ...
+    def batches(self) -> Iterator[Batch]:
+        """Yield the corpus in batches, in any order."""
+        ...
 
     def provenance(self) -> dict[str, object]:
-        """Facts beyond the settings that say which text this is, as JSON values without paths or times."""
+        """Return facts beyond the settings that identify the text, as JSON values without paths or times."""
         ...
 
 
