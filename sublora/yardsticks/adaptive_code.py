@@ -1,7 +1,7 @@
 """Integers coded by models that learn from the integers before them.
 
 Writer and reader keep the same counts and turn them into the same integer frequencies, so the reader follows the
-writer exactly on every machine. A message of a fixed or announced number of symbols ends itself (see
+writer exactly on every machine. A message whose number of symbols is fixed or announced is self-delimiting (see
 `sublora.coding.range_coder`).
 """
 
@@ -14,10 +14,10 @@ from sublora.coding.bits import Bits
 from sublora.coding.range_coder import RangeDecoder, RangeEncoder, scale_frequencies
 
 INCREMENT = 2
-"""Counts start at 1 and grow by 2: the rule of Krichevsky and Trofimov (1981), a prior of 1/2 per symbol."""
+"""Counts start at 1 and grow by 2, the rule of Krichevsky and Trofimov (1981): a prior of 1/2 per symbol."""
 
 MAX_TOTAL = 1 << 10
-"""Counts are halved where their sum exceeds this, so that a model follows statistics that drift along the list."""
+"""Counts are halved once their sum exceeds this, so that a model follows statistics that drift along the list."""
 
 
 class AdaptiveModel:
@@ -30,6 +30,7 @@ class AdaptiveModel:
         self.total = size
 
     def learn(self, symbol: int) -> None:
+        """Count a symbol."""
         self.counts[symbol] += INCREMENT
         self.total += INCREMENT
         if self.total > MAX_TOTAL:
@@ -38,8 +39,10 @@ class AdaptiveModel:
 
 
 class SymbolWriter(Protocol):
+    """What messages are written with: real writers and counters of bits."""
+
     def put(self, model: AdaptiveModel, symbol: int) -> None:
-        """Append a symbol under the model, which learns it."""
+        """Append a symbol under the model, which then counts it."""
         ...
 
     def put_uniform(self, value: int, size: int) -> None:
@@ -48,7 +51,7 @@ class SymbolWriter(Protocol):
 
 
 class BitCounter:
-    """A writer that only adds up the information content of its symbols, `bits`."""
+    """A writer that only adds up the information content of its symbols, in `bits`."""
 
     def __init__(self) -> None:
         self.bits = 0.0
@@ -62,13 +65,13 @@ class BitCounter:
 
 
 DIGIT = 256
-"""Uniform values are coded in digits of this base, so that no row of frequencies is long."""
+"""The base in which uniform values are coded digit by digit, so that no row of frequencies is long."""
 
 
 def _uniform_sizes(size: int) -> list[int]:
-    """Alphabets of a uniform value's digits, most significant first.
+    """Return the alphabets of a uniform value's digits, most significant first.
 
-    Every digit but the first is uniform over DIGIT values, so a size that is no multiple of a power of DIGIT is
+    Every digit except the first is uniform over DIGIT values, so a size that is not a multiple of a power of DIGIT is
     rounded up to one.
     """
     sizes = []
@@ -83,7 +86,7 @@ def _uniform(size: int) -> np.ndarray:
 
 
 class MessageWriter:
-    """Writes symbols with the range coder; `finish()` gives the bits."""
+    """Writes symbols with the range coder; `finish()` returns the bits."""
 
     def __init__(self) -> None:
         self._encoder = RangeEncoder()
@@ -100,21 +103,24 @@ class MessageWriter:
             self._encoder.encode([value // DIGIT**place % DIGIT], _uniform(digits))
 
     def finish(self) -> Bits:
+        """Return the message of all symbols."""
         return self._encoder.finish()
 
 
 class MessageReader:
-    """Reads what MessageWriter wrote at the front of `bits`, whatever follows it. ValueError for damaged bits."""
+    """Reads what MessageWriter wrote at the front of `bits` and ignores what follows. ValueError for damaged bits."""
 
     def __init__(self, bits: Bits) -> None:
         self._decoder = RangeDecoder(bits)
 
     def get(self, model: AdaptiveModel) -> int:
+        """Read a symbol under the model, which then counts it."""
         symbol = int(self._decoder.decode(scale_frequencies(model.counts), 1)[0])
         model.learn(symbol)
         return symbol
 
     def get_uniform(self, size: int) -> int:
+        """Read 0 <= value < size. ValueError for a value outside."""
         value = 0
         for digits in _uniform_sizes(size):
             value = value * DIGIT + int(self._decoder.decode(_uniform(digits), 1)[0])
@@ -123,5 +129,5 @@ class MessageReader:
         return value
 
     def finish(self) -> int:
-        """Length of the message in bits."""
+        """Return the length of the message in bits."""
         return self._decoder.finish()

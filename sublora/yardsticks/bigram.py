@@ -1,26 +1,26 @@
-"""Coded bigram: contexts that earn their bits tilt the unigram, all others keep it.
+"""Coded bigram: contexts that are worth their bits tilt the unigram, all others keep it.
 
     p(s | c) = u(s) 2^(step r(c, s)) / Z_c,   Z_c = 1 + sum over the table of c of u(s) (2^(step r(c, s)) - 1),
 
-u the coded unigram, r(c, s) a whole number other than 0 for the successors in the table of c and 0 for the rest. A
-context without a table has p(s | c) = u(s).
+where u is the coded unigram, and r(c, s) is a nonzero integer for the successors in the table of c and 0 for all
+others. A context without a table has p(s | c) = u(s).
 
-The message is that of the unigram, the step (index), and then, tokens numbered by their rank in the unigram, for each
-context with a table the gap from the context before it, and in its table for each successor the gap from the one
-before and r. A gap g >= 1 is sent as its number of binary digits, under a model that learns while it codes and depends
-on the number of digits of the rank reached so far, followed by the digits after the leading one, which are equally
-probable; 0 digits end a table, and the list of contexts.
+The message consists of the unigram's message, the step (index), and the tables, with tokens numbered by their rank in
+the unigram. Each context with a table is sent as the gap from the context before it, and each successor in its table as
+the gap from the one before it, followed by r. A gap g >= 1 is sent as its number of binary digits, under an adaptive
+model that depends on the number of digits of the rank reached so far, and then the digits after the leading one, which
+are equally probable; 0 digits end a table, and the list of contexts.
 
-Which pairs the message should hold. Let w_c be the share of context c among all targets and q(s | c) the successors'
+The choice of pairs in the message. Let w_c be the share of context c among all targets, and q(s | c) the successors'
 shares there. A table with tilts t = step r lowers the loss by
 
     w_c (sum over s of q t - log2 Z_c),   Z_c = 1 + sum over s of u (2^t - 1).
 
-Write x_c = 1 / Z_c for the factor on successors that are not listed. To first order in the change of Z_c a single pair
-gains w_c (q t - x_c u (2^t - 1) / ln 2), which is largest at 2^t = q / (x_c u). Given x_c, pairs do not influence each
-other: one is listed if its gain exceeds its price. With these tilts x_c = (1 - q(listed)) / (1 - u(listed)), which
-follows from what is listed, and so do the bits of an entry, from how often entries of its kind were listed; a few
-rounds settle both. A context keeps its table if the table's gain exceeds the price of all its bits.
+Write x_c = 1 / Z_c for the factor on successors that are not listed. To first order in the change of Z_c, a single
+pair gains w_c (q t - x_c u (2^t - 1) / ln 2), which is largest at 2^t = q / (x_c u). Given x_c, pairs do not influence
+each other, and a pair is listed if its gain exceeds its price. The listed pairs determine x_c = (1 - q(listed)) /
+(1 - u(listed)), and the frequencies of the kinds of entries determine the bits of an entry; a few rounds settle both. A
+context keeps its table if the table's gain exceeds the price of all its bits.
 """
 
 from dataclasses import dataclass
@@ -36,18 +36,18 @@ from sublora.yardsticks.unigram import Unigram
 
 STEPS_OCTAVES = (0.5, 1.0, 1.5, 2.0)
 LARGEST_TILT = 24
-"""|r| is at most this."""
+"""The largest |r|."""
 
 ROUNDS = 6
 FIRST_ENTRY_BITS = 8.0
 CONTEXT_BITS = 6.0
-"""Estimated cost of the gap to a context and of the mark that ends its table."""
+"""Estimated cost of the gap to a context and of the mark that ends its table, in bits."""
 
 SMALLEST_SHARE = 1e-9
-"""Least share of what is not listed, so that no factor is 0."""
+"""A lower limit for the share of what is not listed, so that no factor is 0."""
 
 PRIOR_TARGETS = 4.0
-"""Every context's shares are estimated as if this many more targets had been drawn from the unigram there."""
+"""Each context's shares are estimated as if this many more targets, distributed as the unigram, had followed it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,24 +60,25 @@ class Tables:
     context_ranks_E: NDArray[np.int64]
     successor_ranks_E: NDArray[np.int64]
     tilts_E: NDArray[np.int64]
-    """r, not 0."""
+    """The tilts r, none of them 0."""
 
 
 class _GapModels:
-    """One model of a gap's number of binary digits for each number of digits of the rank reached so far."""
+    """Models of a gap's number of binary digits, one per number of digits of the rank reached so far."""
 
     def __init__(self, vocab_size: int) -> None:
         self._sizes = vocab_size.bit_length() + 1
         self._models = [AdaptiveModel(self._sizes) for _ in range(self._sizes)]
 
     def write(self, writer: SymbolWriter, gap: int, rank: int) -> None:
-        """gap: 0 for the end; rank: number of ranks passed so far."""
+        """Append a gap, 0 for the end, after `rank` ranks have been passed."""
         digits = gap.bit_length()
         writer.put(self._models[rank.bit_length()], digits)
         if digits > 1:
             writer.put_uniform(gap - (1 << (digits - 1)), 1 << (digits - 1))
 
     def read(self, reader: MessageReader, rank: int) -> int:
+        """Read a gap, 0 for the end, after `rank` ranks have been passed."""
         digits = reader.get(self._models[rank.bit_length()])
         if digits < 2:
             return digits
@@ -85,19 +86,19 @@ class _GapModels:
 
 
 class _Lookup(NamedTuple):
-    """What scoring needs, natural logarithms; memory is that of the tables and a few numbers per token."""
+    """What scoring needs, as natural logarithms; memory is that of the tables and a few numbers per token."""
 
     keys_E: NDArray[np.int64]
     """c V + s of each entry, sorted."""
     log_tilts_E: NDArray[np.float64]
     log_z_V: NDArray[np.float64]
-    """ln Z of each context, 0 without a table."""
+    """ln Z of each context; 0 for contexts without a table."""
     log_u_V: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Bigram:
-    """The probabilities that the message gives."""
+    """The probabilities that a message describes."""
 
     unigram: Unigram
     step_index: int
@@ -115,6 +116,7 @@ class Bigram:
         return _Lookup(keys_E[order], log_tilts_E[order], log_z_V, log_u_V)
 
     def log_probabilities(self, batch: TargetBatch) -> NDArray[np.float64]:
+        """Return the natural logarithm of each target's probability, shape (S,)."""
         keys_E, log_tilts_E, log_z_V, log_u_V = self._lookup
         log_p_S = log_u_V[batch.targets_S] - log_z_V[batch.contexts_S]
         if len(keys_E):
@@ -124,13 +126,15 @@ class Bigram:
         return log_p_S
 
     def write(self, writer: SymbolWriter) -> None:
+        """Append the whole message."""
         self.unigram.write(writer)
         self.write_tables(writer)
 
     def write_tables(self, writer: SymbolWriter) -> None:
-        """What the message holds after the unigram."""
+        """Append what the message holds after the unigram: the step and the tables."""
         vocab_size = len(self.unigram.levels_V)
         writer.put_uniform(self.step_index, len(STEPS_OCTAVES))
+        # A new context ends the table before it; 0 also ends the list of contexts.
         context_gaps, successor_gaps = _GapModels(vocab_size), _GapModels(vocab_size)
         tilts = AdaptiveModel(2 * LARGEST_TILT)
         context, successor = -1, -1
@@ -152,7 +156,7 @@ class Bigram:
 
     @classmethod
     def read(cls, reader: MessageReader, vocab_size: int) -> "Bigram":
-        """ValueError if the bits are no message."""
+        """Read a message. ValueError if the bits are not one."""
         unigram = Unigram.read(reader, vocab_size)
         step_index = reader.get_uniform(len(STEPS_OCTAVES))
         context_gaps, successor_gaps = _GapModels(vocab_size), _GapModels(vocab_size)
@@ -169,6 +173,7 @@ class Bigram:
 
 
 def _advanced(rank: int, gap: int, vocab_size: int) -> int:
+    """Return the rank that a gap leads to. ValueError beyond the vocabulary."""
     if rank + gap >= vocab_size:
         raise ValueError(f"a token of rank {rank + gap} in a vocabulary of {vocab_size}")
     return rank + gap
@@ -184,13 +189,15 @@ def _tilt_of_symbol(symbol: int) -> int:
 
 
 class BigramSearch:
-    """Makes bigrams of any step and price from one set of statistics and one unigram.
+    """Builds bigrams with any step and price from one set of statistics and one unigram.
 
     Shapes: P pairs that could be worth their bits at the lowest price, ordered as the message lists entries.
     """
 
     def __init__(self, pairs: PairShares, unigram: Unigram, lowest_price: float) -> None:
         self._unigram = unigram
+        # Smooth each context's shares with the unigram, and keep the pairs that could be worth one bit at the lowest
+        # price.
         rank_V = np.argsort(unigram.ranking)
         u_L, ranks_L = np.exp(unigram.log_p_V)[pairs.successors_L], rank_V[pairs.successors_L]
         prior = PRIOR_TARGETS / pairs.targets
@@ -202,6 +209,7 @@ class BigramSearch:
             columns = columns[np.argsort(ranks_L[columns])]
             columns_of_row.append(columns)
             q_of_row.append(q_L[columns])
+        # Order contexts and pairs as the message lists them.
         context_ranks_K = rank_V[pairs.contexts_K]
         order = np.argsort(context_ranks_K)
         self._weight_K, self._context_ranks_K = pairs.context_shares_K[order], context_ranks_K[order]
@@ -209,25 +217,29 @@ class BigramSearch:
         self._q_P = np.concatenate([q_of_row[k] for k in order])
         self._rows_P = np.repeat(np.arange(len(order)), [len(columns_of_row[k]) for k in order])
         self._u_P, self._ranks_P = u_L[columns_P], ranks_L[columns_P]
-        # Pairs of one kind: successors whose ranks have equally many binary digits.
+        # Pairs of one kind are those whose successors' ranks have the same number of binary digits.
         self._kinds_P = np.frexp(self._ranks_P + 1.0)[1]
         self._kind_sizes = np.bincount(np.frexp(ranks_L + 1.0)[1])
 
     def bigram(self, step_index: int, price: float) -> Bigram:
-        """The bigram whose tables are worth `price` bits per token of loss for each bit of message."""
+        """Return the bigram in whose tables one bit of message is worth `price` bits per token of loss."""
+        # Start with unscaled probabilities and a guessed price per entry.
         step, rows_P, weight_P = STEPS_OCTAVES[step_index], self._rows_P, self._weight_K[self._rows_P]
         contexts = len(self._weight_K)
         scale_K, bits_P = np.ones(contexts), np.full(len(rows_P), FIRST_ENTRY_BITS)
         for _ in range(ROUNDS):
+            # Choose each pair's best tilt, and list the pair if its gain exceeds its price.
             expected_P = scale_K[rows_P] * self._u_P
             tilts_P = np.clip(np.rint(np.log2(self._q_P / expected_P) / step), -LARGEST_TILT, LARGEST_TILT)
             excess_P = np.exp2(step * tilts_P) - 1.0
             gains_P = weight_P * (self._q_P * step * tilts_P - expected_P * excess_P / np.log(2.0))
             listed_P = gains_P > price * bits_P
+            # The factor on what is not listed follows from the listed pairs.
             z_K = 1.0 + np.bincount(rows_P, listed_P * self._u_P * excess_P, minlength=contexts)
             unlisted_q_K = 1.0 - np.bincount(rows_P, listed_P * self._q_P, minlength=contexts)
             unlisted_u_K = 1.0 - np.bincount(rows_P, listed_P * self._u_P, minlength=contexts)
             scale_K = np.maximum(unlisted_q_K, SMALLEST_SHARE) / np.maximum(unlisted_u_K, SMALLEST_SHARE)
+            # Drop whole tables that are not worth their bits, then estimate the bits of an entry from the rest.
             value_K = np.bincount(rows_P, listed_P * weight_P * self._q_P * step * tilts_P, minlength=contexts)
             cost_K = np.bincount(rows_P, listed_P * bits_P, minlength=contexts) + CONTEXT_BITS
             listed_P &= (value_K - self._weight_K * np.log2(z_K) > price * cost_K)[rows_P] & (tilts_P != 0)
@@ -238,7 +250,7 @@ class BigramSearch:
         return Bigram(self._unigram, step_index, tables)
 
     def _entry_bits(self, listed_P: NDArray[np.bool_], tilts_P: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What one more entry of each pair's kind and tilt would cost, given what is listed; shape (P,)."""
+        """Return the bits of one more entry of each pair's kind and tilt, given the listed pairs; shape (P,)."""
         kind_counts = np.bincount(self._kinds_P[listed_P], minlength=len(self._kind_sizes))
         tables = len(np.unique(self._rows_P[listed_P]))
         density = (kind_counts + 0.5) / (tables * self._kind_sizes + 1.0)

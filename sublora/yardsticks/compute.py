@@ -1,4 +1,4 @@
-"""All yardsticks of a data set that need no network: choose on val, freeze the message, decode it, draw, score, bound.
+"""All yardsticks of a dataset that need no network: choose on val, freeze the message, decode it, draw, score, bound.
 
 Shapes: D documents, U units, A smoothing candidates, B models of which one is chosen.
 """
@@ -46,14 +46,14 @@ from sublora.yardsticks.targets import (
 from sublora.yardsticks.unigram import Unigram
 
 PRICE_FACTORS = (0.7, 1.0, 1.4)
-"""Prices of a bit that are tried, as multiples of the slope of the unigram's estimated bound."""
+"""Prices of a bit to try, as multiples of the slope of the unigram's estimated bound."""
 
 STEP_INDICES = (1, 2)
-"""Indices of the bigram's steps that are tried."""
+"""Indices of the bigram's steps to try."""
 
 SHORTER_UNIGRAMS = 10
 LENGTH_RATIO = 0.93
-"""A bigram may also rest on unigrams shorter than the best one, each at most this share of the next longer one."""
+"""A bigram may also use unigrams shorter than the best one, each at most this share of the next longer one."""
 
 CHOICE_ROUNDS = 4
 
@@ -66,12 +66,12 @@ def compute_yardsticks(
     Two passes over the training split, in memory that does not grow with it, then the documents drawn.
 
     Args:
-        loss: the one of the networks that are trained on this dataset.
-        val_documents, test_documents: documents of val and test that are scored, rounded up to whole units.
+        loss: the loss of the networks that are trained on this dataset.
+        val_documents, test_documents: numbers of val and test documents to score, rounded up to whole units.
 
     Raises:
-        ValueError: the loss is not of this dataset, one of its documents is shorter than the loss admits, or no val or
-            test document is to be scored.
+        ValueError: the loss belongs to another dataset, a document is shorter than the loss admits, or no val or test
+            document is to be scored.
     """
     _check_fits(dataset, loss)
     if val_documents < 1 or test_documents < 1:
@@ -86,7 +86,7 @@ def compute_yardsticks(
     best, smoothing = stage.choose(unigrams)
     rows[UNIGRAM] = stage.row(UNIGRAM, stage.freeze(unigrams[best][0], smoothing), since)
 
-    # So do bigrams on the best unigram and on shorter ones, pruned at several prices of a bit.
+    # Bigrams compete as well, based on the best unigram and on shorter ones, pruned at several prices of a bit.
     since = time.perf_counter()
     bases = _shortened(unigrams, best, stage.val_losses_UB([model for model, _ in unigrams], smoothing).mean(axis=0))
     bigrams = _bigrams(dataset, shares_V, bases, stage.price_of_a_bit(*unigrams[best], smoothing))
@@ -102,13 +102,13 @@ def compute_yardsticks(
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """A model that nothing can change any more, decoded from its message."""
+    """A model that no longer changes, decoded from its message."""
 
     predictor: Predictor
     smoothing_index: int
     message: Bits
     code_bits: Mapping[str, float]
-    """C item by item; the items sum to the message's length."""
+    """The items of C; they sum to the message's length."""
 
 
 def frozen_message(model: Unigram | Bigram, smoothing_index: int, candidates: int) -> Bits:
@@ -119,7 +119,7 @@ def frozen_message(model: Unigram | Bigram, smoothing_index: int, candidates: in
 
 
 class GroupedTargets(NamedTuple):
-    """Documents in batches, and how they are grouped into units."""
+    """Documents in batches, and their grouping into units."""
 
     batches: Iterable[TargetBatch]
     units: Units
@@ -151,18 +151,20 @@ class _Stage:
         return scored.units.means(losses_DA)
 
     def val_losses_UB(self, models: Sequence[Predictor], smoothing_index: int) -> NDArray[np.float64]:
+        """Return the losses of the val units under each of the models, shape (U, B)."""
         return np.stack([self._losses_U(model, self._val, smoothing_index) for model in models], axis=1)
 
     def choose(self, candidates: Sequence[tuple[Predictor, float]]) -> tuple[int, int]:
-        """Indices of the model and of the smoothing that together have the smallest estimated bound on val.
+        """Return the indices of the model and the smoothing that together have the smallest estimated bound on val.
 
-        candidates: models and the bits of their messages. Model and smoothing are chosen in turn, each given the
-        other, until neither changes (or CHOICE_ROUNDS times): the bound's estimate for every pair would take longer
-        than all else.
+        candidates: models and the bits of their messages. Model and smoothing are chosen alternately, each given the
+        other, until neither changes, at most CHOICE_ROUNDS times: estimating the bound for every pair would take longer
+        than everything else.
         """
         loss = self._loss
         losses_BUA = np.stack([self._losses_UA(model, self._val, loss.candidates) for model, _ in candidates])
         bits_B = [bits + index_bits(len(loss.candidates)) for _, bits in candidates]
+        # Start from the model with the smallest mean loss, and alternate.
         best = int(np.argmin(losses_BUA.mean(axis=1).min(axis=1)))
         smoothing = -1
         for _ in range(CHOICE_ROUNDS):
@@ -178,7 +180,7 @@ class _Stage:
         return best, smoothing
 
     def price_of_a_bit(self, model: Predictor, code_bits: float, smoothing_index: int) -> float:
-        """What a bit of message costs, in bits per token of loss, near this model."""
+        """Return what one bit of message costs near this model, in bits per token of loss."""
         return bound_slope_per_bit(
             self._losses_U(model, self._val, smoothing_index),
             self._loss.ranges[smoothing_index],
@@ -187,7 +189,7 @@ class _Stage:
         )
 
     def freeze(self, model: Unigram | Bigram, smoothing_index: int) -> Frozen:
-        """What the decoder of the model's message makes of it."""
+        """Encode a model and its smoothing, and return what the decoder makes of the message."""
         message = frozen_message(model, smoothing_index, len(self._loss.candidates))
         reader = MessageReader(message)
         decoded = type(model).read(reader, self._loss.vocab_size)
@@ -196,7 +198,7 @@ class _Stage:
         return Frozen(decoded, smoothing_index, message, code_bits)
 
     def row(self, name: str, frozen: Frozen, since: float) -> Row:
-        """Draw by the message, score, bound. since: `time.perf_counter()` where the yardstick's work began."""
+        """Draw with the message as seed, score and bound; `since` is the `time.perf_counter()` when the work began."""
         units_U = drawn_units(name, frozen.message, self._loss.premises, self._dataset.data_hash)
         documents_D, units = self._dataset.units("train").take(units_U)
         drawn = GroupedTargets(self._targets("train", documents_D), units)
@@ -210,7 +212,7 @@ class _Stage:
 
 
 def _check_fits(dataset: TokenDataset, loss: BoundedLoss) -> None:
-    """ValueError unless the loss is one of this dataset."""
+    """Raise ValueError unless the loss belongs to this dataset."""
     given = {"vocab_size": loss.vocab_size, "n_units": loss.premises.n_units}
     for name, found in given.items():
         if found != (expected := getattr(dataset, name)):
@@ -223,7 +225,7 @@ def _check_fits(dataset: TokenDataset, loss: BoundedLoss) -> None:
 def _shortened(
     unigrams: Sequence[tuple[Unigram, float]], best: int, loss_B: NDArray[np.float64]
 ) -> list[tuple[Unigram, float]]:
-    """The best unigram, then shorter ones, of each length the one that loses least; longest first."""
+    """Return the best unigram and shorter ones, of each length the one with the smallest loss; longest first."""
     chosen = [unigrams[best]]
     while len(chosen) <= SHORTER_UNIGRAMS:
         shorter = [b for b, (_, bits) in enumerate(unigrams) if bits <= LENGTH_RATIO * chosen[-1][1]]
@@ -236,7 +238,7 @@ def _shortened(
 def _bigrams(
     dataset: TokenDataset, shares_V: NDArray[np.float64], bases: Sequence[tuple[Unigram, float]], price: float
 ) -> list[tuple[Bigram, float]]:
-    """Bigrams of each step and price on each of the unigrams, with the bits of their messages."""
+    """Return bigrams with each step and price on each of the unigrams, with the bits of their messages."""
     counted = pair_shares(dataset, *pair_candidates(shares_V))
     models = []
     for base, base_bits in bases:
@@ -249,6 +251,7 @@ def _bigrams(
 
 
 def _bits(write: Callable[[SymbolWriter], None]) -> float:
+    """Return the bits that a message would have, without writing it."""
     counter = BitCounter()
     write(counter)
     return counter.bits

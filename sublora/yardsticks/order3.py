@@ -1,16 +1,16 @@
-"""An adaptive model of order 3 that starts anew with every document and has learned nothing beforehand.
+"""An adaptive model of order 3 that starts afresh with every document and has learned nothing beforehand.
 
-With c_k(s) and n_k the counts of symbol s and of all symbols after the last k tokens, u_k the number of different
-symbols among them, all in this document so far,
+With c_k(s) and n_k the counts of symbol s and of all symbols after the last k tokens, and u_k the number of distinct
+symbols among them, all within the document so far,
 
     p_k(s) = (max(c_k(s) - b_k, 0) + (b_k u_k + a) p_{k-1}(s)) / (n_k + a),   k = 0 ... 3,   p_{-1}(s) = 1 / V,
 
-and the prediction is p_3. It is the hierarchical Pitman-Yor predictor with one table per kind (Teh 2006), near to
-interpolated Kneser-Ney: sum over s of max(c - b, 0) is n - b u, so p_k sums to 1 where p_{k-1} does. An order counts a
-symbol only where the next higher one had not seen it in its context (update exclusion, Moffat 1990).
+and the prediction is p_3. It is the hierarchical Pitman-Yor predictor with one table per kind (Teh 2006), close to
+interpolated Kneser-Ney: sum over s of max(c - b, 0) is n - b u, so p_k sums to 1 if p_{k-1} does. An order counts a
+symbol only if the next higher order had not seen it in its context (update exclusion, Moffat 1990).
 
-Discounts b and strength a were fixed by the literature's habits, not on any data that is bounded. Before its start a
-document is taken to hold end-of-text tokens.
+Discounts b and strength a take usual values from the literature, fixed without any data that is bounded. A document is
+treated as if end-of-text tokens came before it.
 """
 
 import numpy as np
@@ -20,23 +20,27 @@ from sublora.yardsticks.targets import TargetBatch
 
 ORDER = 3
 DISCOUNTS = (0.5, 0.6, 0.7, 0.8)
-"""b_0 ... b_3, all below 1, the smallest count."""
+"""b_0 ... b_3, all below 1, the smallest possible count."""
 
 STRENGTH = 0.5
 """a."""
 
 
 class Order3:
-    """Predictor for any vocabulary; time and memory are linear in the targets, up to the logarithm of sorting."""
+    """A predictor for any vocabulary; time and memory are linear in the targets, up to the logarithm of sorting."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
 
     def log_probabilities(self, batch: TargetBatch) -> NDArray[np.float64]:
-        """All positions at once: what a position has seen is the number of equal ones before it in its document."""
+        """Return the natural logarithm of each target's probability, shape (S,).
+
+        All positions are computed at once: what a position has seen are the equal ones before it in its document.
+        """
         contexts_KS = self._contexts(batch)
         counted_S = np.ones(len(batch.targets_S), dtype=bool)
         statistics = []
+        # From the highest order down, so that update exclusion knows what the higher orders had seen.
         for contexts_S in reversed(contexts_KS):
             pairs_S = _numbered(contexts_S * self._vocab_size + batch.targets_S)
             count_S = _sums_before(pairs_S, counted_S)
@@ -44,6 +48,7 @@ class Order3:
             kinds_S = _sums_before(contexts_S, counted_S & (count_S == 0))
             statistics.append((count_S, total_S, kinds_S))
             counted_S = counted_S & (count_S == 0)
+        # From the lowest order up, each interpolated with the one below.
         p_S = np.full(len(batch.targets_S), 1.0 / self._vocab_size)
         for discount, (count_S, total_S, kinds_S) in zip(DISCOUNTS, reversed(statistics), strict=True):
             own_S = np.maximum(count_S - discount, 0.0)
@@ -51,7 +56,7 @@ class Order3:
         return np.log(p_S)
 
     def _contexts(self, batch: TargetBatch) -> list[NDArray[np.int64]]:
-        """For each order k the number of each position's context, the document and its last k tokens."""
+        """Return for each order k the number of each position's context: the document and its last k tokens."""
         lengths_D = np.diff(batch.offsets)
         contexts_S = np.repeat(np.arange(len(lengths_D)), lengths_D)
         place_S = np.arange(len(contexts_S)) - np.repeat(batch.offsets[:-1], lengths_D)
@@ -66,12 +71,12 @@ class Order3:
 
 
 def _numbered(keys_S: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Equal keys get equal numbers below S, so that a number times V fits into 64 bits."""
+    """Number the keys, equal keys equally and below S, so that a number times V fits into 64 bits."""
     return np.unique(keys_S, return_inverse=True)[1]
 
 
 def _sums_before(groups_S: NDArray[np.int64], counted_S: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each position the number of counted earlier positions of its group, shape (S,)."""
+    """Return for each position the number of counted earlier positions in its group, shape (S,)."""
     order = np.argsort(groups_S, kind="stable")
     sorted_groups = groups_S[order]
     before: NDArray[np.int64] = np.cumsum(counted_S[order], dtype=np.int64) - counted_S[order]

@@ -1,9 +1,9 @@
-"""results/yardsticks.json: how a yardstick's row follows from its losses, and the file, written and read whole.
+"""results/yardsticks.json: a yardstick's row, made from its losses, and the file, written and read as a whole.
 
 format     YARDSTICKS_FORMAT
 data_hash  identity of the prepared dataset (`TokenDataset.data_hash`)
 rows       one row per yardstick, by name (see `Row`)
-sha256     digest of the other three, as canonical JSON
+sha256     digest of the other three keys, as canonical JSON
 """
 
 import json
@@ -27,7 +27,7 @@ from sublora.system.validation import Strict, describe
 
 YARDSTICKS_PATH = Path("results") / "yardsticks.json"
 YARDSTICKS_FORMAT = 1
-"""Version of the layout; a reader refuses every other one."""
+"""Version of the layout; a reader refuses every other version."""
 
 GUESSING, UNIGRAM, BIGRAM, ORDER3, FROZEN_BASE = "guessing", "unigram", "bigram", "order3", "frozen_base"
 """Names of the rows. They also seed the draws of units."""
@@ -36,11 +36,11 @@ FIX = "delete it and run the workflow again"
 
 
 class Row(Strict):
-    """What is known of one yardstick. Losses and bounds are in bits per token."""
+    """The facts of one yardstick. Losses and bounds are in bits per token."""
 
     bound_bits: float
     inequality: str | None
-    """Name in `sublora.bounds.inequalities`; None where nothing is estimated."""
+    """Name in `sublora.bounds.inequalities`; None if nothing is estimated."""
     smoothing: str | None
     loss_range_bits: list[float]
     """Smallest and largest loss that a unit can have."""
@@ -52,14 +52,14 @@ class Row(Strict):
     code_bits: float
     """C."""
     code_bits_items: dict[str, float]
-    """C item by item."""
+    """The items of C."""
     n: int
     m: int | None
-    """Units scored; None where none had to be."""
+    """The number of units scored; None if none had to be."""
     delta: float | None
     delta_sample: float | None
     seconds: float
-    """Wall time the yardstick took, scoring included."""
+    """Wall time of the yardstick, scoring included."""
 
 
 class Yardsticks(Strict):
@@ -81,9 +81,9 @@ def write_yardsticks(path: Path, yardsticks: Yardsticks) -> None:
 
 
 def read_yardsticks(path: Path, data_hash: str) -> Yardsticks:
-    """Return what `write_yardsticks` was given.
+    """Read the file and return its yardsticks.
 
-    Raises UserError if the file is missing, damaged, of another format, or about another dataset.
+    UserError if the file is missing, damaged, has another format, or belongs to another dataset.
     """
     missing = ", expected the yardsticks of the dataset; run the workflow"
     found = read_json(path, missing=missing, fix=f"expected yardsticks; {FIX}")
@@ -110,7 +110,7 @@ def drawn_units(name: str, message: Bits, premises: Premises, data_hash: str) ->
     """Return the training units that a yardstick is scored on: indices of its own draw, or all n in order.
 
     The draw is seeded with sha256 of the yardstick's name, its frozen message (with its length in bits, since the last
-    byte is filled up) and the data's hash.
+    byte is padded) and the data's hash.
     """
     if premises.m_units is None:
         return np.arange(premises.n_units)
@@ -130,15 +130,16 @@ class Scored:
 
 
 def yardstick_row(scored: Scored, loss: BoundedLoss, *, code_bits: Mapping[str, float], seconds: float) -> Row:
-    """Return the row of a model with this message; its bound allows for rounding, as the networks' (`with_tolerance`).
+    """Return the row of a model with this message; its bound allows for rounding as a network's (`with_tolerance`).
 
     Args:
-        code_bits: C item by item, in bits; empty for a model that was fixed without the n documents.
-        seconds: wall time the model took, scoring included.
+        code_bits: the items of C, in bits; empty for a model that was fixed without the n documents.
+        seconds: wall time of the yardstick, scoring included.
 
     Raises:
         ValueError: the number of losses is not m (or n), or a loss lies outside its range.
     """
+    # Bound the losses as a network's.
     premises, loss_range = loss.premises, loss.range_of(scored.smoothing)
     expected = premises.n_units if premises.m_units is None else premises.m_units
     if scored.losses_D.shape != (expected,):
@@ -164,7 +165,7 @@ def yardstick_row(scored: Scored, loss: BoundedLoss, *, code_bits: Mapping[str, 
 
 
 def guessing_row(loss: BoundedLoss) -> Row:
-    """Return the row of uniform guessing, whose loss is log2 V on every document: nothing is estimated or can fail."""
+    """Return the row of uniform guessing, whose loss is log2 V on every document, so that nothing is estimated."""
     guessing_bits = math.log2(loss.vocab_size)
     return Row(
         bound_bits=guessing_bits,

@@ -1,9 +1,9 @@
-"""Documents as the targets that a next-token predictor is scored on: how often they occur in train, and what they cost.
+"""Documents as the targets on which a next-token predictor is scored: their frequencies in train, and their losses.
 
-A target is a token of a document or its closing end-of-text token. Frequencies are weighted: a target of a document of
-T targets counts 1/T, divided by the number of documents of its unit, and sums are divided by the number of units. The
-result is a distribution, and the code length under it is the quantity that is bounded: the mean over units of the mean
-over their documents of the mean over their targets. Both counting and scoring stream, so that memory stays bounded.
+A target is a token of a document or its closing end-of-text token. Frequencies are weighted: a target of a document
+with T targets counts 1/T, divided by the number of documents in its unit, and sums are divided by the number of units.
+The result is a distribution, and the code length under it is the quantity that is bounded: the mean over units of the
+mean over their documents of the mean over their targets. Counting and scoring stream, so memory stays bounded.
 
 Shapes: S targets of a batch of documents, D documents, A smoothing candidates, V tokens, K contexts, L successors.
 """
@@ -25,25 +25,25 @@ BLOCK_TOKENS = 1 << 20
 """Tokens of train that are in memory at once while they are counted."""
 
 PAIR_TABLE_BYTES = 1 << 27
-"""Largest size of the table of pairs, 128 MiB."""
+"""Largest size of the table of pairs in bytes, 128 MiB."""
 
 MAX_SUCCESSORS = 1 << 13
-"""Where not all pairs fit into the table, this many of the most frequent tokens are counted as successors."""
+"""If the table cannot hold all pairs, this many of the most frequent tokens are counted as successors."""
 
 
 @dataclass(frozen=True, eq=False)
 class TargetBatch:
-    """The targets of some documents, one after the other: each document's tokens and its closing end-of-text."""
+    """The targets of some documents, one after another: each document's tokens and its closing end-of-text."""
 
     targets_S: NDArray[np.int64]
     contexts_S: NDArray[np.int64]
-    """The token before each target: the end-of-text token where a document starts."""
+    """The token before each target: the end-of-text token at a document's start."""
     offsets: NDArray[np.int64]
-    """Where each document's targets start, and the end of the last: shape (D + 1,)."""
+    """The position where each document's targets start, and the end of the last, shape (D + 1,)."""
 
     @classmethod
     def of(cls, documents: Sequence[NDArray[np.integer]], eot_id: int) -> "TargetBatch":
-        """documents: tokens without their end-of-text token, at least one document."""
+        """Lay out documents, at least one, given as tokens without their end-of-text token."""
         end = np.array([eot_id])
         targets_S = np.concatenate([part for document in documents for part in (document, end)]).astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum([len(document) + 1 for document in documents])]).astype(np.int64)
@@ -55,7 +55,7 @@ class Predictor(Protocol):
     """A model of the next token, decoded from its message or fixed beforehand."""
 
     def log_probabilities(self, batch: TargetBatch) -> NDArray[np.float64]:
-        """Natural logarithm of the probability of each target given the document's tokens before it, shape (S,)."""
+        """Return the natural logarithm of each target's probability given the tokens before it, shape (S,)."""
         ...
 
 
@@ -113,16 +113,17 @@ class PairShares:
     shares_KL: NDArray[np.float64]
     """Share of each pair among all targets."""
     context_shares_K: NDArray[np.float64]
-    """Share of the targets that stand behind each context, whether or not the successor is counted."""
+    """Share of the targets that follow each context, whether or not the successor is counted."""
     targets: int
-    """Number of targets behind the shares."""
+    """The number of targets from which the shares were counted."""
 
 
 def pair_shares(dataset: TokenDataset, contexts_K: NDArray[np.int64], successors_L: NDArray[np.int64]) -> PairShares:
     """Count pairs in one pass over the training split.
 
-    A document starts with the end-of-text token as its context, which is the token that stands before it in the file.
+    The context of a document's first token is the end-of-text token, which is also the token before it in the file.
     """
+    # Map tokens to rows and columns of the table, -1 for those that are not counted.
     row_of_V = np.full(dataset.vocab_size, -1, dtype=np.int64)
     column_of_V = np.full(dataset.vocab_size, -1, dtype=np.int64)
     row_of_V[contexts_K], column_of_V[successors_L] = np.arange(len(contexts_K)), np.arange(len(successors_L))
@@ -135,6 +136,7 @@ def pair_shares(dataset: TokenDataset, contexts_K: NDArray[np.int64], successors
         columns = column_of_V[tokens]
         counted &= columns >= 0
         np.add.at(pairs, rows[counted] * len(successors_L) + columns[counted], weights[counted])
+    # Shares are means over units.
     pairs /= dataset.n_units
     shares_KL = pairs.reshape(len(contexts_K), len(successors_L))
     targets = len(dataset.tokens("train"))

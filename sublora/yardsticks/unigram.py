@@ -1,12 +1,12 @@
-"""Coded unigram: one probability per token, written as a coarse logarithm.
+"""Coded unigram: one probability per token, written as a coarsely quantized logarithm.
 
     p_j = 2^(-step l_j) / Z,   l_j the level of token j, for tokens more frequent than the floor,
     p_j = 2^(-h / 2) / Z       for all tokens at the floor, h their common depth in half octaves.
 
-Level 0 is the most frequent token's, and Z makes the sum 1. The message, under models that learn while they code:
-step (index), number of levels K, depth h, then for each token in order of its id its level or K for the floor, with
-one model after a token at the floor and another after any other (rare tokens come in runs). Its length follows from
-its content and from V, which the reader knows.
+Level 0 belongs to the most frequent token, and Z makes the sum 1. The message, under adaptive models, holds the step
+(index), the number of levels K and the depth h, then for each token in the order of ids its level, or K for the floor,
+with one model after a token at the floor and another after any other token (rare tokens come in runs). Its length
+follows from its content and from V, which the reader knows.
 """
 
 from collections.abc import Iterator
@@ -27,26 +27,28 @@ FLOOR_DEPTHS = 128
 
 @dataclass(frozen=True, eq=False)
 class Unigram:
-    """Token probabilities as the message gives them."""
+    """Token probabilities as a message describes them."""
 
     step_index: int
     levels_index: int
     floor_depth: int
     levels_V: NDArray[np.int64]
-    """0 ... LEVEL_COUNTS[levels_index] for each token; the last is the floor."""
+    """0 ... LEVEL_COUNTS[levels_index] per token; the largest value is the floor."""
 
     @cached_property
     def log_p_V(self) -> NDArray[np.float64]:
         """Natural logarithms of the probabilities, shape (V,)."""
         depths = STEPS_OCTAVES[self.step_index] * self.levels_V
         depths_V = np.where(self.levels_V == LEVEL_COUNTS[self.levels_index], 0.5 * self.floor_depth, depths)
-        # The smallest probability is 2^-300 or so, hence no underflow.
+        # The smallest probability is about 2^-300, hence no underflow.
         return -np.log(2.0) * depths_V - np.log(np.exp2(-depths_V).sum())
 
     def log_probabilities(self, batch: TargetBatch) -> NDArray[np.float64]:
+        """Return the natural logarithm of each target's probability, shape (S,)."""
         return self.log_p_V[batch.targets_S]
 
     def write(self, writer: SymbolWriter) -> None:
+        """Append the whole message."""
         floor = LEVEL_COUNTS[self.levels_index]
         writer.put_uniform(self.step_index, len(STEPS_OCTAVES))
         writer.put_uniform(self.levels_index, len(LEVEL_COUNTS))
@@ -59,7 +61,7 @@ class Unigram:
 
     @classmethod
     def read(cls, reader: MessageReader, vocab_size: int) -> "Unigram":
-        """ValueError if the bits are no message."""
+        """Read a message. ValueError if the bits are not one."""
         step_index = reader.get_uniform(len(STEPS_OCTAVES))
         levels_index = reader.get_uniform(len(LEVEL_COUNTS))
         floor_depth = reader.get_uniform(FLOOR_DEPTHS)
@@ -73,14 +75,14 @@ class Unigram:
 
     @cached_property
     def ranking(self) -> NDArray[np.int64]:
-        """Token ids, the most probable first and smaller ids first among equals, shape (V,): known to the decoder."""
+        """Token ids from most to least probable, smaller ids first among equals, shape (V,); known to the decoder."""
         return np.argsort(self.levels_V, kind="stable")
 
 
 def quantized(shares_V: NDArray[np.float64], step_index: int, levels_index: int, unseen_share: float) -> Unigram:
-    """The unigram of this resolution nearest to the tokens' shares of the targets, shape (V,).
+    """Return the unigram of this resolution nearest to the tokens' shares of the targets, shape (V,).
 
-    unseen_share: what all tokens at the floor have at least together.
+    unseen_share: the smallest share that all tokens at the floor together can have.
     """
     floor, largest = LEVEL_COUNTS[levels_index], shares_V.max()
     with np.errstate(divide="ignore"):
@@ -93,7 +95,7 @@ def quantized(shares_V: NDArray[np.float64], step_index: int, levels_index: int,
 
 
 def candidates(shares_V: NDArray[np.float64], n_units: int) -> Iterator[Unigram]:
-    """The unigram at every resolution. The floor gets at least half of one unit's weight."""
+    """Yield the unigram at every resolution. The floor gets at least half of one unit's weight."""
     for step_index in range(len(STEPS_OCTAVES)):
         for levels_index in range(len(LEVEL_COUNTS)):
             yield quantized(shares_V, step_index, levels_index, 0.5 / n_units)
