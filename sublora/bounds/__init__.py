@@ -1,1 +1,1 @@
-"""Generalization bounds from a message's length and per-document losses (numpy; pydantic for a run's record)."""
+"""Generalization bounds from a message's length and per-document losses; numpy only, and pydantic for run records."""

@@ -1,4 +1,4 @@
-"""Anyone's per-example losses and message size to every inequality that applies, with the checks people need."""
+"""Every applicable inequality for anyone's per-example losses and message size, with checks for common mistakes."""
 
 import dataclasses
 import math
@@ -24,13 +24,13 @@ FORMAT = 1
 """Version of the layout of `Certified.as_json`."""
 
 DRAW_SHARE = 0.9
-"""The part of delta that pays for a draw unless the caller says otherwise: a nat is dearer among m than among n."""
+"""The part of delta for a draw unless the caller says otherwise; a nat costs more among m examples than among n."""
 
 TOKENS_SUSPECTED = 1000
-"""A larger n / m makes one ask whether n counts tokens."""
+"""A ratio n / m above which the caller is asked whether n counts tokens."""
 
 REPEATS_EXPECTED = 12.0
-"""So many expected repeats make a draw with replacement without any repeat an event of probability below 1e-5."""
+"""With this many expected repeats, a draw with replacement has no repeat with probability below 1e-5."""
 
 ON_TRUST = (
     "the n examples are independent draws from the population that the claim is about",
@@ -38,7 +38,7 @@ ON_TRUST = (
     "lower and upper hold for the loss of every example of the population",
     "inequality, delta and delta_sample were fixed before the losses were seen",
 )
-"""What the bounds assume and no computation on the losses can show."""
+"""Assumptions of the bounds that no computation on the losses can verify."""
 
 ON_TRUST_OF_A_DRAW = (
     "the scored examples were drawn uniformly with replacement, once, after the message was frozen",
@@ -54,26 +54,26 @@ class Certified:
     """Upper bounds on the expected loss of a fresh example, in the unit of the losses."""
 
     bounds: Mapping[str, float]
-    """By inequality; each holds with probability 1 - delta on its own, not all of them at once."""
+    """The bounds by inequality; each holds with probability 1 - delta on its own, but not all at once."""
     quoted: str
-    """The inequality to quote, fixed by whether all n examples or a draw of them were scored."""
+    """The inequality to quote, which depends only on whether all n examples or a draw of them were scored."""
     mean_loss: float
-    """Of the scored examples."""
+    """The mean loss of the scored examples."""
     code_bits: float
     n: int
     m: int
-    """Scored examples: n, or the size of the draw, repeats counted."""
+    """The number of scored examples: n, or the size of the draw, with repeats."""
     lower: float
     upper: float
     delta: float
     delta_sample: float | None
-    """The part of delta for the draw; None: all n examples were scored."""
+    """The part of delta for the draw; None if all n examples were scored."""
     alternatives: int
-    """Among so many models the scored examples may have helped to choose; only a draw pays for it."""
+    """The number of models that the scored examples may have helped to choose among; charged only with a draw."""
     on_trust: tuple[str, ...]
-    """What the bounds assume beside the numbers."""
+    """Assumptions of the bounds beside the numbers."""
     warnings: tuple[str, ...]
-    """What in these inputs is unusual enough to ask about."""
+    """Unusual properties of these inputs that the caller should look at."""
 
     @property
     def value(self) -> float:
@@ -82,7 +82,7 @@ class Certified:
 
     @property
     def why(self) -> str:
-        """Why `quoted` and no other."""
+        """Why `quoted` is the inequality to quote, in words."""
         scored = "all n examples were scored" if self.delta_sample is None else "a draw of the n examples was scored"
         return (
             f"{self.quoted} is the inequality fixed beforehand where {scored}; the smallest of several bounds holds "
@@ -90,7 +90,7 @@ class Certified:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as plain values, with `format`, `value` and `why`."""
+        """Return the fields as plain values, with `format`, `value` and `why`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain = {"bounds": dict(self.bounds), "on_trust": list(self.on_trust), "warnings": list(self.warnings)}
         return {"format": FORMAT, "value": self.value, "why": self.why} | fields | plain
@@ -109,23 +109,31 @@ def certify(
     alternatives: int = 1,
     counts: ArrayLike | None = None,
 ) -> Certified:
-    """Bound the expected loss of a fresh example from losses that anyone computed in any way.
+    """Bound the expected loss of a fresh example, given losses from any model and any code.
 
-    losses: one per scored example, shape (m,), in any unit, each in [lower, upper]. By default of all n examples;
-        with `subsample` of m of them, drawn with replacement after the message was frozen.
-    code_bits: C, every bit a decoder needs beyond what was fixed independently of the n examples.
-    n: the independent examples (documents, images, users) the message was chosen with; never tokens of documents.
-    lower, upper: the range that the loss of every possible example has, whatever the network does on it.
-    delta: probability with which the quoted bound may fail.
-    delta_sample: the part of it for the draw, by default nine tenths. Only with `subsample`.
-    alternatives: models (messages, smoothings) among which the losses of the draw may have helped to choose: their
-        bits in C pay for the choice among the n examples only, so delta_sample is divided by their number. A choice
-        from a prefix-free code that cost k bits counts as 2^k.
-    counts: how often each loss was drawn, shape (m,), where losses holds distinct examples only. With `subsample`.
+    Args:
+        losses: one per scored example, shape (m,), in any unit, each in [lower, upper]. They belong to all n examples,
+            or with `subsample` to m of them, drawn with replacement after the message was frozen.
+        code_bits: C, every bit a decoder needs beyond what was fixed independently of the n examples.
+        n: the number of independent examples (documents, images, users) with which the message was chosen; never tokens
+            of documents.
+        lower, upper: a range for the loss of every possible example, whatever the network does on it.
+        delta: the probability with which the quoted bound may fail.
+        subsample: whether the losses belong to a draw of the n examples.
+        delta_sample: the part of delta for the draw, by default nine tenths. Only with `subsample`.
+        alternatives: the number of models (messages, smoothings) that the losses of the draw may have helped to choose
+            among. Their bits in C pay for the choice among the n examples only, so delta_sample is divided by their
+            number. A choice from a prefix-free code that cost k bits counts as 2^k.
+        counts: how often each loss was drawn, shape (m,), if `losses` holds distinct examples only. Only with
+            `subsample`.
 
-    Bounds and sources: `sublora.bounds.inequalities`. ValueError in one line if a number is out of its range, losses
-    are empty, not numbers, not one-dimensional or outside [lower, upper], or their number does not fit n.
+    Bounds and sources: `sublora.bounds.inequalities`.
+
+    Raises:
+        ValueError: in one line, if a number is out of its range, losses are empty, not numbers, not one-dimensional or
+            outside [lower, upper], or their number does not fit n.
     """
+    # Check every input; distinct losses with counts become the whole draw.
     values = _numbers("losses", losses)
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise ValueError(f"the loss range needs finite lower < upper, found [{lower}, {upper}]")
@@ -135,6 +143,7 @@ def certify(
     complexity_nats(code_bits, delta)
     drawn = values if counts is None else np.repeat(values, _checked_counts(counts, values.size))
     _check_size(drawn.size, int(n), subsample=subsample, counted=counts is not None)
+    # Bound, and warn about what is unusual.
     share = DRAW_SHARE * delta if delta_sample is None else delta_sample
     premises = Premises(
         n_units=int(n),
@@ -170,7 +179,7 @@ def certify(
 def _check_numbers(
     n: int, delta: float, delta_sample: float | None, alternatives: int, *, subsample: bool, counted: bool
 ) -> None:
-    """Sizes and confidence are possible; a draw has a delta_sample and counts, and nothing else has them."""
+    """Check that sizes and confidence are possible, and that delta_sample and counts come only with a draw."""
     check_count("n", n)
     check_count("alternatives", alternatives)
     check_probability("delta", delta)
@@ -184,10 +193,10 @@ def _check_numbers(
 def _bounds(
     drawn_D: NDArray[np.float64], loss_range: LossRange, code_bits: float, premises: Premises
 ) -> dict[str, float]:
-    """Every inequality, so that each holds for all alternatives at once.
+    """Return every inequality's bound; each holds for all alternatives at once.
 
-    `for_all_alternatives` divides delta_sample, which the paper's form does not have: it splits delta by m and n, so
-    there the whole of delta is divided.
+    `for_all_alternatives` divides delta_sample. The paper's form has no delta_sample, since it splits delta by m and n,
+    so for it all of delta is divided.
     """
     bounds = all_bounds(drawn_D, loss_range, code_bits, premises.for_all_alternatives(extra_bits=0.0))
     if premises.delta_sample is not None:
@@ -203,7 +212,10 @@ def _bounds(
 
 
 def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
-    """As float64, shape (m,); ValueError for text, objects, truth values, other shapes, nothing at all and NaN."""
+    """Return numbers as float64, shape (m,).
+
+    ValueError for text, objects, truth values, other shapes, no numbers at all, and NaN.
+    """
     values = np.asarray(given)
     if values.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, one per example, found shape {values.shape}")
@@ -219,6 +231,7 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
 
 
 def _check_inside(values: NDArray[np.float64], loss_range: LossRange) -> None:
+    """Raise ValueError unless all losses are in the range."""
     lower, upper = loss_range
     slack = RANGE_TOLERANCE * (upper - lower)
     outside = (values < lower - slack) | (values > upper + slack)
@@ -231,6 +244,7 @@ def _check_inside(values: NDArray[np.float64], loss_range: LossRange) -> None:
 
 
 def _checked_counts(counts: ArrayLike, size: int) -> NDArray[np.int64]:
+    """Return the counts as int64, shape (m,); ValueError unless each loss has a positive whole number."""
     values = _numbers("counts", counts)
     if values.size != size:
         raise ValueError(f"{values.size} counts for {size} losses: each distinct loss needs one")
@@ -242,7 +256,7 @@ def _checked_counts(counts: ArrayLike, size: int) -> NDArray[np.int64]:
 
 
 def _check_size(m: int, n: int, *, subsample: bool, counted: bool) -> None:
-    """The number of losses fits n, and what was said of them."""
+    """Check that the number of losses fits n and the kind of sample."""
     if subsample and m == n and not counted:
         raise ValueError(
             f"{m} losses for n = {n}: if every example was scored once, it is no subsample; if n were drawn with "
@@ -260,8 +274,9 @@ def _check_size(m: int, n: int, *, subsample: bool, counted: bool) -> None:
 
 
 def _warnings(drawn_D: NDArray[np.float64], loss_range: LossRange, premises: Premises) -> list[str]:
-    """What is unusual about the sizes, and about how the losses lie in their range."""
+    """Return what is unusual about the sizes, and about the position of the losses in their range."""
     n, m, found = premises.n_units, drawn_D.size, []
+    # A draw: its size, and the repeats that drawing with replacement implies.
     if premises.delta_sample is not None:
         if n > TOKENS_SUSPECTED * m:
             found.append(
@@ -275,6 +290,7 @@ def _warnings(drawn_D: NDArray[np.float64], loss_range: LossRange, premises: Pre
                 f"no loss occurs twice, though a draw of {m} from {n} with replacement repeats about {repeats:.0f}: "
                 "was it drawn without replacement, or are its counts missing?"
             )
+    # Error rates do reach the ends of their range, and spread over it.
     if loss_range == RATES:
         return found
     lower, upper = loss_range
@@ -290,6 +306,7 @@ def _warnings(drawn_D: NDArray[np.float64], loss_range: LossRange, premises: Pre
 
 
 def _precision_warnings(given_D: NDArray) -> list[str]:
+    """Return a warning for losses in 16-bit floats, with the error of rounding them."""
     if given_D.dtype.kind != "f" or given_D.dtype.itemsize >= 4:
         return []
     moved = float(np.spacing(np.abs(given_D).max())) / 2

@@ -1,4 +1,4 @@
-"""What every inequality asks of its inputs, and how its result is rounded."""
+"""The checks that every inequality applies to its inputs, and the rounding of its result."""
 
 import math
 import numbers
@@ -8,15 +8,15 @@ import numpy as np
 LN2 = math.log(2.0)
 
 ROUNDING = 1e-12
-"""Floating-point slack, as a share of the loss range: every bound is raised by it, so that rounding errors
-of the arithmetic (about 1e-15) cannot make a bound smaller than its formula."""
+"""Floating-point slack, as a share of the loss range. Every bound is raised by it, so that rounding errors of the
+arithmetic (about 1e-15) cannot make a bound smaller than its formula."""
 
 RANGE_TOLERANCE = 1e-9
-"""A mean over tokens may leave its range by rounding, as a share of the range; such values are clipped."""
+"""How far rounding may move a mean over tokens out of its range, as a share of the range; such values are clipped."""
 
 
 def checked_losses(losses, *, lower: float, upper: float) -> np.ndarray:
-    """Losses as float64, shape (documents,), inside [lower, upper]; ValueError for anything else."""
+    """Return losses as float64, shape (documents,), inside [lower, upper]; ValueError for anything else."""
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise ValueError(f"the loss range needs finite lower < upper, found [{lower}, {upper}]")
     values = np.asarray(losses, dtype=np.float64)
@@ -32,12 +32,13 @@ def checked_losses(losses, *, lower: float, upper: float) -> np.ndarray:
 
 
 def check_probability(name: str, value: float) -> None:
+    """Raise ValueError unless the value lies strictly between 0 and 1; `name` names it."""
     if not 0.0 < value < 1.0:
         raise ValueError(f"{name} must lie strictly between 0 and 1, found {value}")
 
 
 def check_split(delta: float, delta_sample: float) -> None:
-    """delta_sample is a part of delta, and the rest must be positive."""
+    """Raise ValueError unless delta_sample is a part of delta that leaves a positive rest."""
     check_probability("delta", delta)
     check_probability("delta_sample", delta_sample)
     if delta_sample >= delta:
@@ -45,13 +46,17 @@ def check_split(delta: float, delta_sample: float) -> None:
 
 
 def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless the value is a positive whole number; `name` names it."""
     whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and value % 1 == 0
     if not whole or value < 1:
         raise ValueError(f"{name} must be a positive whole number, found {value}")
 
 
 def complexity_nats(code_bits: float, delta: float) -> float:
-    """B = C ln 2 + ln(1/delta), what a union over all messages costs one of code_bits bits."""
+    """Return B = C ln 2 + ln(1/delta), the price of a union over all messages for one of C = code_bits bits.
+
+    ValueError if C or delta is out of its range.
+    """
     check_probability("delta", delta)
     if not (math.isfinite(code_bits) and code_bits >= 0):
         raise ValueError(f"code_bits must be finite and not negative, found {code_bits}")
@@ -59,5 +64,5 @@ def complexity_nats(code_bits: float, delta: float) -> float:
 
 
 def rounded_up(bound: float, *, lower: float, upper: float) -> float:
-    """The bound plus the rounding slack, but never above the largest possible loss."""
+    """Return the bound plus the rounding slack, but at most the largest possible loss."""
     return float(min(upper, bound + ROUNDING * (upper - lower)))

@@ -11,14 +11,14 @@ import numpy as np
 from sublora.bounds.checks import check_count, checked_losses, complexity_nats, rounded_up
 
 BETS_J = np.geomspace(1e-4, 1.0, 32)
-"""The bets t of `betting`, shape (bets,), fixed before any data."""
+"""The bets t of `betting`, shape (bets,), fixed before any data are seen."""
 
 LARGEST_LOG_RATIO = 50.0
-"""Headroom below e^-50 of its mean counts as none: the bound is then `upper`, to the last bit of a double."""
+"""Headroom below e^-50 times its mean counts as 0: the bound is then `upper`, to the last bit of a double."""
 
 
 def hoeffding(losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float) -> float:
-    """Hoeffding: mu <= x_bar + sqrt(B / 2n). Bits per token.
+    """Return Hoeffding's bound: mu <= x_bar + sqrt(B / 2n). Bits per token.
 
     Conditions: n independent documents; the message's code was fixed before they were seen.
     Union: over all messages, weighted 2^-C (C ln 2 nats).
@@ -29,10 +29,10 @@ def hoeffding(losses, *, lower: float, upper: float, code_bits: float, n: int, d
 
 
 def kl_inverse(losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float) -> float:
-    """Chernoff in its exact form: mu <= sup{p : kl(x_bar || p) <= B / n}. Bits per token.
+    """Return Chernoff's bound in its exact form: mu <= sup{p : kl(x_bar || p) <= B / n}. Bits per token.
 
     kl is the divergence between coins. Conditions as for `hoeffding`, which it never exceeds (Pinsker).
-    Union: over all messages, C ln 2 nats; none over p, the event is the single deviation at p = mu.
+    Union: over all messages, C ln 2 nats; none over p, since the event is the single deviation at p = mu.
     Source: Hoeffding 1963, Theorem 1, inequality (2.1).
     """
     values, nats = _inputs(losses, lower, upper, code_bits, n, delta)
@@ -42,7 +42,7 @@ def kl_inverse(losses, *, lower: float, upper: float, code_bits: float, n: int, 
 
 
 def kl_upper_inverse(mean: float, nats: float) -> float:
-    """sup{p in [mean, 1] : kl(mean || p) <= nats}, the smallest double found at or above it."""
+    """Return sup{p in [mean, 1] : kl(mean || p) <= nats}, as the smallest double found at or above it."""
     mean = min(max(mean, 0.0), 1.0)
     inside, outside = mean, 1.0
     while inside < (middle := 0.5 * (inside + outside)) < outside:
@@ -54,9 +54,9 @@ def kl_upper_inverse(mean: float, nats: float) -> float:
 
 
 def _relative_entropy(q: float, p: float) -> float:
-    """q ln(q / p) for p > 0, without cancellation where they are close.
+    """Return q ln(q / p) for p > 0, without cancellation if they are close.
 
-    Not scipy.special.rel_entr, because importing SciPy would take longer than all else a bound needs.
+    It replaces scipy.special.rel_entr, because importing SciPy would take longer than everything else in a bound.
     """
     if q == 0.0:
         return 0.0
@@ -64,7 +64,9 @@ def _relative_entropy(q: float, p: float) -> float:
 
 
 def empirical_bernstein(losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float) -> float:
-    """Empirical Bernstein: mu <= x_bar + sqrt(2 s^2 (B + ln 2) / n) + 7 (B + ln 2) / (3 (n - 1)). Bits per token.
+    """Return the empirical Bernstein bound, in bits per token.
+
+    mu <= x_bar + sqrt(2 s^2 (B + ln 2) / n) + 7 (B + ln 2) / (3 (n - 1)).
 
     s^2 is the unbiased sample variance of x. Conditions as for `hoeffding`, and n >= 2.
     Union: over all messages, C ln 2 nats; over mean and variance, the ln 2.
@@ -79,12 +81,14 @@ def empirical_bernstein(losses, *, lower: float, upper: float, code_bits: float,
 
 
 def betting(losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float) -> float:
-    """Betting: mu < min_j U_j, where mean_i ln(1 + t_j (U_j - x_i) / (1 - U_j)) = (B + ln J) / n. Bits per token.
+    """Return the betting bound, in bits per token.
 
-    The J = 32 bets t_j in (0, 1] are fixed before any data. At u = mu every factor
-    1 + t (u - x_i) / (1 - u) is at least 1 - t >= 0 and has expectation 1, so the product over n independent
-    documents exceeds e^B J with probability at most e^-B / J (Markov). The product increases with u, hence
-    every u at which it is larger lies above mu. Conditions as for `hoeffding`.
+    mu < min_j U_j, where mean_i ln(1 + t_j (U_j - x_i) / (1 - U_j)) = (B + ln J) / n.
+
+    The J = 32 bets t_j in (0, 1] are fixed before any data are seen. At u = mu every factor
+    1 + t (u - x_i) / (1 - u) is at least 1 - t >= 0 and has expectation 1, so the product over n independent documents
+    exceeds e^B J with probability at most e^-B / J (Markov). The product increases with u, hence every u at which it is
+    larger lies above mu. Conditions as for `hoeffding`.
     Union: over all messages, C ln 2 nats; over the bets, ln J nats.
     Source: dual form of Kinf, Honda & Takemura 2010; as a confidence bound: Waudby-Smith & Ramdas 2024,
     Jang et al. 2023.
@@ -95,9 +99,11 @@ def betting(losses, *, lower: float, upper: float, code_bits: float, n: int, del
 
 
 def betting_closed_form(losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float) -> float:
-    """`betting` with the single bet t = 1: upper - exp(mean_i ln(upper - loss_i) - B / n). Bits per token.
+    """Return the bound of `betting` with the single bet t = 1, in bits per token.
 
-    The best of all bets once B / n exceeds about half the squared coefficient of variation of upper - loss;
+    It is upper - exp(mean_i ln(upper - loss_i) - B / n).
+
+    This is the best of all bets once B / n exceeds about half the squared coefficient of variation of upper - loss, and
     equal to `upper` as soon as one loss is. Conditions as for `hoeffding`. Union: over all messages, C ln 2 nats.
     """
     values, nats = _inputs(losses, lower, upper, code_bits, n, delta)
@@ -107,16 +113,17 @@ def betting_closed_form(losses, *, lower: float, upper: float, code_bits: float,
 
 
 def betting_headroom(headroom_D: np.ndarray, allowance: float, bets_J: np.ndarray = BETS_J) -> tuple[float, float]:
-    """Largest v with max_j mean_i ln(1 + t_j (y_i / v - 1)) >= allowance, and the bet that reaches it.
+    """Return the largest v with max_j mean_i ln(1 + t_j (y_i / v - 1)) >= allowance, and the bet that reaches it.
 
-    With y = upper - loss and v = upper - u this is the equation of `betting`, since
-    (u - x) / (1 - u) = y / v - 1; the width of the range cancels. In w = ln v each mean is convex and
-    decreasing, so is their maximum, and Newton's steps from the left stay on the left of the root, which is
-    the side that the inequality excludes. A bet below the allowance at one w is below it at all larger ones
-    and is dropped. Rounding may overstep the root in the end: the result steps back until it is excluded.
+    With y = upper - loss and v = upper - u this is the equation of `betting`, since (u - x) / (1 - u) = y / v - 1; the
+    width of the range cancels. In w = ln v each mean is convex and decreasing, and so is their maximum, so Newton's
+    steps from the left stay on the left of the root, which is the side that the inequality excludes. A bet below the
+    allowance at one w is below it at all larger ones and is dropped. Rounding may finally overshoot the root; the
+    result then steps back until it is excluded.
 
-    headroom_D: y >= 0 in bits, shape (documents,). Returns (v in bits, t); v = 0 if nothing is excluded.
+    headroom_D: y >= 0 in bits, shape (documents,). The result is (v in bits, t), with v = 0 if nothing is excluded.
     """
+    # Start far to the left, and return 0 if even there nothing is excluded.
     mean_headroom = headroom_D.mean()
     if mean_headroom == 0.0:
         return 0.0, float(bets_J[0])
@@ -124,6 +131,7 @@ def betting_headroom(headroom_D: np.ndarray, allowance: float, bets_J: np.ndarra
     growth_J = _growth(headroom_D, log_v, bets_J)
     if growth_J.max() < allowance:
         return 0.0, float(bets_J[growth_J.argmax()])
+    # Newton's method in w, with the bets that can still reach the allowance.
     while step > 1e-14 * (1.0 + abs(log_v)):
         best = float(bets_J[growth_J.argmax()])
         bets_J = bets_J[growth_J >= min(allowance, growth_J.max())]
@@ -132,6 +140,7 @@ def betting_headroom(headroom_D: np.ndarray, allowance: float, bets_J: np.ndarra
         step = (growth_J.max() - allowance) / slope
         log_v += step
         growth_J = _growth(headroom_D, log_v, bets_J)
+    # Step back until the result itself is excluded.
     retreat = 1e-15
     while _growth(headroom_D, log_v, bets_J).max() < allowance:
         log_v, retreat = log_v - retreat, 2.0 * retreat
@@ -139,14 +148,14 @@ def betting_headroom(headroom_D: np.ndarray, allowance: float, bets_J: np.ndarra
 
 
 def _growth(headroom_D: np.ndarray, log_v: float, bets_J: np.ndarray) -> np.ndarray:
-    """mean_i ln(1 + t_j (y_i / v - 1)), shape (bets,); one bet at a time, so that memory stays that of the losses."""
+    """Return mean_i ln(1 + t_j (y_i / v - 1)), shape (bets,); one bet at a time, to save memory."""
     excess_D = headroom_D * math.exp(-log_v) - 1.0
     with np.errstate(divide="ignore"):
         return np.array([np.log1p(bet * excess_D).mean() for bet in bets_J])
 
 
 def _inputs(losses, lower: float, upper: float, code_bits: float, n: int, delta: float) -> tuple[np.ndarray, float]:
-    """Checked losses of all n documents, and B in nats."""
+    """Return the checked losses of all n documents, and B in nats."""
     values = checked_losses(losses, lower=lower, upper=upper)
     check_count("n", n)
     if values.size != n:

@@ -1,13 +1,13 @@
 """Upper bounds on the mean loss of a fresh document, from a message's length and per-document losses.
 
-Conventions, the same for all. All arguments but the losses are keyword-only.
+Conventions, the same for all; all arguments except the losses are keyword-only.
     losses      one per document, shape (documents,), in bits per token (top-k: error rates), each in [lower, upper]
     code_bits   C, every bit a decoder needs beyond what was fixed independently of the n documents
     n           number of training documents, taken to be independent draws from one population
     delta       the bound fails with probability at most delta, for all messages at once
-The result is in the unit of the losses, rounded up, and never above `upper`. ValueError if an argument is out of
-its range, a loss is not finite or outside [lower, upper], there are no losses, or, for the first five, their
-number is not n. Proofs: docs/bounds.md.
+The result is in the unit of the losses, rounded up, and never above `upper`. ValueError if an argument is out of its
+range, a loss is not finite or outside [lower, upper], there are no losses, or, for the first five, their number is not
+n. Proofs: docs/bounds.md.
 """
 
 from sublora.bounds.full_sample import betting, betting_closed_form, empirical_bernstein, hoeffding, kl_inverse

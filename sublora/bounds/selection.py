@@ -1,6 +1,6 @@
-"""Choices made on val documents by what they would do to the bound, and the bound's slope in the code length.
+"""Choices on val documents by their effect on the bound, and the bound's slope in the code length.
 
-Every function supposes that the training documents have losses like the ones given, of which there may be any number.
+Every function assumes that the training documents have losses like the given ones, of which there may be any number.
 The results are estimates for choosing and for training, never bounds.
 """
 
@@ -24,12 +24,12 @@ from sublora.bounds.subsampled import SUBSAMPLED_BETS_J, growth_optimal_play, re
 
 
 def choose_smoothing(val_losses_DA: np.ndarray, loss: BoundedLoss, *, code_bits: float) -> int:
-    """Return the index of the candidate whose `estimated_bound` is smallest, the first of equals.
+    """Return the index of the candidate with the smallest `estimated_bound`, the first one in case of ties.
 
-    val_losses_DA: what choices go by (`BoundedLoss.judged_ranges`: the loss, with an anchor the excess over the base),
-    bits per token, shape (val documents or units, candidates of the loss). The index travels in the
-    message, so the choice is paid for wherever it comes from. ValueError for a shape that does not fit, and as in
-    `sublora.bounds.inequalities`.
+    val_losses_DA: the losses that choices are based on (`BoundedLoss.judged_ranges`: the loss, or with an anchor the
+    excess over the base), bits per token, shape (val documents or units, candidates of the loss). The index travels in
+    the message, so the choice is charged for, whatever it is based on. ValueError for a shape that does not fit, and as
+    in `sublora.bounds.inequalities`.
     """
     val_losses_DA, ranges = np.asarray(val_losses_DA, dtype=np.float64), loss.judged_ranges
     if val_losses_DA.ndim != 2 or val_losses_DA.shape[1] != len(ranges):
@@ -42,7 +42,7 @@ def choose_smoothing(val_losses_DA: np.ndarray, loss: BoundedLoss, *, code_bits:
 
 
 def estimated_bound(losses, loss_range: LossRange, *, code_bits: float, premises: Premises) -> float:
-    """Return the bound to be expected by `betting`, with a draw by `betting_subsampled`; in the unit of the losses."""
+    """Return the expected bound by `betting`, with a draw by `betting_subsampled`, in the unit of the losses."""
     lower, upper = loss_range
     values = checked_losses(losses, lower=lower, upper=upper)
     solution = _solve(upper - values, code_bits, premises)
@@ -50,9 +50,10 @@ def estimated_bound(losses, loss_range: LossRange, *, code_bits: float, premises
 
 
 def bound_slope_per_bit(losses, loss_range: LossRange, *, code_bits: float, premises: Premises) -> float:
-    """d `estimated_bound` / d C: what one more bit of message costs, in the unit of the losses per bit.
+    """Return d `estimated_bound` / d C, the cost of one more bit of message, in the unit of the losses per bit.
 
-    By the implicit function theorem at the bet (and stake) that attains the estimate; 0 where the bound is `upper`.
+    It follows from the implicit function theorem at the bet (and stake) that attains the estimate, and is 0 where the
+    bound is `upper`.
     """
     lower, upper = loss_range
     headroom_D = upper - checked_losses(losses, lower=lower, upper=upper)
@@ -79,6 +80,7 @@ class _Solution(NamedTuple):
 
 
 def _solve(headroom_D: np.ndarray, code_bits: float, premises: Premises) -> _Solution:
+    """Solve for the headroom under the premises, by `betting_headroom` or, with a draw, by `growth_optimal_play`."""
     check_count("n", premises.n_units)
     if premises.m_units is None or premises.delta_sample is None:
         allowance = (complexity_nats(code_bits, premises.delta) + math.log(len(BETS_J))) / premises.n_units

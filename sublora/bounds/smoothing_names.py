@@ -1,16 +1,16 @@
-"""Names of smoothed predictors, `token(a)` and `document(k)`: how they are written and which numbers they take.
+"""Names of smoothed predictors, `token(a)` and `document(k)`: their spelling and the numbers they take.
 
-Apart from `sublora.bounds.smoothing`, which computes their losses, because settings are checked without a numerical
-library.
+This is separate from `sublora.bounds.smoothing`, which computes their losses, because settings are checked without a
+numerical library.
 """
 
 import re
 from typing import NamedTuple
 
 LARGEST_A = 0.999999
-"""Nearer to 1 the loss range shrinks to rounding errors."""
+"""The largest a; nearer to 1 the loss range shrinks to rounding errors."""
 LARGEST_K = 64
-"""A prior of 2^-64 on guessing: smaller ones change no loss that matters."""
+"""The largest k, a prior of 2^-64 on guessing; smaller priors change no loss noticeably."""
 
 
 class SmoothingName(NamedTuple):
@@ -20,12 +20,12 @@ class SmoothingName(NamedTuple):
     number: float | int
 
     def __str__(self) -> str:
-        """The one spelling of the name."""
+        """Return the canonical spelling of the name."""
         return f"{self.kind}({self.number!r})"
 
 
 def parse_name(text: str) -> SmoothingName:
-    """Parse a name such as `token(0.1)` or `document(8)`. ValueError, in one line, if it is none."""
+    """Parse a name such as `token(0.1)` or `document(8)`. ValueError, in one line, for any other text."""
     match = re.fullmatch(r"\s*(token|document)\s*\(\s*([0-9.eE+-]+)\s*\)\s*", text)
     try:
         if match and match[1] == "token" and 0.0 < float(match[2]) <= LARGEST_A:

@@ -1,8 +1,8 @@
 """Bounds on the mean loss of a fresh document from m of the n training documents, drawn with replacement.
 
-Conventions are those of `sublora.bounds.inequalities`. delta = delta_1 + delta_2: delta_1 pays for the n
-documents being a sample of the population (and for the union over messages), delta_2 for scoring only m of
-them. The draw comes after the message is frozen, so its part needs no union over messages.
+Conventions are those of `sublora.bounds.inequalities`. delta = delta_1 + delta_2: delta_1 is for the n documents being
+a sample of the population (and for the union over messages), delta_2 for scoring only m of them. The draw comes after
+the message is frozen, so delta_2 needs no union over messages.
 """
 
 import itertools
@@ -24,30 +24,30 @@ from sublora.bounds.full_sample import kl_upper_inverse
 from sublora.system.streams import generator
 
 SUBSAMPLED_BETS_J = np.concatenate([np.geomspace(1e-2, 0.5, 12), 1.0 - np.geomspace(0.5, 1e-3, 20)[1:]])
-"""The bets t of `betting_subsampled`, shape (bets,), fixed before any data; below 1, where Y is bounded."""
+"""The bets t of `betting_subsampled`, shape (bets,), fixed before any data are seen; below 1, so that Y is bounded."""
 
 STAKES_K = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.94, 0.98])
-"""The stakes s of its test, as shares of the largest that never loses more than everything."""
+"""The stakes s of its test, as shares of the largest stake that cannot lose more than everything."""
 
 REVISIONS = (16, 64, 256)
-"""Numbers of scored documents after which bet and stake are chosen anew from the documents before."""
+"""Numbers of scored documents after which bet and stake are chosen again from the documents before."""
 
 PILOT_DOCUMENTS = 256
-"""At most so many earlier documents inform a choice."""
+"""The largest number of earlier documents that inform a choice."""
 
 NOMINAL_HEADROOM_D = np.exp(0.08 * np.linspace(-1.6, 1.6, 9))
-"""What the first choice supposes of upper - loss, up to scale: a spread of 8 %."""
+"""The upper - loss, up to scale, that the first choice assumes: a spread of 8 %."""
 
 CAUTION = 0.03
-"""A choice reckons with losses at `upper` among the documents not yet seen, with this share of the mass
+"""A choice assumes losses at `upper` among the documents not yet seen. Their share is CAUTION times the mass
 ln(1/delta_2) / m that a draw of m documents can miss."""
 
 LARGEST_LOG_RATIO = 50.0
-"""Headroom below e^-50 of its maximum counts as none."""
+"""Headroom below e^-50 times its maximum counts as 0."""
 
 
 def hoeffding_subsampled(losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float) -> float:
-    """The paper's bound, with r = m / (m + n); bits per token:
+    """Return the paper's bound, with r = m / (m + n); bits per token:
 
     mu <= x_bar_m + sqrt((C ln 2 - ln(r delta)) / 2n) + sqrt(-ln((1 - r) delta) / 2m).
 
@@ -70,10 +70,11 @@ def hoeffding_subsampled(losses, *, lower: float, upper: float, code_bits: float
 def kl_inverse_subsampled(
     losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float, delta_sample: float
 ) -> float:
-    """The kl inverse twice: mu <= sup{p : kl(q || p) <= B_1 / n}, q = sup{q : kl(x_bar_m || q) <= ln(1/delta_2) / m}.
+    """Return the kl inverse applied twice, in bits per token.
 
-    Bits per token. With probability 1 - delta_2 the mean of x over the n documents is at most q, and the outer
-    bound increases with it. B_1 = C ln 2 + ln(1/delta_1). Losses and conditions as for `hoeffding_subsampled`.
+    mu <= sup{p : kl(q || p) <= B_1 / n}, q = sup{q : kl(x_bar_m || q) <= ln(1/delta_2) / m}. With probability
+    1 - delta_2 the mean of x over the n documents is at most q, and the outer bound increases with it.
+    B_1 = C ln 2 + ln(1/delta_1). Losses and conditions as for `hoeffding_subsampled`.
     Union: over all messages, C ln 2 nats; delta_1 + delta_2 = delta.
     """
     values, nats = _inputs(losses, lower, upper, code_bits, n, delta, delta_sample)
@@ -85,7 +86,7 @@ def kl_inverse_subsampled(
 def betting_subsampled(
     losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float, delta_sample: float
 ) -> float:
-    """Betting on the population, and betting again on the draw of m documents. Bits per token.
+    """Return the bound from betting on the population, and again on the draw of m documents. Bits per token.
 
     Statement. For u in (0, 1) and a bet t in (0, 1) let Y_t(u, x) = ln(1 + t (u - x) / (1 - u)), which is at
     least a_t = ln(1 - t), and c = (B_1 + ln J) / n. Document i of the draw (i = 1 ... m) multiplies a wealth by
@@ -98,22 +99,24 @@ def betting_subsampled(
     uniform draw from the n, so at u = mu the expectation of f_i given the past is at most 1; f_i >= 1 - s_i > 0.
     The wealth at mu is therefore a non-negative supermartingale that starts at 1, and by Ville's inequality
     it ever reaches 1 / delta_2 with probability at most delta_2. (3) Every f_i increases with u, because
-    Y does and t_i, s_i, c do not depend on u. So all u from the bound upwards are excluded, and mu is below it
+    Y does and t_i, s_i, c do not depend on u. So all u from the bound upwards are excluded, and mu is below the bound
     unless one of the two events failed.
 
-    The documents are taken in a fixed pseudo-random order, so that it does not matter in which order the
-    caller stores them. Losses and conditions as for `hoeffding_subsampled`.
-    Union: over all messages, C ln 2 nats; over the J = 31 bets, ln J nats, paid among the n where they are
-    cheap; none over stakes, none over u. delta_1 + delta_2 = delta.
+    The documents are taken in a fixed pseudo-random order, so that the order in which the caller stores them does
+    not matter. Losses and conditions as for `hoeffding_subsampled`.
+    Union: over all messages, C ln 2 nats; over the J = 31 bets, ln J nats, charged among the n documents, where they
+    cost less; none over stakes, none over u. delta_1 + delta_2 = delta.
     Source: betting with predictable bets and Ville's inequality, Waudby-Smith & Ramdas 2024, section 4; the
     composition of the two steps is proved above.
     """
+    # Choose bets and stakes, each from earlier documents.
     values, nats = _inputs(losses, lower, upper, code_bits, n, delta, delta_sample)
     m = values.size
     headroom_D = upper - values[generator("order of the draw", m).permutation(m)]
     allowance, threshold = (nats + math.log(len(SUBSAMPLED_BETS_J))) / n, -math.log(delta_sample)
     bet_D, stake_D = _predictable_bets(headroom_D, allowance, threshold)
 
+    # The bound is where the wealth first reaches 1 / delta_2: search over the headroom.
     def excluded(v: float) -> bool:
         log_factors_D = np.log1p(stake_D * relative_gain(headroom_D, v, bet_D, allowance))
         return bool(np.cumsum(log_factors_D).max() >= threshold)
@@ -131,30 +134,33 @@ class Play(NamedTuple):
 
 
 def growth_optimal_play(headroom_D: np.ndarray, allowance: float, nats_per_document: float) -> Play:
-    """The pair from the grids that excludes most if all drawn documents look like these.
+    """Return the pair from the grids that excludes most if all drawn documents look like these.
 
-    Maximizes v subject to mean ln f(v) = nats_per_document: takes the pair of largest mean ln f at v, solves for
-    v, and repeats for as long as v grows. headroom_D: y = upper - loss in bits, shape (documents,).
+    It maximizes v subject to mean ln f(v) = nats_per_document: take the pair of largest mean ln f at v, solve for v,
+    and repeat as long as v grows. headroom_D: y = upper - loss in bits, shape (documents,).
     """
+    # Add one document at `upper` with the weight of what a draw can miss.
     largest, trial = headroom_D.max(), headroom_D.mean() * math.exp(-allowance)
     caution = min(CAUTION * nats_per_document, 0.5)
     weights_D = np.append(np.full(headroom_D.size, (1.0 - caution) / headroom_D.size), caution)
     headroom_D = np.append(headroom_D, 0.0)
     play = Play(float(SUBSAMPLED_BETS_J[0]), float(STAKES_K[0]), 0.0)
     while trial > 0.0:
+        # The best pair of bet and stake at the present v.
         gain_JD = relative_gain(headroom_D, trial, SUBSAMPLED_BETS_J[:, None], allowance)
         growth_KJ = np.stack([np.log1p(stake * gain_JD) @ weights_D for stake in STAKES_K])
         k, j = np.unravel_index(growth_KJ.argmax(), growth_KJ.shape)
         bet, stake = float(SUBSAMPLED_BETS_J[j]), float(STAKES_K[k])
 
         def excess(log_v: float, bet: float = bet, stake: float = stake) -> tuple[float, float]:
-            """mean ln f - nats at v, and its derivative in ln v."""
+            """Return mean ln f - nats at v, and its derivative in ln v."""
             ratio_D = bet * headroom_D / math.exp(log_v)
             factor_D = 1.0 + stake * relative_gain(headroom_D, math.exp(log_v), bet, allowance)
             slope_D = -ratio_D / (1.0 - bet + ratio_D) * stake / (allowance - math.log1p(-bet)) / factor_D
             return float(np.log(factor_D) @ weights_D) - nats_per_document, float(slope_D @ weights_D)
 
-        right = math.log(largest)  # where Y <= 0 < c for all
+        # Solve for v with this pair; at the right end Y <= 0 < c for all documents.
+        right = math.log(largest)
         if excess(right - LARGEST_LOG_RATIO)[0] <= 0.0:
             break
         solved = math.exp(_falling_root(excess, right - LARGEST_LOG_RATIO, right, start=math.log(trial)))
@@ -167,10 +173,10 @@ def growth_optimal_play(headroom_D: np.ndarray, allowance: float, nats_per_docum
 def _falling_root(
     value_and_slope: Callable[[float], tuple[float, float]], left: float, right: float, *, start: float
 ) -> float:
-    """Where a falling function, positive at `left` and negative at `right`, is zero, to the precision of a double.
+    """Return the zero of a falling function, positive at `left` and negative at `right`, to double precision.
 
-    Newton's method inside a bracket: a step that leaves it, or halves it too slowly, gives way to bisection. Not
-    scipy.optimize.brentq, because importing SciPy would take longer than all else a bound needs.
+    This is Newton's method in a bracket: a step that leaves it, or halves it too slowly, is replaced by bisection. It
+    replaces scipy.optimize.brentq, because importing SciPy would take longer than everything else in a bound.
     """
     x, before = min(max(start, left), right), right - left
     while True:
@@ -186,9 +192,9 @@ def _falling_root(
 
 
 def largest_excluded_headroom(excluded: Callable[[float], bool], largest: float) -> float:
-    """The largest v at most `largest` that is excluded, found by bisection and rounded down; 0 if none is.
+    """Return the largest v <= `largest` that is excluded, found by bisection and rounded down; 0 if there is no such v.
 
-    What is excluded at v must be excluded at every smaller one; the value returned has itself been tested.
+    If v is excluded, every smaller v must be; the returned value has itself been tested.
     """
     if largest == 0.0 or not excluded(largest * math.exp(-LARGEST_LOG_RATIO)):
         return 0.0
@@ -203,7 +209,7 @@ def largest_excluded_headroom(excluded: Callable[[float], bool], largest: float)
 
 
 def _predictable_bets(headroom_D: np.ndarray, allowance: float, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Bet and stake for every document, each from earlier documents alone; shapes (documents,)."""
+    """Return bet and stake for every document, each from earlier documents alone; shapes (documents,)."""
     m = headroom_D.size
     bet_D, stake_D = np.empty(m), np.empty(m)
     for start, stop in itertools.pairwise((0, *(count for count in REVISIONS if count < m), m)):
@@ -214,14 +220,14 @@ def _predictable_bets(headroom_D: np.ndarray, allowance: float, threshold: float
 
 
 def relative_gain(headroom_D, v, bet, allowance: float) -> np.ndarray:
-    """(Y - c) / (c - a) at v = upper - u, at least -1: what a stake of 1 adds to the wealth, as a share of it."""
+    """Return (Y - c) / (c - a) at v = upper - u, at least -1: the gain of a stake of 1, as a share of the wealth."""
     return (np.log1p(bet * (headroom_D / v - 1.0)) - allowance) / (allowance - np.log1p(-bet))
 
 
 def _inputs(
     losses, lower: float, upper: float, code_bits: float, n: int, delta: float, delta_sample: float
 ) -> tuple[np.ndarray, float]:
-    """Checked losses of the m documents, and B_1 in nats."""
+    """Return the checked losses of the m documents, and B_1 in nats."""
     values = checked_losses(losses, lower=lower, upper=upper)
     check_count("n", n)
     check_split(delta, delta_sample)
