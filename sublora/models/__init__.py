@@ -1,1 +1,1 @@
-"""Networks whose parameters are a vector theta: GPT-2 with LoRA adapters, and what training and scoring need of one."""
+"""Networks with a vector theta as their parameters: GPT-2 with LoRA adapters, and the interface that training needs."""

@@ -1,7 +1,7 @@
-"""Networks that are a function of theta: a backbone with LoRA matrices, or with all its weights, cut out of theta.
+"""Networks that are a function of theta: a backbone whose LoRA matrices, or all of whose weights, are cut out of theta.
 
-There are two backbones, this library's GPT-2 (`gpt`) and any causal model of transformers (`huggingface`). The head is
-the same for both and is computed here.
+There are two backbones, this library's GPT-2 (`gpt`) and any causal model of transformers (`huggingface`). Their heads
+are computed here.
 
 Shape legend: N sequences, T positions, K scored positions, C width, R rank, V vocabulary, D entries of theta.
 """
@@ -24,32 +24,32 @@ from sublora.subspace.parameters import ParameterSpace
 
 
 class Backbone(Protocol):
-    """A frozen network up to its last hidden states, and the matrix of its head."""
+    """A frozen network up to its last hidden states, with the matrix of its head."""
 
     use_compiler: bool
     dtype: torch.dtype
-    """The type that it computes in."""
+    """The type in which it computes."""
 
     @property
     def context_length(self) -> int: ...
 
     @property
     def head_VC(self) -> Tensor:
-        """The logits are the hidden states times this matrix."""
+        """The matrix by which hidden states are multiplied to give logits."""
 
     def hidden(self, tokens_NT: Tensor, adapters: Adapters | None = None, *, dropout: float = 0.0) -> Tensor:
-        """Final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""
+        """Return the final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdaptedModel:
-    """A backbone with its adapters in place; a `LanguageModel`."""
+    """A backbone with its adapters; a `LanguageModel`."""
 
     backbone: Backbone
     adapters: Adapters | None
-    """None where there are none, because the weights themselves are trained."""
+    """None if the weights themselves are trained."""
     dropout: float = 0.0
-    """On the input of every adapter, while training."""
+    """Acts on the input of every adapter during training."""
 
     @property
     def vocab_size(self) -> int:
@@ -69,7 +69,7 @@ class AdaptedModel:
         return self.differentiable_logits(hidden_KC).float()
 
     def differentiable_logits(self, hidden: Tensor) -> Tensor:
-        """Logits (... x V) of hidden states (... x C), all at once, in the compute dtype."""
+        """Return the logits (... x V) of hidden states (... x C), all at once, in the compute dtype."""
         logits = hidden @ self.backbone.head_VC.T
         down, up_VR = self._head_factors(hidden, 0.0)
         return logits if down is None or up_VR is None else logits + F.linear(down, up_VR)
@@ -101,7 +101,7 @@ class AdaptedModel:
         return head_target_scores(hidden_KC, head_VC, down_KR, up_VR, targets_K, use_compiler=use_compiler)
 
     def _head_factors(self, hidden: Tensor, dropout: float) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return (scale A x, B) of the head's adapter, or (None, None) if it has none."""
+        """Return scale A x and B of the head's adapter, or two None if it has none."""
         pair = None if self.adapters is None else self.adapters.pair(HEAD, HEAD)
         return (None, None) if pair is None else (down_projection(hidden, pair, dropout), pair[1])
 
@@ -111,12 +111,12 @@ class AdaptedModel:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _BackboneNetwork:
-    """What networks on a backbone have in common, whatever theta stands for."""
+    """The common part of networks on a backbone, whatever theta stands for."""
 
     backbone: Backbone
     space: ParameterSpace
     base_sha256: str
-    """Names the weights that the run starts from."""
+    """Identifies the weights that the run starts from."""
 
     @property
     def vocab_size(self) -> int:
@@ -133,15 +133,16 @@ class _BackboneNetwork:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoraNetwork(_BackboneNetwork):
-    """A frozen backbone for every theta of its adapters; a `Network`."""
+    """A frozen backbone and, for each theta, its adapters; a `Network`."""
 
     scale: float
     """alpha / rank."""
     dropout: float = 0.0
     origin_D: Tensor | None = None
-    """The initial theta where its product must be subtracted, because B starts from random values."""
+    """The initial theta if its product must be subtracted, because B starts from random values."""
 
     def at(self, theta_D: Tensor) -> AdaptedModel:
+        """Return the backbone with the adapters of theta, differentiable in theta."""
         dtype = self.backbone.dtype
         adapters = Adapters(self.space, theta_D, scale=self.scale, dtype=dtype, origin_D=self.origin_D)
         return AdaptedModel(self.backbone, adapters, self.dropout)
@@ -149,14 +150,15 @@ class LoraNetwork(_BackboneNetwork):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightsNetwork(_BackboneNetwork):
-    """A GPT for every theta of its weights; a `Network`.
+    """A GPT whose weights are theta; a `Network`.
 
-    The weights of the backbone itself occur in no model; `base_sha256` names those that training starts from.
+    The backbone's own weights appear in no model; `base_sha256` identifies those that training starts from.
     """
 
     backbone: GPT
 
     def at(self, theta_D: Tensor) -> AdaptedModel:
+        """Return the GPT with the weights of theta, differentiable in theta."""
         weights = cut(self.space, theta_D.to(self.backbone.dtype))
         return AdaptedModel(self.backbone.with_weights(weights), None)
 
@@ -164,7 +166,7 @@ class WeightsNetwork(_BackboneNetwork):
 def lora_network(
     backbone: Backbone, space: ParameterSpace, lora: config.Lora, *, base_sha256: str, seed: int
 ) -> tuple[LoraNetwork, NDArray[np.float32]]:
-    """Return (the backbone with adapters, theta at the start); `seed` draws the LoRA matrices."""
+    """Return the backbone with adapters, and theta (D) at the start; `seed` draws the LoRA matrices."""
     start_D = initial_theta(space, seed, lora.init)
     # With a random B the initial product has to be subtracted.
     origin_D = torch.from_numpy(start_D).to(backbone.head_VC.device) if lora.init == "both_random" else None

@@ -1,4 +1,4 @@
-"""A network's adapters in the form of peft, and whole models of transformers with the adapters in their weights.
+"""A network's adapters in the format of peft, and whole models of transformers with the adapters in their weights.
 
 Shape legend: I inputs, O outputs, R rank of an update, C width, V vocabulary.
 """
@@ -23,13 +23,13 @@ from sublora.models.weights import CONV1D, GPT2_FORM, Base, Weights, weight_shap
 
 ATTENTION, MLP_IN, MLP_OUT = "attn.c_attn", "mlp.c_fc", "mlp.c_proj"
 TARGET_MODULES = {"query": ATTENTION, "value": ATTENTION, "mlp_in": MLP_IN, "mlp_out": MLP_OUT}
-"""The linear map that holds a target. Query, key and value are the thirds of one of 3 C outputs."""
+"""The linear map that holds a target. Query, key and value are the three blocks of C outputs of one map."""
 HEAD_MODULE = "lm_head"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Update:
-    """What is added to the weight of a linear map: up down (O x I), in float32."""
+    """An update that is added to the weight of a linear map: up down (O x I), in float32."""
 
     down_RI: NDArray[np.float32]
     up_OR: NDArray[np.float32]
@@ -39,12 +39,12 @@ class Update:
         return len(self.down_RI)
 
     def product(self) -> NDArray[np.float32]:
-        """up down (O x I), summed in float64."""
+        """Return up down (O x I), summed in float64."""
         return (self.up_OR.astype(np.float64) @ self.down_RI.astype(np.float64)).astype(np.float32)
 
 
 def update_of(pair: Pair) -> Update:
-    """The update of an adapter's factors."""
+    """Return the update that an adapter's factors make."""
     down_RI, up_OR = (np.ascontiguousarray(part.detach().cpu().float().numpy()) for part in pair)
     return Update(down_RI, up_OR)
 
@@ -52,11 +52,12 @@ def update_of(pair: Pair) -> Update:
 def peft_description(
     added: Mapping[str, Update], base_name: str, revision: str | None, *, transposed: bool
 ) -> dict[str, Any]:
-    """adapter_config.json of the updates: every map has its own rank, and a scale alpha / rank of 1.
+    """Return adapter_config.json for the updates: every map has its own rank, and a scale alpha / rank of 1.
 
-    The scale is in the matrices already, so that ranks of several maps may differ. `transposed`: some of the maps are
+    The scale is already in the matrices, so ranks of several maps may differ. `transposed`: some of the maps are
     transformers' Conv1D.
     """
+    # Ranks that differ from the largest are listed one by one.
     ranks = {name: update.rank for name, update in added.items()}
     common = max(ranks.values())
     return {
@@ -79,7 +80,7 @@ def peft_description(
 
 
 def peft_tensors(added: Mapping[str, Update]) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors of the updates: matrices by the names that peft gives them."""
+    """Return the tensors of adapter_model.safetensors for the updates, by the names that peft uses."""
     tensors = {}
     for name, update in added.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.from_numpy(update.down_RI)
@@ -88,9 +89,9 @@ def peft_tensors(added: Mapping[str, Update]) -> dict[str, torch.Tensor]:
 
 
 def updates(model: AdaptedModel, base: Base | HuggingFaceBase) -> tuple[dict[str, Update], bool]:
-    """Return (what is added to the weight of every adapted linear map, whether some are transformers' Conv1D).
+    """Return the update of every adapted linear map, and whether some of the maps are transformers' Conv1D.
 
-    The maps go by their names in the model of transformers. Empty for a network without adapters.
+    The maps have their names in the model of transformers. The updates are empty for a network without adapters.
     """
     if model.adapters is None:
         return {}, True
@@ -102,10 +103,10 @@ def updates(model: AdaptedModel, base: Base | HuggingFaceBase) -> tuple[dict[str
 
 
 def _gpt2_updates(gpt: GPT, adapters: Adapters) -> dict[str, Update]:
-    """The update of every adapted linear map by its name in transformers' GPT2LMHeadModel.
+    """Return the update of every adapted linear map by its name in transformers' GPT2LMHeadModel.
 
-    Query and value share one map, c_attn, whose update of rank 2 r (with random B 4 r) is made of blocks: the rows of
-    its third that belong to neither are zero.
+    Query and value share one map, c_attn, whose update of rank 2 r (4 r with random B) consists of blocks: the rows
+    that belong to neither are zero.
     """
     found: dict[str, Update] = {}
     for layer in range(gpt.shape.n_layer):
@@ -123,7 +124,7 @@ def _gpt2_updates(gpt: GPT, adapters: Adapters) -> dict[str, Update]:
 
 
 def _stacked(pairs: list[Pair | None], outputs: int) -> Update:
-    """The update of maps of `outputs` outputs each that lie below one another in one weight and read one input."""
+    """Return the update of maps with `outputs` outputs each that are stacked in one weight and read one input."""
     present = {index: update_of(pair) for index, pair in enumerate(pairs) if pair is not None}
     down_RI = np.concatenate([each.down_RI for each in present.values()])
     up_OR = np.zeros((len(pairs) * outputs, len(down_RI)), dtype=np.float32)
@@ -135,7 +136,7 @@ def _stacked(pairs: list[Pair | None], outputs: int) -> Update:
 
 
 def gpt2_description(model: config.Model, vocab_size: int, end_id: int, *, tied_head: bool) -> dict[str, Any]:
-    """config.json of a GPT2LMHeadModel that computes what this library's network does."""
+    """Return config.json of a GPT2LMHeadModel that computes what this library's network does."""
     return GPT2_FORM | {
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": vocab_size,
@@ -154,7 +155,10 @@ def gpt2_description(model: config.Model, vocab_size: int, end_id: int, *, tied_
 
 
 def gpt2_weights(model: AdaptedModel) -> Weights:
-    """The weights that a GPT-2 computes with beside its adapters, float32."""
+    """Return the weights that a GPT-2 computes with beside its adapters, float32.
+
+    TypeError for a model on another backbone.
+    """
     gpt = model.backbone
     if not isinstance(gpt, GPT):
         raise TypeError(f"expected a model on this library's GPT-2, found {type(gpt).__name__}")
@@ -163,9 +167,9 @@ def gpt2_weights(model: AdaptedModel) -> Weights:
 
 
 def gpt2_tensors(weights: Weights, added: Mapping[str, Update]) -> dict[str, torch.Tensor]:
-    """Tensors of a GPT2LMHeadModel by name, with the updates in their weights.
+    """Return the tensors of a GPT2LMHeadModel by name, with the updates in their weights.
 
-    An updated head has a tensor of its own, else it is the token embedding and has none.
+    An updated head has its own tensor; otherwise it is the token embedding and needs none.
     """
     tensors = {}
     for name, weight in weights.items():
@@ -182,7 +186,7 @@ def gpt2_tensors(weights: Weights, added: Mapping[str, Update]) -> dict[str, tor
 def _huggingface_updates(
     backbone: HuggingFaceBackbone, adapters: Adapters, base: HuggingFaceBase
 ) -> tuple[dict[str, Update], bool]:
-    """Return (the update of every adapted map by its name in the model, whether some are transformers' Conv1D)."""
+    """Return the updates by the maps' names in the model, and whether some of the maps are transformers' Conv1D."""
     module = build_module(base, torch.float32)
     found, transposed = {}, False
     for each in backbone.maps:
@@ -196,7 +200,7 @@ def _huggingface_updates(
 
 @torch.no_grad()
 def merged_module(base: HuggingFaceBase, added: Mapping[str, Update]) -> nn.Module:
-    """The model in float32 with the updates in its weights; an updated head that was tied has a weight of its own."""
+    """Return the model in float32 with the updates in its weights; a tied head that is updated is untied."""
     module = build_module(base, torch.float32)
     head = head_of(module)
     for name, update in added.items():

@@ -1,4 +1,4 @@
-"""Text that a language model writes, a token at a time.
+"""Text that a language model writes, one token at a time.
 
 Shape legend: T tokens, V vocabulary.
 """
@@ -14,12 +14,12 @@ from sublora.models.protocol import LanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How the next token follows from the model's probabilities."""
+    """How the next token is chosen, given the model's probabilities."""
 
     temperature: float = 1.0
     """Logits are divided by it: 1 draws from the model itself, 0 takes the most probable token."""
     top_k: int | None = None
-    """Only so many of the most probable tokens can be drawn; None: all."""
+    """The number of most probable tokens that can be drawn; None for all."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < np.inf:
@@ -28,7 +28,10 @@ class Choice:
             raise ValueError(f"top_k {self.top_k}: expected at least 1")
 
     def next_token(self, logits_V: NDArray[np.floating], stream: np.random.Generator) -> int:
-        """A token id; of equally probable ones the first counts as more probable. One number is drawn, or none."""
+        """Choose a token id; of equally probable ones the first counts as more probable.
+
+        One number is drawn from the stream, or none at temperature 0.
+        """
         if self.temperature == 0.0:
             return int(np.argmax(logits_V))
         order = np.argsort(-logits_V, kind="stable")[: self.top_k]
@@ -49,11 +52,12 @@ def continuation(
     stream: np.random.Generator,
     device: torch.device,
 ) -> NDArray[np.int64]:
-    """Token ids that follow the prompt (at least one token, T), without `end_id`, at which the text ends.
+    """Return the token ids that follow the prompt (at least one token, T), without `end_id`, which ends the text.
 
-    The model sees the last tokens that fit into its context. Every token is a whole pass: nothing is cached.
+    The model sees as many of the last tokens as fit into its context. Every token takes a full pass: nothing is cached.
     """
     written = [int(token) for token in prompt_T]
+    # Choose token after token until the text ends.
     for _ in range(most_tokens):
         seen_NT = torch.tensor([written[-model.context_length :]], device=device)
         logits_KV = model.logits(model.hidden(seen_NT)[0, -1:])

@@ -17,9 +17,9 @@ from sublora.models.lora import Adapters, Pair, down_projection
 from sublora.models.weights import LAYER_NORM_EPSILON, Weights, weight_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Types a network computes in, by their names in settings."""
+"""The types that a network computes in, by their names in settings."""
 MERGED_WIDTH_PER_RANK = 6
-"""Up to this ratio the C x C gradient of W + up down has fewer multiplications than what it replaces."""
+"""Up to this ratio of width to rank, the C x C gradient of W + up down takes fewer multiplications than it saves."""
 _SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
 _CUBIC = 0.044715 * _SLOPE
 BLOCK_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
@@ -28,8 +28,8 @@ BLOCK_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_
 class GPT(nn.Module):
     """GPT-2 (pre-norm, learned positions, tanh GELU, head tied to the token embedding).
 
-    Weights are buffers named as in Hugging Face's GPT2LMHeadModel, but stored output x input. The head has
-    exactly V rows, so no probability can sit on padding ids.
+    Weights are buffers, named as in Hugging Face's GPT2LMHeadModel but stored output x input. The head has exactly V
+    rows, so no probability goes to padding ids.
     """
 
     def __init__(
@@ -40,7 +40,10 @@ class GPT(nn.Module):
         dtype: torch.dtype = torch.float32,
         use_compiler: bool = False,
     ) -> None:
-        """`use_compiler`: run layers and head through torch.compile (minutes of work repay its half a minute)."""
+        """Allocate the weights, all zero.
+
+        `use_compiler`: run layers and head through torch.compile (its half a minute pays off within minutes of work).
+        """
         super().__init__()
         self.shape, self.vocab_size, self.dtype, self.use_compiler = model, vocab_size, dtype, use_compiler
         for name, shape in weight_shapes(model, vocab_size).items():
@@ -55,11 +58,12 @@ class GPT(nn.Module):
         return self.weight("wte.weight")
 
     def weight(self, name: str) -> Tensor:
+        """Return a weight by its name in GPT2LMHeadModel."""
         return getattr(self, _buffer_name(name))
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
-        """Copy every weight; ValueError if a name or a shape differs from `weight_shapes`."""
+        """Copy all weights; ValueError if a name or a shape differs from `weight_shapes`."""
         expected = weight_shapes(self.shape, self.vocab_size)
         if set(weights) != set(expected):
             raise ValueError(f"weights named {sorted(set(weights) ^ set(expected))} are missing or unknown")
@@ -69,20 +73,20 @@ class GPT(nn.Module):
             self.weight(name).copy_(torch.from_numpy(value))
 
     def place(self, weights: Mapping[str, Tensor]) -> None:
-        """Use these tensors, and no copies of them, from now on: gradients reach them."""
+        """Use these tensors from now on, not copies of them, so that gradients reach them."""
         for name, value in weights.items():
             setattr(self, _buffer_name(name), value)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "GPT":
-        """The same network on these tensors; this one keeps its own."""
+        """Return the same network on these tensors; this one keeps its own."""
         other = copy.copy(self)
         other._buffers = dict(self._buffers)
         other.place(weights)
         return other
 
     def hidden(self, tokens_NT: Tensor, adapters: Adapters | None = None, *, dropout: float = 0.0) -> Tensor:
-        """Final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""
-        # One function for every layer, its weights arguments: it is compiled once.
+        """Return the final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""
+        # One function serves every layer, with the weights as arguments, so it is compiled once.
         block = compiled(_block, self.use_compiler)
         x_NTC = F.embedding(tokens_NT, self.weight("wte.weight")) + self.weight("wpe.weight")[: tokens_NT.shape[1]]
         for layer in range(self.shape.n_layer):
@@ -91,7 +95,7 @@ class GPT(nn.Module):
         return _norm(x_NTC, (self.weight("ln_f.weight"), self.weight("ln_f.bias")))
 
     def _block_weights(self, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """(weight, bias) of a layer's norms and linear maps by name."""
+        """Return weight and bias of a layer's norms and linear maps by name."""
         return {
             name: (self.weight(f"h.{layer}.{name}.weight"), self.weight(f"h.{layer}.{name}.bias"))
             for name in BLOCK_PARTS
@@ -103,7 +107,7 @@ def _pair(adapters: Adapters | None, group: str, target: str) -> Pair | None:
 
 
 def _block_pairs(adapters: Adapters | None, group: str) -> dict[str, Pair]:
-    """The adapters of a layer by their targets."""
+    """Return the adapters of a layer by their targets."""
     pairs = {target: _pair(adapters, group, target) for target in config.BLOCK_TARGETS}
     return {target: pair for target, pair in pairs.items() if pair is not None}
 
@@ -115,9 +119,10 @@ def _block(
     n_head: int,
     dropout: float,
 ) -> Tensor:
-    """One layer: attention, then the MLP, each added to its input."""
+    """Return the output of one layer: attention, then the MLP, each added to its input."""
     n, t, c = x_NTC.shape
     query_pair, value_pair = pairs.get("query"), pairs.get("value")
+    # Queries, keys and values are one product; their adapters are merged into its weight or added to its output.
     normed = _norm(x_NTC, weights["ln_1"])
     weight, bias = weights["attn.c_attn"]
     if _merging_pays(query_pair, value_pair, dropout):
@@ -128,24 +133,27 @@ def _block(
         query = query + _delta(normed, query_pair, dropout)
     if value_pair is not None:
         value = value + _delta(normed, value_pair, dropout)
+    # Attention, head by head.
     query, key, value = (part.view(n, t, n_head, -1).transpose(1, 2) for part in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     x_NTC = x_NTC + F.linear(mixed.transpose(1, 2).reshape(n, t, c), *weights["attn.c_proj"])
+    # The MLP.
     hidden = gelu_tanh(_adapted(_norm(x_NTC, weights["ln_2"]), weights["mlp.c_fc"], pairs.get("mlp_in"), dropout))
     return x_NTC + _adapted(hidden, weights["mlp.c_proj"], pairs.get("mlp_out"), dropout)
 
 
 def _adapted(x: Tensor, weight_and_bias: tuple[Tensor, Tensor], pair: Pair | None, dropout: float) -> Tensor:
-    """A linear map, and what its adapter adds."""
+    """Return the output of a linear map plus that of its adapter."""
     output = F.linear(x, *weight_and_bias)
     return output if pair is None else output + _delta(x, pair, dropout)
 
 
 def _merging_pays(query_pair: Pair | None, value_pair: Pair | None, dropout: float) -> bool:
-    """Whether one product with W + up down takes less time than the adapters' own four beside that with W.
+    """Return whether one product with W + up down is faster than the product with W and the adapters' own four.
 
-    Without gradients always; with them only in narrow networks, because the gradient of W + up down is a product C x C
-    of all positions. Not in bfloat16, where W + up down has fewer correct bits than W x and up down x apart.
+    Without gradients it always is; with them only in narrow networks, because the gradient of W + up down is a C x C
+    product over all positions. It is not used in bfloat16, where W + up down has fewer correct bits than W x and
+    up down x apart.
     """
     down_RC = next((pair[0] for pair in (query_pair, value_pair) if pair is not None), None)
     if down_RC is None or dropout or down_RC.dtype == torch.bfloat16:
@@ -155,7 +163,7 @@ def _merging_pays(query_pair: Pair | None, value_pair: Pair | None, dropout: flo
 
 
 def _merged(weight: Tensor, query_pair: Pair | None, value_pair: Pair | None) -> Tensor:
-    """W + up down (3C x C)."""
+    """Return W + up down (3C x C)."""
     query, key, value = weight.chunk(3)
     if query_pair is not None:
         query = torch.addmm(query, query_pair[1], query_pair[0])
@@ -165,7 +173,7 @@ def _merged(weight: Tensor, query_pair: Pair | None, value_pair: Pair | None) ->
 
 
 def _delta(x: Tensor, pair: Pair, dropout: float) -> Tensor:
-    """What an adapter adds: B (scale A) x."""
+    """Return what an adapter adds: B (scale A) x."""
     return F.linear(down_projection(x, pair, dropout), pair[1])
 
 
@@ -178,10 +186,10 @@ def _buffer_name(name: str) -> str:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, equal to x sigmoid(_SLOPE x + _CUBIC x^3).
+    """Return x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, equal to x sigmoid(_SLOPE x + _CUBIC x^3).
 
-    In float32 on a CPU by the second form: PyTorch's tanh kernel takes almost twice as long there. In bfloat16 the
-    kernel is the exacter one, since it rounds once.
+    In float32 on a CPU the second form is used, since PyTorch's tanh kernel takes almost twice as long there. In
+    bfloat16 the kernel is more exact, since it rounds once.
     """
     if x.device.type != "cpu" or x.dtype == torch.bfloat16:
         return F.gelu(x, approximate="tanh")
@@ -189,7 +197,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _gate(x: Tensor) -> Tensor:
-    """sigmoid(_SLOPE x + _CUBIC x^3)."""
+    """Return sigmoid(_SLOPE x + _CUBIC x^3)."""
     return torch.addcmul(x.new_tensor(_SLOPE), x, x, value=_CUBIC).mul_(x).sigmoid_()
 
 

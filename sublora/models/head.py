@@ -1,7 +1,7 @@
-"""The adapted LM head: losses, gradients and ranks without the logits of all positions in memory.
+"""The adapted LM head: losses, gradients and ranks without holding the logits of all positions in memory.
 
 The head and its adapter are one matrix product, `[hidden | down] [W | up]'`. On a GPU its sides are padded with zeros
-to sizes that tensor cores take at full speed; padded columns count as -infinity, so no probability sits on them.
+to sizes that tensor cores process at full speed; padded columns count as -infinity, so they get no probability.
 
 Shape legend: K positions, C width, R rank, V vocabulary, P vocabulary padded, J = C + R padded.
 """
@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 28}
-"""Elements of the logits of a chunk: on a CPU what its caches hold; a GPU needs large products to be busy (512 MiB)."""
+"""Elements of a chunk's logits: on a CPU as many as fit its caches; a GPU needs large products to be busy (512 MiB)."""
 ROWS_AT_LEAST = {"cpu": 512, "cuda": 1024}
-"""Positions in the matrix product of a chunk however large the vocabulary, so that reading W takes little of the time.
+"""Positions in a chunk's matrix product, however large the vocabulary, so that reading W takes little of the time.
 
-What follows the product then goes over the chunk in pieces of LOGITS_AT_ONCE.
+What follows the product is done in pieces of LOGITS_AT_ONCE.
 """
 SCORED_ROWS = {"cpu": 512, "cuda": 2048}
-"""Positions in each product of `head_target_scores`, always: a product of another shape may sum in another order."""
+"""Positions in every product of `head_target_scores`: a product of another shape may sum in another order."""
 VOCABULARY_MULTIPLE = {"cpu": 1, "cuda": 64}
 WIDTH_MULTIPLE = {"cpu": 1, "cuda": 8}
 
@@ -39,13 +39,14 @@ def head_cross_entropy(
     smoothing: float = 0.0,
     use_compiler: bool = False,
 ) -> Tensor:
-    """Weighted sum of -log((1 - a) p + a / V), p = softmax(hidden W' + down up')[target], in nats.
+    """Return the weighted sum of -log((1 - a) p + a / V), p = softmax(hidden W' + down up')[target], in nats.
 
-    `down` is the scaled output of the adapter's A, `up` its B; both None for a head without an adapter.
-    W gets a gradient only if it requires one. Weights default to 1 / K (the mean), `smoothing` a to none.
-    Cross-entropy runs in float32 whatever the type of the inputs.
+    `down` is the scaled output of the adapter's A, `up` its B; both are None for a head without an adapter. W gets a
+    gradient only if it requires one. Weights default to 1 / K (the mean), `smoothing` a to 0. The cross-entropy is
+    computed in float32, whatever the type of the inputs.
     """
     positions = hidden_KC.shape[0]
+    # Fill in defaults; a missing adapter has rank 0.
     if down_KR is None or up_VR is None:
         down_KR, up_VR = hidden_KC.new_zeros(positions, 0), hidden_KC.new_zeros(weight_VC.shape[0], 0)
     if position_weights_K is None:
@@ -65,11 +66,12 @@ def head_target_scores(
     *,
     use_compiler: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(log p in nats, rank) of each target, float32 and int32 (K).
+    """Return log p in nats, float32 (K), and the rank of each target, int32 (K).
 
     The rank is the number of other tokens with at least the target's logit: ties count against the model, so that a
-    constant predictor is not always right. All matrix products have one shape, whatever K is.
+    constant predictor is not always right. All matrix products have the same shape, whatever K is.
     """
+    # Pad positions to a multiple of the fixed shape, and drop the padding at the end.
     positions, rows = len(targets_K), SCORED_ROWS[hidden_KC.device.type]
     filling = -positions % rows
     inputs_KJ = F.pad(_joined(hidden_KC, down_KR), (0, 0, 0, filling))
@@ -85,22 +87,24 @@ def head_target_scores(
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
-    """Gradients are formed in the forward pass, chunk by chunk, while a chunk's logits exist."""
+    """Computes gradients in the forward pass, chunk by chunk, while a chunk's logits exist."""
 
     @staticmethod
     def forward(ctx, hidden_KC, weight_VC, down_KR, up_VR, targets_K, position_weights_K, smoothing, use_compiler):  # noqa: ANN001, ANN205
+        # Join head and adapter into one product, and reserve room for the gradients.
         (width, rank), vocab_size = (hidden_KC.shape[1], down_KR.shape[1]), weight_VC.shape[0]
         inputs_KJ, matrix_PJ = _joined(hidden_KC, down_KR), _joined(weight_VC, up_VR, pad_rows=True)
         needs_gradient = any(ctx.needs_input_grad)
         function = compiled(_losses_and_gradient if needs_gradient else _losses, use_compiler)
-        # As a tensor, so that a new value is not compiled anew.
+        # As a tensor, so that a new value needs no recompilation.
         a = torch.full((), smoothing, device=hidden_KC.device) if smoothing else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_KC.device)
         grad_KJ = torch.empty_like(inputs_KJ if needs_gradient else inputs_KJ[:0])
-        # The matrix's gradient: of B alone, or where W is trained of both.
+        # The gradient of the matrix covers B alone, or W and B if W is trained.
         trained = slice(0, width + rank) if ctx.needs_input_grad[1] else slice(width, width + rank)
         columns = trained.stop - trained.start if needs_gradient else 0
         grad_matrix_PJ = matrix_PJ.new_zeros(len(matrix_PJ), columns, dtype=torch.float32)
+        # Chunk by chunk: logits, losses, and the gradients by inputs and matrix.
         for part in _chunks(len(targets_K), matrix_PJ):
             logits_KP = inputs_KJ[part] @ matrix_PJ.T
             labels_K, weights_K = targets_K[part], position_weights_K[part]
@@ -110,10 +114,11 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 if needs_gradient and len(pieces) > 1:
                     logits_KP[piece] = gradient[0]
             if needs_gradient:
-                # Pieces have put their gradients in the place of their logits.
+                # Pieces have overwritten their logits with their gradients.
                 gradient_KP = logits_KP if len(pieces) > 1 else gradient[0]
                 torch.mm(gradient_KP, matrix_PJ, out=grad_KJ[part])
                 grad_matrix_PJ += gradient_KP.T @ inputs_KJ[part, trained]
+        # Split the joined gradients into those of the arguments.
         if needs_gradient:
             grad_VJ = grad_matrix_PJ[:vocab_size].to(up_VR.dtype)
             grad_weight_VC = grad_VJ[:, :width] if ctx.needs_input_grad[1] else None
@@ -129,7 +134,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 
 def _joined(left: Tensor, right: Tensor | None, *, pad_rows: bool = False) -> Tensor:
-    """[left | right | 0], the width (and the rows) filled up to a multiple that the device likes."""
+    """Return [left | right | 0], with the width (and the rows) padded to a multiple that suits the device."""
     rows, width = left.shape[0], left.shape[1] + (0 if right is None else right.shape[1])
     device = left.device.type
     padding = [-width % WIDTH_MULTIPLE[device], -rows % VOCABULARY_MULTIPLE[device] if pad_rows else 0]
@@ -138,7 +143,7 @@ def _joined(left: Tensor, right: Tensor | None, *, pad_rows: bool = False) -> Te
 
 
 def _chunks(positions: int, matrix_PJ: Tensor) -> list[slice]:
-    """Slices of nearly equal length: one size is compiled once, and no small one leaves a GPU idle."""
+    """Return slices of nearly equal length: one size is compiled once, and no small one leaves a GPU idle."""
     device = matrix_PJ.device.type
     most = max(LOGITS_AT_ONCE[device] // len(matrix_PJ), ROWS_AT_LEAST[device])
     rows = max(1, math.ceil(positions / max(1, math.ceil(positions / most))))
@@ -146,13 +151,13 @@ def _chunks(positions: int, matrix_PJ: Tensor) -> list[slice]:
 
 
 def _pieces(logits_KP: Tensor) -> list[slice]:
-    """Slices of the rows of a chunk, so small that several passes over one read it from memory once."""
+    """Return slices of a chunk's rows, small enough that several passes over a slice read it from memory once."""
     rows = max(1, LOGITS_AT_ONCE[logits_KP.device.type] // logits_KP.shape[1])
     return [slice(start, start + rows) for start in range(0, len(logits_KP), rows)]
 
 
 def _exact(logits_KP: Tensor, vocab_size: int) -> Tensor:
-    """Logits in float32; columns beyond the vocabulary are -infinity."""
+    """Return logits in float32; columns beyond the vocabulary are -infinity."""
     logits_KP = logits_KP.float()
     if logits_KP.shape[1] > vocab_size:
         columns = torch.arange(logits_KP.shape[1], device=logits_KP.device)
@@ -163,7 +168,7 @@ def _exact(logits_KP: Tensor, vocab_size: int) -> Tensor:
 def _losses(
     logits_KP: Tensor, targets_K: Tensor, weights_K: Tensor, smoothing: Tensor | None, vocab_size: int
 ) -> tuple[Tensor]:
-    """Weighted sum of the losses of a chunk."""
+    """Return the weighted sum of a chunk's losses."""
     log_p_K = _exact(logits_KP, vocab_size).log_softmax(1).gather(1, targets_K[:, None])[:, 0]
     return (_smoothed(log_p_K, smoothing, vocab_size)[0] @ weights_K,)
 
@@ -171,11 +176,12 @@ def _losses(
 def _losses_and_gradient(
     logits_KP: Tensor, targets_K: Tensor, weights_K: Tensor, smoothing: Tensor | None, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """`_losses`, and its gradient for the logits in their own type.
+    """Return `_losses` and its gradient by the logits, in the type of the logits.
 
-    d loss / d logits = factor (softmax - one-hot): without smoothing the factor is 1. Softmax and log p share their
+    d loss / d logits = factor (softmax - one-hot); without smoothing the factor is 1. Softmax and log p share their
     exponentials.
     """
+    # Softmax and losses from the same exponentials.
     exact_KP = _exact(logits_KP, vocab_size)
     target_K1, largest_K1 = exact_KP.gather(1, targets_K[:, None]), exact_KP.amax(1, keepdim=True)
     gradient_KP = (exact_KP - largest_K1).exp_()
@@ -183,8 +189,9 @@ def _losses_and_gradient(
     losses_K, factor_K = _smoothed((target_K1 - largest_K1 - total_K1.log())[:, 0], smoothing, vocab_size)
     row_weights_K1 = (weights_K * factor_K)[:, None]
     gradient_KP.mul_(row_weights_K1 / total_K1)
+    # Subtract the one-hot targets.
     if torch.compiler.is_compiling():
-        # One pass that writes the final type; a scatter would keep the compiler from joining it to the others.
+        # One pass that writes the final type; a scatter would keep the compiler from fusing it with the others.
         columns = torch.arange(exact_KP.shape[1], device=exact_KP.device)
         gradient_KP = torch.where(columns == targets_K[:, None], gradient_KP - row_weights_K1, gradient_KP)
     else:
@@ -193,6 +200,7 @@ def _losses_and_gradient(
 
 
 def _target_scores(logits_KP: Tensor, targets_K: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return log p and rank of each target in a chunk."""
     exact_KP = _exact(logits_KP, vocab_size)
     target_K1 = exact_KP.gather(1, targets_K[:, None])
     log_p_K = exact_KP.log_softmax(1).gather(1, targets_K[:, None])[:, 0]
@@ -200,7 +208,7 @@ def _target_scores(logits_KP: Tensor, targets_K: Tensor, vocab_size: int) -> tup
 
 
 def _smoothed(target_log_p_K: Tensor, smoothing: Tensor | None, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """-log((1 - a) p + a / V), and the share of the probability that comes from the model, (1 - a) p / p_a."""
+    """Return -log((1 - a) p + a / V), and the share of the probability that comes from the model, (1 - a) p / p_a."""
     if smoothing is None:
         return -target_log_p_K, torch.ones_like(target_log_p_K)
     from_model_K = (1.0 - smoothing) * target_log_p_K.exp()
@@ -209,7 +217,7 @@ def _smoothed(target_log_p_K: Tensor, smoothing: Tensor | None, vocab_size: int)
 
 
 def compiled(function: Callable[..., Any], use_compiler: bool) -> Callable[..., Any]:
-    """The function itself, or its compiled form: one for the whole process."""
+    """Return the function itself or its compiled form, one per process."""
     return _compiled(function) if use_compiler else function
 
 
@@ -219,6 +227,6 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch._dynamo
 
     # Training, evaluation and scoring differ in gradients, dropout and shapes, and each combination is compiled once.
-    # Beyond the limit PyTorch would go on uncompiled.
+    # Beyond the limit PyTorch would silently go on uncompiled.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(function)

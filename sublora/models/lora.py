@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2022): W x + (alpha / rank) B A x on chosen matrices.
+"""LoRA (Hu et al. 2022): W x + (alpha / rank) B A x for chosen matrices.
 
-If B does not start from zero the product of the initial matrices is subtracted: W x + (alpha / rank) (B A - B0 A0) x.
+If B does not start from zero, the product of the initial matrices is subtracted: W x + (alpha / rank) (B A - B0 A0) x.
 """
 
 import math
@@ -16,9 +16,9 @@ from sublora.system.streams import generator
 
 
 def initial_theta(space: ParameterSpace, seed: int, init: str) -> np.ndarray:
-    """Initialization, float32 (D): A uniform within 1 / sqrt(inputs); B zero (zero_b) or drawn like A (both_random).
+    """Draw theta, float32 (D): A uniform within 1 / sqrt(inputs); B zero (zero_b) or drawn like A (both_random).
 
-    With entries of one variance the gradients of A and B have the same mean square over the draws, whatever the
+    Since the entries have the same variance, the gradients of A and B have the same mean square over the draws, for any
     gradient G of the adapted matrix: E |B' G|^2 = rank Var |G|^2 = E |G A'|^2.
     """
     theta_D = np.zeros(space.size, dtype=np.float32)
@@ -34,7 +34,7 @@ def initial_theta(space: ParameterSpace, seed: int, init: str) -> np.ndarray:
 
 
 Pair = tuple[Tensor, Tensor]
-"""(down, up) of one target, down R x C and up O x R: the adapted layer is W x + up down x."""
+"""(down, up) of one target, down R x C and up O x R: the adapted layer computes W x + up down x."""
 
 
 class Adapters:
@@ -49,9 +49,9 @@ class Adapters:
         dtype: torch.dtype,
         origin_D: Tensor | None = None,
     ) -> None:
-        """`scale` is alpha / rank; the matrices are used in `dtype`.
+        """Cut the matrices out of theta; `scale` is alpha / rank, and the matrices are used in `dtype`.
 
-        `origin_D`: the initial theta, if the product of its matrices is to be subtracted.
+        `origin_D`: the initial theta if the product of its matrices is to be subtracted.
         """
         self.scale = scale
         self._matrices = cut(space, theta_D.to(dtype))
@@ -61,10 +61,10 @@ class Adapters:
             self._origin, self._moved = cut(space, origin_D.to(dtype)), cut(space, (theta_D - origin_D).to(dtype))
 
     def pair(self, group: str, target: str) -> Pair | None:
-        """The factors of a target's update, or None where there is no adapter.
+        """Return the factors of a target's update, or None if the target has no adapter.
 
-        Without an origin they are scale A and B. With one, B A - B0 A0 = B (A - A0) + (B - B0) A0 makes an adapter of
-        twice the rank, which is exactly zero at the start.
+        Without an origin they are scale A and B. With an origin, B A - B0 A0 = B (A - A0) + (B - B0) A0 gives an
+        adapter with twice the rank, which is exactly zero at the start.
         """
         a, b = lora_name(group, target, "A"), lora_name(group, target, "B")
         if a not in self._matrices:
@@ -76,11 +76,11 @@ class Adapters:
 
 
 def cut(space: ParameterSpace, theta_D: Tensor) -> dict[str, Tensor]:
-    """Every parameter by name. One split, so that its gradient is one concatenation."""
+    """Return every parameter by name, as a view of theta. One split makes its gradient one concatenation."""
     parts = theta_D.split([p.stop - p.start for p in space.parameters])
     return {p.name: part.view(p.shape) for p, part in zip(space.parameters, parts, strict=True)}
 
 
 def down_projection(x: Tensor, pair: Pair, dropout: float) -> Tensor:
-    """down x, with dropout on x."""
+    """Return down x, with dropout on x."""
     return F.linear(F.dropout(x, dropout) if dropout else x, pair[0])

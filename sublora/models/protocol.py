@@ -1,4 +1,4 @@
-"""What training, scoring and writing text need of a network. They know no more of it than this.
+"""The interface of a network for training, scoring and writing text, which know nothing else about it.
 
 Shape legend: N sequences, T positions, K scored positions, C width of the last hidden states, V vocabulary,
 D entries of theta.
@@ -13,7 +13,7 @@ from sublora.subspace.parameters import ParameterSpace
 
 
 class LanguageModel(Protocol):
-    """A next-token predictor with all its parameters in place."""
+    """A next-token predictor with all its parameters set."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -22,10 +22,13 @@ class LanguageModel(Protocol):
     def context_length(self) -> int: ...
 
     def hidden(self, tokens_NT: Tensor, *, training: bool = False) -> Tensor:
-        """What the head reads (N x T x C) for token ids; `training` turns dropout on. ValueError beyond the context."""
+        """Return what the head reads (N x T x C) for token ids; `training` turns dropout on.
+
+        ValueError beyond the context.
+        """
 
     def logits(self, hidden_KC: Tensor) -> Tensor:
-        """Logits (K x V), float32, without gradients: for text that is written, a position at a time."""
+        """Return the logits (K x V), float32, without gradients, for writing text position by position."""
 
     def cross_entropy(
         self,
@@ -36,20 +39,20 @@ class LanguageModel(Protocol):
         smoothing: float = 0.0,
         training: bool = False,
     ) -> Tensor:
-        """Weighted sum over positions of -ln((1 - a) p + a / V), nats, differentiable; a = smoothing.
+        """Return the weighted sum over positions of -ln((1 - a) p + a / V), nats, differentiable; a = smoothing.
 
         Weights default to 1 / K, the mean. The logits of all positions are never held at once.
         """
 
     def target_scores(self, hidden_KC: Tensor, targets_K: Tensor) -> tuple[Tensor, Tensor]:
-        """(ln p float32, rank int32) of each target, K each, without gradients.
+        """Return ln p, float32 (K), and rank, int32 (K), of each target, without gradients.
 
         The rank is the number of other tokens with at least the target's logit.
         """
 
 
 class Network(Protocol):
-    """A language model for every theta; theta alone is trained."""
+    """A language model for every theta; only theta is trained."""
 
     @property
     def space(self) -> ParameterSpace: ...
@@ -62,10 +65,10 @@ class Network(Protocol):
 
     @property
     def base_sha256(self) -> str:
-        """Names the frozen weights."""
+        """Identifies the frozen weights."""
 
     @property
     def device(self) -> torch.device: ...
 
     def at(self, theta_D: Tensor) -> LanguageModel:
-        """The model at theta, differentiable in it."""
+        """Return the model at theta, differentiable in theta."""

@@ -1,9 +1,9 @@
-"""The message of a wrapped module: bytes from which anyone who has the module rebuilds the predictor.
+"""The message of a wrapped module: bytes from which anyone who has the module can rebuild the predictor.
 
 The file is a certificate (`sublora.coding.certificate`). Its payload holds everything that the training data chose: w,
 the quantization step, the gates, and one choice among alternatives that were listed beforehand. Its header holds what
-was fixed without those data, the arguments of `wrap`, and hashes against which a reader checks its own module. Where
-an argument was picked by looking at the data, it is one of the `choices`, or its bits belong to `extra_bits`.
+was fixed without those data, the arguments of `wrap`, and hashes against which a reader checks the module. An argument
+that was chosen by looking at the data counts among the `choices`, or its bits belong to `extra_bits`.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from sublora.system.validation import NonNegativeFloat, PositiveInt, Strict, des
 from sublora.wrapping.module import WrapArguments, Wrapped, base_sha256
 
 ITEM_NAMES = {"codebook": "step", "symbols": "w", "gates": "gates", "smoothing": "choice", "extra": "extra"}
-"""Item of the payload to the item of a message. The others are zero: no length and no counts are written."""
+"""The item of a message by the item of the payload. The others are zero: no length and no counts are written."""
 WHAT = Path("message")
-"""Stands for the bytes in errors."""
+"""Names the bytes in errors."""
 
 
 class Header(Strict):
-    """What the header of a wrapped module's message holds: exactly these keys."""
+    """The header of a wrapped module's message: exactly these keys."""
 
     kind: Literal["wrapped"]
     arguments: WrapArguments
@@ -50,29 +50,29 @@ class Header(Strict):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedMessage:
-    """What is sent, and what it costs."""
+    """A message and its cost."""
 
     data: bytes
-    """Everything a receiver needs beside the module."""
+    """Everything that a receiver needs beside the module."""
     bits: float
-    """C: what a bound charges; the header, fixed without the data, is not in it."""
+    """C, which a bound charges for; the header, fixed without the data, is not counted."""
     items: dict[str, float]
     """Bits of step, w, gates, choice and extra; they sum to `bits`."""
     choice: int
-    """Which of the alternatives the training data chose."""
+    """The alternative that the training data chose."""
     choices: int
-    """How many there were."""
+    """The number of alternatives."""
 
 
 class Decoded(NamedTuple):
-    """A message, read: the predictor that it stands for, and the message with its bits counted anew."""
+    """A decoded message: the predictor that it describes, and the message with its bits counted again."""
 
     predictor: Wrapped
     message: EncodedMessage
 
 
 def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: float = 0.0) -> EncodedMessage:
-    """Freeze a trained module as a message; the module's present outputs are those of the decoded predictor.
+    """Encode a trained module as a message; its present outputs are those of the decoded predictor.
 
     Args:
         wrapped: trained, quantized (`Wrapped.quantize` or `anneal`), with hard gates.
@@ -80,9 +80,11 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
         choices: number of those alternatives, listed before the data were seen; costs ceil(log2 choices) bits.
         extra_bits: log2 of the number of alternatives tried by hand on the training data, which no message names.
 
-    ValueError if w is not quantized or not finite, masks are soft, the module's weights or buffers changed since it
-    was wrapped, or a number is out of its range.
+    Raises:
+        ValueError: w is not quantized or not finite, masks are soft, the module's weights or buffers changed since it
+            was wrapped, or a number is out of its range.
     """
+    # Refuse what a message cannot describe.
     if not 0 <= choice < choices:
         raise ValueError(f"choice is an index below choices, found {choice} of {choices}")
     if not (math.isfinite(extra_bits) and extra_bits >= 0):
@@ -91,6 +93,7 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
         raise ValueError("the gates are still soft, which no message names: call anneal(1.0) and score the model after")
     if base_sha256(wrapped.module) != wrapped.base_sha256:
         raise ValueError("the frozen module changed since it was wrapped (running statistics?); its message would lie")
+    # Encode what the training data chose; the header identifies the rest.
     gates = tuple(int(k) for k in wrapped.subspace.hard_split())
     contents = MessageContents(wrapped.symbols(), gates, choice)
     payload = write_payload(contents, _context(wrapped, choices))
@@ -107,21 +110,28 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
 
 
 def decode(data: bytes, module: nn.Module) -> Decoded:
-    """The predictor of a message, rebuilt on a module of the receiver's own.
+    """Rebuild the predictor of a message on the receiver's module.
 
     Args:
-        data: the bytes of `EncodedMessage.data`.
-        module: the network that was wrapped, with the same weights: as it is, or wrapped with the arguments that the
-            receiver expects. A plain one is wrapped as the header says: look at `predictor.arguments`.
+        data: `EncodedMessage.data`.
+        module: the network that was wrapped, with the same weights, either plain or wrapped with the arguments that the
+            receiver expects. A plain module is wrapped as the header says; check `predictor.arguments` then. It is
+            frozen.
 
-    Returns the predictor in evaluation mode, quantized, and the message with C counted from its own bits; how many
-    alternatives there were, and extra_bits, are the sender's word. The given module is frozen. UserError if the bytes
-    are damaged, or belong to other weights, other arguments or another version of the projection.
+    Returns:
+        The predictor in evaluation mode, quantized, and the message with C counted from its own bits. The number of
+        alternatives and extra_bits are taken from the sender.
+
+    Raises:
+        UserError: the bytes are damaged, or belong to other weights, other arguments or another version of the
+            projection.
     """
+    # Wrap the module, and compare it with the sender's.
     certificate = parse_certificate(data, WHAT)
     header = _header(certificate.header)
     wrapped = module if isinstance(module, Wrapped) else _wrapped(module, header.arguments)
     _check_same(header, wrapped)
+    # Decode the payload; encoding its contents again must give the same bytes.
     try:
         contents, payload = read_payload(certificate.payload_bytes, _context(wrapped, header.choices))
         written = write_payload(contents, _context(wrapped, header.choices))
@@ -163,7 +173,7 @@ def _wrapped(module: nn.Module, arguments: WrapArguments) -> Wrapped:
 
 
 def _check_same(header: Header, wrapped: Wrapped) -> None:
-    """The receiver's module is the sender's."""
+    """Raise UserError unless the receiver's module is the sender's."""
     ours, theirs = wrapped.arguments.model_dump(), header.arguments.model_dump()
     if different := [key for key in ours if ours[key] != theirs[key]]:
         key = different[0]

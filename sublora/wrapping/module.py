@@ -1,10 +1,10 @@
-"""Any torch.nn.Module whose trained part is a vector w of d numbers: LoRA on linear maps, or parameters themselves.
+"""Any torch.nn.Module whose trained part is a vector w of d numbers: LoRA on linear maps, or the parameters themselves.
 
-    theta = theta_0 + P w,   w rounded to multiples of a step once `quantize` was called
+    theta = theta_0 + P w,   w rounded to multiples of a step after `quantize` was called
 
-The module is frozen and stays as it is: adapters are hooked on for the length of a forward pass. What is trained is w
-(d), a logit for each gate of the learned allocation, and the logarithm of the quantization step; they alone are in
-`parameters()` and in the state dict, which is kilobytes whatever the module's size.
+The module is frozen and stays unchanged: adapters are attached by hooks during a forward pass. Trained are w (d), one
+logit per gate of the learned allocation, and the logarithm of the quantization step; only they are in `parameters()`
+and in the state dict, which has kilobytes whatever the module's size.
 
 Sources: SubLoRA, Lotfi et al., ICML 2024; the gradient of the step, Esser et al., Learned step size quantization,
 ICLR 2020.
@@ -37,13 +37,13 @@ from sublora.system.streams import generator
 from sublora.system.validation import PositiveFloat, PositiveInt, Strict, describe
 
 ROLE = "weight"
-"""Role of parameters that are moved themselves."""
+"""The role of parameters that are moved themselves."""
 FARTHEST_LOGIT = 40.0
-"""Logit of a gate that gives everything to one side."""
+"""The logit of a gate that gives everything to one side."""
 
 
 class WrapArguments(Strict):
-    """What a stranger needs beside the module to wrap it in the same way; every key is an argument of `wrap`."""
+    """What others need beside the module to wrap it in the same way; every key is an argument of `wrap`."""
 
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     budget: PositiveInt
@@ -69,24 +69,30 @@ def wrap(
     projection: str = "kronecker_qr",
     sharing: str = "shared",
 ) -> "Wrapped":
-    """A module that computes what `module` does and trains `budget` numbers only.
+    """Return a module that computes what `module` does and trains only `budget` numbers.
 
     Args:
         module: any network. It is frozen (requires_grad off) and used, not copied.
         targets: shell-style patterns of dotted names, or of their ends: "q_proj", "*.3.attn.*", "classifier". With a
-            rank, of linear maps (torch.nn.Linear, transformers' Conv1D); with rank None, of parameters.
+            rank they select linear maps (torch.nn.Linear, transformers' Conv1D), with rank None parameters.
         budget: d, the length of w.
-        seed: of LoRA's A and of the random projection. Fix it before the data are seen, or charge for the choice.
-        rank: of each adapter W x + (alpha / rank) B A x. None: the chosen parameters themselves move in the subspace.
-        alpha: scale of the adapters; without effect where the rank is None.
-        allocation: uniform, fixed-<share of B> or learned (a gate for each layer). Only uniform with rank None.
-        init: zero_b (B starts at zero) or both_random (and the initial product is taken away).
-        projection: name in sublora.subspace.projections.PROJECTIONS.
-        sharing: whether each learned gate divides all of w (shared) or a part of its own (per_layer).
+        seed: seed of LoRA's A and of the random projection. Fix it before the data are seen, or charge for the choice.
+        rank: rank of each adapter W x + (alpha / rank) B A x; None if the chosen parameters themselves move in the
+            subspace.
+        alpha: scale of the adapters; without effect if the rank is None.
+        allocation: uniform, fixed-<share of B> or learned (one gate per layer). Only uniform with rank None.
+        init: zero_b (B starts at zero) or both_random (and the initial product is subtracted).
+        projection: a name in sublora.subspace.projections.PROJECTIONS.
+        sharing: whether each learned gate divides all of w (shared) or its own part of w (per_layer).
 
-    At w = 0 the outputs are those of the module. ValueError if a pattern fits nothing, the budget exceeds the number of
-    entries of theta, the rank exceeds every map, or an argument is out of its range.
+    Returns:
+        The wrapped module. At w = 0 its outputs are those of the module.
+
+    Raises:
+        ValueError: a pattern fits nothing, the budget exceeds the number of entries of theta, the rank exceeds that of
+            every map, or an argument is out of its range.
     """
+    # The pydantic model checks the arguments, and travels in the message's header.
     given = {
         "targets": (targets,) if isinstance(targets, str) else tuple(targets),
         "budget": budget,
@@ -106,24 +112,25 @@ def wrap(
 
 
 class Wrapped(nn.Module):
-    """What `wrap` returns: forward takes what the module's takes and gives what it gives.
+    """The module that `wrap` returns: forward takes the arguments of the wrapped module and returns its outputs.
 
     Trained: `subspace.subspace_params` (d), `subspace.gating_params.*`, `log_step`.
     """
 
     accepts_loss_kwargs = False
-    """For transformers' Trainer: the loss is the module's own mean over a batch."""
+    """Tells transformers' Trainer that the loss is the module's own mean over a batch."""
     module: nn.Module
-    """The frozen network. No submodule, so that its weights are in neither parameters() nor the state dict."""
+    """The frozen network. It is not a submodule, so its weights are in neither parameters() nor the state dict."""
 
     def __init__(self, module: nn.Module, arguments: WrapArguments) -> None:
-        """ValueError as `wrap`."""
+        """Freeze and wrap a module; ValueError as for `wrap`."""
         super().__init__()
         self.__dict__["module"] = module
         self.arguments = arguments
         self._required_grad = {name for name, p in module.named_parameters() if p.requires_grad}
         if arguments.projection not in PROJECTIONS:
             raise ValueError(f"projection '{arguments.projection}' is not one of {', '.join(PROJECTIONS)}")
+        # Lay out theta: chosen parameters that start at 0, or LoRA matrices of chosen maps.
         self._maps: tuple[LinearMap, ...] = ()
         if arguments.rank is None:
             self.space = parameter_space(module, arguments.targets)
@@ -142,6 +149,7 @@ class Wrapped(nn.Module):
                 f"budget {arguments.budget} exceeds the {self.space.size} numbers that it would move; lower it, or "
                 "choose more targets or a higher rank"
             )
+        # Build the subspace, and the trained numbers.
         shape = SubspaceShape(
             space=self.space,
             allocation=parse_allocation(arguments.allocation),
@@ -152,23 +160,24 @@ class Wrapped(nn.Module):
         self.subspace = Subspace(shape, origin_D, functools.partial(generator, arguments.seed, "projection"))
         self.log_step = nn.Parameter(torch.zeros(()))
         self.rounding = False
-        """Whether forward sees w rounded; `quantize` turns it on."""
+        """Whether forward uses rounded w; `quantize` turns it on."""
         self.mask_width = 0.0
-        """Width of the learned gates' soft masks, in coordinates of w; 0: the hard split that a message names."""
+        """Width of the learned gates' soft masks, in coordinates of w; 0 for the hard split that messages hold."""
+        # Freeze the module; the trained numbers go to its device.
         module.requires_grad_(False)
         self.subspace.to(_device(module))
         self.log_step.data = self.log_step.data.to(_device(module))
         self.base_sha256 = base_sha256(module)
-        """Names the frozen weights and buffers at the time of wrapping."""
+        """Identifies the frozen weights and buffers at the time of wrapping."""
         self.train(module.training)
 
     # The network
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        """The module's output with theta in place, differentiable in w, gates and step.
+        """Return the module's output with theta in place, differentiable in w, gates and step.
 
-        ValueError if the module recomputes activations in the backward pass (gradient checkpointing), which would
-        happen without the adapters.
+        ValueError if the module recomputes activations in the backward pass (gradient checkpointing), since it would do
+        so without the adapters.
         """
         if torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.module.modules()):
             raise ValueError("the module uses gradient checkpointing, which would recompute without w; turn it off")
@@ -179,16 +188,20 @@ class Wrapped(nn.Module):
             return self.module(*arguments, **options)
 
     def theta(self) -> Tensor:
-        """theta (D) of the present w, rounded if so, and gates; differentiable. In float32 even under autocast."""
+        """Return theta (D) of the present gates and w, which is rounded after `quantize`.
+
+        It is differentiable, and in float32 even under autocast.
+        """
         w_S = self.subspace.subspace_params
         with torch.autocast(w_S.device.type, enabled=False):
             return self.subspace.theta(self.used_w(), self.subspace.masks(self.mask_width))
 
     def merge(self) -> nn.Module:
-        """A copy of the module with theta added to its weights: a plain network without hooks, trainable as before.
+        """Return a copy of the module with theta added to its weights.
 
-        Its outputs equal those of the wrapped module up to rounding in floating point. A linear map whose weight is
-        shared with another module (a head tied to the embedding) gets a weight of its own.
+        The copy is a plain network without hooks, trainable as before. Its outputs equal those of the wrapped module up
+        to floating-point rounding. A linear map whose weight is shared with another module (a head tied to the
+        embedding) gets its own weight.
         """
         merged = copy.deepcopy(self.module)
         with torch.no_grad():
@@ -203,6 +216,7 @@ class Wrapped(nn.Module):
         return merged
 
     def _merge_adapters(self, merged: nn.Module, theta_D: Tensor) -> None:
+        """Add the adapters' products to the weights of a copy; shared weights are separated."""
         owners: dict[int, int] = {}
         for _, parameter in merged.named_parameters(remove_duplicate=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
@@ -217,6 +231,7 @@ class Wrapped(nn.Module):
 
     @contextlib.contextmanager
     def _attached(self, theta_D: Tensor) -> Iterator[None]:
+        """Attach the adapters of theta for the length of the block."""
         attachment = Attachment(self.module, self._maps)
         try:
             first = self.module.get_submodule(self._maps[0].name)
@@ -226,7 +241,7 @@ class Wrapped(nn.Module):
             attachment.remove()
 
     def _pairs(self, theta_D: Tensor, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-        """(down, up) of every adapted map by its name."""
+        """Return (down, up) of every adapted map by its name."""
         rank, origin = self.arguments.rank or 1, self.subspace.origin_D
         adapters = Adapters(
             self.space,
@@ -239,7 +254,7 @@ class Wrapped(nn.Module):
         return {name: pair for name, pair in pairs.items() if pair is not None}
 
     def _moved(self, theta_D: Tensor) -> dict[str, Tensor]:
-        """The chosen parameters, each moved by its part of theta."""
+        """Return the chosen parameters, each moved by its part of theta."""
         found = {}
         for p in self.space.parameters:
             weight = self.module.get_parameter(p.name)
@@ -250,13 +265,14 @@ class Wrapped(nn.Module):
 
     @property
     def step(self) -> float:
-        """The quantization step: of those that a message can name, the one nearest to exp(log_step)."""
+        """The quantization step: of the steps that a message can name, the one nearest to exp(log_step)."""
         return step_of(nearest_step_index(math.exp(float(self.log_step.detach()))))
 
     def used_w(self) -> Tensor:
-        """w (d) as forward sees it: with `rounding`, exactly the float32 values that a message stands for.
+        """Return w (d) as forward uses it: with `rounding`, exactly the float32 values that a message describes.
 
-        Gradients pass the rounding straight through to w; the step's is that of learned step size quantization.
+        Gradients pass straight through the rounding to w; the step's gradient is that of learned step size
+        quantization.
         """
         w_S = self.subspace.subspace_params
         if not self.rounding:
@@ -268,18 +284,19 @@ class Wrapped(nn.Module):
         return rounded_S + (w_S - w_S.detach()) + slope_S * (trained - trained.detach())
 
     def trained_step(self) -> Tensor:
-        """`step` (), differentiable in log_step."""
+        """Return `step` (), differentiable in log_step."""
         length = self.log_step.exp()
         return length * (self.step / length.detach())
 
     def quantize(self, step: float | None = None, *, relative_step: float = 1.0) -> None:
-        """From now on forward sees w rounded to multiples of a step, which is trained along.
+        """Round w in forward from now on, to multiples of a step that is trained as well.
 
         Args:
             step: the first step, in units of w; by default `relative_step` standard deviations of w.
-            relative_step: about 1 gives 2 bits a coordinate, 2 gives 1 bit.
+            relative_step: about 1 gives 2 bits per coordinate, 2 gives 1 bit.
 
-        ValueError if w is all zero and no step is given, or the step is outside the grid of 2^-40 to 2^24.
+        Raises:
+            ValueError: w is all zero and no step is given, or the step is outside the grid of 2^-40 to 2^24.
         """
         if step is None:
             step = relative_step * float(self.subspace.subspace_params.detach().double().std(correction=0))
@@ -289,12 +306,12 @@ class Wrapped(nn.Module):
         self.rounding = True
 
     def symbols(self) -> EntropyWeights:
-        """The integers that w is rounded to, and their step. ValueError before `quantize` or if w is not finite."""
+        """Return the rounded w as integers and their step. ValueError before `quantize` or if w is not finite."""
         if not self.rounding:
             raise ValueError("w is not quantized yet: call quantize(), and score the model after it")
         return quantize_entropy(self.subspace.subspace_params.detach().cpu().double().numpy(), self.step)
 
-    # The course of a training
+    # The schedule of a training
 
     def anneal(
         self,
@@ -306,14 +323,16 @@ class Wrapped(nn.Module):
         mask_width_start: float = 0.25,
         mask_width_end: float = 0.3,
     ) -> None:
-        """What changes over a training, to be called before each step with the share of it that is done, 0 to 1.
+        """Set what changes over a training.
 
-        Until `soft_until` the masks of learned gates are soft, from mask_width_start (a share of a gate's coordinates)
-        narrowing geometrically to mask_width_end (coordinates); then the split is hard. From `round_from` on w is
-        rounded, its step at first `relative_step` standard deviations. ValueError for progress outside [0, 1].
+        Call it before each step with `progress`, the share of the training that is done, 0 to 1. Until `soft_until` the
+        masks of learned gates are soft, narrowing geometrically from mask_width_start (a share of a gate's coordinates)
+        to mask_width_end (coordinates); afterwards the split is hard. From `round_from` on w is rounded, with
+        `relative_step` standard deviations as the first step. ValueError for progress outside [0, 1].
         """
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"progress is a share of the training, 0 to 1, found {progress}")
+        # Gates first, then rounding.
         self.mask_width = 0.0
         if self.subspace.gates and progress < soft_until:
             size = self.subspace.largest_gate
@@ -322,7 +341,7 @@ class Wrapped(nn.Module):
             self.quantize(relative_step=relative_step)
 
     def set_message(self, weights: EntropyWeights, gates: tuple[int, ...]) -> None:
-        """Become the predictor of a message: its w (d) and step, the gates' integers. ValueError if they do not fit."""
+        """Take over a message's w (d), step and integers of the gates. ValueError if they do not fit."""
         if weights.symbols.shape != (self.arguments.budget,) or len(gates) != len(self.subspace.gates):
             raise ValueError("the message's w or gates do not fit this module")
         with torch.no_grad():
@@ -340,7 +359,7 @@ class Wrapped(nn.Module):
     # What torch asks of a module
 
     def train(self, mode: bool = True) -> "Wrapped":
-        """As for any module; but statistics of batch normalization stay frozen: no message would hold them."""
+        """Set the mode as for any module; batch normalization keeps its statistics, which no message holds."""
         super().train(mode)
         self.module.train(mode)
         for each in self.module.modules():
@@ -353,7 +372,7 @@ class Wrapped(nn.Module):
         return super()._apply(function, recurse)
 
     def get_extra_state(self) -> Tensor:
-        """`rounding` and `mask_width`, so that a state dict says all."""
+        """Return `rounding` and `mask_width`, so that a state dict is complete."""
         return torch.tensor([float(self.rounding), self.mask_width], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -362,7 +381,10 @@ class Wrapped(nn.Module):
 
 
 def parameter_space(module: nn.Module, patterns: Iterable[str]) -> ParameterSpace:
-    """The floating-point parameters whose names fit a pattern, group by group. ValueError if a pattern fits none."""
+    """Return the floating-point parameters whose names fit a pattern, group by group.
+
+    ValueError if a pattern fits no parameter.
+    """
     known = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
     patterns = tuple(patterns)
     for pattern in patterns:
@@ -378,7 +400,7 @@ def parameter_space(module: nn.Module, patterns: Iterable[str]) -> ParameterSpac
 
 
 def base_sha256(module: nn.Module) -> str:
-    """Digest of names, types, shapes and values of everything in the module's state dict that is a tensor."""
+    """Return the digest of names, types, shapes and values of all tensors in the module's state dict."""
     return tensors_sha256((name, value) for name, value in module.state_dict().items() if isinstance(value, Tensor))
 
 

@@ -1,4 +1,4 @@
-"""What the bits of a wrapped module's message cost, as a term for any training loop."""
+"""The price of the bits in a wrapped module's message, as a term for any training loop."""
 
 from torch import Tensor
 
@@ -9,12 +9,12 @@ from sublora.wrapping.module import Wrapped
 
 
 def message_bits(wrapped: Wrapped) -> Tensor:
-    """Bits () of the message that the present w would make, differentiable in w and the step.
+    """Return the bits () of the message of the present w, differentiable in w and the step.
 
-    Zero before w is rounded. The value is that of `sublora.encode` up to what the adaptive code pays for learning: it
-    is interpolated between the integers, so that its slope draws every coordinate to zero. To train for a bound add
-    message_bits(wrapped) times the loss that one bit may cost; for a mean loss in nats over n examples ln(2) / n is
-    the two-part code's price. ValueError if w is not finite.
+    They are zero before w is rounded. The value is that of `sublora.encode` except for what the adaptive code pays for
+    learning; it is interpolated between the integers, so that its slope pulls every coordinate to zero. To train for a
+    bound, add message_bits(wrapped) times the loss that one bit may cost; for a mean loss in nats over n examples,
+    ln(2) / n is the price in a two-part code. ValueError if w is not finite.
     """
     w_S = wrapped.subspace.subspace_params
     if not wrapped.rounding:

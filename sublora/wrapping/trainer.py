@@ -8,10 +8,10 @@ from sublora.wrapping.module import Wrapped
 
 
 class AnnealCallback(TrainerCallback):
-    """Calls `Wrapped.anneal` before each step with the share of the steps that is done."""
+    """Calls `Wrapped.anneal` before each step with the share of the steps that have been done."""
 
     def __init__(self, wrapped: Wrapped, **options: Any) -> None:
-        """`options`: arguments of `Wrapped.anneal` beside progress."""
+        """Anneal a wrapped module; `options` are arguments of `Wrapped.anneal` other than progress."""
         self.wrapped, self.options = wrapped, options
 
     def on_step_begin(
