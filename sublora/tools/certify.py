@@ -1,6 +1,6 @@
-"""`sublora certify`: losses from a file that anyone wrote, every bound on them, as a table and as JSON.
+"""`sublora certify`: read losses from any file, and give every bound on them as a table and as JSON.
 
-Nothing here knows of runs, settings or networks; heavy readers are imported for the formats that need them.
+This module knows no runs, settings or networks; heavy readers are imported only for the formats that need them.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from sublora.system.errors import UserError
 from sublora.system.files import write_json
 
 Columns = dict[str, Callable[[], NDArray]]
-"""Name of a column, or of an array, to what reads it: others may hold anything."""
+"""Columns or arrays: what reads each of them, by name. Those that are not used may hold anything."""
 
 DELIMITERS = (",", ";", "\t")
 DECIMALS = 4
-"""Of printed bounds, which are rounded up; JSON has all digits."""
+"""The number of decimals of printed bounds, which are rounded up; JSON has all digits."""
 
 
 def certify_file(
     path: Path, *, column: str | None, counts: str | None, json_path: Path | None, **arguments: Any
 ) -> Certified:
-    """Read losses, bound them, print the table, write JSON.
+    """Read losses, bound them, print the table, and write JSON.
 
-    column, counts: as in `read_losses`; arguments: what `sublora.bounds.certify.certify` takes beside losses and
-    counts. UserError in one line for every bad input, which begins with the file.
+    column, counts: as in `read_losses`; arguments: those of `sublora.bounds.certify.certify` other than losses and
+    counts. UserError in one line, which begins with the file, for every bad input.
     """
     losses, multiplicities = read_losses(path, column, counts)
     try:
@@ -55,10 +55,10 @@ def certify_file(
 
 
 def read_losses(path: Path, column: str | None = None, counts: str | None = None) -> tuple[NDArray, NDArray | None]:
-    """Losses, and how often each was drawn where counts is given; as they are stored, their values unchecked.
+    """Return losses and, if `counts` is given, how often each was drawn; as stored, with unchecked values.
 
-    column: of a CSV or parquet file, or array of an .npz file; may be left out where there is no other. counts: the
-    same for the multiplicities; beside an .npy file another .npy file. UserError names the file.
+    column: a column of a CSV or parquet file, or an array of an .npz file; not needed if there is only one. counts: the
+    same for the counts; for an .npy file, another .npy file. UserError, which names the file, if it cannot be read.
     """
     readers = {".csv": _csv_columns, ".npz": _npz_columns, ".npy": _npy_columns, ".parquet": _parquet_columns}
     if path.suffix not in readers:
@@ -73,7 +73,7 @@ def read_losses(path: Path, column: str | None = None, counts: str | None = None
 
 
 def _chosen(path: Path, columns: Columns, asked: str | None, besides: str | None = None) -> str:
-    """The column asked for, or the only one there is besides the counts."""
+    """Return the column that was asked for, or the only one besides the counts."""
     names = [name for name in columns if name != besides]
     if asked is None and len(names) == 1:
         return names[0]
@@ -87,7 +87,7 @@ def _chosen(path: Path, columns: Columns, asked: str | None, besides: str | None
 
 @contextlib.contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
-    """Whatever a library says of a file that it cannot read becomes one line."""
+    """Raise as UserError, in one line, whatever a library says about a file that it cannot read."""
     try:
         yield
     except FileNotFoundError as error:
@@ -128,13 +128,13 @@ def _parquet_columns(path: Path) -> Columns:
 
 
 def _series_values(series: Any) -> NDArray:
-    """Numbers as they are, missing ones as NaN; `certify` refuses NaN, text and objects."""
+    """Return numbers unchanged, missing ones as NaN; `certify` refuses NaN, text and objects."""
     numbers = series.dtype.kind in "fiu"
     return series.to_numpy(dtype=np.float64, na_value=np.nan) if numbers and series.hasnans else series.to_numpy()
 
 
 def _csv_columns(path: Path) -> Columns:
-    """Columns by name, or as "1", "2", ... without a header. Cells are apart by comma, semicolon or tab."""
+    """Return columns by name, or as "1", "2", ... without a header. Cells are separated by comma, semicolon or tab."""
     with _reading(path, "CSV file in UTF-8"), open(path, encoding="utf-8-sig", newline="") as handle:
         first = handle.readline()
         handle.seek(0)
@@ -150,11 +150,11 @@ def _csv_columns(path: Path) -> Columns:
 
 
 Rows = list[tuple[int, list[str]]]
-"""Line number in the file, and cells."""
+"""Line numbers in the file, and cells."""
 
 
 def _without_header(path: Path, rows: Rows) -> tuple[list[str], Rows]:
-    """Names of the columns and the rows below. A first line that is not all numbers is a header."""
+    """Return the names of the columns and the rows below. A first line that is not all numbers is a header."""
     (line, first), below = rows[0], rows[1:]
     first = [cell.strip() for cell in first]
     alone = len(first) == 1
@@ -193,7 +193,8 @@ def _is_number(text: str) -> bool:
 
 
 def print_certified(result: Certified) -> None:
-    """Every bound, the one to quote, and what it takes on trust to stdout; warnings to stderr."""
+    """Print every bound, the one to quote and the assumptions to stdout, and warnings to stderr."""
+    # The bounds, largest first; the one to quote stands out.
     table = Table("inequality", "bound", "above the mean loss", "")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -201,6 +202,7 @@ def print_certified(result: Certified) -> None:
         chosen = name == result.quoted
         cells = (name, _up(bound), _up(bound - result.mean_loss), "quote this one" if chosen else "")
         table.add_row(*map(Text, cells), style="bold" if chosen else None)
+    # How the bound came about.
     draw, price = "all scored", ""
     if result.delta_sample is not None:
         draw, price = f"{result.m:,} of them drawn with replacement", f" with {result.delta_sample:g} for the draw"
@@ -211,6 +213,7 @@ def print_certified(result: Certified) -> None:
     )
     print(f"C = {result.code_bits:,g} bits, delta = {result.delta:g}{price}")
     Console().print(table)
+    # What it states, assumes, and what looks unusual.
     print(
         f"With probability {1 - result.delta:g} the expected loss of a fresh example is at most "
         f"{_up(result.value)} ({result.why})."
@@ -223,5 +226,5 @@ def print_certified(result: Certified) -> None:
 
 
 def _up(value: float) -> str:
-    """Rounded up, so that what is printed is a bound as well."""
+    """Return the value rounded up, so that the printed number is a bound as well."""
     return str(Decimal(value).quantize(Decimal(1).scaleb(-DECIMALS), rounding=ROUND_CEILING))

@@ -1,7 +1,7 @@
-"""`sublora classify`: a two-class transformer adapted to local examples, sent as a message, bounded and certified.
+"""`sublora classify`: adapt a two-class transformer to local examples, encode it as a message, and certify it.
 
-The second experiment of Lotfi et al., ICML 2024 (QQP and CoLA). The loss is the error, 0 or 1, or the cross-entropy of
-a smoothed predictor, in bits. Both bounds use all n training examples and speak of examples never seen.
+This is the second experiment of Lotfi et al., ICML 2024 (QQP and CoLA). The loss is the error, 0 or 1, or the
+cross-entropy of a smoothed predictor, in bits. Both bounds use all n training examples and hold for new examples.
 
 Shape legend: E examples, A candidates of the smoothing, L tokens.
 """
@@ -34,28 +34,30 @@ SCORING_BATCH = 64
 CLASSES = 2
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
-"""What transformers raises for a folder that holds something else; its errors have no type of their own."""
+"""What transformers raises for a folder with other contents; its errors have no type of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Examples as a network reads them; the same arguments for every batch."""
+    """Examples as a network reads them, as arguments that are the same for every batch."""
 
     columns: dict[str, Tensor]
-    """input_ids, attention_mask and what else the tokenizer gives, int64 (E x L)."""
+    """input_ids, attention_mask and whatever else the tokenizer returns, int64 (E x L)."""
     labels: Tensor
-    """int64 (E)."""
+    """The labels, int64 (E)."""
 
     def rows(self, rows: Tensor | slice) -> dict[str, Tensor]:
+        """Return the columns of some examples."""
         return {name: column[rows] for name, column in self.columns.items()}
 
 
 def classify(settings: ClassifySettings, *, root: Path, out: Path, message: Path | None = None) -> Path:
-    """Train, encode, decode, score and bound; writes message.bin, losses.npz and bounds.json into `out`.
+    """Train, encode, decode, score and bound; write message.bin, losses.npz and bounds.json into `out`.
 
-    With a `message` nothing is trained: its predictor is rebuilt and scored on the examples, as a reviewer would.
+    With a `message` nothing is trained: its predictor is rebuilt and scored on the examples, as a reviewer would do it.
     Returns the path of bounds.json. UserError for files that are missing or do not fit.
     """
+    # Read and split the examples, and tokenize all of them alike.
     torch.set_num_threads(settings.training.threads)
     path = root / settings.data.path
     examples = read_examples(path, settings.data.task)
@@ -64,10 +66,12 @@ def classify(settings: ClassifySettings, *, root: Path, out: Path, message: Path
     )
     tokens = tokenize(root / settings.model.path, training + test, settings.data.max_tokens)
     build = functools.partial(build_network, settings, root)
+    # Train a message, or read one.
     if message is None:
         data = train(settings, _wrapped(build(), settings.adapters), tokens, len(training)).data
     else:
         data = _read(message)
+    # Score the decoded predictor, never the trained module, and bound its losses.
     predictor, read = decode(data, _wrapped(build(), settings.adapters))
     if read.choices != len(settings.bound.smoothing):
         raise UserError(f"{message}: chose among {read.choices} smoothings, bound.smoothing lists others")
@@ -90,7 +94,10 @@ def _read(message: Path) -> bytes:
 
 
 def tokenize(folder: Path, examples: list[Example], max_tokens: int) -> Tokens:
-    """All examples by the tokenizer of the model's folder, padded on the right to one length, at most `max_tokens`."""
+    """Tokenize all examples with the tokenizer in the model's folder.
+
+    They are padded on the right to one length of at most `max_tokens`. UserError if there is no tokenizer.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -99,6 +106,7 @@ def tokenize(folder: Path, examples: list[Example], max_tokens: int) -> Tokens:
         raise UserError(f"{folder}: no tokenizer of transformers ({_first_line(error)})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    # Columns of first and, for pairs, second texts.
     columns = zip(*(example.texts for example in examples), strict=True)
     encoded = tokenizer(
         *map(list, columns),
@@ -112,11 +120,14 @@ def tokenize(folder: Path, examples: list[Example], max_tokens: int) -> Tokens:
 
 
 def build_network(settings: ClassifySettings, root: Path) -> nn.Module:
-    """The frozen network in evaluation mode, the same on every call: what is not pretrained is drawn from the seed."""
+    """Return the frozen network in evaluation mode, the same in every call: new weights are drawn from the seed.
+
+    UserError if the folder holds no classifier.
+    """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # that the head is new is no news
+    logging.set_verbosity_error()  # it would report that the head is new
     logging.disable_progress_bar()
     folder = root / settings.model.path
     torch.manual_seed(stream_key(settings.adapters.seed, "classifier weights") % 2**63)
@@ -124,6 +135,7 @@ def build_network(settings: ClassifySettings, root: Path) -> nn.Module:
         config = AutoConfig.from_pretrained(str(folder), num_labels=CLASSES, **LOCAL)
         if config.pad_token_id is None:
             config.pad_token_id = config.eos_token_id if config.eos_token_id is not None else 0
+        # The head is new in either case: its weights come from the seed above.
         if settings.model.weights == "random":
             network = AutoModelForSequenceClassification.from_config(config)
         else:
@@ -136,7 +148,7 @@ def build_network(settings: ClassifySettings, root: Path) -> nn.Module:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]  # libraries explain at length
+    return (str(error).splitlines() or [type(error).__name__])[0]  # messages of libraries have many lines
 
 
 def _wrapped(network: nn.Module, adapters: ClassifyAdapters) -> Wrapped:
@@ -147,7 +159,8 @@ def _wrapped(network: nn.Module, adapters: ClassifyAdapters) -> Wrapped:
 
 
 def train(settings: ClassifySettings, model: Wrapped, tokens: Tokens, n: int) -> EncodedMessage:
-    """Adapt to the first n examples; the smoothing is chosen by their cross-entropy and named in the message."""
+    """Adapt to the first n examples and encode; the message names the smoothing with their smallest cross-entropy."""
+    # Adam on w and the gates, with another rate for the step.
     training, seed = settings.training, settings.adapters.seed
     w, gates = model.subspace.subspace_params, list(model.subspace.gating_params.values())
     optimizer = torch.optim.Adam(
@@ -157,7 +170,8 @@ def train(settings: ClassifySettings, model: Wrapped, tokens: Tokens, n: int) ->
         ]
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
-    model.eval()  # no dropout: few numbers are trained
+    model.eval()  # no dropout, since few numbers are trained
+    # Minimize the cross-entropy plus the price of the message.
     for step in range(training.steps):
         model.anneal(step / training.steps, soft_until=training.round_from, round_from=training.round_from)
         rows = torch.from_numpy(generator(seed, "batch", step).integers(0, n, training.batch_examples))
@@ -169,6 +183,7 @@ def train(settings: ClassifySettings, model: Wrapped, tokens: Tokens, n: int) ->
         (loss + price * message_bits(model)).backward()
         optimizer.step()
         schedule.step()
+    # Choose the smoothing on the training examples; the message pays for the choice.
     labels = tokens.labels[:n].numpy()
     probabilities = class_probabilities(model, Tokens(tokens.rows(slice(n)), tokens.labels[:n]))
     means = [cross_entropy_bits(probabilities, labels, a).mean() for a in settings.bound.smoothing]
@@ -177,14 +192,14 @@ def train(settings: ClassifySettings, model: Wrapped, tokens: Tokens, n: int) ->
 
 @torch.no_grad()
 def class_probabilities(model: nn.Module, tokens: Tokens) -> np.ndarray:
-    """float64 (E x 2)."""
+    """Return the probabilities of both classes, float64 (E x 2)."""
     size = len(tokens.labels)
     batches = [tokens.rows(slice(start, start + SCORING_BATCH)) for start in range(0, size, SCORING_BATCH)]
     return torch.cat([model(**batch).logits.double().softmax(dim=-1) for batch in batches]).numpy()
 
 
 def cross_entropy_bits(probabilities: np.ndarray, labels: np.ndarray, a: float) -> np.ndarray:
-    """-log2((1 - a) p + a / 2) of each example's label (E)."""
+    """Return -log2((1 - a) p + a / 2) of each example's label, float64 (E)."""
     p = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
     return -np.log2((1.0 - a) * p + a / CLASSES)
 
@@ -200,6 +215,7 @@ class Losses:
 
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: np.ndarray, n: int, a: float) -> "Losses":
+        """Return the losses of the first n examples, for training, and of the others, for test."""
         errors = (probabilities.argmax(axis=1) != labels).astype(np.float64)
         bits = cross_entropy_bits(probabilities, labels, a)
         return cls(errors[:n], bits[:n], errors[n:], bits[n:])
@@ -208,7 +224,7 @@ class Losses:
 def bounds_record(
     losses: Losses, message: EncodedMessage, settings: ClassifySettings, training_labels: np.ndarray
 ) -> dict[str, Any]:
-    """Everything of bounds.json: for each loss, the bound, the held-out bound and that of the majority class."""
+    """Return the contents of bounds.json: for each loss its bound, a held-out bound and a trivial one."""
     a = settings.bound.smoothing[message.choice]
     lower, upper = TokenSmoothing(a).loss_range_bits(CLASSES, 1)
     delta = settings.bound.delta
@@ -216,6 +232,7 @@ def bounds_record(
     def bound(values: np.ndarray, code_bits: float, low: float, high: float) -> Certified:
         return certify(values, code_bits=code_bits, n=len(values), lower=low, upper=high, delta=delta)
 
+    # The majority class, and guessing under the same smoothing.
     share = training_labels.mean()
     majority_errors = (training_labels != int(share > 0.5)).astype(np.float64)
     guess = cross_entropy_bits(np.full((1, CLASSES), 0.5), np.zeros(1, dtype=np.int64), a)[0]
@@ -228,7 +245,7 @@ def bounds_record(
         "smoothing": a,
         "error": bound(losses.errors, message.bits, 0.0, 1.0).as_json(),
         "error_held_out": bound(losses.test_errors, 0.0, 0.0, 1.0).as_json(),
-        # Which class it is costs one bit.
+        # Naming the majority class costs one bit.
         "error_majority_class": bound(majority_errors, 1.0, 0.0, 1.0).as_json(),
         "cross_entropy_bits": bound(losses.bits, message.bits, lower, upper).as_json(),
         "cross_entropy_bits_held_out": bound(losses.test_bits, 0.0, lower, upper).as_json(),
@@ -237,7 +254,7 @@ def bounds_record(
 
 
 def print_record(record: dict[str, Any]) -> None:
-    """Four columns per loss: mean of the n examples and its bound, held-out mean and its bound."""
+    """Print four columns per loss: mean of the n examples and its bound, held-out mean and its bound."""
     table = Table("loss", "train", "bound", "held out", "held-out bound", "knows nothing")
     for name, trivial in (
         ("error", record["error_majority_class"]["value"]),

@@ -1,9 +1,9 @@
-"""data/{dataset}/near_duplicates.json: how alike the documents are, and how the bounds of runs hang on it.
+"""data/{dataset}/near_duplicates.json: how alike the documents are, and how the bounds of runs depend on that.
 
-A sensitivity, no certificate. Clusters depend on the sample, so the theorem that bounds the mean over independent
-documents has nothing to say of them; what is asked is how much a bound owes to the number n of documents.
+This is a sensitivity analysis, not a certificate. Clusters depend on the sample, so the theorem that bounds the mean
+over independent documents does not cover them; the question is how much a bound depends on the number n of documents.
 
-Does not import torch.
+This module does not import torch.
 """
 
 import dataclasses
@@ -34,15 +34,15 @@ from sublora.system.provenance import Provenance
 
 NEAR_DUPLICATES_FILE = "near_duplicates.json"
 NEAR_DUPLICATES_FORMAT = 1
-"""Version of the layout; a reader refuses every other one."""
+"""Version of the layout; a reader refuses every other version."""
 MOSTLY_SHARED = 0.5
 """A document shares most of its text if it shares more than this part of its shingles."""
 
 
 def write_near_duplicates(settings: config.Settings, *, root: Path, rule: ClusterRule | None = None) -> Path:
-    """Measure the prepared documents, and the bounds of all runs that are scored; returns the file.
+    """Measure the prepared documents and the bounds of all scored runs, and return the file.
 
-    UserError if the data cannot be read, datasketch is missing, or a run is of other data.
+    UserError if the data cannot be read, datasketch is missing, or a run belongs to other data.
     """
     dataset, started = open_target(settings, root).verified(), time.monotonic()
     announce(settings, Provenance.of_this_process())
@@ -59,12 +59,13 @@ def write_near_duplicates(settings: config.Settings, *, root: Path, rule: Cluste
 
 
 def measure_documents(dataset: TokenDataset, rule: ClusterRule) -> dict[str, Any]:
-    """Facts of the documents alone, as they stand in the file.
+    """Return the facts of the documents alone, as the file holds them.
 
-    n_clusters: clusters of the train documents; where not all were clustered, the same share of all n, which is too
-    many, since more documents hold more near duplicates of each. n_mostly_new: n times the share of test documents
-    that do not share most of their text with train, as many as of any n documents are expected to be like that.
+    n_clusters: the number of clusters of train documents. If not all were clustered, it is the same share of all n,
+    which is too many, since more documents hold more near duplicates of each. n_mostly_new: n times the share of test
+    documents that do not share most of their text with train; the expected number of such documents among n.
     """
+    # Shares of test documents, clusters of train documents; both scaled to n.
     shares_D, clusters, n = shared_shares(dataset), cluster(dataset, rule), dataset.n_documents
     mostly_shared = float(np.mean(shares_D > MOSTLY_SHARED))
     return {
@@ -82,7 +83,10 @@ def measure_documents(dataset: TokenDataset, rule: ClusterRule) -> dict[str, Any
 
 
 def sensitivity(folder: Path, data_hash: str, counts: tuple[int, int]) -> dict[str, float]:
-    """A run's headline bound, and the two it would have with n_clusters and with n_mostly_new documents."""
+    """Return a run's headline bound, and what it would be with n_clusters and with n_mostly_new documents.
+
+    UserError if the run belongs to other data or its units are not documents.
+    """
     message = read_message(folder / CERTIFICATE_NAME)
     if message.header.data_hash != data_hash:
         raise UserError(
@@ -96,6 +100,7 @@ def sensitivity(folder: Path, data_hash: str, counts: tuple[int, int]) -> dict[s
             "among documents; set data.unit to document"
         )
     losses = read_losses(folder / LOSSES_NAME)
+    # The bound as it is, then with the two smaller numbers of documents.
     names = ("bound_value", "bound_value_by_clusters", "bound_value_by_mostly_new")
     sizes = (premises.n_units, *counts)
     return {name: bound_with(message, losses, n) for name, n in zip(names, sizes, strict=True)}
@@ -115,6 +120,7 @@ def bound_with(message: Message, losses: dict[str, Any], n_documents: int) -> fl
             return values_D
         return values_D[np.linspace(0, len(values_D) - 1, n_documents).round().astype(np.int64)]
 
+    # An anchored bound takes the losses of base and excess apart.
     anchored = anchored_losses(message, losses)
     if anchored is not None:
         sample = anchored.documents
@@ -132,7 +138,7 @@ def bound_with(message: Message, losses: dict[str, Any], n_documents: int) -> fl
 
 
 def print_near_duplicates(path: Path) -> None:
-    """The file in words, and a row per run."""
+    """Print the file in words, and one row per run."""
     facts, console = json.loads(path.read_text(encoding="utf-8")), Console()
     clustered = facts["clustered_documents"]
     of_all = "all" if clustered == facts["n_documents"] else "the first"

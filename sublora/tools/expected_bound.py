@@ -1,13 +1,13 @@
-"""The bound to be expected before anything is trained: from n, the message's length and a guess of the loss.
+"""The bound to expect before anything is trained, from n, the message's length and a guess of the loss.
 
-What is assumed, and what follows for the numbers:
+The assumptions, and their consequences for the numbers:
 
-- The loss after adaptation is what the user guesses. No program can know it before the training.
-- Documents' losses are spread like a normal distribution around it. The bound is smallest for equal losses and largest
-  where every document has the smallest or the largest loss there is, so these two enclose it whatever the spread is.
+- The loss after adaptation is the user's guess. No program can know it before the training.
+- Documents' losses have a normal distribution around it. The bound is smallest for equal losses and largest if every
+  document has the smallest or the largest possible loss, so these two enclose it whatever the spread is.
 - A coordinate of w costs a typical number of bits.
-- Within a document all tokens have one loss. The smoothed loss is concave in it, so any other spread of the same mean
-  makes the smoothed loss smaller.
+- Within a document all tokens have the same loss. The smoothed loss is concave in it, so any other spread with the same
+  mean makes the smoothed loss smaller.
 
 Shape legend: D documents of the model.
 """
@@ -38,25 +38,25 @@ from sublora.system.errors import UserError
 from sublora.tools.message_cost import code_bits
 
 BITS_PER_COORDINATE = 2.2
-"""In the demo 2.1 to 2.4 with the entropy code."""
+"""2.1 to 2.4 in the demo, with the entropy code."""
 DEVIATION_BITS = 0.4
-"""Standard deviation of documents' losses, bits per token; in the demo 0.38 to 0.42."""
+"""Standard deviation of documents' losses, bits per token; 0.38 to 0.42 in the demo."""
 QUANTILES_D = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / 50) for i in range(50)])
 QUANTILES_D /= QUANTILES_D.std()
-"""Documents that stand for a normal distribution of mean 0 and deviation 1."""
+"""Documents that represent a normal distribution with mean 0 and deviation 1."""
 ENDS = 1000
-"""Documents that stand for losses at the ends of their range."""
+"""The number of documents that represent losses at the ends of their range."""
 LARGEST_N = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """What is supposed of a run that has not been trained."""
+    """What is assumed of a run that has not been trained."""
 
     loss_bits: float
     """Mean loss on new documents after adaptation, bits per token."""
     base_loss_bits: float | None = None
-    """The same of the frozen base; None: it is not compared."""
+    """The same for the frozen base; None if it is not compared."""
     deviation_bits: float = DEVIATION_BITS
     bits_per_coordinate: float = BITS_PER_COORDINATE
 
@@ -69,38 +69,38 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """What is known of the data."""
+    """What is known about the data."""
 
     n_units: int
     vocab_size: int
     targets: float
-    """Targets of a typical document, its end-of-text among them."""
+    """The number of targets in a typical document, its end-of-text included."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What to expect of the runs of one budget; bounds and losses in bits per token."""
+    """What to expect of the runs with one budget; bounds and losses in bits per token."""
 
     budget: int
     code_bits: float
     bound: float
-    """With the guessed spread of documents' losses."""
+    """The bound with the guessed spread of documents' losses."""
     bound_smallest: float
-    """Were the losses of all documents equal."""
+    """The bound if the losses of all documents were equal."""
     bound_largest: float
-    """Were every document's loss the smallest or the largest there is."""
+    """The bound if every document's loss were the smallest or the largest possible."""
     price: float
-    """What the message adds to the bound: the loss must fall by more than this below the frozen base's."""
+    """The message's part of the bound: the loss must fall by more than this below the frozen base's."""
     base_bound: float | None
-    """Bound of the frozen base with an empty message."""
+    """The bound of the frozen base with an empty message."""
     guessing: float
-    """log2 V, which needs no network."""
+    """log2 V, the loss of guessing, which needs no network."""
     pays_at: Callable[[int], bool]
-    """Whether with another n the bound beats guessing, and the frozen base if its loss was guessed."""
+    """Whether with another n the bound is below guessing, and below the frozen base's if its loss was guessed."""
 
     @functools.cached_property
     def n_needed(self) -> int | None:
-        """The smallest n that pays; None: none does."""
+        """The smallest n at which the message pays; None if it pays at no n."""
         return _smallest(self.pays_at)
 
     @property
@@ -109,14 +109,15 @@ class Prediction:
 
     @property
     def target(self) -> float:
-        """What the bound has to beat."""
+        """The number that the bound has to beat."""
         return self.guessing if self.base_bound is None else min(self.base_bound, self.guessing)
 
 
 def population_of(settings: config.Settings, root: Path, n_units: int | None) -> Population:
-    """What the prepared data say, or `n_units` instead of their number; UserError if neither says how many there are.
+    """Return what the prepared data say, with `n_units` instead of their number if given.
 
-    Before the data are prepared a typical document is taken to be as short as the population admits.
+    Before the data are prepared, a typical document is assumed to be as short as the population admits. UserError if
+    neither the data nor `n_units` say how many units there are.
     """
     if (dataset_folder(root, settings.data) / META_FILE).exists():
         dataset = open_target(settings, root)
@@ -135,9 +136,9 @@ def population_of(settings: config.Settings, root: Path, n_units: int | None) ->
 
 
 def predict(settings: config.Settings, population: Population, guess: Guess) -> tuple[Prediction, ...]:
-    """What to expect of each budget of the grid, for a run that was named beforehand.
+    """Return what to expect of each budget of the grid, for a run that was chosen beforehand.
 
-    UserError if the guessed loss is above that of guessing: no bound below guessing can come of it.
+    UserError if a guessed loss is above that of guessing, since no bound below guessing can follow from it.
     """
     guessing = float(np.log2(population.vocab_size))
     for what, loss in (("--loss", guess.loss_bits), ("--base-loss", guess.base_loss_bits)):
@@ -153,7 +154,10 @@ def predict(settings: config.Settings, population: Population, guess: Guess) -> 
 
 
 def _dimension(settings: config.Settings, population: Population, budget: int | Literal["all"]) -> int:
-    """d of a budget of the grid. UserError for all the parameters of a model whose files alone tell their number."""
+    """Return d of a budget of the grid.
+
+    UserError for all the parameters of a model of which only its files tell the number.
+    """
     if budget != "all":
         return budget
     from sublora.runs.networks import trained_parameters  # torch
@@ -165,6 +169,7 @@ def _dimension(settings: config.Settings, population: Population, budget: int | 
 
 
 def _predict(settings: config.Settings, population: Population, guess: Guess, budget: int) -> Prediction:
+    # The message of the run, and the empty one of the frozen base.
     bits = code_bits(settings, budget, guess.bits_per_coordinate)
     empty_bits = float(index_bits(len(settings.scoring.smoothing)))
     guessing = float(np.log2(population.vocab_size))
@@ -180,6 +185,7 @@ def _predict(settings: config.Settings, population: Population, guess: Guess, bu
         bound, base_bound = bounds_at(n_units)
         return bound < (guessing if base_bound is None else min(base_bound, guessing))
 
+    # Bounds at the guessed spread and at the extreme ones.
     bound, base_bound = bounds_at(population.n_units)
     return Prediction(
         budget=budget,
@@ -197,7 +203,7 @@ def _predict(settings: config.Settings, population: Population, guess: Guess, bu
 def _expected(
     settings: config.Settings, population: Population, spread: "Spread", loss_bits: float, bits: float
 ) -> float:
-    """The bound with the best smoothing among the settings' candidates."""
+    """Return the bound with the best smoothing among the settings' candidates, bits per token."""
     n, vocab_size = population.n_units, population.vocab_size
     loss = bounded_loss(settings, vocab_size=vocab_size, n_units=n, n_documents=n).direct
     bounds = []
@@ -208,7 +214,7 @@ def _expected(
 
 
 def _smoothed(smoothing: Smoothing, loss_bits: float, population: Population) -> float:
-    """Loss of a typical document under a smoothing, bits per token, if all its tokens have the same loss."""
+    """Return a typical document's loss under a smoothing, bits per token, if all its tokens have the same loss."""
     log_p = -LN2 * loss_bits
     if isinstance(smoothing, DocumentMixture):
         targets = population.targets
@@ -217,7 +223,7 @@ def _smoothed(smoothing: Smoothing, loss_bits: float, population: Population) ->
 
 
 Spread = Callable[[float, LossRange], NDArray[np.float64]]
-"""From a mean loss and the range of losses to losses of documents (D) with that mean."""
+"""Returns losses of documents (D) with a given mean, in a given range."""
 
 
 def _equal(mean: float, loss_range: LossRange) -> NDArray[np.float64]:
@@ -225,13 +231,13 @@ def _equal(mean: float, loss_range: LossRange) -> NDArray[np.float64]:
 
 
 def _spread(mean: float, loss_range: LossRange, *, deviation_bits: float) -> NDArray[np.float64]:
-    """Normal, with a smaller deviation where the range would cut it."""
+    """Return normally distributed losses, with a smaller deviation if the range would cut them off."""
     room = min(mean - loss_range.lower, loss_range.upper - mean)
     return mean + min(deviation_bits, room / QUANTILES_D[-1]) * QUANTILES_D
 
 
 def _at_the_ends(mean: float, loss_range: LossRange) -> NDArray[np.float64]:
-    """The smallest or the largest loss there is, and one document between them for the mean to be exact."""
+    """Return the smallest and the largest possible loss, with one document between them so that the mean is exact."""
     lower, upper = loss_range
     losses_D = np.full(ENDS, lower)
     whole, rest = divmod(ENDS * (mean - lower) / (upper - lower), 1.0)
@@ -242,7 +248,7 @@ def _at_the_ends(mean: float, loss_range: LossRange) -> NDArray[np.float64]:
 
 
 def _smallest(holds: Callable[[int], bool]) -> int | None:
-    """The smallest n at which a property holds that holds for every larger n; None if that is beyond LARGEST_N."""
+    """Return the smallest n such that a property holds from n on; None if it is beyond LARGEST_N."""
     if not holds(LARGEST_N):
         return None
     fails, found = 0, LARGEST_N
@@ -253,13 +259,13 @@ def _smallest(holds: Callable[[int], bool]) -> int | None:
 
 
 def predict_and_print(config_path: Path, guess: Guess, *, n_units: int | None = None) -> None:
-    """What `sublora plan --loss` prints."""
+    """Print the output of `sublora plan --loss` for a settings file."""
     settings = config.load_settings(config_path)
     print_prediction(settings, population_of(settings, config.root_of(config_path), n_units), guess)
 
 
 def print_prediction(settings: config.Settings, population: Population, guess: Guess) -> None:
-    """The predictions as a table, a verdict for each budget, and what was assumed."""
+    """Print the predictions as a table, a verdict for each budget, and the assumptions."""
     predictions = predict(settings, population, guess)
     kind = "documents" if settings.data.unit == "document" else "units"
     table = Table("d", "C, bits", "bound", "from", "to", "price of the message", title="bits per token")
@@ -278,6 +284,7 @@ def print_prediction(settings: config.Settings, population: Population, guess: G
 
 
 def _verdict(prediction: Prediction, n: int, kind: str) -> str:
+    # What the bound has to beat.
     each, base = prediction, prediction.base_bound
     if base is None:
         rival = f"guessing, {each.guessing:.3f}"
@@ -285,6 +292,7 @@ def _verdict(prediction: Prediction, n: int, kind: str) -> str:
         rival = f"the bound of the frozen base, {base:.3f}"
     else:
         rival = f"guessing, {each.guessing:.3f} (the frozen base's bound would be {base:.3f})"
+    # Whether it does, and what would be needed otherwise.
     if each.is_worth_it and base is not None:
         return f"worth it: {each.target - each.bound:.3f} below {rival}"
     if each.is_worth_it:

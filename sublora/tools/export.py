@@ -1,4 +1,4 @@
-"""A certified network as a folder that transformers or peft loads."""
+"""Export of a certified network as a folder that transformers or peft can load."""
 
 import os
 import shutil
@@ -27,17 +27,19 @@ from sublora.system.files import sha256_of_file, write_json
 from sublora.system.pretrained import TOKENIZER_FILES
 
 Form = Literal["peft", "merged"]
-"""peft: adapters, for the base; merged: a whole model with the adapters in its weights."""
+"""peft: adapters for the base; merged: a whole model with the adapters in its weights."""
 BASE_NAME = "base"
-"""Folder, in an export for peft, of a base that is no pretrained model's folder already."""
+"""The folder of the base in an export for peft, if the base is not a pretrained model's folder already."""
 PROVENANCE_NAME = "sublora.json"
 
 
 def export(files: CertificateFiles, out: Path, form: Form) -> Path:
-    """Write the decoded network into the folder `out`, which must be new or empty, and return it.
+    """Write the decoded network into the folder `out`, which must be new or empty, and return the folder.
 
-    In float32, as it was scored; the folder appears whole. UserError as for `decode`, and if `out` holds files already.
+    The network is in float32, as it was scored, and the folder appears as a whole. UserError as for `decode`, and if
+    `out` already holds files.
     """
+    # Refuse before the network is decoded, which takes time.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is no empty folder; give another one with --out")
     decoded = decode(files, torch.device("cpu"))
@@ -46,6 +48,7 @@ def export(files: CertificateFiles, out: Path, form: Form) -> Path:
             f"{files.certificate}: its network moves the weights themselves (subspace.adapt: weights) and has no "
             "adapters for peft; use --format merged"
         )
+    # Write beside `out`, then rename.
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -61,6 +64,7 @@ def export(files: CertificateFiles, out: Path, form: Form) -> Path:
 
 
 def _write_merged(folder: Path, decoded: Decoded) -> None:
+    """Write a whole model, with the tokenizer's files if the base came with any."""
     added, _ = updates(cast(AdaptedModel, decoded.model), decoded.base)
     if isinstance(decoded.base, Base):
         _save(folder / "model.safetensors", gpt2_tensors(gpt2_weights(cast(AdaptedModel, decoded.model)), added))
@@ -75,7 +79,7 @@ def _write_merged(folder: Path, decoded: Decoded) -> None:
 
 
 def _write_peft(folder: Path, decoded: Decoded, out: Path) -> None:
-    """`out`: where the folder will be."""
+    """Write adapters and, unless it is a pretrained model, their base; `out` is the folder's final place."""
     base, revision = decoded.message.settings.base, None
     source = decoded.files.pretrained_folder(decoded.message.settings)
     if source is not None:
@@ -99,14 +103,14 @@ def _gpt2_description(decoded: Decoded, *, tied_head: bool) -> dict[str, Any]:
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """A safetensors file as transformers wants it."""
+    """Write a safetensors file with the metadata that transformers requires."""
     from safetensors.torch import save_file
 
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
 def _provenance(decoded: Decoded, form: Form) -> dict[str, Any]:
-    """Which certificate the folder was made from, and what its bound is about."""
+    """Return which certificate the folder was made from, and what its bound is about."""
     message = decoded.message
     return {
         "run": message.spec.name,

@@ -1,4 +1,4 @@
-"""Text that a certified network writes."""
+"""Text written by a certified network."""
 
 import dataclasses
 from typing import Literal
@@ -16,17 +16,17 @@ from sublora.system.streams import generator
 
 @dataclasses.dataclass(frozen=True)
 class Writing:
-    """What text is asked for."""
+    """The text to be written."""
 
     prompt: str
-    """The beginning of a document; empty: the network begins it."""
+    """The beginning of a document; if empty, the network begins it."""
     most_tokens: int
     choice: Choice
     seed: int
 
     @classmethod
     def of(cls, prompt: str, *, most_tokens: int, temperature: float, top_k: int | None, seed: int) -> "Writing":
-        """UserError for a temperature or a top-k that says nothing."""
+        """Check and collect the options. UserError for a temperature or a top-k out of its range."""
         try:
             return cls(prompt, most_tokens, Choice(temperature, top_k), seed)
         except ValueError as error:
@@ -34,10 +34,10 @@ class Writing:
 
 
 def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal["cpu", "cuda"] = "cpu") -> str:
-    """The prompt and what the decoded network makes of it, up to the end of the document.
+    """Return the prompt and the decoded network's continuation, up to the end of the document.
 
-    It writes by its own probabilities: the guessing that is mixed into them for a bound is not text. Equal seeds give
-    equal text on one machine. UserError as for `decode`, and for a prompt that is no text.
+    The network writes by its own probabilities, without the guessing that is mixed in for a bound. The same seed gives
+    the same text on one machine. UserError as for `decode`, and for a prompt that is not valid text.
     """
     settings = read_message(files.certificate).settings
     compute = settings.compute.model_copy(update={"device": device, "gpus_per_training": 1})
@@ -46,7 +46,7 @@ def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal[
 
 
 def write(files: CertificateFiles, writing: Writing, device: torch.device) -> str:
-    """`generate_text` on a device that is claimed."""
+    """Do the work of `generate_text` on a device that has been claimed."""
     decoded = decode(files, device)
     tokenizer = decoded.tokenizer
     try:

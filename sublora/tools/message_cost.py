@@ -1,6 +1,6 @@
-"""The length of a run's message, predicted before anything is trained: `plan`, `plan --loss` and `train` all use it.
+"""The length of a run's message, predicted before anything is trained, for `plan`, `plan --loss` and `train`.
 
-Does not import torch.
+This module does not import torch.
 """
 
 import dataclasses
@@ -21,22 +21,24 @@ from sublora.runs.message import charged_bits, payload_context
 from sublora.system.errors import UserError
 
 GAUSSIAN_BITS = 0.5 * math.log2(2.0 * math.pi * math.e)
-"""Differential entropy of a Gaussian of standard deviation 1; in steps of s it takes about log2(1 / s) bits more."""
+"""Differential entropy of a Gaussian with standard deviation 1; in steps of s it takes about log2(1 / s) bits more."""
 ABSURD_SHARE = 0.5
-"""Share of the loss of guessing: if even a perfect model's bound is above it, a training says so."""
+"""A share of the loss of guessing; a training warns if even a perfect model's bound is above it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MessageCost:
-    """A message of d coefficients, judged by what its length alone makes of the bound."""
+    """The cost of a message with d coefficients, and the best bound that its length allows."""
 
     dimension: int
-    """d."""
+    """d, the number of coefficients."""
     bits: float
-    """C before training makes the message shorter."""
+    """C, before training makes the message shorter."""
     lowest_bound_bits: float
-    """The bound, bits per token, that the coordinates alone allow a model that predicts every token with certainty, if
-    all n units were scored."""
+    """The bound, bits per token, of a model that predicts every token with certainty.
+
+    Only the coordinates are charged, and all n units are assumed to be scored.
+    """
     guessing_bits: float
 
     @property
@@ -52,17 +54,19 @@ class MessageCost:
 
 
 def bits_per_coefficient(settings: config.Settings) -> float:
-    """Entropy of a quantized Gaussian coefficient at the first step of the entropy code; of plain levels at most."""
+    """Return the bits per coefficient at the start: of a quantized Gaussian, or the maximum for the plain levels."""
     if settings.message.quantizer == plain.NAME:
         return math.log2(settings.message.levels)
     return max(GAUSSIAN_BITS - math.log2(settings.rate_phase.relative_step), 0.1)
 
 
 def code_bits(settings: config.Settings, dimension: int, bits_per_coordinate: float) -> float:
-    """Return C for d = `dimension` with given bits per coordinate, as a message is charged; the largest over the grid.
+    """Return C for d = `dimension` with the given bits per coordinate, the largest over the grid.
 
-    The items beside the symbols follow from the settings, so nothing is encoded, however large d is.
+    It is charged as a message's C is. The items other than the symbols follow from the settings, so nothing is
+    encoded, however large d is.
     """
+    # Count the items of a message for each allocation.
     totals = []
     for allocation in settings.grid.allocations:
         spec = config.RunSpec(budget=dimension, allocation=allocation, seed=settings.grid.seeds[0])
@@ -87,7 +91,7 @@ def message_cost(settings: config.Settings, dimension: int, dataset: TokenDatase
         settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
     ).direct
     bits = code_bits(settings, dimension, bits_per_coefficient(settings))
-    # Only the coordinates are judged: what else the message holds does not depend on d.
+    # Only the coordinates are charged here: the other items do not depend on d.
     symbol_bits = dimension * bits_per_coefficient(settings)
     premises = Premises(loss.premises.n_units, loss.premises.delta)
     perfect = [
@@ -98,7 +102,7 @@ def message_cost(settings: config.Settings, dimension: int, dataset: TokenDatase
 
 
 def check_message(settings: config.Settings, cost: MessageCost) -> None:
-    """UserError if no message can hold that many coefficients."""
+    """Raise UserError if no message can hold that many coefficients."""
     if settings.message.quantizer != plain.NAME and cost.dimension > MAX_COEFFICIENTS:
         raise UserError(
             f"{cost}, and the entropy code holds at most {MAX_COEFFICIENTS:,} coordinates; train a subspace "

@@ -1,6 +1,6 @@
-"""What a grid costs before it runs: GPU hours, disk and waves of jobs, from measured throughput.
+"""The cost of a grid before it runs: GPU hours, disk space and waves of jobs, from measured throughput.
 
-Nothing here is assumed: a number whose measurement is missing is left open, with the command that would give it.
+Nothing here is assumed: a number without a measurement is left open, with the command that would measure it.
 """
 
 import dataclasses
@@ -39,23 +39,23 @@ from sublora.training.run import Run
 
 MEASURE_SECONDS = 3.0
 SAMPLED_DOCUMENTS = 100_000
-"""Training documents whose windows are counted; for more, evenly spread ones stand for all."""
+"""The number of training documents whose windows are counted; of more documents, evenly spaced ones are taken."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """Tokens a second through one GPU (or CPU process), and where the numbers come from."""
+    """Tokens per second through one GPU (or CPU process), and the source of the numbers."""
 
     training: float
-    """Training tokens, evaluations on the way included if a finished run was measured."""
+    """Training tokens per second, including evaluations if a finished run was measured."""
     scoring: float | None
-    """Tokens through the network when documents are scored; windows overlap, so these are more than are scored."""
+    """Tokens per second through the network in scoring, more than are scored, since windows overlap."""
     source: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the runs of a grid take. Hours are of one GPU; None where a measurement is missing."""
+    """The cost of the runs of a grid. Hours are those of one GPU; None without a measurement."""
 
     runs: int
     processes: int
@@ -67,9 +67,9 @@ class Plan:
     scoring_hours: float | None
     data_bytes: int | None
     largest_run_bytes: int | None
-    """A run's files, without compression; None if all documents are scored and not yet prepared."""
+    """The size of a run's files without compression; None if all documents are scored and are not prepared yet."""
     measured_run_bytes: list[int]
-    """Size on disk of each run that is there; runs of other settings do not count."""
+    """The size on disk of each finished run; runs with other settings do not count."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -77,7 +77,10 @@ class Plan:
         return None if self.scoring_hours is None else self.runs * (self.training_hours + self.scoring_hours)
 
     def wall_hours(self, gpus: int) -> float | None:
-        """Until the last run is scored if `gpus` GPUs are free all the time: waves of trainings, then of scorings."""
+        """Return the hours until the last run is scored, in waves of trainings, then of scorings, on `gpus` free GPUs.
+
+        None without a measurement of scoring. UserError if the GPUs do not suffice for one training.
+        """
         if self.scoring_hours is None:
             return None
         at_once = gpus // self.processes
@@ -88,13 +91,15 @@ class Plan:
 
 
 def make_plan(settings: config.Settings, root: Path, throughput: Throughput) -> Plan:
-    """Costs of all runs of a settings file at a throughput; reads data and finished runs below `root`."""
+    """Return the cost of all runs of a settings file at a throughput; reads data and finished runs below `root`."""
+    # Tokens of one run, for training and for scoring.
     training = settings.training
     tokens = training.steps * training.tokens_per_step
     dataset = _dataset_if_prepared(settings, root)
     scored = None if dataset is None else scoring_tokens(settings, dataset)
     scoring_hours = None if scored is None or not throughput.scoring else scored / throughput.scoring / 3600
     documents = scored_count(settings, dataset)
+    # Hours and sizes; finished runs give sizes that were measured.
     folders = [root / "results/runs" / run.name for run in settings.grid.runs()]
     return Plan(
         runs=len(folders),
@@ -114,7 +119,7 @@ def make_plan(settings: config.Settings, root: Path, throughput: Throughput) -> 
 
 
 def scored_count(settings: config.Settings, dataset: TokenDataset | None) -> int | None:
-    """Training units that a run scores; None if that is all of them and they are not prepared."""
+    """Return the number of training units that a run scores; None if these are all and they are not prepared."""
     wanted = settings.scoring.documents
     if wanted != "all":
         return wanted
@@ -122,15 +127,17 @@ def scored_count(settings: config.Settings, dataset: TokenDataset | None) -> int
 
 
 def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
-    """Positions, padding included, that go through the network to encode and score a run: val three times, train, test.
+    """Return the positions, padding included, that go through the network to encode and score a run.
 
-    Drawn units are drawn later; their number of tokens is the expectation over the training units.
+    These are val three times, the scored part of train, and test. Units are drawn later, so their number of tokens is
+    the expectation over the training units.
     """
     rule = WindowRule(settings.model.context_length, settings.scoring.sliding_window)
 
     def through_the_network(lengths: np.ndarray) -> float:
         return float(padded_widths(sliding_windows(lengths + 1, rule).length, rule.context_length).sum())
 
+    # Whole val and test documents; of train the expected number per drawn unit.
     train = dataset.document_lengths("train")
     sample = train[:: max(1, len(train) // SAMPLED_DOCUMENTS)]
     val, test = (
@@ -144,14 +151,14 @@ def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
 
 
 def largest_run_bytes(settings: config.Settings, documents: int) -> int:
-    """A run's files if losses.npz, of that many scored documents, were not compressed; for the largest budget."""
+    """Return the size of a run's files if losses.npz, with that many documents, were not compressed; largest budget."""
     scoring, training = settings.scoring, settings.training
-    # Per document index, loss, log p, number of targets and top-k errors; of held-out documents the loss alone.
+    # Per scored document index, loss, log p, number of targets and top-k errors; per held-out document the loss.
     losses = documents * (8 + 8 + 8 + 8 + 4 * len(TOP_K)) + 8 * (2 * scoring.val_documents + scoring.test_documents)
     losses += 16 * (scoring.sources or 0)
     evaluations = math.ceil(training.steps / training.eval_interval_steps)
     traces = math.ceil(training.steps / settings.gating.trace_interval_steps)
-    # A row of metrics.csv, and one of gating_trace.csv for each gate, in characters.
+    # One row of metrics.csv, and one of gating_trace.csv per gate, in characters.
     history = evaluations * 120 + traces * 55 * (settings.model.n_layer + 1)
     parameters = 4 * max(dimensions(settings), default=0)
     settings_twice = 2 * len(json.dumps(settings.model_dump(mode="json")))
@@ -159,13 +166,13 @@ def largest_run_bytes(settings: config.Settings, documents: int) -> int:
 
 
 def dimensions(settings: config.Settings) -> list[int]:
-    """d of every kind of run, in the grid's order; those left out whose number of parameters is in a model's files."""
+    """Return d of every kind of run, in the grid's order, except where only a model's files tell the number."""
     known = TOKENIZERS.get(settings.data.tokenizer)
     return [d for d, _ in _dimensions_with_settings(settings, None if known is None else known.vocab_size)]
 
 
 def message_costs(settings: config.Settings, dataset: TokenDataset) -> list[MessageCost]:
-    """What the message of each kind of run will cost."""
+    """Return what the message of each kind of run will cost."""
     return [message_cost(own, d, dataset) for d, own in _dimensions_with_settings(settings, dataset.vocab_size)]
 
 
@@ -180,12 +187,16 @@ def _dimensions_with_settings(settings: config.Settings, vocab_size: int | None)
 
 
 def disk_bytes(folder: Path) -> int:
-    """What `du` counts: blocks of every file below a folder."""
+    """Return what `du` counts: the blocks of every file below a folder, in bytes."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def throughput_of_run(folder: Path, settings: config.Settings) -> Throughput:
-    """Throughput of a finished run of the same network; UserError if it is another one or is not finished."""
+    """Return the throughput of a finished run of the same network.
+
+    UserError if the network is another one or the run is not finished.
+    """
+    # Speed depends on the network and the device, which must be the same.
     loaded = checkpoint.load(folder / CHECKPOINT_NAME)
     trained, run = checkpoint.settings_of(loaded, folder / CHECKPOINT_NAME)
     for section in ("model", "lora", "compute"):
@@ -194,6 +205,7 @@ def throughput_of_run(folder: Path, settings: config.Settings) -> Throughput:
                 f"{folder}: its {section} settings differ from those to plan for, so its speed says nothing; "
                 "give a run of the same network, or leave --run out to measure here"
             )
+    # Seconds of the training, and of encoding and scoring if the documents are here.
     provenance = loaded["provenance"]
     processes = trained.compute.gpus_per_training
     rate = trained.training.steps * trained.training.tokens_per_step / provenance["seconds"] / processes
@@ -208,7 +220,7 @@ def throughput_of_run(folder: Path, settings: config.Settings) -> Throughput:
 
 @dataclasses.dataclass(frozen=True)
 class RandomTokens:
-    """Stands in for a dataset where only the network's speed is asked for."""
+    """Stands in for a dataset when only the network's speed matters."""
 
     vocab_size: int
 
@@ -218,21 +230,23 @@ class RandomTokens:
 
 
 def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
-    """Time the network of these settings for some seconds on this machine, on random tokens.
+    """Time the network of these settings on this machine for some seconds, on random tokens.
 
-    Training: whole steps (micro-batches, projection, AdamW) of at most four micro-batches. Scoring: full windows.
+    Training is timed in whole steps (micro-batches, projection, AdamW) of at most four micro-batches, scoring in full
+    windows.
     """
     dataset = _dataset_if_prepared(settings, root)
     vocab_size = dataset.vocab_size if dataset else _vocab_size(settings)
     with claim_device(settings.compute) as device:
         random_tokens = cast(TokenDataset, RandomTokens(vocab_size))
-        # Speed does not depend on the base, which need not be there yet.
+        # The speed does not depend on the base's weights, so the base need not exist yet.
         spec = settings.grid.runs()[-1]
         settings = settings.for_run(spec)
         if isinstance(settings.model, config.HuggingFaceModel):
             base = load_base(settings, spec.seed, vocab_size, root)
         else:
             base = random_base(settings, vocab_size, seed=0)
+        # Train in the settings' type, and score in float32.
         training = _training_rate(
             assemble_run(settings, spec, random_tokens, base, device, dtype=settings.compute.dtype)
         )
@@ -264,7 +278,7 @@ def _vocab_size(settings: config.Settings) -> int:
 
 
 def _training_rate(run: Run) -> float:
-    """Training tokens a second of one process."""
+    """Return the training tokens per second of one process."""
     training, context = run.settings.training, run.settings.model.context_length
     rows, processes = training.micro_batch_sequences, run.settings.compute.gpus_per_training
     pieces = min(4, training.tokens_per_step // (rows * context * processes))
@@ -273,7 +287,7 @@ def _training_rate(run: Run) -> float:
     objective = Objective(run, lambda step: (tokens[:, :-1], tokens[:, 1:]))
     trained = list(run.subspace.parameters())
     optimizer = AdamW([{"params": trained}], lr=1e-4, betas=training.betas, eps=training.epsilon)
-    # Soft masks where there are gates: that is the slower part of a training.
+    # Soft masks if there are gates, since that part of a training is slower.
     width = float(bool(run.subspace.gates))
 
     def step_once() -> int:
@@ -285,7 +299,7 @@ def _training_rate(run: Run) -> float:
 
 
 def _rate(work: Callable[[], int], device: torch.device) -> float:
-    """Tokens a second of a piece of work that returns its tokens, after one call to warm up."""
+    """Return the tokens per second of a piece of work that returns its tokens, after one call as a warm-up."""
 
     def finish() -> float:
         if device.type == "cuda":
@@ -300,7 +314,7 @@ def _rate(work: Callable[[], int], device: torch.device) -> float:
 
 
 def _dataset_if_prepared(settings: config.Settings, root: Path) -> TokenDataset | None:
-    """The data, or None if they are not there; UserError if they are there and are others."""
+    """Return the data, or None if they are not prepared; UserError if they were prepared with other settings."""
     if not (dataset_folder(root, settings.data) / "meta.json").exists():
         return None
     return open_target(settings, root)
@@ -314,7 +328,8 @@ def print_plan(
     scoring_tokens_per_second: float | None = None,
     gpus: int | None = None,
 ) -> None:
-    """Print the costs of a settings file's grid; throughput as given, else of a finished run, else measured here."""
+    """Print the cost of a settings file's grid, with throughput as given, of a finished run, or measured here."""
+    # Find the throughput.
     settings, root = config.load_settings(config_path), config.root_of(config_path)
     if tokens_per_second is not None:
         throughput = Throughput(tokens_per_second, scoring_tokens_per_second, "as given")
@@ -323,6 +338,7 @@ def print_plan(
     else:
         throughput = measure_throughput(settings, root)
     plan = make_plan(settings, root, throughput)
+    # Hours of training and scoring.
     table = Table("what", "one run", f"{plan.runs} runs", "from")
     unit = "GPU hours" if settings.compute.device == "cuda" else "CPU process hours"
     table.add_row(
@@ -341,12 +357,14 @@ def print_plan(
         table.add_row(
             f"hours, {gpus} at once", "", "" if hours is None else f"{hours:.3g}", "without time in the queue"
         )
+    # What is made once: the base and the data.
     if isinstance(settings.base, config.TrainedBase):
         tokens = settings.base.steps * settings.base.tokens_per_step
         table.add_row("base, once", "", "not measured", f"{tokens:,} tokens, every weight trained")
     data = "open" if plan.data_bytes is None else _megabytes(plan.data_bytes)
     prepared = "files of data/" if plan.data_bytes is not None else "known after: sublora prepare"
     table.add_row("prepared data", "", data, f"{prepared}{settings.data.name}" if plan.data_bytes else prepared)
+    # Space for the results, jobs and messages.
     table.add_row(
         "results, at most",
         "open" if plan.largest_run_bytes is None else _megabytes(plan.largest_run_bytes),
@@ -365,7 +383,7 @@ def print_plan(
 
 
 def _message_rows(settings: config.Settings, root: Path) -> list[tuple[str, str, str, str]]:
-    """What each message will cost, and what that leaves of the bound."""
+    """Return the rows of the table with each message's cost, and the bound that it leaves."""
     dataset = _dataset_if_prepared(settings, root)
     if dataset is None:
         return [("message", "open", "", "known after: sublora prepare")]

@@ -103,6 +103,7 @@ def run_status(folder: Path, logs: Path) -> RunStatus:
     presence = read_presence(folder)
     if presence is not None and presence["alive"]:
         return _running(folder.name, presence)
+    # Without a living process, the files tell how far the run has come.
     stage = run_stage(folder)
     try:
         _check_files(folder)
@@ -110,6 +111,7 @@ def run_status(folder: Path, logs: Path) -> RunStatus:
             return _done(folder)
     except (UserError, OSError) as error:
         return RunStatus(folder.name, "damaged", note=printable(error))
+    # A killed process leaves its presence behind, a failed one its last words in the log.
     last = last_log_line(logs / RULES[stage] / f"{folder.name}.log")
     if presence is not None or FAILED.match(last):
         killed = f"{printable(presence.get('stage'))} was killed; " if presence is not None else ""
@@ -181,7 +183,7 @@ def duration(seconds: float) -> str:
 
 
 def status_of(settings: config.Settings, root: Path) -> list[RunStatus]:
-    """Return a row for every run of the grid; one made with other settings only names the setting that differs."""
+    """Return one row per run of the grid; a run made with other settings only names the setting that differs."""
 
     def status(run: config.RunSpec) -> RunStatus:
         folder = root / "results" / "runs" / run.name
@@ -192,7 +194,7 @@ def status_of(settings: config.Settings, root: Path) -> list[RunStatus]:
 
 
 def status_table(settings: config.Settings, root: Path) -> Group:
-    """Return the base unless it is random, the table, a line for each failed or damaged run, and a line of counts."""
+    """Return the base unless it is random, the table, one line per failed or damaged run, and a line of counts."""
     headings = ("run", "state", "", "step", "loss (bits/token)", "left", "bound (bits/token)", "message (bits)")
     table = Table(*headings)
     rows = status_of(settings, root)
