@@ -125,7 +125,7 @@ class DocumentMixture:
         return self.losses_bits(log_p_D, np.diff(offsets), vocab_size)
 
     def losses_bits(self, log_p_D: ArrayLike, targets_D: ArrayLike, vocab_size: int) -> NDArray[np.float64]:
-        """Return the losses from ln P of whole documents, nats, and their numbers of targets; any shapes that broadcast."""
+        """Return the losses of documents, given ln P in nats and their numbers of targets; shapes broadcast."""
         network, guessing = self._log_weights(log_p_D, targets_D, vocab_size)
         # The two terms sum to at most 1; adding their logarithms may leave a rounding error above 0.
         return np.maximum(-np.logaddexp(network, guessing), 0.0) / (LN2 * np.asarray(targets_D))
@@ -145,7 +145,7 @@ class DocumentMixture:
         return math.log1p(-(2.0**-self.k))
 
     def log_prior_odds(self, targets, vocab_size: int):
-        """Return ln of (1 - e) / (e V^-T); the log-odds of the network are ln P plus this. `targets`: numbers or tensors."""
+        """Return ln of (1 - e) / (e V^-T) for numbers or tensors; ln P plus this are the network's log-odds."""
         return self.log_prior + self.k * LN2 + math.log(vocab_size) * targets
 
     def _log_weights(self, log_p_D: ArrayLike, targets_D: ArrayLike, vocab_size: int) -> tuple[NDArray, NDArray]:
