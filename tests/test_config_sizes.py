@@ -11,6 +11,7 @@ from sublora.config.documentation import schema_text
 from sublora.config.settings import Settings
 from sublora.models.spaces import model_parameters
 from sublora.runs.bound import bound_run
+from sublora.runs.decoder import decoder_header
 from sublora.runs.message import read_message
 from sublora.runs.networks import random_base
 from sublora.runs.score import score_run
@@ -127,7 +128,7 @@ def test_each_run_is_of_its_own_size_in_every_stage(tiny_root, tmp_path):
         layers, heads, width = map(int, spec.size.split("x"))
         model = message.settings.model
         assert (model.n_layer, model.n_head, model.n_embd) == (layers, heads, width)
-        assert message.decoder_header["heads"] == heads
+        assert decoder_header(message)["heads"] == heads
         assert message.header.base_sha256 == random_base(settings.for_run(spec), 257, 1).sha256
         assert build_on(root, settings, spec).network.backbone.shape.n_embd == width
         assert verify_run(out, root=root).verified

@@ -14,6 +14,7 @@ from sublora.models.gpt import GPT
 from sublora.models.spaces import model_parameters, weights_space, weights_theta
 from sublora.models.weights import random_weights
 from sublora.runs.bound import bound_run
+from sublora.runs.decoder import decoder_header
 from sublora.runs.message import read_message
 from sublora.runs.networks import random_base
 from sublora.runs.score import score_run
@@ -116,7 +117,7 @@ def test_a_header_says_how_many_parameters_all_are(four):
     }
     weights = headers["weights-identity"]
     assert weights.header.parameters == model_parameters(settings.model, 257)
-    assert weights.decoder_header["adapted"]["scale"] is None
+    assert decoder_header(weights)["adapted"]["scale"] is None
     assert headers["lora-kronecker_qr"].header.parameters is None
 
 

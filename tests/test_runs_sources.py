@@ -18,6 +18,7 @@ from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_dataset
 from sublora.runs.bound import bound_run, read_losses
+from sublora.runs.decoder import decoder_header
 from sublora.runs.message import read_message
 from sublora.runs.score import draw_of_sources, score_run
 from sublora.runs.train import train_run
@@ -101,7 +102,7 @@ def test_sources_are_drawn_alike_and_their_documents_too(honest):
 def test_the_draw_over_documents_does_not_hang_on_sources(honest):
     """Else their number would be a free choice of draws."""
     message = read_message(honest / "results/runs" / SPEC.name / "certificate.bin")
-    assert "sources" not in json.dumps(message.decoder_header)
+    assert "sources" not in json.dumps(decoder_header(message))
 
 
 def test_honest_claims_are_verified(prover):

@@ -52,7 +52,7 @@ PREFIXES = {"anchor": ANCHOR_PREFIX} | NESTED | {"base": BASE_PREFIX, "versions"
 """All tables of the record and their prefixes, in the order of their columns."""
 TEXTS = ("bound_inequality", "smoothing", "unit")
 ORIGIN = ("gpu", "commit", "data_hash", "certificate_sha256")
-"""Texts of the record that say where it comes from, empty where there is none."""
+"""Texts of the record that say where it comes from; empty if the record lacks them."""
 TEXT_COLUMNS = ("name", "allocation", "mode", *COMPARED, *TEXTS, *ORIGIN)
 SAME_IN_ALL_RUNS = (
     "unit",

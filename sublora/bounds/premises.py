@@ -118,7 +118,7 @@ class BoundedLoss:
     min_targets: int
     """T_min: targets of the shortest document that the population admits, its closing end-of-text included."""
     premises: Premises
-    """Of the direct bound."""
+    """The sample of the direct bound, and its delta."""
     anchoring: Anchoring | None = None
     """None: the predictor falls back on guessing alone, and the bound is the direct one."""
 

@@ -98,7 +98,7 @@ class HeldOutLosses:
 
     val_D: NDArray
     val_unquantized_D: NDArray
-    """Of the network before its w was quantized."""
+    """Losses of the network before its w was quantized."""
     test_D: NDArray
 
 
@@ -107,7 +107,7 @@ class ScoredSources:
     """A second draw: m sources of the training documents with replacement, and of each a document."""
 
     losses_M: NDArray
-    """Of the documents, bits per token under the message's smoothing."""
+    """Losses of the drawn documents, bits per token under the message's smoothing."""
     n_sources: int
     """Sources of the training documents."""
     delta_sample: float

@@ -110,7 +110,7 @@ def unfit(settings: Settings, name: str) -> str | None:
 
 
 def _parts_of_delta(settings: Settings) -> dict[str, float | None]:
-    """Return the section bound, with null for the parts that only an anchor puts in force where there is none."""
+    """Return the section bound, without an anchor with null for the parts that only an anchor uses."""
     parts: dict[str, float | None] = settings.bound.model_dump()
     if settings.anchors_on_the_base:
         return parts

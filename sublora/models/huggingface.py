@@ -252,7 +252,7 @@ class HuggingFaceBackbone:
         self.head_VC = cast(nn.Module, head_of(module)).get_parameter("weight").detach()
         self.maps = _adapted_maps(module, model, lora)
         self.space = linear_map_space(self.maps, lora.rank)
-        """Of the LoRA matrices."""
+        """The LoRA matrices, as parts of theta."""
         self._attachment = Attachment(module, [each for each in self.maps if each.group != HEAD])
         backbone = _backbone(module)
         self._backbone = torch.compile(backbone) if use_compiler else backbone
@@ -295,7 +295,9 @@ def _check_sizes(architecture: Mapping[str, Any], model: config.HuggingFaceModel
     full = _transformers().AutoConfig.for_model(facts.pop("model_type"), **facts)
     layers = getattr(full, "num_hidden_layers", None)
     if layers != model.n_layer:
-        raise UserError(f"model.n_layer is {model.n_layer}, the pretrained model has {layers} layers; mend the setting")
+        raise UserError(
+            f"model.n_layer is {model.n_layer}, the pretrained model has {layers} layers; correct the setting"
+        )
     longest = getattr(full, "max_position_embeddings", None)
     if isinstance(longest, int) and longest < model.context_length:
         raise UserError(

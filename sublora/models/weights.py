@@ -191,31 +191,31 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_tensors(path: Path, mend: str) -> dict[str, NDArray[Any]]:
-    """All tensors of a safetensors file as float32. UserError, ending in `mend`, if it is missing or damaged."""
+def _read_tensors(path: Path, fix: str) -> dict[str, NDArray[Any]]:
+    """All tensors of a safetensors file as float32. UserError, ending in `fix`, if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {mend}") from None
+        raise UserError(f"{path}: no such file; {fix}") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); {mend}") from None
+        raise UserError(f"{path}: not a readable safetensors file ({error}); {fix}") from None
 
 
 def _fitted(
-    tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], path: Path, mend: str
+    tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], path: Path, fix: str
 ) -> dict[str, NDArray[np.float32]]:
     """The tensors in the order of `shapes`; UserError naming the first that is missing or has another shape."""
     weights = {}
     for name, shape in shapes.items():
         if name not in tensors:
-            raise UserError(f"{path}: tensor {name} is missing, expected one of shape {shape}; {mend}")
+            raise UserError(f"{path}: tensor {name} is missing, expected one of shape {shape}; {fix}")
         if tensors[name].shape != shape:
             raise UserError(
                 f"{path}: tensor {name} has shape {tensors[name].shape}, expected {shape} by the model section of the "
-                f"settings and the tokenizer; {mend}"
+                f"settings and the tokenizer; {fix}"
             )
         weights[name] = canonical_values(np.ascontiguousarray(tensors[name]))
     return weights

@@ -6,27 +6,15 @@ the rule of scoring as far as the documents see it. Does not import torch.
 """
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sublora import config
-from sublora.models.spaces import lora_groups
-from sublora.subspace.allocations import Gate, parse_allocation
-
-if TYPE_CHECKING:
-    from sublora.runs.message import Message
+from sublora.runs.message import Message
 
 
-def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ...]:
-    """Return the gates whose integers the message holds; none where only w is learned."""
-    allocation = parse_allocation(spec.allocation)
-    if spec.budget == config.ALL or settings.subspace.adapt != "lora":
-        return ()
-    return allocation.gates(lora_groups(settings.model, settings.lora), spec.budget, settings.gating.sharing)
-
-
-def decoder_header(message: "Message") -> dict[str, Any]:
+def decoder_header(message: Message) -> dict[str, Any]:
     """Return what the decoded predictor and its losses on these documents depend on, as plain JSON values.
 
     Two messages with equal headers stand for the same predictor; whether it was named by another seed, ratio, quantizer
@@ -52,7 +40,7 @@ def decoder_header(message: "Message") -> dict[str, Any]:
     }
 
 
-def _weights(message: "Message") -> tuple[float | None, str]:
+def _weights(message: Message) -> tuple[float | None, str]:
     """Return (scale of the adapters, sha256 of w), None for a scale that nothing depends on.
 
     Where no coordinate reaches an A, theta enters the network as scale times w: twice the scale and half the step are
@@ -68,18 +56,18 @@ def _weights(message: "Message") -> tuple[float | None, str]:
     return scale, hashlib.sha256((w_d + 0.0).astype("<f8").tobytes()).hexdigest()
 
 
-def _subtracts_origin(message: "Message") -> bool:
+def _subtracts_origin(message: Message) -> bool:
     return message.settings.subspace.adapt == "lora" and message.settings.lora.init == "both_random"
 
 
-def _predictor(message: "Message") -> str | dict[str, int]:
+def _predictor(message: Message) -> str | dict[str, int]:
     """Return the chosen smoothing, with an anchor its k and k0."""
     if message.mixture is None:
         return message.smoothing.name
     return {"k": message.mixture.k, "k0": message.mixture.k0}
 
 
-def _windows(message: "Message") -> dict[str, int] | None:
+def _windows(message: Message) -> dict[str, int] | None:
     """Return context and stride of the window; None where every train document fits into one."""
     context_length = message.settings.model.context_length
     if message.header.longest_targets <= context_length:

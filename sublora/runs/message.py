@@ -20,10 +20,18 @@ from sublora.coding.payload import (
     write_payload,
 )
 from sublora.losses.bounded import bounded_loss
-from sublora.runs.decoder import decoder_header, run_gates
-from sublora.subspace.allocations import Gate
+from sublora.models.spaces import lora_groups
+from sublora.subspace.allocations import Gate, parse_allocation
 from sublora.system.errors import UserError
 from sublora.system.validation import describe
+
+
+def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ...]:
+    """Return the gates whose integers the message holds; none where only w is learned."""
+    allocation = parse_allocation(spec.allocation)
+    if spec.budget == config.ALL or settings.subspace.adapt != "lora":
+        return ()
+    return allocation.gates(lora_groups(settings.model, settings.lora), spec.budget, settings.gating.sharing)
 
 
 def payload_context(settings: config.Settings, spec: config.RunSpec, parameters: int | None = None) -> PayloadContext:
@@ -113,11 +121,6 @@ class Message:
         """The certified predictor's mixture where it is anchored on the base."""
         mixtures = self.loss.mixtures
         return mixtures[self.contents.smoothing_index] if mixtures else None
-
-    @property
-    def decoder_header(self) -> dict[str, Any]:
-        """The canonical decoder header: with the data it decides which documents are drawn."""
-        return decoder_header(self)
 
     @property
     def gates(self) -> tuple[Gate, ...]:

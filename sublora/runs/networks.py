@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 AnyBase = Union[Base, "HuggingFaceBase"]
 
 CERTIFIED_DTYPE = "float32"
-"""Of everything that is reported, whatever `compute.dtype` says.
+"""The type in which everything that is reported is computed, whatever `compute.dtype` says.
 
 The predictor of a certificate is the network with the float32 weights that the hash of its base names, computed in
 float32: neither rounded weights nor a device's reduced products are part of its definition.

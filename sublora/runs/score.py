@@ -17,6 +17,7 @@ from sublora.data.dataset import TokenDataset
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.runs.base_losses import BASE_LOSSES_PATH, BaseLosses, read_base_losses
+from sublora.runs.decoder import decoder_header
 from sublora.runs.encode import encode
 from sublora.runs.folder import RunFolder
 from sublora.runs.losses_file import write_losses
@@ -32,14 +33,14 @@ from sublora.system.streams import generator
 from sublora.training.run import Run
 
 
-def draw_units(decoder_header: Mapping[str, Any], data_hash: str, *, n: int, m: int) -> np.ndarray:
+def draw_units(header: Mapping[str, Any], data_hash: str, *, n: int, m: int) -> np.ndarray:
     """Draw m indices below n, with replacement, int64.
 
-    The generator is seeded with the canonical decoder header, which holds what the message decodes to, and the data's
+    The generator is seeded with the canonical decoder header (`decoder_header`), which holds what the message decodes to, and the data's
     hash, so the draw cannot have been known while anything was chosen that reaches the predictor. A smaller m draws
     the first of the same indices: choosing m is not choosing among independent draws.
     """
-    return generator("scored documents", canonical_json(decoder_header), data_hash).integers(0, n, size=m)
+    return generator("scored documents", canonical_json(header), data_hash).integers(0, n, size=m)
 
 
 def draw_of_sources(message: Message, dataset: TokenDataset, *, m: int) -> np.ndarray:
@@ -48,7 +49,7 @@ def draw_of_sources(message: Message, dataset: TokenDataset, *, m: int) -> np.nd
     Seeded as `draw_units` is, under other names; the data's hash covers which document is from which source.
     """
     order_D, sources = dataset.sources()
-    seed = canonical_json(message.decoder_header), dataset.data_hash
+    seed = canonical_json(decoder_header(message)), dataset.data_hash
     drawn_M = generator("scored sources", *seed).integers(0, len(sources), size=m)
     documents: np.ndarray = order_D[sources.documents_of(drawn_M, generator("documents of scored sources", *seed))]
     return documents
@@ -155,7 +156,7 @@ def scored_units(message: Message, data_hash: str) -> np.ndarray:
     n, m = message.loss.premises.n_units, message.loss.premises.m_units
     if m is None:
         return np.arange(n)
-    return draw_units(message.decoder_header, data_hash, n=n, m=m)
+    return draw_units(decoder_header(message), data_hash, n=n, m=m)
 
 
 def decoded_predictor(run: Run, message: Message) -> Predictor:

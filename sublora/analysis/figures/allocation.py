@@ -34,7 +34,7 @@ from sublora.analysis.yardsticks import Yardstick
 MOST_LABELLED_POINTS = 10
 """More points than these in a panel leave no room for a number above each."""
 GROUP_WIDTH = 0.84
-"""Of the arms of one budget, as a share of the distance of two budgets."""
+"""Width that the arms of one budget take, as a share of the distance of two budgets."""
 GRID_MEASURES = (
     ("empirical_bpd", "Empirical BPD (bits/token)"),
     ("bound_value", "Bound (bits/token)"),
