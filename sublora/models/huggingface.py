@@ -295,9 +295,7 @@ def _check_sizes(architecture: Mapping[str, Any], model: config.HuggingFaceModel
     full = _transformers().AutoConfig.for_model(facts.pop("model_type"), **facts)
     layers = getattr(full, "num_hidden_layers", None)
     if layers != model.n_layer:
-        raise UserError(
-            f"model.n_layer is {model.n_layer}, the pretrained model has {layers} layers; correct the setting"
-        )
+        raise UserError(f"model.n_layer is {model.n_layer}, the pretrained model has {layers} layers; give that number")
     longest = getattr(full, "max_position_embeddings", None)
     if isinstance(longest, int) and longest < model.context_length:
         raise UserError(

@@ -36,9 +36,9 @@ from sublora.training.run import Run
 def draw_units(header: Mapping[str, Any], data_hash: str, *, n: int, m: int) -> np.ndarray:
     """Draw m indices below n, with replacement, int64.
 
-    The generator is seeded with the canonical decoder header (`decoder_header`), which holds what the message decodes to, and the data's
-    hash, so the draw cannot have been known while anything was chosen that reaches the predictor. A smaller m draws
-    the first of the same indices: choosing m is not choosing among independent draws.
+    The generator is seeded with the data's hash and the canonical decoder header (`decoder_header`), which holds what
+    the message decodes to, so the draw cannot have been known while anything was chosen that reaches the predictor. A
+    smaller m draws the first of the same indices: choosing m is not choosing among independent draws.
     """
     return generator("scored documents", canonical_json(header), data_hash).integers(0, n, size=m)
 
