@@ -116,7 +116,7 @@ def test_json_is_plain_and_complete():
         (losses(), {"n": N}, "2000 losses, but n = 50000: score all n, or say subsample"),
         (losses(), {"n": 9_000_000_000}, "n counts independent examples, never tokens"),
         (losses(), {"n": 100}, "one loss per example, not per token"),
-        (losses(), {"subsample": True}, "if every example was scored once, it is no subsample"),
+        (losses(), {"subsample": True}, "if every example was scored once, it is not a subsample"),
         (losses(), {"delta_sample": 0.01}, "delta_sample belongs to a draw"),
         (losses(), {"counts": np.ones(M, int)}, "counts belongs to a draw"),
         ([4.0, 16.0, 17.0], {"n": 3}, r"row 2 is 16.0, outside \[0.2, 15.6\] \(2 of 3 are\)"),

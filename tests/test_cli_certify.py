@@ -160,7 +160,7 @@ def test_absent_files_stop_with_one_line(tmp_path, monkeypatch, capfd, suffix):
         (".parquet", {"a": LOSSES.astype(str)}, [], "losses must be numbers"),
         (".parquet", {"a": np.append(LOSSES[1:], np.nan)}, [], "row 500 is nan"),
         (".parquet", {"a": LOSSES}, ["--counts", "drawn"], "has no 'drawn', it holds 'a'"),
-        (".npy", {"a": LOSSES}, ["--subsample"], "if every example was scored once, it is no subsample"),
+        (".npy", {"a": LOSSES}, ["--subsample"], "if every example was scored once, it is not a subsample"),
         (".npy", {"a": LOSSES}, ["--delta", 2], "delta must lie strictly between 0 and 1, found 2"),
         (".npy", {"a": LOSSES}, ["--lower", 20], "needs finite lower < upper"),
         (".npy", {"a": LOSSES}, ["--code-bits", -1], "code_bits must be finite and not negative"),

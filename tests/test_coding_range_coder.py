@@ -179,5 +179,5 @@ def test_other_bits_than_the_encoders_are_refused():
     with pytest.raises(ValueError, match="end early"):
         truncated.finish()
     # The last 2^-24 of the unit interval or so belongs to no message.
-    with pytest.raises(ValueError, match="no range-coded message"):
+    with pytest.raises(ValueError, match="not a range-coded message"):
         RangeDecoder(np.ones(256, dtype=np.uint8)).decode(scale_frequencies([1] * 3), 20_000)

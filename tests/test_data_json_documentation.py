@@ -116,9 +116,9 @@ def test_what_cannot_be_read_stops_with_one_line(damage: str, tmp_path: Path) ->
             archive.writestr("data/a/x.json.gz", b"no gzip")
     expected = {
         "missing": "no such wheel; download it",
-        "no zip": "no readable wheel",
+        "no zip": "not a readable wheel",
         "no match": "fits no file in",
-        "bad member": "no readable JSON",
+        "bad member": "not readable JSON",
     }
     with pytest.raises(UserError, match=expected[damage]) as caught:
         documents(tmp_path, settings)

@@ -153,7 +153,7 @@ def test_a_text_that_comes_again_counts_once(tmp_path) -> None:
         ("a.tsv", b"sentence\tlabel\n\xff\t1\n", "not text in UTF-8"),
         ("a.jsonl", '{"sentence": "a"}\n', "line 1 has no 'label'"),
         ("a.jsonl", '{"sentence": 3, "label": 1}\n', "line 1: 'sentence' is int, expected text"),
-        ("a.jsonl", "nothing\n", "line 1 is no JSON"),
+        ("a.jsonl", "nothing\n", "line 1 is not JSON"),
         ("a.csv", "sentence,label\n", "expected a name that ends in .tsv or .jsonl"),
         ("b.tsv", None, "no such file"),
     ],

@@ -108,7 +108,7 @@ def test_the_verdict_is_printed_with_what_was_assumed(capsys: pytest.CaptureFixt
         print_prediction(DEMO, population, guess)
         text = " ".join(capsys.readouterr().out.split())
         assert text.count(words) == 2, text
-        assert "which is your guess" in text and "It is an estimate, no bound." in text
+        assert "which is your guess" in text and "It is an estimate, not a bound." in text
 
 
 def test_impossible_guesses_and_unknown_n_are_one_line(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_an_export_names_its_certificate_and_overwrites_nothing(run: Path, tmp_p
     assert facts["run"] == "d60_fixed-0.5_seed1" and facts["format"] == "merged"
     again = export(CertificateFiles.of(run), tmp_path / "again", "merged")
     assert all(path.read_bytes() == (again / path.name).read_bytes() for path in out.iterdir())
-    assert "exists and is no empty folder" in complaint(lambda: export(CertificateFiles.of(run), out, "peft"))
+    assert "exists and is not an empty folder" in complaint(lambda: export(CertificateFiles.of(run), out, "peft"))
 
 
 def writing(**changes: object) -> Writing:

@@ -156,9 +156,9 @@ def certify(
     bounds = _bounds(drawn, loss_range, float(code_bits), premises)
     warnings = _warnings(drawn, loss_range, premises) + _precision_warnings(np.asarray(losses))
     if code_bits == 0:
-        warnings.append("code_bits is 0: right only for a model that owes nothing to the n examples")
+        warnings.append("code_bits is 0: right only for a model that does not depend on the n examples")
     if bounds[premises.headline] >= upper:
-        warnings.append(f"the bound is {upper:g}, the largest loss there is: it says nothing")
+        warnings.append(f"the bound is {upper:g}, the largest possible loss: it says nothing")
     return Certified(
         bounds=bounds,
         quoted=premises.headline,
@@ -259,7 +259,7 @@ def _check_size(m: int, n: int, *, subsample: bool, counted: bool) -> None:
     """Check that the number of losses fits n and the kind of sample."""
     if subsample and m == n and not counted:
         raise ValueError(
-            f"{m} losses for n = {n}: if every example was scored once, it is no subsample; if n were drawn with "
+            f"{m} losses for n = {n}: if every example was scored once, it is not a subsample; if n were drawn with "
             "replacement, give the distinct losses and their counts"
         )
     if subsample or m == n:

@@ -79,6 +79,7 @@ def read_certificate(path: Path) -> Certificate:
 
 def parse_certificate(data: bytes, path: Path) -> Certificate:
     """Check and parse the bytes of a certificate, as `read_certificate` does; errors name `path`."""
+    # Magic and version come first, since other formats have other fields.
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise UserError(f"{path}: not a certificate: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}; {FIX}")
     fields = _Fields(path, data, len(MAGIC))
@@ -93,6 +94,7 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
     (payload_bits,) = struct.unpack(">Q", fields.take(8, "payload length"))
     payload_bytes = fields.take((payload_bits + 7) // 8, "payload")
     body_bytes = fields.position
+    # The checksum covers everything before it, and ends the file.
     checksum = fields.take(SHA256_BYTES, "checksum")
     if len(data) > fields.position:
         raise UserError(f"{path}: {len(data) - fields.position} bytes follow the certificate's end; {FIX}")

@@ -169,5 +169,6 @@ def total_code_bits(
         raise ValueError(f"extra_bits must be finite and not negative, got {extra_bits}")
     if not all(math.isfinite(bits) and bits >= 0 for bits in items.values()):
         raise ValueError(f"items must be finite and not negative, got {dict(items)}")
+    # Which run of the sweep it is, and what was chosen by hand, is charged beside the payload.
     charged = {**items, "arm": index_bits(sweep_size), "extra": extra_bits}
     return sum(charged.values()), charged

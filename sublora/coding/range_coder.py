@@ -160,7 +160,7 @@ class RangeDecoder:
             else:
                 symbols = self._decoder.decode(constriction.stream.model.Categorical(weights, perfect=False), count)
         except AssertionError:
-            raise ValueError("these bits are no range-coded message of this model") from None
+            raise ValueError("these bits are not a range-coded message of this model") from None
         # The mirror encodes in the same order: first the flags that were decoded one by one.
         self._mirror_flags()
         self._mirror.encode(symbols, frequencies)
@@ -177,7 +177,7 @@ class RangeDecoder:
         try:
             flag = int(self._decoder.decode(_FAMILY, weights)[0])
         except AssertionError:
-            raise ValueError("these bits are no range-coded message of this model") from None
+            raise ValueError("these bits are not a range-coded message of this model") from None
         self._flags.append(flag)
         self._ones.append(frequency_of_one)
         return flag
@@ -197,5 +197,5 @@ class RangeDecoder:
         self._mirror_flags()
         message = self._mirror.finish()
         if not np.array_equal(message, self._bits[: len(message)]):
-            raise ValueError("these bits are no range-coded message of this model, or they end early")
+            raise ValueError("these bits are not a range-coded message of this model, or they end early")
         return len(message)

@@ -107,7 +107,7 @@ def _jsonl_rows(path: Path, task: str) -> Iterator[Row]:
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {line} is no JSON: {error}") from None
+                raise UserError(f"{path}: line {line} is not JSON: {error}") from None
             for name in (*text_names, label_name):
                 if not isinstance(row, dict) or name not in row:
                     raise UserError(f"{path}: line {line} has no '{name}'")

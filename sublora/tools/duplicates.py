@@ -153,4 +153,4 @@ def print_near_duplicates(path: Path) -> None:
         for name, bounds in facts["runs"].items():
             table.add_row(name, *(f"{bound:.3f}" for bound in bounds.values()))
         console.print(table)
-        console.print("Bounds if near duplicates were not counted: a sensitivity, no certificate.")
+        console.print("Bounds if near duplicates were not counted: a sensitivity analysis, not a certificate.")

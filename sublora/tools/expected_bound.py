@@ -279,7 +279,7 @@ def print_prediction(settings: config.Settings, population: Population, guess: G
         f"Assumed: n = {population.n_units:,} independent {kind}; a loss of {guess.loss_bits:g} on new ones after "
         f"adaptation, which is your guess; losses of {kind} spread by {guess.deviation_bits:g} around it (from: not at "
         f"all; to: as far as there are losses); {guess.bits_per_coordinate:g} bits per coordinate; a run named "
-        "beforehand. It is an estimate, no bound."
+        "beforehand. It is an estimate, not a bound."
     )
 
 

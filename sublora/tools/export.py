@@ -41,7 +41,7 @@ def export(files: CertificateFiles, out: Path, form: Form) -> Path:
     """
     # Refuse before the network is decoded, which takes time.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is no empty folder; give another one with --out")
+        raise UserError(f"{out}: exists and is not an empty folder; give another one with --out")
     decoded = decode(files, torch.device("cpu"))
     if form == "peft" and decoded.message.settings.subspace.adapt == "weights":
         raise UserError(

@@ -92,7 +92,9 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
     if wrapped.mask_width > 0.0:
         raise ValueError("the gates are still soft, which no message names: call anneal(1.0) and score the model after")
     if base_sha256(wrapped.module) != wrapped.base_sha256:
-        raise ValueError("the frozen module changed since it was wrapped (running statistics?); its message would lie")
+        raise ValueError(
+            "the frozen module changed since it was wrapped (running statistics?); its message would be wrong"
+        )
     # Encode what the training data chose; the header identifies the rest.
     gates = tuple(int(k) for k in wrapped.subspace.hard_split())
     contents = MessageContents(wrapped.symbols(), gates, choice)

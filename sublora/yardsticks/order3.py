@@ -23,7 +23,7 @@ DISCOUNTS = (0.5, 0.6, 0.7, 0.8)
 """b_0 ... b_3, all below 1, the smallest possible count."""
 
 STRENGTH = 0.5
-"""a."""
+"""The strength a."""
 
 
 class Order3:

