@@ -18,7 +18,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
 DOCKER ?= docker
 APPTAINER ?= apptainer
 
-.PHONY: help setup demo demo-random-base demo-four-ways study fetch-smollm2 smollm2 fetch-gpt2-small gpt2-small test test-slurm \
+.PHONY: help setup demo demo-random-base demo-four-ways study fetch-smollm2 smollm2 fetch-gpt2-small gpt2-small test test-slow test-slurm \
   lint format docs image bench compare schema faults lock clean
 
 help: ## list these targets
@@ -79,8 +79,14 @@ gpt2-small: fetch-gpt2-small ## GPT-2 small with random weights on 185,740 docst
 	PYTHONPATH="$(CURDIR)/gpt2_small/packages" PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores all \
 	  --directory gpt2_small $(or $(TARGETS),bounds yardsticks verify)
 
-test: $(INSTALLED) ## all tests
-	$(BIN)/python -m pytest
+# Two workers; the tests of a file stay together in one of them, since they share costly fixtures.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rs
+
+test: $(INSTALLED) ## the tests, those of minutes left out; says which were skipped, and why
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED) ## long simulations, and every way to be killed
+	$(PYTEST) -m slow
 
 # The only target that installs outside this folder, and only as root on Debian.
 test-slurm: $(INSTALLED) ## the workflow on a real SLURM of two nodes with accounting, started for the test

@@ -1,8 +1,9 @@
 """Shared fixtures: small settings derived from the demo's."""
 
 import copy
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import yaml
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from sublora.training.run import Run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip a test for which this machine lacks something; fail it with SUBLORA_TEST_EVERYTHING=1, as .ci/run has it."""
+    if os.environ.get("SUBLORA_TEST_EVERYTHING"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
 
 TINY = {
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "init_std": 0.05},

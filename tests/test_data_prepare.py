@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import lacking
 from data_samples import FOLDER, folder_data, markov_corpus, write_documents
 from fetch_gpt2_vocabulary import CACHE, is_cached
 
@@ -38,7 +39,7 @@ def texts_of(dataset, split):
 def test_text_to_files_to_text(tmp_path, tokenizer, monkeypatch):
     if tokenizer == "gpt2":
         if not is_cached():
-            pytest.skip("GPT-2's vocabulary is not here; get it with: python tests/fetch_gpt2_vocabulary.py")
+            lacking("GPT-2's vocabulary is not here; get it with: python tests/fetch_gpt2_vocabulary.py")
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
     documents = [*DOCUMENTS, "about <|endoftext|> tokens", "<|endoftext|>"]
     write_documents(tmp_path, documents)

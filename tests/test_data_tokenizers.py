@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import lacking
 from fetch_gpt2_vocabulary import CACHE, is_cached
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ AWKWARD = ["", " ", "\n\n \t", "naïve café", "<|endoftext|>", "a<|endoftext|>b
 @pytest.fixture(scope="module")
 def gpt2():
     if not is_cached():
-        pytest.skip("GPT-2's vocabulary is not here; get it with: python tests/fetch_gpt2_vocabulary.py")
+        lacking("GPT-2's vocabulary is not here; get it with: python tests/fetch_gpt2_vocabulary.py")
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = str(CACHE)
     yield load_tokenizer("gpt2")

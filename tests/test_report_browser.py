@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from analysis_data import LARGE, SMALL
+from conftest import lacking
 from report_data import write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -57,7 +58,11 @@ for (const width of widths) {
 </script>
 """
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the report is not looked at")
+
+@pytest.fixture(autouse=True, scope="module")
+def browser() -> None:
+    if CHROMIUM is None:
+        lacking("no chromium on this machine: the report is not looked at; on Debian: apt-get install chromium")
 
 
 def look(page: Path, folder: Path) -> tuple[dict[str, dict[str, float]], list[str]]:

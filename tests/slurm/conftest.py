@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, write_settings
+from conftest import REPOSITORY, lacking, write_settings
 from workflow.toy import FAKE_SUBLORA
 
 from slurm.cluster import Cluster, why_not
@@ -29,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if "SUBLORA_TEST_SLURM" not in os.environ:
         pytest.skip("`make test-slurm` runs the tests on a real SLURM")
     if reason := why_not():
-        pytest.skip(reason)
+        lacking(reason)
     with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as started:
         yield started
 
