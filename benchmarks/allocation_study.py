@@ -26,7 +26,7 @@ from sublora.analysis.hypotheses.inference import holm, sign_flip_p
 from sublora.analysis.hypotheses.rows import HEADLINE
 from sublora.analysis.report.hypotheses import QUESTIONS, answer
 from sublora.analysis.runs_table import collect_runs
-from sublora.analysis.tables import write_csv
+from sublora.analysis.tables import write_table_csv
 from sublora.system.errors import UserError
 
 STARTS = ("zero_b", "both_random")
@@ -251,19 +251,19 @@ def write_study(folder: Path, out: Path) -> None:
     cells = read_cells(folder)
     if not cells:
         raise UserError(f"{folder}: no finished cell; run make study")
-    write_csv(pd.concat([kept_columns(runs, cell) for cell, runs in cells.items()]), out / "runs.csv")
+    write_table_csv(pd.concat([kept_columns(runs, cell) for cell, runs in cells.items()]), out / "runs.csv")
     for start in STARTS:
         if start in cells:
             table = hypothesis_table(cells[start])
-            write_csv(table, out / f"hypotheses_{start}.csv")
+            write_table_csv(table, out / f"hypotheses_{start}.csv")
             for hypothesis, question in QUESTIONS.items():
                 print(f"{start}, {hypothesis}. {question} {answer(table, hypothesis)}")
     found = [each for cell, runs in cells.items() if cell not in (*STARTS, STILL) for each in contrasts(cell, runs)]
     found += against_still(cells)
     if found:
         regime = with_intervals(found)
-        write_csv(regime, out / "regime.csv")
-        style.save(draw(regime), png=out / "regime.png", pdf=out / "regime.pdf")
+        write_table_csv(regime, out / "regime.csv")
+        style.save_figure(draw(regime), png=out / "regime.png", pdf=out / "regime.pdf")
 
 
 def main() -> None:

@@ -65,8 +65,8 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-@app.command()
-def prepare(config: ConfigOption) -> None:
+@app.command("prepare")
+def prepare_command(config: ConfigOption) -> None:
     """Read or download the corpus, tokenize it, and write data/{name}/; likewise the corpus of a base to be trained."""
     from sublora.config import load_settings, root_of
     from sublora.data.base_and_target import open_target
@@ -80,8 +80,10 @@ def prepare(config: ConfigOption) -> None:
     print(folder)
 
 
-@app.command()
-def base(config: ConfigOption, out: Annotated[Path | None, typer.Option(help="Default: results/base.")] = None) -> None:
+@app.command("base")
+def base_command(
+    config: ConfigOption, out: Annotated[Path | None, typer.Option(help="Default: results/base.")] = None
+) -> None:
     """Make the base that all runs adapt: train it, resuming if interrupted, or import a pretrained model."""
     from sublora.config import load_settings, root_of
 
@@ -92,8 +94,8 @@ def base(config: ConfigOption, out: Annotated[Path | None, typer.Option(help="De
     print(make_base(settings, root=root_of(config), out=out))
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     config: ConfigOption,
     budget: Annotated[str, typer.Option(help="Dimension d of the subspace; all: every trained parameter.")],
     allocation: Annotated[str, typer.Option(help="uniform, fixed-<share of B> (for example fixed-0.2), or learned.")],
@@ -115,8 +117,8 @@ def train(
     print(train_run(settings, run, root=root_of(config), out=out, settings_file=origin_of(config)))
 
 
-@app.command()
-def encode(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
+@app.command("encode")
+def encode_command(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
     """Write the trained model as a message: certificate.bin."""
     with _imports():
         from sublora.runs.encode import encode_run
@@ -124,8 +126,8 @@ def encode(run: RunArgument, config: OptionalConfig = None, root: RootOption = N
     print(encode_run(run, config_path=config, root=root))
 
 
-@app.command()
-def score(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
+@app.command("score")
+def score_command(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
     """Encode, then score the decoded model on documents: certificate.bin and losses.npz."""
     with _imports():
         from sublora.runs.score import score_run
@@ -133,8 +135,8 @@ def score(run: RunArgument, config: OptionalConfig = None, root: RootOption = No
     print(score_run(run, config_path=config, root=root))
 
 
-@app.command()
-def bound(run: RunArgument, config: OptionalConfig = None) -> None:
+@app.command("bound")
+def bound_command(run: RunArgument, config: OptionalConfig = None) -> None:
     """Compute every bound from the certificate and the losses: bounds.json and bounds_metrics.pt."""
     with _imports():
         from sublora.runs.bound import bound_run
@@ -142,8 +144,8 @@ def bound(run: RunArgument, config: OptionalConfig = None) -> None:
     print(bound_run(run, config_path=config))
 
 
-@app.command()
-def yardsticks(config: ConfigOption) -> None:
+@app.command("yardsticks")
+def yardsticks_command(config: ConfigOption) -> None:
     """Bound the trivial models and the frozen base on the same documents: results/yardsticks.json."""
     from sublora.config import load_settings, root_of
 
@@ -154,8 +156,8 @@ def yardsticks(config: ConfigOption) -> None:
     print(make_yardsticks(settings, root=root_of(config)))
 
 
-@app.command()
-def duplicates(config: ConfigOption) -> None:
+@app.command("duplicates")
+def duplicates_command(config: ConfigOption) -> None:
     """Measure near duplicates, and how much the bounds owe to them: data/{name}/near_duplicates.json."""
     from sublora.config import load_settings, root_of
     from sublora.tools.duplicates import print_near_duplicates, write_near_duplicates
@@ -165,8 +167,8 @@ def duplicates(config: ConfigOption) -> None:
     print(path)
 
 
-@app.command()
-def verify(
+@app.command("verify")
+def verify_command(
     run: Annotated[
         Path | None,
         typer.Argument(metavar="[DIR]", help="Folder of a run; or give its files one by one.", show_default=False),
@@ -211,8 +213,8 @@ def verify(
     raise typer.Exit(verify_and_print(claim, options, json_path=json_path))
 
 
-@app.command()
-def certify(
+@app.command("certify")
+def certify_command(
     losses: Annotated[
         Path,
         typer.Argument(metavar="FILE", help="One loss per example: .csv, .npz, .npy or .parquet.", show_default=False),
@@ -274,8 +276,8 @@ def certify(
     )
 
 
-@app.command()
-def generate(
+@app.command("generate")
+def generate_command(
     certificate: CertificateArgument,
     prompt: Annotated[str, typer.Option(help="How the document begins.")] = "",
     tokens: Annotated[int, typer.Option(min=1, help="Stop after this number of tokens if the document goes on.")] = 100,
@@ -300,8 +302,8 @@ def generate(
     print(generate_text(files, writing, device=device))
 
 
-@app.command()
-def export(
+@app.command("export")
+def export_command(
     certificate: CertificateArgument,
     form: Annotated[
         Literal["peft", "merged"],
@@ -314,13 +316,13 @@ def export(
     """Write the network of a certificate as safetensors that transformers or peft loads."""
     with _imports():
         from sublora.runs.decode import CertificateFiles
-        from sublora.tools.export import export as export_network
+        from sublora.tools.export import export_network
 
     print(export_network(CertificateFiles.of(certificate, base=base, root=root), out, form))
 
 
-@app.command()
-def classify(
+@app.command("classify")
+def classify_command(
     config: Annotated[Path, typer.Option("--config", help="Settings file, for example config/glue.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder for message.bin, losses.npz and bounds.json.")],
     message: Annotated[
@@ -338,8 +340,8 @@ def classify(
     print(classify(settings, root=root_of(config), out=out, message=message))
 
 
-@app.command()
-def status(
+@app.command("status")
+def status_command(
     config: ConfigOption = Path("config/config.yaml"),
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every five seconds until Ctrl-C.")] = False,
 ) -> None:
@@ -349,8 +351,8 @@ def status(
     print_status(config, watch=watch)
 
 
-@app.command()
-def plan(
+@app.command("plan")
+def plan_command(
     config: ConfigOption,
     run: Annotated[
         Path | None, typer.Option(help="A finished run of the same network, to take the speed from.", metavar="DIR")

@@ -11,7 +11,7 @@ from PIL import Image
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.report.page import write_report
 from sublora.analysis.runs_table import collect_runs, read_runs_csv, write_runs_csv
-from sublora.analysis.tables import write_csv
+from sublora.analysis.tables import write_table_csv
 from sublora.config import Grid
 
 OF_A_BUDGET = (
@@ -47,7 +47,7 @@ def write_inputs(
     """Tables and figures of made-up runs; returns the arguments of `write_report` beside the path."""
     folders = write_results(folder / "runs", grid, layers=layers, all_scored=all_scored, anchored=anchored)
     write_runs_csv(collect_runs(folders), folder / "runs.csv")
-    write_csv(hypothesis_table(read_runs_csv(folder / "runs.csv")), folder / "hypotheses.csv")
+    write_table_csv(hypothesis_table(read_runs_csv(folder / "runs.csv")), folder / "hypotheses.csv")
     sizes = dict(OF_ALL) | {f"{kind}_d{budget}": width for kind, width in OF_A_BUDGET for budget in grid.budgets}
     figures = []
     (folder / "figures").mkdir()

@@ -353,16 +353,16 @@ def test_arms_stay_apart_for_every_colour_vision(vision):
 
 def test_users_own_matplotlib_settings_change_nothing(results, tmp_path):
     data = results["one seed"]
-    style.save(FIGURES["pareto"](data), png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
+    style.save_figure(FIGURES["pareto"](data), png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
     with matplotlib.rc_context({"font.size": 20.0, "axes.facecolor": "red", "savefig.bbox": "tight"}):
-        style.save(FIGURES["pareto"](data), png=tmp_path / "b.png", pdf=tmp_path / "b.pdf")
+        style.save_figure(FIGURES["pareto"](data), png=tmp_path / "b.png", pdf=tmp_path / "b.pdf")
         assert matplotlib.rcParams["font.size"] == 20.0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
 
 
 def test_png_has_the_printed_width_at_300_dpi(results, tmp_path):
-    style.save(FIGURES["pareto"](results["small"]), png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
+    style.save_figure(FIGURES["pareto"](results["small"]), png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
     with Image.open(tmp_path / "a.png") as image:
         assert image.width == round(300 * style.COLUMN_INCHES)
         assert image.info["dpi"][0] == pytest.approx(300.0, abs=0.1)
@@ -373,11 +373,11 @@ PROGRAM = """
 import sys
 from sublora.analysis.figures.allocation import bound_decomposition
 from sublora.analysis.runs_table import read_runs_csv
-from sublora.analysis.figures.style import save
+from sublora.analysis.figures.style import save_figure
 from sublora.analysis.yardsticks import load_yardsticks
 runs = read_runs_csv(sys.argv[1])
 yardsticks = load_yardsticks(sys.argv[2], runs)
-save(bound_decomposition(runs, 1000, yardsticks), png=sys.argv[3], pdf=sys.argv[4])
+save_figure(bound_decomposition(runs, 1000, yardsticks), png=sys.argv[3], pdf=sys.argv[4])
 """
 
 
@@ -386,7 +386,7 @@ def test_another_process_writes_equal_bytes(results, tmp_path):
     runs = results["small"].runs
     write_runs_csv(runs, tmp_path / "runs.csv")
     figure = allocation.bound_decomposition(runs, 1000, results["small"].yardsticks)
-    style.save(figure, png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
+    style.save_figure(figure, png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
     write_yardsticks_of(tmp_path)
     files = [str(tmp_path / name) for name in ("runs.csv", "yardsticks.json", "b.png", "b.pdf")]
     environment = os.environ | {"PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1"}

@@ -10,7 +10,7 @@ from analysis_data import LARGE, SMALL, write_results
 from sublora.analysis.arms import configurations, improvement_over_uniform, pareto_optimal
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.runs_table import collect_runs
-from sublora.analysis.tables import among_best, summary_latex, summary_table, write_csv, write_latex
+from sublora.analysis.tables import among_best, summary_latex, summary_table, write_latex, write_table_csv
 from sublora.config import Grid
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
@@ -53,7 +53,7 @@ def test_large_grids_and_single_seeds(tmp_path):
 
 
 def test_latex_table_is_well_formed_and_agrees_with_the_csv(runs, tmp_path):
-    write_csv(summary_table(runs), tmp_path / "summary.csv")
+    write_table_csv(summary_table(runs), tmp_path / "summary.csv")
     write_latex(summary_table(runs), tmp_path / "summary.tex")
     table = pd.read_csv(tmp_path / "summary.csv")
     text = (tmp_path / "summary.tex").read_text()
@@ -106,7 +106,7 @@ def test_one_seed_tells_no_bound_from_the_smallest(runs):
 
 def test_hypotheses_csv_round_trip(runs, tmp_path):
     table = hypothesis_table(runs)
-    write_csv(table, tmp_path / "hypotheses.csv")
+    write_table_csv(table, tmp_path / "hypotheses.csv")
     read = pd.read_csv(tmp_path / "hypotheses.csv", dtype={"budget": str})
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read["p"], table["p"], rtol=1e-5)

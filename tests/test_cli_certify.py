@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from sublora import certify, cli
-from sublora.tools.certify import _up, read_losses
+from sublora.tools.certify import _up, read_example_losses
 
 LOSSES = np.random.default_rng(1).normal(4.2, 0.3, 500)
 COUNTS = np.random.default_rng(2).integers(1, 4, 500)
@@ -73,7 +73,7 @@ def test_a_column_among_others_and_its_counts(tmp_path, monkeypatch, capfd, suff
 def test_losses_beside_their_counts_need_no_name(tmp_path):
     for suffix in (".csv", ".npz", ".parquet"):
         path = write(tmp_path / f"draw{suffix}", {"drawn": COUNTS, "loss": LOSSES})
-        losses, counts = read_losses(path, counts="drawn")
+        losses, counts = read_example_losses(path, counts="drawn")
         assert (losses == LOSSES).all() and (counts == COUNTS).all()
 
 
@@ -81,7 +81,7 @@ def test_counts_beside_an_npy_file_are_another(tmp_path):
     path, counts = tmp_path / "losses.npy", tmp_path / "counts.npy"
     np.save(path, LOSSES)
     np.save(counts, COUNTS)
-    losses, multiplicities = read_losses(path, counts=str(counts))
+    losses, multiplicities = read_example_losses(path, counts=str(counts))
     assert (losses == LOSSES).all() and (multiplicities == COUNTS).all()
 
 
@@ -99,7 +99,7 @@ def test_counts_beside_an_npy_file_are_another(tmp_path):
 def test_csv_dialects(tmp_path, text):
     path = tmp_path / "losses.csv"
     path.write_text(text, encoding="utf-8")
-    losses, _ = read_losses(path)
+    losses, _ = read_example_losses(path)
     assert losses.dtype == np.float64 and list(losses) == [float(each) for each in re.findall(r"\d[\d.]*", text)]
 
 
@@ -107,7 +107,7 @@ def test_csv_dialects(tmp_path, text):
 def test_csv_delimiters_and_columns_without_a_header(tmp_path, delimiter):
     path = tmp_path / "losses.csv"
     path.write_text(f"7{delimiter}4.25\n8{delimiter}3.5\n")
-    assert list(read_losses(path, "2")[0]) == [4.25, 3.5]
+    assert list(read_example_losses(path, "2")[0]) == [4.25, 3.5]
 
 
 @pytest.mark.parametrize(

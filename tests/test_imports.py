@@ -1,4 +1,4 @@
-"""Who may import whom, in every module and inside every function of the package."""
+"""Who may import whom, in every module and inside every function of the package; and one home for each name."""
 
 import ast
 import subprocess
@@ -133,6 +133,16 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
     for name in sorted(arrows):
         visit(name, ())
+
+
+def test_no_public_name_is_defined_in_two_modules() -> None:
+    """A class or function at the top of a module is found by its name alone."""
+    homes: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+                homes.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in homes.items() if len(set(found)) > 1} == {}
 
 
 @pytest.mark.parametrize("module", ["sublora", "sublora.config", "sublora.config.claim", "sublora.cli"])

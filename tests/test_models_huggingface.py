@@ -17,7 +17,7 @@ from sublora.models.huggingface import (
     HuggingFaceBackbone,
     HuggingFaceBase,
     build_module,
-    load_base,
+    load_huggingface_base,
     read_pretrained,
     save_base,
 )
@@ -150,7 +150,7 @@ def test_a_base_comes_back_from_its_file_with_its_hash(folders: dict[str, Path],
     for kind in KINDS:
         base = read_pretrained(folders[kind])
         save_base(tmp_path / "base.safetensors", base)
-        again = load_base(tmp_path / "base.safetensors")
+        again = load_huggingface_base(tmp_path / "base.safetensors")
         assert again.sha256 == base.sha256
         assert again.parameters == sum(p.numel() for p in tiny_model(kind, VOCABULARY).parameters())
         for name, value in build_module(again, torch.float32).state_dict().items():
@@ -189,7 +189,7 @@ def test_a_base_has_one_hash_however_it_is_stored(folders: dict[str, Path], tmp_
             assert HuggingFaceBase(base.architecture, tensors).sha256 == one.sha256
         for architecture in (base.architecture | spare, without_defaults):
             save_base(tmp_path / "base.safetensors", HuggingFaceBase(architecture, base.tensors))
-            again = load_base(tmp_path / "base.safetensors")
+            again = load_huggingface_base(tmp_path / "base.safetensors")
             assert again.sha256 == base.sha256
             assert again.architecture == base.architecture
     # A number is the same with and without its decimal point.
@@ -264,12 +264,12 @@ def test_a_folder_that_is_no_model_stops_with_one_line(damage: str, folders: dic
 def test_a_damaged_base_file_stops_with_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "base.safetensors"
     with pytest.raises(UserError, match="no such file"):
-        load_base(path)
+        load_huggingface_base(path)
     save_base(path, read_pretrained(folders["Llama"]))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        load_base(path)
+        load_huggingface_base(path)
 
 
 def test_a_cross_entropy_is_the_mean_of_the_scores(folders: dict[str, Path]) -> None:

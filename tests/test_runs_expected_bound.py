@@ -17,15 +17,15 @@ from sublora.bounds.inequalities import kl_inverse
 from sublora.runs.bound import bound_run, read_losses
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
-from sublora.tools.expected_bound import Guess, Population, population_of, predict, print_prediction
+from sublora.tools.expected_bound import Guess, KnownData, known_data, predict, print_prediction
 from sublora.tools.message_cost import code_bits
 
 DEMO = config.load_settings(REPOSITORY / "demo/config/config.yaml")
-BYTES = Population(n_units=72_354, vocab_size=257, targets=400.0)
+BYTES = KnownData(n_units=72_354, vocab_size=257, targets=400.0)
 
 
-def expected(guess: Guess, population: Population = BYTES, settings: config.Settings = DEMO) -> list:
-    return list(predict(settings, population, guess))
+def expected(guess: Guess, data: KnownData = BYTES, settings: config.Settings = DEMO) -> list:
+    return list(predict(settings, data, guess))
 
 
 def changed(settings: config.Settings, section: str, **values: object) -> config.Settings:
@@ -46,9 +46,7 @@ def test_a_finished_run_has_the_predicted_message_and_bound(tiny_root: Path, tmp
     assert code_bits(settings, 60, per_coordinate) == record["code_bits"]
     losses = read_losses(out / "losses.npz")["losses_bits"]
     guess = Guess(losses.mean(), deviation_bits=losses.std(), bits_per_coordinate=per_coordinate)
-    (prediction,) = (
-        each for each in expected(guess, population_of(settings, root, None), settings) if each.budget == 60
-    )
+    (prediction,) = (each for each in expected(guess, known_data(settings, root, None), settings) if each.budget == 60)
     assert prediction.bound == pytest.approx(record["bound_value"], abs=0.03)
     assert prediction.bound_smallest <= record["bound_value"] <= prediction.bound_largest
 
@@ -104,8 +102,8 @@ def test_the_verdict_is_printed_with_what_was_assumed(capsys: pytest.CaptureFixt
         "not worth it at any n": (BYTES, Guess(3.2, 3.2)),
         "worth it only if adaptation lowers the base's loss by more than": (BYTES, Guess(2.9)),
     }
-    for words, (population, guess) in cases.items():
-        print_prediction(DEMO, population, guess)
+    for words, (data, guess) in cases.items():
+        print_prediction(DEMO, data, guess)
         text = " ".join(capsys.readouterr().out.split())
         assert text.count(words) == 2, text
         assert "which is your guess" in text and "It is an estimate, not a bound." in text
@@ -115,10 +113,10 @@ def test_impossible_guesses_and_unknown_n_are_one_line(tmp_path: Path) -> None:
     assert "guessing over 257 tokens costs 8.006" in complaint(lambda: expected(Guess(9.0)))
     assert "--base-loss 9" in complaint(lambda: expected(Guess(3.0, 9.0)))
     assert "finite number" in complaint(lambda: Guess(-1.0))
-    assert "or give it with --n" in complaint(lambda: population_of(DEMO, tmp_path, None))
-    assert population_of(DEMO, tmp_path, 7).n_units == 7
+    assert "or give it with --n" in complaint(lambda: known_data(DEMO, tmp_path, None))
+    assert known_data(DEMO, tmp_path, 7).n_units == 7
     of_a_base = changed(DEMO, "data", tokenizer="base")
-    assert "run sublora prepare" in complaint(lambda: population_of(of_a_base, tmp_path, 7))
+    assert "run sublora prepare" in complaint(lambda: known_data(of_a_base, tmp_path, 7))
 
 
 def test_it_is_quick_to_ask(tiny_root: Path) -> None:

@@ -15,12 +15,12 @@ from sublora import config
 from sublora.data.prepare import prepare_dataset
 from sublora.models.generation import Choice, continuation
 from sublora.runs.base import make_base
-from sublora.runs.decode import CertificateFiles, decode
+from sublora.runs.decode import CertificateFiles, decode_certificate
 from sublora.runs.encode import encode_run
 from sublora.runs.train import train_run
 from sublora.system.names import CERTIFICATE_NAME
 from sublora.system.streams import generator
-from sublora.tools.export import export
+from sublora.tools.export import export_network
 from sublora.tools.generate import Writing, write
 
 peft = pytest.importorskip("peft")
@@ -75,7 +75,7 @@ def tokens() -> torch.Tensor:
 
 @torch.no_grad()
 def own_logits(folder: Path) -> torch.Tensor:
-    model = decode(CertificateFiles.of(folder), CPU).model
+    model = decode_certificate(CertificateFiles.of(folder), CPU).model
     return model.logits(model.hidden(tokens()))
 
 
@@ -92,8 +92,8 @@ def base_model(folder: Path) -> "transformers.PreTrainedModel":
 def test_both_formats_compute_what_was_certified(data_root: Path, tmp_path: Path, targets: str, init: str) -> None:
     folder = certified(data_root, tmp_path, {"targets": TARGETS[targets], "init": init})
     merged, adapters = tmp_path / "merged", tmp_path / "adapters"
-    export(CertificateFiles.of(folder), merged, "merged")
-    export(CertificateFiles.of(folder / CERTIFICATE_NAME), adapters, "peft")
+    export_network(CertificateFiles.of(folder), merged, "merged")
+    export_network(CertificateFiles.of(folder / CERTIFICATE_NAME), adapters, "peft")
     with torch.no_grad():
         frozen = base_model(data_root / PRETRAINED["path"])(tokens()).logits
     assert (own_logits(folder) - frozen).abs().max() > 0.1
@@ -113,7 +113,7 @@ def test_both_formats_compute_what_was_certified(data_root: Path, tmp_path: Path
 
 def test_a_random_base_travels_with_its_adapters(data_root: Path, tmp_path: Path) -> None:
     folder = certified(data_root, tmp_path, {"targets": ["query", "value", "head"]}, {"kind": "random"})
-    out = export(CertificateFiles.of(folder), tmp_path / "adapters", "peft")
+    out = export_network(CertificateFiles.of(folder), tmp_path / "adapters", "peft")
     assert_same_logits(peft.AutoPeftModelForCausalLM.from_pretrained(out), folder)
     shutil.move(out, tmp_path / "moved")
     moved = peft.PeftModel.from_pretrained(base_model(tmp_path / "moved/base"), tmp_path / "moved")
@@ -126,12 +126,14 @@ def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_export_names_its_certificate_and_overwrites_nothing(run: Path, tmp_path: Path) -> None:
-    out = export(CertificateFiles.of(run), tmp_path / "out", "merged")
+    out = export_network(CertificateFiles.of(run), tmp_path / "out", "merged")
     facts = json.loads((out / "sublora.json").read_text(encoding="utf-8"))
     assert facts["run"] == "d60_fixed-0.5_seed1" and facts["format"] == "merged"
-    again = export(CertificateFiles.of(run), tmp_path / "again", "merged")
+    again = export_network(CertificateFiles.of(run), tmp_path / "again", "merged")
     assert all(path.read_bytes() == (again / path.name).read_bytes() for path in out.iterdir())
-    assert "exists and is not an empty folder" in complaint(lambda: export(CertificateFiles.of(run), out, "peft"))
+    assert "exists and is not an empty folder" in complaint(
+        lambda: export_network(CertificateFiles.of(run), out, "peft")
+    )
 
 
 def writing(**changes: object) -> Writing:
@@ -141,8 +143,8 @@ def writing(**changes: object) -> Writing:
 
 def test_greedy_text_is_what_transformers_generates(run: Path, tmp_path: Path) -> None:
     """As long as it fits into the context."""
-    merged = base_model(export(CertificateFiles.of(run), tmp_path / "merged", "merged"))
-    model = decode(CertificateFiles.of(run), CPU).model
+    merged = base_model(export_network(CertificateFiles.of(run), tmp_path / "merged", "merged"))
+    model = decode_certificate(CertificateFiles.of(run), CPU).model
     for prompt in ([256], [256, 97], [256, 98, 99, 100]):
         expected = merged.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_length=16
@@ -199,7 +201,7 @@ def test_a_certificate_that_travels_needs_its_own_base(run: Path, data_root: Pat
     apart.mkdir()
     shutil.copy(run / CERTIFICATE_NAME, apart)
     files = CertificateFiles.of(apart)
-    assert "name the base's weights with --base" in complaint(lambda: decode(files, CPU))
+    assert "name the base's weights with --base" in complaint(lambda: decode_certificate(files, CPU))
     weights = data_root / "results/base/base.safetensors"
     named = CertificateFiles.of(apart, base=weights)
     expected = write(CertificateFiles.of(run), writing(), CPU)
@@ -215,4 +217,4 @@ def test_a_certificate_that_travels_needs_its_own_base(run: Path, data_root: Pat
         model.transformer.ln_f.weight.add_(0.01)
     model.save_pretrained(other / PRETRAINED["path"])
     make_base(settings, root=other)
-    assert "weights hash to" in complaint(lambda: decode(CertificateFiles.of(apart, root=other), CPU))
+    assert "weights hash to" in complaint(lambda: decode_certificate(CertificateFiles.of(apart, root=other), CPU))

@@ -13,11 +13,11 @@ from sublora import config
 from sublora.data.prepare import prepare_all, prepare_dataset
 from sublora.models.generation import Choice, continuation
 from sublora.runs.base import make_base
-from sublora.runs.decode import CertificateFiles, decode
+from sublora.runs.decode import CertificateFiles, decode_certificate
 from sublora.runs.encode import encode_run
 from sublora.runs.train import train_run
 from sublora.system.streams import generator
-from sublora.tools.export import export
+from sublora.tools.export import export_network
 from sublora.tools.generate import Writing, write
 
 peft = pytest.importorskip("peft")
@@ -86,11 +86,14 @@ def compare(files: CertificateFiles, frozen: torch.nn.Module, folder: Path) -> N
     """What was decoded, the merged model and the adapters compute the same; greedy text too."""
     shape = (3, TINY["model"]["context_length"])
     tokens_NT = torch.from_numpy(np.random.default_rng(2).integers(0, VOCABULARY, shape))
-    own = decode(files, CPU).model
+    own = decode_certificate(files, CPU).model
     expected = own.logits(own.hidden(tokens_NT))
     assert (expected - frozen(tokens_NT).logits).abs().max() > 0.05
 
-    merged_folder, adapters = export(files, folder / "merged", "merged"), export(files, folder / "peft", "peft")
+    merged_folder, adapters = (
+        export_network(files, folder / "merged", "merged"),
+        export_network(files, folder / "peft", "peft"),
+    )
     model, info = transformers.AutoModelForCausalLM.from_pretrained(merged_folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     torch.testing.assert_close(model.eval()(tokens_NT).logits, expected, rtol=2e-5, atol=1e-4)
@@ -128,4 +131,4 @@ def test_the_tokenizer_of_a_base_is_found_in_its_folder_or_in_the_data(tmp_path:
 def test_a_base_of_another_kind_is_refused(data_root: Path, tmp_path: Path) -> None:
     folder = certified("llama", "zero_b", data_root, tmp_path)
     (tmp_path / "results/base/base.safetensors").write_bytes(b"")
-    assert "not a readable safetensors file" in complaint(lambda: decode(CertificateFiles.of(folder), CPU))
+    assert "not a readable safetensors file" in complaint(lambda: decode_certificate(CertificateFiles.of(folder), CPU))

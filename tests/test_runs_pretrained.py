@@ -85,9 +85,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(finished: Path, t
 
 def test_another_base_is_refused(finished: Path, tmp_path: Path) -> None:
     """The same architecture with other weights, and the same weights computed differently."""
-    from sublora.models.huggingface import HuggingFaceBase, load_base, save_base
+    from sublora.models.huggingface import HuggingFaceBase, load_huggingface_base, save_base
 
-    base = load_base(finished / "results/base/base.safetensors")
+    base = load_huggingface_base(finished / "results/base/base.safetensors")
     name = next(name for name in base.tensors if name.endswith("q_proj.weight"))
     others = [
         HuggingFaceBase(base.architecture, {**base.tensors, name: base.tensors[name] * 1.01}),

@@ -95,7 +95,7 @@ def network_table(runs: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def write_csv(table: pd.DataFrame, path: Path | str) -> None:
+def write_table_csv(table: pd.DataFrame, path: Path | str) -> None:
     """Six significant digits; what is missing is left empty."""
     with atomic_path(Path(path)) as temporary:
         table.to_csv(temporary, index=False, float_format=CSV_FORMAT)

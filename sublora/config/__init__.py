@@ -6,7 +6,7 @@ own keys changes, and what the key is to the decoder and the claim. Importing th
 """
 
 from sublora.config.base import Base, Independence, PretrainedBase, RandomBase, TrainedBase
-from sublora.config.bound import Bound, Message, Scoring
+from sublora.config.bound import Bound, MessageSettings, Scoring
 from sublora.config.corpus import (
     Corpus,
     Data,
@@ -38,13 +38,13 @@ from sublora.config.network import (
     HuggingFaceModel,
     Lora,
     Model,
-    Subspace,
+    SubspaceSettings,
     part_rank,
 )
 from sublora.config.section import STAGES, Section, Stage
 from sublora.config.settings import Settings
 from sublora.config.stages import data_settings, stage_settings
-from sublora.config.training import Compute, Optimization, RatePhase, Tracking, Training
+from sublora.config.training import Compute, Optimization, RatePhaseSettings, Tracking, Training
 from sublora.system.digests import json_sha256 as digest
 
 __all__ = [
@@ -69,19 +69,19 @@ __all__ = [
     "JsonDocumentationCorpus",
     "Lora",
     "MarkovCorpus",
-    "Message",
+    "MessageSettings",
     "Model",
     "Optimization",
     "PackageCorpus",
     "PretrainedBase",
     "RandomBase",
-    "RatePhase",
+    "RatePhaseSettings",
     "RunSpec",
     "Scoring",
     "Section",
     "Settings",
     "Stage",
-    "Subspace",
+    "SubspaceSettings",
     "Tracking",
     "TrainedBase",
     "Training",

@@ -26,7 +26,7 @@ Exponent = Annotated[int, Field(ge=1, le=64)]
 DocumentsToScore = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_or_a_number)]
 
 
-class Message(Section):
+class MessageSettings(Section):
     """How a trained w becomes a message."""
 
     quantizer: Annotated[Literal["plain", "entropy"], Mark("train", "score", "bound", decoder=True, premise=True)] = (

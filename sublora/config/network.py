@@ -182,7 +182,7 @@ class Lora(Section):
     subtracted from the frozen weight. Either way training starts from the base model."""
 
 
-class Subspace(Section):
+class SubspaceSettings(Section):
     """What is trained, and through which projection."""
 
     adapt: Annotated[Adapted, Mark(premise=True)] = "lora"

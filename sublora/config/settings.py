@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import model_validator
 
 from sublora.config.base import Base, PretrainedBase, TrainedBase
-from sublora.config.bound import Bound, Message, Scoring
+from sublora.config.bound import Bound, MessageSettings, Scoring
 from sublora.config.corpus import (
     Corpus,
     Data,
@@ -27,13 +27,13 @@ from sublora.config.network import (
     HuggingFaceModel,
     Lora,
     Model,
-    Subspace,
+    SubspaceSettings,
     is_whole,
     named_part,
     parse_size,
 )
 from sublora.config.section import Mark, ReachesThrough, Section, trains_for_the_message
-from sublora.config.training import Compute, RatePhase, Tracking, Training
+from sublora.config.training import Compute, RatePhaseSettings, Tracking, Training
 from sublora.subspace.allocations import Uniform
 from sublora.subspace.projections import IDENTITY
 from sublora.system.errors import UserError
@@ -53,13 +53,15 @@ class Settings(Section):
     base: Annotated[Base, Mark("base")]
     model: Annotated[AnyModel, Mark("base", "train", "yardsticks")]
     lora: Annotated[Lora, Mark("train")]
-    subspace: Annotated[Subspace, Mark("train")] = Subspace()
+    subspace: Annotated[SubspaceSettings, Mark("train")] = SubspaceSettings()
     gating: Annotated[Gating, Mark("train")] = Gating()
     training: Annotated[Training, Mark("train", claim="no_effect")]
-    rate_phase: Annotated[RatePhase, Mark("train", when=trains_for_the_message, claim="no_effect")] = RatePhase()
+    rate_phase: Annotated[RatePhaseSettings, Mark("train", when=trains_for_the_message, claim="no_effect")] = (
+        RatePhaseSettings()
+    )
     compute: Annotated[Compute, Mark("train", claim="no_effect")]
     tracking: Annotated[Tracking, Mark(no_stage=True, claim="no_effect")] = Tracking()
-    message: Annotated[Message, Mark("score", "bound")]
+    message: Annotated[MessageSettings, Mark("score", "bound")]
     scoring: Annotated[Scoring, Mark("score", "yardsticks", "bound")]
     bound: Annotated[Bound, Mark("score", "yardsticks", "bound"), Mark("train", when=trains_for_the_message)]
 

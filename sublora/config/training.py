@@ -58,7 +58,7 @@ class Training(Optimization):
         return self.model_copy(update=changes)
 
 
-class RatePhase(Section):
+class RatePhaseSettings(Section):
     """The last phase of training, which trains for the message; only with message.quantizer 'entropy'."""
 
     fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4

@@ -151,7 +151,7 @@ def save_base(path: Path, base: HuggingFaceBase) -> None:
         save_file({name: value.contiguous() for name, value in base.tensors.items()}, temporary, metadata=metadata)
 
 
-def load_base(path: Path) -> HuggingFaceBase:
+def load_huggingface_base(path: Path) -> HuggingFaceBase:
     """Read what `save_base` wrote. UserError if it is missing, damaged, or no such file."""
     from safetensors import SafetensorError, safe_open
 

@@ -31,7 +31,7 @@ BASE_LOSSES_PATH = Path("results") / "base_losses.npz"
 FIX = "compute them again (sublora yardsticks --config FILE)"
 
 
-class BaseFacts(config.Section):
+class BaseLossesFacts(config.Section):
     """What the losses of a base depend on."""
 
     seen_base_sha256: Sha256
@@ -76,11 +76,11 @@ class BaseLosses:
         return arrays
 
 
-def base_facts_of(run: Run, anchoring: Anchoring) -> BaseFacts:
+def base_facts_of(run: Run, anchoring: Anchoring) -> BaseLossesFacts:
     """Return what the losses of the run's base depend on."""
     scoring, dataset = run.settings.scoring, run.dataset
     by_source = scoring.sources is not None
-    return BaseFacts(
+    return BaseLossesFacts(
         seen_base_sha256=run.seen_base_sha256,
         data_hash=dataset.data_hash,
         k0=anchoring.k0,
@@ -94,7 +94,7 @@ def base_facts_of(run: Run, anchoring: Anchoring) -> BaseFacts:
     )
 
 
-def drawn_base_units(facts: BaseFacts, n: int) -> np.ndarray:
+def drawn_base_units(facts: BaseLossesFacts, n: int) -> np.ndarray:
     """Return the training units that the base's loss is bounded on, int64: all n, or a draw with replacement."""
     if facts.documents is None:
         return np.arange(n)
@@ -102,7 +102,7 @@ def drawn_base_units(facts: BaseFacts, n: int) -> np.ndarray:
     return stream.integers(0, n, size=facts.documents)
 
 
-def drawn_base_sources(facts: BaseFacts, dataset: TokenDataset) -> np.ndarray:
+def drawn_base_sources(facts: BaseLossesFacts, dataset: TokenDataset) -> np.ndarray:
     """Return one training document of each source, or of each source of a draw with replacement, int64 (M,)."""
     order_D, sources = dataset.sources()
     size = "all" if facts.sources is None else facts.sources
@@ -167,13 +167,13 @@ def read_base_losses(path: Path, run: Run) -> BaseLosses:
     try:
         record: dict[str, Any] = json.loads(str(arrays.pop("facts")))
         record.pop("seconds")
-        facts = BaseFacts.model_validate(record)
+        facts = BaseLossesFacts.model_validate(record)
         source = (arrays.pop(name, None) for name in ("base_source_documents", "base_source_losses_bits"))
         names = ("base_indices", "base_losses_bits", "val_log_p_nats", "test_log_p_nats")
         indices_U, losses_U, val_log_p_D, test_log_p_D = (arrays.pop(name) for name in names)
         source_documents_M, source_losses_M = source
     except ValidationError as error:
-        raise UserError(f"{path}: facts: {describe(error, BaseFacts.model_json_schema())}; {FIX}") from None
+        raise UserError(f"{path}: facts: {describe(error, BaseLossesFacts.model_json_schema())}; {FIX}") from None
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); {FIX}") from None
     wanted = base_facts_of(run, anchoring)

@@ -67,7 +67,7 @@ class CertificateFiles:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Decoded:
+class DecodedRun:
     """What a certificate says, as a network."""
 
     files: CertificateFiles
@@ -105,7 +105,7 @@ class Decoded:
         )
 
 
-def decode(files: CertificateFiles, device: torch.device) -> Decoded:
+def decode_certificate(files: CertificateFiles, device: torch.device) -> DecodedRun:
     """Return the decoded network, computing in float32.
 
     UserError if a file is missing or damaged, or if base, LoRA initialization or projection are not those that the
@@ -129,7 +129,7 @@ def decode(files: CertificateFiles, device: torch.device) -> Decoded:
             )
     contents = message.contents
     theta_D = subspace.decoded(contents.weights.values(), contents.gates)
-    return Decoded(files, message, base, network, theta_D, device)
+    return DecodedRun(files, message, base, network, theta_D, device)
 
 
 def _base(message: Message, files: CertificateFiles) -> AnyBase:

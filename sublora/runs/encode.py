@@ -49,11 +49,11 @@ def encode_run(path: Path, *, config_path: Path | None = None, root: Path | None
         provenance = Provenance.of_this_process()
         announce(folder.settings, provenance, device)
         record_start(path, "encode", folder.settings, provenance)
-        encode(folder, folder.load(device), provenance)
+        encode_trained(folder, folder.load(device), provenance)
     return path / CERTIFICATE_NAME
 
 
-def encode(folder: RunFolder, run: Run, provenance: Provenance) -> Encoded:
+def encode_trained(folder: RunFolder, run: Run, provenance: Provenance) -> Encoded:
     """Quantize w, choose the smoothing on val documents, freeze the payload and write the certificate."""
     started = time.monotonic()
     settings, context = run.settings, payload_context(run.settings, run.spec, run.subspace.shape.budget)

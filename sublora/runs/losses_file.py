@@ -39,7 +39,7 @@ class ScoringSeconds(Strict):
     score: Amount
 
 
-class Provenance(Strict):
+class LossesProvenance(Strict):
     """The certificate that the losses belong to, and the machines that trained and scored it."""
 
     certificate_sha256: Sha256
@@ -51,8 +51,8 @@ class Provenance(Strict):
 
 
 def write_losses(path: Path, arrays: dict[str, np.ndarray], provenance: dict[str, Any]) -> None:
-    """Write losses.npz; `provenance` has the keys of `Provenance`."""
-    contents = arrays | {PROVENANCE: np.array(json.dumps(Provenance.model_validate(provenance).model_dump()))}
+    """Write losses.npz; `provenance` has the keys of `LossesProvenance`."""
+    contents = arrays | {PROVENANCE: np.array(json.dumps(LossesProvenance.model_validate(provenance).model_dump()))}
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(handle, allow_pickle=False, **contents)
 
@@ -70,9 +70,9 @@ def read_losses(path: Path) -> dict[str, Any]:
         reason = printable(error, 100) or type(error).__name__
         raise UserError(f"{path}: damaged ({reason}); {fix}") from None
     try:
-        provenance = Provenance.model_validate(facts).model_dump()
+        provenance = LossesProvenance.model_validate(facts).model_dump()
     except ValidationError as error:
-        found = describe(error, Provenance.model_json_schema())
+        found = describe(error, LossesProvenance.model_json_schema())
         raise UserError(f"{path}: {PROVENANCE}: {found}; written by an older version? {fix}") from None
     return {name: v.astype(np.float64) if v.dtype == np.float32 else v for name, v in arrays.items()} | {
         PROVENANCE: provenance

@@ -46,7 +46,7 @@ def random_base(settings: config.Settings, vocab_size: int, seed: int) -> Base:
 def read_base(path: Path, settings: config.Settings, vocab_size: int) -> AnyBase:
     """A base from the file that `write_base` wrote. UserError if it is missing, damaged, or of another network."""
     if isinstance(settings.model, config.HuggingFaceModel):
-        return huggingface().load_base(path)
+        return huggingface().load_huggingface_base(path)
     weights = load_weights(path, gpt2(settings), vocab_size)
     return Base(weights, weights_sha256(weights))
 

@@ -18,7 +18,7 @@ from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.runs.base_losses import BASE_LOSSES_PATH, BaseLosses, read_base_losses
 from sublora.runs.decoder import decoder_header
-from sublora.runs.encode import encode
+from sublora.runs.encode import encode_trained
 from sublora.runs.folder import RunFolder
 from sublora.runs.losses_file import write_losses
 from sublora.runs.message import Message, read_message
@@ -216,7 +216,7 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         if run.loss.anchoring is not None:
             base = read_base_losses(folder.root / BASE_LOSSES_PATH, run)
             run = dataclasses.replace(run, val_base_log_p_D=base.val_log_p_D)
-        encoded = encode(folder, run, provenance)
+        encoded = encode_trained(folder, run, provenance)
         started = time.monotonic()
         # What is scored is what a stranger decodes from the file, not what the encoder had in memory.
         message = read_message(path / CERTIFICATE_NAME)

@@ -37,10 +37,10 @@ def certify_file(
 ) -> Certified:
     """Read losses, bound them, print the table, and write JSON.
 
-    column, counts: as in `read_losses`; arguments: those of `sublora.bounds.certify.certify` other than losses and
-    counts. UserError in one line, which begins with the file, for every bad input.
+    column, counts: as in `read_example_losses`; arguments: those of `sublora.bounds.certify.certify` other than losses
+    and counts. UserError in one line, which begins with the file, for every bad input.
     """
-    losses, multiplicities = read_losses(path, column, counts)
+    losses, multiplicities = read_example_losses(path, column, counts)
     try:
         result = certify(losses, counts=multiplicities, **arguments)
     except ValueError as error:
@@ -54,7 +54,9 @@ def certify_file(
     return result
 
 
-def read_losses(path: Path, column: str | None = None, counts: str | None = None) -> tuple[NDArray, NDArray | None]:
+def read_example_losses(
+    path: Path, column: str | None = None, counts: str | None = None
+) -> tuple[NDArray, NDArray | None]:
     """Return losses and, if `counts` is given, how often each was drawn; as stored, with unchecked values.
 
     column: a column of a CSV or parquet file, or an array of an .npz file; not needed if there is only one. counts: the

@@ -68,7 +68,7 @@ def classify(settings: ClassifySettings, *, root: Path, out: Path, message: Path
     build = functools.partial(build_network, settings, root)
     # Train a message, or read one.
     if message is None:
-        data = train(settings, _wrapped(build(), settings.adapters), tokens, len(training)).data
+        data = train_classifier(settings, _wrapped(build(), settings.adapters), tokens, len(training)).data
     else:
         data = _read(message)
     # Score the decoded predictor, never the trained module, and bound its losses.
@@ -158,7 +158,7 @@ def _wrapped(network: nn.Module, adapters: ClassifyAdapters) -> Wrapped:
         raise UserError(f"adapters: {error}") from None
 
 
-def train(settings: ClassifySettings, model: Wrapped, tokens: Tokens, n: int) -> EncodedMessage:
+def train_classifier(settings: ClassifySettings, model: Wrapped, tokens: Tokens, n: int) -> EncodedMessage:
     """Adapt to the first n examples and encode; the message names the smoothing with their smallest cross-entropy."""
     # Adam on w and the gates, with another rate for the step.
     training, seed = settings.training, settings.adapters.seed

@@ -68,7 +68,7 @@ class Guess:
 
 
 @dataclasses.dataclass(frozen=True)
-class Population:
+class KnownData:
     """What is known about the data."""
 
     n_units: int
@@ -113,7 +113,7 @@ class Prediction:
         return self.guessing if self.base_bound is None else min(self.base_bound, self.guessing)
 
 
-def population_of(settings: config.Settings, root: Path, n_units: int | None) -> Population:
+def known_data(settings: config.Settings, root: Path, n_units: int | None) -> KnownData:
     """Return what the prepared data say, with `n_units` instead of their number if given.
 
     Before the data are prepared, a typical document is assumed to be as short as the population admits. UserError if
@@ -122,7 +122,7 @@ def population_of(settings: config.Settings, root: Path, n_units: int | None) ->
     if (dataset_folder(root, settings.data) / META_FILE).exists():
         dataset = open_target(settings, root)
         targets = float(np.mean(dataset.document_lengths("train"))) + 1.0
-        return Population(n_units or dataset.n_units, dataset.vocab_size, targets)
+        return KnownData(n_units or dataset.n_units, dataset.vocab_size, targets)
     if n_units is None:
         raise UserError(
             f"data/{settings.data.name} is not prepared, so n is unknown; run sublora prepare, or give it with --n"
@@ -132,28 +132,27 @@ def population_of(settings: config.Settings, root: Path, n_units: int | None) ->
             f"data/{settings.data.name} is not prepared, and only then the vocabulary of a pretrained model is known "
             "here; run sublora prepare"
         )
-    return Population(n_units, TOKENIZERS[settings.data.tokenizer].vocab_size, settings.data.min_tokens + 1.0)
+    return KnownData(n_units, TOKENIZERS[settings.data.tokenizer].vocab_size, settings.data.min_tokens + 1.0)
 
 
-def predict(settings: config.Settings, population: Population, guess: Guess) -> tuple[Prediction, ...]:
+def predict(settings: config.Settings, data: KnownData, guess: Guess) -> tuple[Prediction, ...]:
     """Return what to expect of each budget of the grid, for a run that was chosen beforehand.
 
     UserError if a guessed loss is above that of guessing, since no bound below guessing can follow from it.
     """
-    guessing = float(np.log2(population.vocab_size))
+    guessing = float(np.log2(data.vocab_size))
     for what, loss in (("--loss", guess.loss_bits), ("--base-loss", guess.base_loss_bits)):
         if loss is not None and loss > guessing:
             raise UserError(
-                f"{what} {loss:g}: guessing over {population.vocab_size:,} tokens costs {guessing:.3f} bits per token; "
+                f"{what} {loss:g}: guessing over {data.vocab_size:,} tokens costs {guessing:.3f} bits per token; "
                 "expected less"
             )
     return tuple(
-        _predict(settings, population, guess, _dimension(settings, population, budget))
-        for budget in settings.grid.budgets
+        _predict(settings, data, guess, _dimension(settings, data, budget)) for budget in settings.grid.budgets
     )
 
 
-def _dimension(settings: config.Settings, population: Population, budget: int | Literal["all"]) -> int:
+def _dimension(settings: config.Settings, data: KnownData, budget: int | Literal["all"]) -> int:
     """Return d of a budget of the grid.
 
     UserError for all the parameters of a model of which only its files tell the number.
@@ -162,22 +161,22 @@ def _dimension(settings: config.Settings, population: Population, budget: int | 
         return budget
     from sublora.runs.networks import trained_parameters  # torch
 
-    parameters = trained_parameters(settings, population.vocab_size)
+    parameters = trained_parameters(settings, data.vocab_size)
     if parameters is None:
         raise UserError("grid.budgets all: the number of parameters of a model of transformers is not known here")
     return parameters
 
 
-def _predict(settings: config.Settings, population: Population, guess: Guess, budget: int) -> Prediction:
+def _predict(settings: config.Settings, data: KnownData, guess: Guess, budget: int) -> Prediction:
     # The message of the run, and the empty one of the frozen base.
     bits = code_bits(settings, budget, guess.bits_per_coordinate)
     empty_bits = float(index_bits(len(settings.scoring.smoothing)))
-    guessing = float(np.log2(population.vocab_size))
+    guessing = float(np.log2(data.vocab_size))
     spread = functools.partial(_spread, deviation_bits=guess.deviation_bits)
 
     def bounds_at(n_units: int) -> tuple[float, float | None]:
         """Return the bounds of the adapted network and of the frozen base."""
-        expect = functools.partial(_expected, settings, dataclasses.replace(population, n_units=n_units), spread)
+        expect = functools.partial(_expected, settings, dataclasses.replace(data, n_units=n_units), spread)
         base = guess.base_loss_bits
         return expect(guess.loss_bits, bits), None if base is None else expect(base, empty_bits)
 
@@ -186,40 +185,38 @@ def _predict(settings: config.Settings, population: Population, guess: Guess, bu
         return bound < (guessing if base_bound is None else min(base_bound, guessing))
 
     # Bounds at the guessed spread and at the extreme ones.
-    bound, base_bound = bounds_at(population.n_units)
+    bound, base_bound = bounds_at(data.n_units)
     return Prediction(
         budget=budget,
         code_bits=bits,
         bound=bound,
-        bound_smallest=_expected(settings, population, _equal, guess.loss_bits, bits),
-        bound_largest=_expected(settings, population, _at_the_ends, guess.loss_bits, bits),
-        price=bound - _expected(settings, population, spread, guess.loss_bits, empty_bits),
+        bound_smallest=_expected(settings, data, _equal, guess.loss_bits, bits),
+        bound_largest=_expected(settings, data, _at_the_ends, guess.loss_bits, bits),
+        price=bound - _expected(settings, data, spread, guess.loss_bits, empty_bits),
         base_bound=base_bound,
         guessing=guessing,
         pays_at=pays,
     )
 
 
-def _expected(
-    settings: config.Settings, population: Population, spread: "Spread", loss_bits: float, bits: float
-) -> float:
+def _expected(settings: config.Settings, data: KnownData, spread: "Spread", loss_bits: float, bits: float) -> float:
     """Return the bound with the best smoothing among the settings' candidates, bits per token."""
-    n, vocab_size = population.n_units, population.vocab_size
+    n, vocab_size = data.n_units, data.vocab_size
     loss = bounded_loss(settings, vocab_size=vocab_size, n_units=n, n_documents=n).direct
     bounds = []
     for smoothing, loss_range in zip(loss.candidates, loss.ranges, strict=True):
-        mean = float(np.clip(_smoothed(smoothing, loss_bits, population), *loss_range))
+        mean = float(np.clip(_smoothed(smoothing, loss_bits, data), *loss_range))
         bounds.append(estimated_bound(spread(mean, loss_range), loss_range, code_bits=bits, premises=loss.premises))
     return min(bounds)
 
 
-def _smoothed(smoothing: Smoothing, loss_bits: float, population: Population) -> float:
+def _smoothed(smoothing: Smoothing, loss_bits: float, data: KnownData) -> float:
     """Return a typical document's loss under a smoothing, bits per token, if all its tokens have the same loss."""
     log_p = -LN2 * loss_bits
     if isinstance(smoothing, DocumentMixture):
-        targets = population.targets
-        return float(smoothing.losses_bits(log_p * targets, targets, population.vocab_size))
-    return float(smoothing.target_losses_bits(np.array([log_p]), population.vocab_size)[0])
+        targets = data.targets
+        return float(smoothing.losses_bits(log_p * targets, targets, data.vocab_size))
+    return float(smoothing.target_losses_bits(np.array([log_p]), data.vocab_size)[0])
 
 
 Spread = Callable[[float, LossRange], NDArray[np.float64]]
@@ -261,12 +258,12 @@ def _smallest(holds: Callable[[int], bool]) -> int | None:
 def predict_and_print(config_path: Path, guess: Guess, *, n_units: int | None = None) -> None:
     """Print the output of `sublora plan --loss` for a settings file."""
     settings = config.load_settings(config_path)
-    print_prediction(settings, population_of(settings, config.root_of(config_path), n_units), guess)
+    print_prediction(settings, known_data(settings, config.root_of(config_path), n_units), guess)
 
 
-def print_prediction(settings: config.Settings, population: Population, guess: Guess) -> None:
+def print_prediction(settings: config.Settings, data: KnownData, guess: Guess) -> None:
     """Print the predictions as a table, a verdict for each budget, and the assumptions."""
-    predictions = predict(settings, population, guess)
+    predictions = predict(settings, data, guess)
     kind = "documents" if settings.data.unit == "document" else "units"
     table = Table("d", "C, bits", "bound", "from", "to", "price of the message", title="bits per token")
     for each in predictions:
@@ -274,9 +271,9 @@ def print_prediction(settings: config.Settings, population: Population, guess: G
         table.add_row(f"{each.budget:,}", f"{each.code_bits:,.0f}", f"{each.bound:.3f}", low, high, f"{each.price:.3f}")
     Console(width=140).print(table)
     for each in predictions:
-        print(f"d = {each.budget:,}: {_verdict(each, population.n_units, kind)}")
+        print(f"d = {each.budget:,}: {_verdict(each, data.n_units, kind)}")
     print(
-        f"Assumed: n = {population.n_units:,} independent {kind}; a loss of {guess.loss_bits:g} on new ones after "
+        f"Assumed: n = {data.n_units:,} independent {kind}; a loss of {guess.loss_bits:g} on new ones after "
         f"adaptation, which is your guess; losses of {kind} spread by {guess.deviation_bits:g} around it (from: not at "
         f"all; to: as far as there are losses); {guess.bits_per_coordinate:g} bits per coordinate; a run named "
         "beforehand. It is an estimate, not a bound."

@@ -20,7 +20,7 @@ from sublora.models.export import (
     updates,
 )
 from sublora.models.weights import Base
-from sublora.runs.decode import CertificateFiles, Decoded, decode
+from sublora.runs.decode import CertificateFiles, DecodedRun, decode_certificate
 from sublora.runs.networks import gpt2
 from sublora.system.errors import UserError
 from sublora.system.files import sha256_of_file, write_json
@@ -33,16 +33,16 @@ BASE_NAME = "base"
 PROVENANCE_NAME = "sublora.json"
 
 
-def export(files: CertificateFiles, out: Path, form: Form) -> Path:
+def export_network(files: CertificateFiles, out: Path, form: Form) -> Path:
     """Write the decoded network into the folder `out`, which must be new or empty, and return the folder.
 
-    The network is in float32, as it was scored, and the folder appears as a whole. UserError as for `decode`, and if
-    `out` already holds files.
+    The network is in float32, as it was scored, and the folder appears as a whole. UserError as for
+    `decode_certificate`, and if `out` already holds files.
     """
     # Refuse before the network is decoded, which takes time.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; give another one with --out")
-    decoded = decode(files, torch.device("cpu"))
+    decoded = decode_certificate(files, torch.device("cpu"))
     if form == "peft" and decoded.message.settings.subspace.adapt == "weights":
         raise UserError(
             f"{files.certificate}: its network moves the weights themselves (subspace.adapt: weights) and has no "
@@ -63,7 +63,7 @@ def export(files: CertificateFiles, out: Path, form: Form) -> Path:
     return out
 
 
-def _write_merged(folder: Path, decoded: Decoded) -> None:
+def _write_merged(folder: Path, decoded: DecodedRun) -> None:
     """Write a whole model, with the tokenizer's files if the base came with any."""
     added, _ = updates(cast(AdaptedModel, decoded.model), decoded.base)
     if isinstance(decoded.base, Base):
@@ -78,7 +78,7 @@ def _write_merged(folder: Path, decoded: Decoded) -> None:
                 shutil.copyfile(source / name, folder / name)
 
 
-def _write_peft(folder: Path, decoded: Decoded, out: Path) -> None:
+def _write_peft(folder: Path, decoded: DecodedRun, out: Path) -> None:
     """Write adapters and, unless it is a pretrained model, their base; `out` is the folder's final place."""
     base, revision = decoded.message.settings.base, None
     source = decoded.files.pretrained_folder(decoded.message.settings)
@@ -97,7 +97,7 @@ def _write_peft(folder: Path, decoded: Decoded, out: Path) -> None:
     write_json(folder / "adapter_config.json", peft_description(added, name, revision, transposed=transposed))
 
 
-def _gpt2_description(decoded: Decoded, *, tied_head: bool) -> dict[str, Any]:
+def _gpt2_description(decoded: DecodedRun, *, tied_head: bool) -> dict[str, Any]:
     settings, vocab_size = decoded.message.settings, decoded.message.header.vocab_size
     return gpt2_description(gpt2(settings), vocab_size, decoded.tokenizer.eot_id, tied_head=tied_head)
 
@@ -109,7 +109,7 @@ def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
-def _provenance(decoded: Decoded, form: Form) -> dict[str, Any]:
+def _provenance(decoded: DecodedRun, form: Form) -> dict[str, Any]:
     """Return which certificate the folder was made from, and what its bound is about."""
     message = decoded.message
     return {

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sublora.models.generation import Choice, continuation
-from sublora.runs.decode import CertificateFiles, decode
+from sublora.runs.decode import CertificateFiles, decode_certificate
 from sublora.runs.message import read_message
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError
@@ -37,7 +37,7 @@ def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal[
     """Return the prompt and the decoded network's continuation, up to the end of the document.
 
     The network writes by its own probabilities, without the guessing that is mixed in for a bound. The same seed gives
-    the same text on one machine. UserError as for `decode`, and for a prompt that is not valid text.
+    the same text on one machine. UserError as for `decode_certificate`, and for a prompt that is not valid text.
     """
     settings = read_message(files.certificate).settings
     compute = settings.compute.model_copy(update={"device": device, "gpus_per_training": 1})
@@ -47,7 +47,7 @@ def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal[
 
 def write(files: CertificateFiles, writing: Writing, device: torch.device) -> str:
     """Do the work of `generate_text` on a device that has been claimed."""
-    decoded = decode(files, device)
+    decoded = decode_certificate(files, device)
     tokenizer = decoded.tokenizer
     try:
         (prompt_T,) = tokenizer.encode_batch([writing.prompt])

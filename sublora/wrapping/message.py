@@ -36,7 +36,7 @@ WHAT = Path("message")
 """Names the bytes in errors."""
 
 
-class Header(Strict):
+class WrappedHeader(Strict):
     """The header of a wrapped module's message: exactly these keys."""
 
     kind: Literal["wrapped"]
@@ -99,7 +99,7 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
     gates = tuple(int(k) for k in wrapped.subspace.hard_split())
     contents = MessageContents(wrapped.symbols(), gates, choice)
     payload = write_payload(contents, _context(wrapped, choices))
-    header = Header(
+    header = WrappedHeader(
         kind="wrapped",
         arguments=wrapped.arguments,
         choices=choices,
@@ -152,7 +152,7 @@ def _context(wrapped: Wrapped, choices: int) -> PayloadContext:
     return PayloadContext(wrapped.arguments.budget, entropy.NAME, 1, sizes, choices)
 
 
-def _message(data: bytes, payload: Payload, contents: MessageContents, header: Header) -> EncodedMessage:
+def _message(data: bytes, payload: Payload, contents: MessageContents, header: WrappedHeader) -> EncodedMessage:
     bits, items = total_code_bits(payload.items, sweep_size=1, extra_bits=header.extra_bits)
     named = {name: items[item] for item, name in ITEM_NAMES.items()}
     if not math.isclose(sum(named.values()), bits):
@@ -160,11 +160,11 @@ def _message(data: bytes, payload: Payload, contents: MessageContents, header: H
     return EncodedMessage(data, bits, named, contents.smoothing_index, header.choices)
 
 
-def _header(fields: dict[str, Any]) -> Header:
+def _header(fields: dict[str, Any]) -> WrappedHeader:
     try:
-        return Header.model_validate_json(json.dumps(fields))
+        return WrappedHeader.model_validate_json(json.dumps(fields))
     except ValidationError as error:
-        raise UserError(f"{WHAT}: header: {describe(error, Header.model_json_schema())}") from None
+        raise UserError(f"{WHAT}: header: {describe(error, WrappedHeader.model_json_schema())}") from None
 
 
 def _wrapped(module: nn.Module, arguments: WrapArguments) -> Wrapped:
@@ -174,7 +174,7 @@ def _wrapped(module: nn.Module, arguments: WrapArguments) -> Wrapped:
         raise UserError(f"{WHAT}: its arguments do not fit this module: {error}") from None
 
 
-def _check_same(header: Header, wrapped: Wrapped) -> None:
+def _check_same(header: WrappedHeader, wrapped: Wrapped) -> None:
     """Raise UserError unless the receiver's module is the sender's."""
     ours, theirs = wrapped.arguments.model_dump(), header.arguments.model_dump()
     if different := [key for key in ours if ours[key] != theirs[key]]:

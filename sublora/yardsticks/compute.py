@@ -35,7 +35,7 @@ from sublora.yardsticks.record import (
     yardstick_row,
 )
 from sublora.yardsticks.targets import (
-    Predictor,
+    NextTokenModel,
     TargetBatch,
     batches,
     losses_bits,
@@ -104,7 +104,7 @@ def compute_yardsticks(
 class Frozen:
     """A model that no longer changes, decoded from its message."""
 
-    predictor: Predictor
+    predictor: NextTokenModel
     smoothing_index: int
     message: Bits
     code_bits: Mapping[str, float]
@@ -141,20 +141,22 @@ class _Stage:
     def _targets(self, split: str, documents_D: NDArray[np.int64]) -> Iterator[TargetBatch]:
         return batches((self._dataset.document(split, int(i)) for i in documents_D), self._dataset.eot_id)
 
-    def _losses_U(self, predictor: Predictor, scored: "GroupedTargets", smoothing_index: int) -> NDArray[np.float64]:
+    def _losses_U(
+        self, predictor: NextTokenModel, scored: "GroupedTargets", smoothing_index: int
+    ) -> NDArray[np.float64]:
         return self._losses_UA(predictor, scored, [self._loss.candidates[smoothing_index]])[:, 0]
 
     def _losses_UA(
-        self, predictor: Predictor, scored: "GroupedTargets", smoothing: Sequence[Smoothing]
+        self, predictor: NextTokenModel, scored: "GroupedTargets", smoothing: Sequence[Smoothing]
     ) -> NDArray[np.float64]:
         losses_DA = losses_bits(predictor, scored.batches, smoothing, self._loss.vocab_size)
         return scored.units.means(losses_DA)
 
-    def val_losses_UB(self, models: Sequence[Predictor], smoothing_index: int) -> NDArray[np.float64]:
+    def val_losses_UB(self, models: Sequence[NextTokenModel], smoothing_index: int) -> NDArray[np.float64]:
         """Return the losses of the val units under each of the models, shape (U, B)."""
         return np.stack([self._losses_U(model, self._val, smoothing_index) for model in models], axis=1)
 
-    def choose(self, candidates: Sequence[tuple[Predictor, float]]) -> tuple[int, int]:
+    def choose(self, candidates: Sequence[tuple[NextTokenModel, float]]) -> tuple[int, int]:
         """Return the indices of the model and the smoothing that together have the smallest estimated bound on val.
 
         candidates: models and the bits of their messages. Model and smoothing are chosen alternately, each given the
@@ -179,7 +181,7 @@ class _Stage:
             best = int(np.argmin(estimates_B))
         return best, smoothing
 
-    def price_of_a_bit(self, model: Predictor, code_bits: float, smoothing_index: int) -> float:
+    def price_of_a_bit(self, model: NextTokenModel, code_bits: float, smoothing_index: int) -> float:
         """Return what one bit of message costs near this model, in bits per token of loss."""
         return bound_slope_per_bit(
             self._losses_U(model, self._val, smoothing_index),

@@ -51,7 +51,7 @@ class TargetBatch:
         return cls(targets_S, contexts_S, offsets)
 
 
-class Predictor(Protocol):
+class NextTokenModel(Protocol):
     """A model of the next token, decoded from its message or fixed beforehand."""
 
     def log_probabilities(self, batch: TargetBatch) -> NDArray[np.float64]:
@@ -74,7 +74,7 @@ def batches(documents: Iterable[NDArray[np.integer]], eot_id: int) -> Iterator[T
 
 
 def losses_bits(
-    predictor: Predictor, documents: Iterable[TargetBatch], smoothing: Sequence[Smoothing], vocab_size: int
+    predictor: NextTokenModel, documents: Iterable[TargetBatch], smoothing: Sequence[Smoothing], vocab_size: int
 ) -> NDArray[np.float64]:
     """Return the loss of each document under each smoothing candidate, bits per token, shape (D, A)."""
     losses_BDA = []

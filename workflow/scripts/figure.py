@@ -3,7 +3,7 @@
 import importlib
 import inspect
 
-from sublora.analysis.figures.style import save
+from sublora.analysis.figures.style import save_figure
 from sublora.analysis.histories import read_gating_traces, read_metrics
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.scripting import user_errors_to
@@ -25,4 +25,4 @@ with user_errors_to(snakemake.log[0]):
     # Functions that draw any number of budgets find the one of this figure in the runs.
     if "budget" in inspect.signature(draw).parameters:
         arguments["budget"] = int(budget)
-    save(draw(runs, **arguments), png=snakemake.output.png, pdf=snakemake.output.pdf)
+    save_figure(draw(runs, **arguments), png=snakemake.output.png, pdf=snakemake.output.pdf)

@@ -4,7 +4,7 @@ import importlib
 
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.scripting import user_errors_to
-from sublora.analysis.tables import write_csv, write_latex
+from sublora.analysis.tables import write_latex, write_table_csv
 from sublora.analysis.yardsticks import load_yardsticks
 
 with user_errors_to(snakemake.log[0]):
@@ -13,6 +13,6 @@ with user_errors_to(snakemake.log[0]):
     runs = read_runs_csv(snakemake.input.runs, whole_sweep=True)
     yardsticks = snakemake.input.get("yardsticks")
     table = table_of(runs) if yardsticks is None else table_of(runs, load_yardsticks(yardsticks, runs))
-    write_csv(table, snakemake.output.csv)
+    write_table_csv(table, snakemake.output.csv)
     if snakemake.output.get("tex"):
         write_latex(table, snakemake.output.tex)

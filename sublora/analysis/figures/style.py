@@ -83,7 +83,7 @@ def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
     return drawing
 
 
-def save(figure: Figure, *, png: Path | str, pdf: Path | str) -> None:
+def save_figure(figure: Figure, *, png: Path | str, pdf: Path | str) -> None:
     """Write both files without dates or program versions: the same data gives the same bytes."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

@@ -79,7 +79,7 @@ def _all_scored(row: Mapping[str, Any]) -> bool:
     return row["delta_sample"] == 0.0
 
 
-def base(runs: pd.DataFrame) -> dict[str, Any]:
+def base_of_runs(runs: pd.DataFrame) -> dict[str, Any]:
     """Kind of the base, and for a pretrained one the texts its independence rests on: (what, text)."""
     first = runs.iloc[0]
     kind = first[f"{BASE_PREFIX}kind"]

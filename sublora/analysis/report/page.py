@@ -79,7 +79,7 @@ def write_report(
         near_duplicates=None
         if near_duplicates_json is None
         else facts.near_duplicates_sentence(near_duplicates_json, best["name"], best["data_hash"]),
-        base=facts.base(runs),
+        base=facts.base_of_runs(runs),
         grid=facts.grid(runs),
         configurations=facts.configuration_blocks(runs),
         hypotheses=hypothesis_sections(hypotheses),
