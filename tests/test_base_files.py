@@ -34,7 +34,8 @@ from torch import Tensor
 from sublora import cli, config
 from sublora.coding.certificate import MAGIC, read_certificate
 from sublora.data.base_and_target import base_data, open_target
-from sublora.data.dataset import META_FILE, dataset_folder
+from sublora.data.dataset import dataset_folder
+from sublora.data.meta import META_FILE
 from sublora.data.prepare import prepare_all
 from sublora.losses.documents import score_documents
 from sublora.models.adapted import AdaptedModel

@@ -20,7 +20,9 @@ from sublora.data.base_and_target import (
     open_text_keys,
     write_text_keys,
 )
-from sublora.data.dataset import FILES, META_FILE, SPLITS, TokenDataset
+from sublora.data.dataset import TokenDataset
+from sublora.data.dataset_files import FILES, SPLITS
+from sublora.data.meta import META_FILE
 from sublora.data.order import Spill, document_key, make_record, record_of_key
 from sublora.data.prepare import prepare_all, prepare_base_dataset, prepare_dataset
 from sublora.data.tokenizers import load_tokenizer

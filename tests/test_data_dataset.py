@@ -11,7 +11,8 @@ from data_samples import folder_data, write_documents
 
 from sublora import config
 from sublora.data import dataset as module
-from sublora.data.dataset import FILES, TokenDataset
+from sublora.data.dataset import TokenDataset
+from sublora.data.dataset_files import FILES, SPLITS
 from sublora.data.prepare import prepare_dataset
 from sublora.system.errors import UserError
 
@@ -60,7 +61,7 @@ def test_attributes(root):
 def test_documents_and_lengths_equal_a_split_at_the_end_of_text(root, monkeypatch, block):
     monkeypatch.setattr(module, "BLOCK_TOKENS", block)
     dataset = TokenDataset.open(root, folder_data())
-    for split in module.SPLITS:
+    for split in SPLITS:
         pieces = "".join(map(chr, dataset.tokens(split))).split(chr(256))
         assert pieces.pop() == ""
         assert dataset.document_lengths(split).tolist() == [len(piece) for piece in pieces]
@@ -73,8 +74,8 @@ def test_documents_and_lengths_equal_a_split_at_the_end_of_text(root, monkeypatc
 def test_many_documents_need_no_many_open_files(root):
     dataset = TokenDataset.open(root, folder_data())
     before = len(os.listdir("/proc/self/fd"))
-    held = [dataset.document(split, 0) for split in module.SPLITS * 20]
-    assert len(os.listdir("/proc/self/fd")) - before <= len(module.SPLITS)
+    held = [dataset.document(split, 0) for split in SPLITS * 20]
+    assert len(os.listdir("/proc/self/fd")) - before <= len(SPLITS)
     assert len(held) == 60
 
 

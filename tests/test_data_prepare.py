@@ -16,7 +16,9 @@ from sublora import config
 from sublora.data import order as order_module
 from sublora.data import tokenize as tokenize_module
 from sublora.data import write as write_module
-from sublora.data.dataset import FILES, META_FILE, SPLITS, TokenDataset
+from sublora.data.dataset import TokenDataset
+from sublora.data.dataset_files import FILES, SPLITS
+from sublora.data.meta import META_FILE
 from sublora.data.prepare import prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
 from sublora.system.errors import UserError

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from sublora import config
 from sublora.data import order as order_module
 from sublora.data.corpora.python_sources import source_files
-from sublora.data.dataset import FILES, META_FILE, SPLITS, UNIT_FILES, TokenDataset
+from sublora.data.dataset import TokenDataset
+from sublora.data.dataset_files import FILES, SPLITS, UNIT_FILES
+from sublora.data.meta import META_FILE
 from sublora.data.order import document_key, source_key
 from sublora.data.prepare import prepare_dataset
 from sublora.data.units import Units

@@ -9,7 +9,8 @@ import pytest
 from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, TokenSmoothing
-from sublora.data.dataset import FILES, TokenDataset
+from sublora.data.dataset import TokenDataset
+from sublora.data.dataset_files import FILES
 from sublora.system.errors import UserError
 from sublora.yardsticks import targets
 from sublora.yardsticks.compute import compute_yardsticks

@@ -19,7 +19,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sublora import config
-from sublora.data.dataset import PREPARE_AGAIN, TokenDataset
+from sublora.data.dataset import TokenDataset
+from sublora.data.dataset_files import PREPARE_AGAIN
 from sublora.data.meta import META_FILE
 from sublora.system.errors import UserError
 from sublora.system.files import sha256_of_file

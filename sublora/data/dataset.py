@@ -3,8 +3,6 @@
 It is light to import and to open: no network library, no full read of the tokens.
 """
 
-import contextlib
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,35 +11,27 @@ from typing import Any, Self
 import numpy as np
 
 from sublora import config
-from sublora.data.meta import META_FILE, read_meta
-from sublora.data.tokenizers import TOKENIZER_FILE, TOKENIZERS, Tokenizer, TokenizerFacts, token_type
+from sublora.data.dataset_files import (
+    DOC_LENGTHS_FILE,
+    EOT_INDICES_FILE,
+    FILES,
+    PREPARE_AGAIN,
+    SOURCE_IDS_FILE,
+    SPLITS,
+    UNIT_FILES,
+    check_hashes,
+    check_hashes_of_changed_files,
+    dataset_files,
+    load_index,
+    read_checked_meta,
+    unit_starts_file,
+)
+from sublora.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerFacts, token_type
 from sublora.data.units import Units
-from sublora.system.errors import UserError, printable
-from sublora.system.files import UNREADABLE, read_json, sha256_of_file, write_json
-
-SPLITS = ("train", "val", "test")
-EOT_INDICES_FILE = "eot_indices.npy"
-DOC_LENGTHS_FILE = "doc_lengths.npy"
-SOURCE_IDS_FILE = "source_ids.npy"
-"""Written only if documents are units and the corpus knows their sources."""
-TOKEN_FILES = tuple(f"{split}.bin" for split in SPLITS)
-FILES = (*TOKEN_FILES, EOT_INDICES_FILE, DOC_LENGTHS_FILE)
-"""Files that every dataset has."""
-HASHES_FILE = ".hashes.json"
-"""The hashes that were found, with mtime, size and inode of each file at that time."""
+from sublora.system.errors import UserError
 
 BLOCK_TOKENS = 1 << 20
 """Tokens that are in memory at once while a whole split is read."""
-
-PREPARE_AGAIN = "run: sublora prepare --config FILE"
-
-
-def unit_starts_file(split: str) -> str:
-    """Return the name of the file with the first document of each unit, for a dataset with data.unit: source."""
-    return f"unit_starts_{split}.npy"
-
-
-UNIT_FILES = tuple(map(unit_starts_file, SPLITS))
 
 
 def dataset_folder(root: Path, data: config.Data) -> Path:
@@ -80,15 +70,15 @@ class TokenDataset:
         excluded = meta["excluded_texts"]
         self.excluded_texts: str | None = None if excluded is None else excluded["sha256"]
         # The index of train is mapped; the positions of other splits and the token maps are filled in on demand.
-        self.eot_indices: np.ndarray = _load_index(folder / EOT_INDICES_FILE)
-        self._train_lengths: np.ndarray = _load_index(folder / DOC_LENGTHS_FILE)
+        self.eot_indices: np.ndarray = load_index(folder / EOT_INDICES_FILE)
+        self._train_lengths: np.ndarray = load_index(folder / DOC_LENGTHS_FILE)
         self._end_of_text_positions: dict[str, np.ndarray] = {"train": self.eot_indices}
         self._maps: dict[str, np.memmap] = {}
         self._unit_starts: dict[str, np.ndarray] = {}
         if self.unit == "source":
             # As plain arrays: indexing a memory map would create another memory map each time.
             files = {split: folder / unit_starts_file(split) for split in SPLITS}
-            self._unit_starts = {split: np.asarray(_load_index(path)) for split, path in files.items()}
+            self._unit_starts = {split: np.asarray(load_index(path)) for split, path in files.items()}
 
     @classmethod
     def open(cls, root: Path, data: config.Data) -> "TokenDataset":
@@ -103,10 +93,7 @@ class TokenDataset:
     @classmethod
     def open_folder(cls, folder: Path, data: config.Data) -> "TokenDataset":
         """Open the dataset as `open` does, with the files in any folder."""
-        meta = _read_meta(folder)
-        _check_settings(folder, meta, data)
-        _check_sizes(folder, meta)
-        dataset = cls(folder, meta)
+        dataset = cls(folder, read_checked_meta(folder, data))
         dataset._check_index()
         return dataset
 
@@ -179,7 +166,7 @@ class TokenDataset:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the dataset's files except meta.json."""
-        return _files_of(self.meta)
+        return dataset_files(self.meta)
 
     @cached_property
     def longest_targets(self) -> int:
@@ -226,7 +213,7 @@ class TokenDataset:
 
         It is known if each document is a unit of its own and the corpus has sources.
         """
-        return _load_index(self.folder / SOURCE_IDS_FILE) if SOURCE_IDS_FILE in self.files else None
+        return load_index(self.folder / SOURCE_IDS_FILE) if SOURCE_IDS_FILE in self.files else None
 
     def in_words(self) -> str:
         """Return how many documents there are, and how many were left out for which reason, in words."""
@@ -282,39 +269,16 @@ class TokenDataset:
 
     def verify_hashes(self) -> None:
         """Read all files; UserError if one differs from its sha256 in meta.json."""
-        for name in self.files:
-            self._check_hash(name, sha256_of_file(self.folder / name))
+        check_hashes(self.folder, self.meta)
 
     def verified(self) -> Self:
         """Check that the files have the hashes of meta.json, and return the dataset.
 
-        Every stage that computes calls this first. A file is read only if it changed since it was last read:
-        `.hashes.json` keeps the hash that was found together with the file's time of change in nanoseconds, its size
-        and its inode. If `.hashes.json` cannot be written, all files are read each time. UserError if a file differs.
+        Every stage that computes calls this first. A file is read only if it changed since it was last read
+        (`check_hashes_of_changed_files`). UserError if a file differs.
         """
-        known = _known_hashes(self.folder / HASHES_FILE)
-        found = {name: self._hash_of(name, known.get(name)) for name in self.files}
-        if found != known:
-            with contextlib.suppress(UserError):
-                write_json(self.folder / HASHES_FILE, found)
+        check_hashes_of_changed_files(self.folder, self.meta)
         return self
-
-    def _hash_of(self, name: str, known: Any) -> list[Any]:
-        """Return [mtime_ns, bytes, inode, sha256] of a file; the hash is the known one if the other three still fit."""
-        before = (self.folder / name).stat()
-        identity = [before.st_mtime_ns, before.st_size, before.st_ino]
-        fits = isinstance(known, list) and known[:-1] == identity
-        sha256 = known[-1] if fits else sha256_of_file(self.folder / name)
-        self._check_hash(name, sha256)
-        return [*identity, sha256]
-
-    def _check_hash(self, name: str, found: Any) -> None:
-        expected = self.meta["files"][name]["sha256"]
-        if found != expected:
-            raise UserError(
-                f"{self.folder / name}: sha256 {found}, expected {expected} as in {META_FILE}: the file was damaged or "
-                f"replaced; {PREPARE_AGAIN}"
-            )
 
     def _known(self, split: str) -> str:
         if split not in SPLITS:
@@ -348,87 +312,6 @@ class TokenDataset:
         return self._end_of_text_positions[split]
 
 
-def _known_hashes(path: Path) -> dict[str, Any]:
-    """Return the contents of `.hashes.json`, empty if it is missing or damaged."""
-    try:
-        known = read_json(path, missing="", fix="")
-    except (UserError, OSError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
 def partitions(starts: np.ndarray, documents: int) -> bool:
     """Return whether units that begin at these documents partition all of them, none of the units empty."""
     return bool(len(starts) and starts[0] == 0 and (np.diff(starts) > 0).all() and starts[-1] < documents)
-
-
-def _files_of(meta: dict[str, Any]) -> tuple[str, ...]:
-    units = UNIT_FILES if meta["settings"]["unit"] == "source" else ()
-    return (*FILES, *units, *(name for name in (SOURCE_IDS_FILE, TOKENIZER_FILE) if name in meta["files"]))
-
-
-def _load_index(path: Path) -> np.ndarray:
-    """Open an array of the index, memory-mapped; UserError for a damaged file."""
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        array.shape  # noqa: B018 - an archive of arrays has no shape
-    except UNREADABLE as error:
-        raise UserError(f"{path}: damaged ({printable(error, 100)}); {PREPARE_AGAIN}") from None
-    return array
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    missing = f", the dataset is not prepared; {PREPARE_AGAIN}"
-    meta = read_meta(folder, missing=missing, fix=PREPARE_AGAIN)
-    grouped = meta["settings"]["unit"] == "source"
-    lacking = [f"files.{name}" for name in (*FILES, *(UNIT_FILES if grouped else ())) if name not in meta["files"]]
-    lacking += [f"splits.{split}.units" for split in SPLITS if grouped and "units" not in meta["splits"][split]]
-    if lacking:
-        raise UserError(f"{folder / META_FILE}: lacks {', '.join(lacking)}; {PREPARE_AGAIN}")
-    return meta
-
-
-def _check_settings(folder: Path, meta: dict[str, Any], data: config.Data) -> None:
-    """Check that the tokenizer, its vocabulary and all other data settings are those that made the files."""
-    path = folder / META_FILE
-    if meta["tokenizer"] != data.tokenizer:
-        raise UserError(
-            f"{path}: the dataset was made with tokenizer '{meta['tokenizer']}', data.tokenizer is "
-            f"'{data.tokenizer}'; change the setting or {PREPARE_AGAIN}"
-        )
-    for key in ("vocab_size", "eot_id"):
-        # The vocabulary of a base's tokenizer is the one it had when the data were prepared.
-        expected = getattr(TOKENIZERS[data.tokenizer], key) if data.tokenizer in TOKENIZERS else meta[key]
-        if meta[key] != expected:
-            raise UserError(
-                f"{path}: {key} {meta[key]} does not fit tokenizer '{data.tokenizer}', which has {expected}; "
-                f"{PREPARE_AGAIN}"
-            )
-    # Compare every key that either side has.
-    wanted = config.data_settings(data)
-    for key in {**wanted, **meta["settings"]}:
-        value = wanted.get(key)
-        if meta["settings"].get(key) != value:
-            raise UserError(
-                f"{path}: the dataset was made with data.{key} {json.dumps(meta['settings'].get(key))}, the settings "
-                f"say {json.dumps(value)}; change the setting or {PREPARE_AGAIN}"
-            )
-
-
-def _check_sizes(folder: Path, meta: dict[str, Any]) -> None:
-    """Check that each file is as long as meta.json says, and the token files as long as their token counts."""
-    for name in _files_of(meta):
-        path = folder / name
-        expected = meta["files"][name]["bytes"]
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, expected {expected} bytes; {PREPARE_AGAIN}")
-        found = path.stat().st_size
-        if found != expected:
-            raise UserError(f"{path}: found {found} bytes, expected {expected}; {PREPARE_AGAIN}")
-    for split, name in zip(SPLITS, TOKEN_FILES, strict=True):
-        tokens = meta["splits"][split]["tokens"]
-        if tokens * token_type(meta["vocab_size"]).itemsize != meta["files"][name]["bytes"]:
-            raise UserError(
-                f"{folder / META_FILE}: {tokens} tokens of {split} do not fit the {meta['files'][name]['bytes']} "
-                f"bytes of {name}; {PREPARE_AGAIN}"
-            )

@@ -10,8 +10,9 @@ import pytest
 
 from faults.scene import DATA, RUN, Scene
 from sublora import config
-from sublora.data import dataset as dataset_module
-from sublora.data.dataset import HASHES_FILE, TokenDataset
+from sublora.data import dataset_files
+from sublora.data.dataset import TokenDataset
+from sublora.data.dataset_files import HASHES_FILE
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, os_error_line, remove_stale_temporaries, sha256_of_file
 
@@ -76,7 +77,7 @@ def test_data_are_read_once_and_again_only_where_they_changed(scene: Scene, monk
         read.append(path.name)
         return sha256_of_file(path)
 
-    monkeypatch.setattr(dataset_module, "sha256_of_file", noted)
+    monkeypatch.setattr(dataset_files, "sha256_of_file", noted)
     files = sorted(TokenDataset.open(scene.root, data).verified().files)
     assert sorted(read) == files, "a copy has other inodes"
     TokenDataset.open(scene.root, data).verified()

@@ -7,7 +7,8 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.data.dataset import BLOCK_TOKENS, SPLITS, TokenDataset, partitions
+from sublora.data.dataset import BLOCK_TOKENS, TokenDataset, partitions
+from sublora.data.dataset_files import SPLITS
 from sublora.runs.verify.checks import Check
 
 DIGEST_BYTES = 8
