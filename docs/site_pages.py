@@ -71,7 +71,8 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def _packages() -> list[str]:
-    return sorted(path.parent.name for path in ROOT.glob("sublora/*/__init__.py"))
+    """Packages with a page of their own; the command line has one that shows its help."""
+    return sorted({path.parent.name for path in ROOT.glob("sublora/*/__init__.py")} - {"cli"})
 
 
 def _rebased(page: str, source: str) -> str:

@@ -1,38 +1,12 @@
-"""The command line. Heavy modules are imported inside the commands, so that --help is quick."""
+"""Commands beside the pipeline: they check, use, export or predict what the stages make."""
 
-import contextlib
-import gc
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from sublora import __version__
-from sublora.system.errors import UserError, printable
-from sublora.system.files import os_error_line
-from sublora.system.signals import outlive_announcements
+from sublora.cli.application import ConfigOption, RootOption, app, quick_imports
 
-app = typer.Typer(
-    name="sublora",
-    help="Generalization bounds for language models through compression.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-ConfigOption = Annotated[Path, typer.Option("--config", help="Settings file, for example demo/config/config.yaml.")]
-OptionalConfig = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", help="Settings file; must agree with the training. Default: the checkpoint's own settings."
-    ),
-]
-RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained run.", show_default=False)]
-RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Folder that holds data/. Default: above the config file or above DIR.")
-]
 CertificateArgument = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="Folder of a scored run, or its certificate.bin.", show_default=False)
 ]
@@ -41,119 +15,6 @@ BaseOption = Annotated[
     typer.Option(help="base.safetensors. Default: beside the certificate, else in results/base/ of a folder above."),
 ]
 BaseRootOption = Annotated[Path | None, typer.Option("--root", help="Folder that holds results/base/.")]
-
-
-@contextlib.contextmanager
-def _imports() -> Iterator[None]:
-    """Import in here what takes seconds.
-
-    What is imported stays until the process ends: the garbage collector need not search it, neither again and again
-    while more is imported nor ever after. That is a quarter of the start and end of a job that imports torch.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-@app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit
-
-
-@app.command("prepare")
-def prepare_command(config: ConfigOption) -> None:
-    """Read or download the corpus, tokenize it, and write data/{name}/; likewise the corpus of a base to be trained."""
-    from sublora.config import load_settings, root_of
-    from sublora.data.base_and_target import open_target
-    from sublora.data.prepare import prepare_all
-    from sublora.runs.starts import announce
-    from sublora.system.provenance import Provenance
-
-    settings, root = load_settings(config), root_of(config)
-    folder = prepare_all(settings, root, started=lambda: announce(settings, Provenance.of_this_process()))
-    print(open_target(settings, root).in_words())
-    print(folder)
-
-
-@app.command("base")
-def base_command(
-    config: ConfigOption, out: Annotated[Path | None, typer.Option(help="Default: results/base.")] = None
-) -> None:
-    """Make the base that all runs adapt: train it, resuming if interrupted, or import a pretrained model."""
-    from sublora.config import load_settings, root_of
-
-    settings = load_settings(config)
-    with _imports():
-        from sublora.runs.base import make_base
-
-    print(make_base(settings, root=root_of(config), out=out))
-
-
-@app.command("train")
-def train_command(
-    config: ConfigOption,
-    budget: Annotated[str, typer.Option(help="Dimension d of the subspace; all: every trained parameter.")],
-    allocation: Annotated[str, typer.Option(help="uniform, fixed-<share of B> (for example fixed-0.2), or learned.")],
-    seed: Annotated[int, typer.Option(help="Seed of base weights, LoRA init and batch order.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, metrics and resume state.")],
-    trained: Annotated[
-        str | None, typer.Option(help="What is trained: one of grid.trained. Default: what section subspace says.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(help="Network: one of grid.sizes. Default: section model.")] = None,
-) -> None:
-    """Train one model; resumes from the last saved state if interrupted."""
-    from sublora.config import load_settings, origin_of, parse_run, root_of
-
-    settings = load_settings(config)
-    run = parse_run(budget, allocation, seed, trained=trained, size=size)
-    with _imports():
-        from sublora.runs.train import train_run
-
-    print(train_run(settings, run, root=root_of(config), out=out, settings_file=origin_of(config)))
-
-
-@app.command("encode")
-def encode_command(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
-    """Write the trained model as a message: certificate.bin."""
-    with _imports():
-        from sublora.runs.encode import encode_run
-
-    print(encode_run(run, config_path=config, root=root))
-
-
-@app.command("score")
-def score_command(run: RunArgument, config: OptionalConfig = None, root: RootOption = None) -> None:
-    """Encode, then score the decoded model on documents: certificate.bin and losses.npz."""
-    with _imports():
-        from sublora.runs.score import score_run
-
-    print(score_run(run, config_path=config, root=root))
-
-
-@app.command("bound")
-def bound_command(run: RunArgument, config: OptionalConfig = None) -> None:
-    """Compute every bound from the certificate and the losses: bounds.json and bounds_metrics.pt."""
-    with _imports():
-        from sublora.runs.bound import bound_run
-
-    print(bound_run(run, config_path=config))
-
-
-@app.command("yardsticks")
-def yardsticks_command(config: ConfigOption) -> None:
-    """Bound the trivial models and the frozen base on the same documents: results/yardsticks.json."""
-    from sublora.config import load_settings, root_of
-
-    settings = load_settings(config)
-    with _imports():
-        from sublora.runs.yardsticks import make_yardsticks
-
-    print(make_yardsticks(settings, root=root_of(config)))
 
 
 @app.command("duplicates")
@@ -204,7 +65,7 @@ def verify_command(
 
     Exit status 0: verified; 1: refused; 2: cannot be checked because a file is missing or damaged.
     """
-    with _imports():
+    with quick_imports():
         from sublora.runs.verify.files import Claim, Options
         from sublora.runs.verify.verify import verify_and_print
 
@@ -293,7 +154,7 @@ def generate_command(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network runs.")] = "cpu",
 ) -> None:
     """Let the network of a certificate write on; needs its base and no data."""
-    with _imports():
+    with quick_imports():
         from sublora.runs.decode import CertificateFiles
         from sublora.tools.generate import Writing, generate_text
 
@@ -314,7 +175,7 @@ def export_command(
     root: BaseRootOption = None,
 ) -> None:
     """Write the network of a certificate as safetensors that transformers or peft loads."""
-    with _imports():
+    with quick_imports():
         from sublora.runs.decode import CertificateFiles
         from sublora.tools.export import export_network
 
@@ -334,7 +195,7 @@ def classify_command(
     from sublora.config.classify import load_classify_settings
 
     settings = load_classify_settings(config)
-    with _imports():
+    with quick_imports():
         from sublora.tools.classify import classify
 
     print(classify(settings, root=root_of(config), out=out, message=message))
@@ -392,7 +253,7 @@ def plan_command(
         chosen = {key: value for key, value in given.items() if value is not None}
         predict_and_print(config, Guess(loss, base_loss, **chosen), n_units=n)
         return
-    with _imports():
+    with quick_imports():
         from sublora.tools.plan import print_plan
 
     print_plan(
@@ -402,31 +263,3 @@ def plan_command(
         scoring_tokens_per_second=scoring_tokens_per_second,
         gpus=gpus,
     )
-
-
-def main() -> None:
-    """Entry point: an error that a user can fix is one line on stderr and exit status 2.
-
-    That is a UserError, an error of the operating system, or a package that an extra brings.
-    """
-    outlive_announcements()
-    try:
-        app()
-    except UserError as error:
-        line = str(error)
-    except OSError as error:
-        line = os_error_line(error)
-    except ModuleNotFoundError as error:
-        from sublora.system.errors import missing_extra
-
-        if (missing := missing_extra(error, "this command")) is None:
-            raise
-        line = missing
-    else:
-        return
-    print(f"error: {printable(line)}", file=sys.stderr)
-    sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

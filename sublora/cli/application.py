@@ -1,0 +1,46 @@
+"""The application that commands register with, and what several of them need."""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sublora import __version__
+
+app = typer.Typer(
+    name="sublora",
+    help="Generalization bounds for language models through compression.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="Settings file, for example demo/config/config.yaml.")]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Folder that holds data/. Default: above the config file or above DIR.")
+]
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import in here what takes seconds.
+
+    What is imported stays until the process ends: the garbage collector need not search it, neither again and again
+    while more is imported nor ever after. That is a quarter of the start and end of a job that imports torch.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
