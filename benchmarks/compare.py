@@ -1,14 +1,20 @@
 """The same runs by two versions of this repository, compared byte for byte: `make compare REF=<commit>`.
 
-A refactoring must leave every trained weight, payload and loss as it was. Both versions run on this machine, each with
-the settings of its own demo, made small: all arms of the grid, both quantizers, and the rarer choices (random B, gates
-of their own part of w, dropout). Exit status 1 if anything differs.
+A refactoring must leave every trained weight, payload and loss as it was. Both versions run on this machine and read
+the same settings: REF, the older of the two, resolves its own demo, made small, and writes it with every key, one file
+for each variant. A demo or a default that changed since REF therefore changes nothing here; a key that REF does not
+have yet is at its default in this folder. A file that this folder cannot read, because a key is gone or takes other
+values, ends the comparison with the message about it.
+
+The variants: all arms of the grid with both quantizers, and the rarer choices (random B, gates of their own part of w,
+dropout). Exit status 0: equal; 1: something differs; 2: a version could not run.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -72,26 +78,32 @@ TIMING = {"tokens_per_second", "seconds"}
 CERTIFICATE_HEADER = struct.Struct(">8sHI")
 
 
-def settings_values(repository: Path, changes: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """The demo's settings of a version of the repository, on a random base, with the small ones and the changes put in.
+def write_settings(repository: Path, folder: Path, device: str) -> list[str]:
+    """Write the settings of each variant into the folder, as `sublora` of this process resolves them: with every key.
 
-    The version's own loader resolves the file first, so that a key is there whether the file gives it or a default
-    does. Also returned: the keys to change that this version does not know. They are left out, so that older versions
-    can be compared.
+    They are the version's own demo on a random base, with the small values and the variant's changes put in. Returned
+    are the keys to change that this version does not know; they are left out, so that older versions can be compared.
     """
     from sublora.config import load_settings
 
-    values = load_settings(repository / "demo/config/config.yaml").model_dump(mode="json")
-    values["base"] = {"kind": "random"}
-    if "sources" in values["scoring"]:
-        values["scoring"]["sources"] = None  # the documents below have none
-    unknown = []
-    for part in (SMALL, changes):
-        for section, keys in part.items():
-            known = values.get(section, {})
-            unknown += [f"{section}.{key}" for key in keys if key not in known]
-            known |= {key: value for key, value in keys.items() if key in known}
-    return values, unknown
+    unknown = set()
+    for variant, changes in VARIANTS.items():
+        # The loader resolves the demo first, so that a key is there whether the file gives it or a default does.
+        values = load_settings(repository / "demo/config/config.yaml").model_dump(mode="json")
+        values["base"] = {"kind": "random"}
+        if "sources" in values["scoring"]:
+            values["scoring"]["sources"] = None  # the documents below have none
+        values["compute"] |= {"device": device}
+        for part in (SMALL, changes):
+            for section, keys in part.items():
+                known = values.get(section, {})
+                unknown |= {f"{section}.{key}" for key in keys if key not in known}
+                known |= {key: value for key, value in keys.items() if key in known}
+        path = folder / f"{variant}.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        # Once more, for the defaults inside what was put in.
+        path.write_text(yaml.safe_dump(load_settings(path).model_dump(mode="json")), encoding="utf-8")
+    return sorted(unknown)
 
 
 def facts_of_run(folder: Path) -> dict[str, str]:
@@ -121,28 +133,21 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def collect(repository: Path, device: str) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Facts of every run, by the `sublora` that this process imports, and the keys of SMALL that it does not know."""
-    import sublora
+def collect(settings: Path) -> dict[str, dict[str, str]]:
+    """Train, score and bound every run of the settings files in a folder; returns the facts of each run."""
     from sublora.cli import app
-
-    if not Path(sublora.__file__).is_relative_to(repository.resolve()):
-        raise RuntimeError(f"{sublora.__file__} was imported instead of the version in {repository}")
 
     def run(*arguments: object) -> None:
         app([str(argument) for argument in arguments], standalone_mode=False)
 
-    facts, left_out = {}, set()
-    for variant, changes in VARIANTS.items():
+    facts = {}
+    for variant in VARIANTS:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config" / "config.yaml"
             path.parent.mkdir()
-            values, unknown = settings_values(repository, changes)
-            left_out |= set(unknown)
-            values["compute"] = values["compute"] | {"device": device}
-            path.write_text(yaml.safe_dump(values), encoding="utf-8")
+            shutil.copy(settings / f"{variant}.yaml", path)
             run("prepare", "--config", path)
-            grid = values["grid"]
+            grid = yaml.safe_load(path.read_text(encoding="utf-8"))["grid"]
             for budget in grid["budgets"]:
                 for allocation in grid["allocations"]:
                     out = Path(folder) / "results/runs" / f"d{budget}_{allocation}_seed{grid['seeds'][0]}"
@@ -151,20 +156,32 @@ def collect(repository: Path, device: str) -> tuple[dict[str, dict[str, str]], l
                     run("score", out, "--config", path)
                     run("bound", out, "--config", path)
                     facts[f"{variant}: {out.name}"] = facts_of_run(out)
-    return facts, sorted(left_out)
+    return facts
 
 
-def run_version(repository: Path, device: str) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """`collect` in a process of its own that imports the `sublora` of this folder."""
+def work(task: str, repository: Path, settings: Path, device: str) -> Any:
+    """Do one task with the `sublora` that this process imports, which must be the repository's."""
+    import sublora
+
+    if not Path(sublora.__file__).is_relative_to(repository.resolve()):
+        raise RuntimeError(f"{sublora.__file__} was imported instead of the version in {repository}")
+    return write_settings(repository, settings, device) if task == "settings" else collect(settings)
+
+
+def in_version(task: str, repository: Path, settings: Path, device: str) -> Any:
+    """`work` in a process of its own that imports the `sublora` of this repository; exit status 2 if it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "facts.json"
-        command = [sys.executable, __file__, "--collect", str(repository), str(result), "--device", device]
+        result = Path(folder) / "result.json"
+        names = [task, str(repository), str(settings), str(result)]
+        command = [sys.executable, __file__, "--task", *names, "--device", device]
         environment = os.environ | {"PYTHONPATH": str(repository)}
-        subprocess.run(
-            command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder
         )
-        facts, left_out = json.loads(result.read_text(encoding="utf-8"))
-        return facts, left_out
+        if done.returncode:
+            print(f"{task} by the version in {repository}:\n{done.stderr.rstrip()}", file=sys.stderr)
+            sys.exit(2)
+        return json.loads(result.read_text(encoding="utf-8"))
 
 
 def compare(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> bool:
@@ -184,27 +201,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reference", nargs="?", help="the commit to compare this folder with")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--collect", nargs=2, metavar=("FOLDER", "JSON"), help=argparse.SUPPRESS)
+    parser.add_argument("--task", nargs=4, metavar=("TASK", "FOLDER", "SETTINGS", "JSON"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.collect:
-        repository, result = map(Path, arguments.collect)
-        result.write_text(json.dumps(collect(repository, arguments.device)), encoding="utf-8")
+    if arguments.task:
+        task, (repository, settings, result) = arguments.task[0], map(Path, arguments.task[1:])
+        result.write_text(json.dumps(work(task, repository, settings, arguments.device)), encoding="utf-8")
         return
     if not arguments.reference:
         parser.error("give the commit to compare with: make compare REF=<commit>")
     here = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as folder:
-        there = Path(folder) / "reference"
+        there, settings = Path(folder) / "reference", Path(folder) / "settings"
+        settings.mkdir()
         git = ["git", "-C", str(here), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(there), arguments.reference], check=True)
         try:
-            before, unknown_before = run_version(there, arguments.device)
-            after, unknown_after = run_version(here, arguments.device)
+            unknown = in_version("settings", there, settings, arguments.device)
+            before = in_version("runs", there, settings, arguments.device)
+            after = in_version("runs", here, settings, arguments.device)
         finally:
             subprocess.run([*git, "remove", "--force", str(there)], check=True)
-    for version, unknown in ((arguments.reference, unknown_before), ("this folder", unknown_after)):
-        if unknown:
-            print(f"settings that {version} does not know, left at what it does without them: {', '.join(unknown)}")
+    if unknown:
+        print(f"settings that {arguments.reference} does not know, at their defaults in both: {', '.join(unknown)}")
     equal = compare(before, after)
     print(f"{arguments.reference} and this folder, on {arguments.device}: {'equal' if equal else 'DIFFERENT'}")
     sys.exit(not equal)
