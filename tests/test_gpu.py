@@ -14,7 +14,7 @@ from sublora.runs.build import build_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.checks import LOSS_TOLERANCE_BITS
 from sublora.system.digests import tensors_sha256
-from sublora.tools.plan import RandomTokens
+from sublora.tools.throughput import RandomTokens
 from sublora.training import checkpoint
 from sublora.training.run import Run
 from sublora.training.transfer import Prefetcher
