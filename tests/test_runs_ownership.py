@@ -14,8 +14,8 @@ from sublora.runs.train import train_run
 from sublora.system.errors import UserError
 from sublora.system.names import CHECKPOINT_NAME, SETTINGS_NAME
 from sublora.tools.plan import make_plan
-from sublora.tools.throughput import Throughput
 from sublora.tools.status import print_status
+from sublora.tools.throughput import Throughput
 
 SPEC = config.RunSpec(budget=40, allocation="uniform", seed=1)
 OTHER_STEPS = {"training": {"steps": 24}}

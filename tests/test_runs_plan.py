@@ -13,7 +13,7 @@ from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.system.errors import UserError
-from sublora.tools import plan
+from sublora.tools import plan, throughput
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_finished_run_gives_the_throughput(finished: Path) -> None:
 
 
 def test_without_data_or_speed_numbers_stay_open(finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(plan, "MEASURE_SECONDS", 0.05)
+    monkeypatch.setattr(throughput, "MEASURE_SECONDS", 0.05)
     path = write_settings(tmp_path)
     plan.print_plan(path)
     text = capsys.readouterr().out
