@@ -10,6 +10,7 @@ from attacks import RUN, Prover, flip_payload_bit, honest_runs
 from sublora.runs.verify.files import Claim
 from sublora.runs.verify.verify import verify_and_print
 from sublora.system.errors import UserError
+from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.training import checkpoint
 
 
@@ -95,6 +96,50 @@ def test_nothing_in_a_claim_acts_on_the_terminal(prover, capsys):
         assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text) and "[bold red]" in text
     facts = json.loads(json_path.read_text())
     assert "gpu" in facts["claimed_not_checked"] and not any(check["name"] == "gpu" for check in facts["checks"])
+
+
+# Numerics of the bound
+
+
+def drop_an_inequality(claim: dict) -> None:
+    claim["bounds"].pop("kl_inverse_subsampled")
+
+
+def test_bounds_of_another_version_of_the_numerics_cannot_be_checked(prover):
+    """As if another release knew an inequality less."""
+    prover.reseal(lambda header: header["numerics_versions"].update(bound=99))
+    prover.bound()
+    prover.edit_claim(drop_an_inequality)
+    json_path = prover.root / "verdict.json"
+    with pytest.raises(UserError, match=r"bounds\.json: differs in bounds\.kl_inverse_subsampled") as error:
+        verify_and_print(Claim.of(prover.path, root=prover.root), json_path=json_path)
+    own = NUMERICS_VERSIONS["bound"]
+    assert f"version 99 of the numerics of the bound, this package has {own}; " in str(error.value)
+    assert json.loads(json_path.read_text())["exit_status"] == 2
+
+
+def test_an_inequality_left_out_by_this_version_is_refused(prover):
+    prover.edit_claim(drop_an_inequality)
+    prover.refused("bounds.kl_inverse_subsampled")
+
+
+def test_bounds_that_were_computed_again_are_verified_whatever_version_encoded(prover):
+    """The workflow computes bounds again where their numerics changed, and leaves the certificate as it is."""
+    prover.reseal(lambda header: header["numerics_versions"].update(bound=NUMERICS_VERSIONS["bound"] - 1))
+    prover.bound()
+    assert prover.verdict().verified
+
+
+def test_losses_that_give_no_bounds_are_refused_whatever_version_encoded(prover):
+    prover.reseal(lambda header: header["numerics_versions"].update(bound=99))
+    prover.bound()
+    prover.edit_losses(lambda arrays: arrays.pop("test_losses_bits"))
+    prover.refused("arrays of losses.npz")
+
+
+def test_bounds_of_another_certificate_are_refused_whatever_version_encoded(prover):
+    prover.reseal(lambda header: header["numerics_versions"].update(bound=99))
+    prover.refused("certificate sha256")
 
 
 # The certificate

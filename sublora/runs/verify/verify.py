@@ -22,7 +22,7 @@ from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import PT_KEYS
 from sublora.runs.build import assemble_run
 from sublora.runs.encode import val_losses, val_losses_of
-from sublora.runs.losses_file import read_losses
+from sublora.runs.losses_file import check_losses, read_losses
 from sublora.runs.message import Message, SourceFacts, charged_bits, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.record import run_environment, run_record
@@ -43,7 +43,7 @@ from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_s
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError, printable
 from sublora.system.files import sha256_of_file, write_json
-from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME
+from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME, LOSSES_NAME
 from sublora.system.provenance import Provenance
 from sublora.system.streams import generator
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
@@ -88,7 +88,9 @@ class Material:
                 f"{claim.certificate}: encoded and scored by version {found} of the numerics, this package has {own}; "
                 "verify with the release that made it, or score the run again"
             )
-        return cls(claim, options, message, read_claim(claim.bounds), read_losses(claim.losses))
+        material = cls(claim, options, message, read_claim(claim.bounds), read_losses(claim.losses))
+        _check_numerics_of_the_bounds(material)
+        return material
 
 
 def verify_and_print(claim: Claim, options: Options | None = None, *, json_path: Path | None = None) -> int:
@@ -168,6 +170,43 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
             *_parameters_checks(message, run),
         )
         return _rescored(verdict, run, material) if verdict.verified else verdict
+
+
+def _check_numerics_of_the_bounds(material: Material) -> None:
+    """UserError for a bounds.json that this version of the numerics does not give and another one may have given.
+
+    bounds.json does not hold the version, and may have been computed again since the certificate was encoded: one that
+    agrees is checked like any other. Files of another certificate, and losses that give no bounds, are left to the
+    checks that follow.
+    """
+    claim, message = material.claim, material.message
+    found, own = message.header.numerics_versions.get("bound"), NUMERICS_VERSIONS["bound"]
+    if found == own or material.claimed.get("certificate_sha256") != sha256_of_file(claim.certificate):
+        return
+    # Compute bounds.json again from the losses that were handed over, and compare.
+    try:
+        check_losses(material.stored, message, claim.losses)
+        record = _record_of(material, material.stored)
+    except (UserError, ValueError, TypeError):
+        return
+    checks = record_checks(material.claimed, (record, record), frozenset())
+    differing = [check.name for check in checks if not check.agrees]
+    if differing:
+        raise UserError(
+            f"{claim.bounds}: differs in {differing[0]} from what {LOSSES_NAME} gives, and the certificate was made by "
+            f"version {found} of the numerics of the bound, this package has {own}; verify with the release that made "
+            f"it, or compute the bound again (sublora bound {claim.bounds.parent})"
+        )
+
+
+def _record_of(material: Material, losses: dict[str, Any]) -> dict[str, Any]:
+    """Return what bounds.json would hold for these losses.
+
+    Of facts about machines only the keys are compared, so those of this computation will do.
+    """
+    environment = run_environment(material.stored["provenance"], Provenance.of_this_process(), 0.0)
+    certificate_sha256 = sha256_of_file(material.claim.certificate)
+    return run_record(material.message, losses, environment, certificate_sha256).as_json()
 
 
 def _named_base_checks(message: Message, options: Options) -> list[Check]:
@@ -257,25 +296,17 @@ def _val_losses_before_quantization(run: Run, material: Material) -> np.ndarray 
 
 def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> Verdict:
     """bounds.json against the record of the stored losses and against that of the verifier's own."""
-    stored, message = material.stored, material.message
-    # Of facts about machines only the keys are compared, so those of this computation will do.
-    environment = run_environment(stored["provenance"], Provenance.of_this_process(), 0.0)
-    certificate_sha256 = sha256_of_file(material.claim.certificate)
-
-    def record_of(losses: dict[str, Any]) -> dict[str, Any]:
-        return run_record(message, losses, environment, certificate_sha256).as_json()
-
     # Without a checkpoint any val losses will serve, since no number that depends on them is compared.
     before = "val_losses_unquantized_bits"
     on_trust = frozenset() if before in own else frozenset({"val_loss_unquantized_bits"})
-    fresh = record_of({before: own["val_losses_bits"]} | own)
+    fresh = _record_of(material, {before: own["val_losses_bits"]} | own)
     verdict = verdict.with_bounds({key: fresh[key] for key in OWN_NUMBERS})
     if fresh["by_source"]:
         verdict = verdict.with_bounds({"bound_by_source": fresh["by_source"]["bound"]})
     if not verdict.verified:
         return verdict
     try:
-        from_file = record_of(stored)
+        from_file = _record_of(material, material.stored)
     except (ValueError, TypeError) as error:
         return verdict.with_checks(Check("losses.npz gives a bound", "a number", str(error)))
     verdict = verdict.with_checks(*record_checks(material.claimed, (from_file, fresh), on_trust))
