@@ -245,7 +245,7 @@ def final_gamma(run: RunSpec, layers: int) -> dict[str, float]:
 
 def _loss_bits(run: RunSpec) -> float:
     by_mode = {"uniform": 4.50, "learned": 4.47}
-    arm = by_mode[run.mode] if run.ratio is None else 4.49 + 0.9 * (run.ratio - 0.55) ** 2
+    arm = by_mode.get(run.mode, 4.48) if run.ratio is None else 4.49 + 0.9 * (run.ratio - 0.55) ** 2
     return arm - 0.08 * math.log2(_dimension(run) / 1000.0)
 
 

@@ -4,18 +4,25 @@ Nothing but `sublora.subspace.allocations` may have to know of a new allocation,
 `sublora.subspace.projections` of a new projection.
 """
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from analysis_data import write_results
 from conftest import build_on, write_settings
 
 from benchmarks.gate_variants import OneGate
 from sublora import config
+from sublora.analysis.arms import arms_of
+from sublora.analysis.figures import style
+from sublora.analysis.hypotheses import hypothesis_table
+from sublora.analysis.runs_table import collect_runs
 from sublora.runs.bound import bound_run
 from sublora.runs.message import Message, read_message
 from sublora.runs.score import score_run
@@ -39,6 +46,13 @@ class DenseGaussian:
 
     def apply(self, arrays, w_S: torch.Tensor) -> torch.Tensor:
         return self.scale * (arrays["matrix"] @ w_S)
+
+
+@dataclasses.dataclass(frozen=True)
+class Swapped(allocations.Fixed):
+    """Another kind that has a ratio."""
+
+    mode: ClassVar[str] = "swapped"
 
 
 @pytest.fixture
@@ -112,8 +126,21 @@ def test_a_new_projection_is_one_class(tiny_root, tmp_path, dense_gaussian, allo
         torch.testing.assert_close(moved[part.rows], matrix @ (share * w)[part.coordinates], rtol=1e-4, atol=1e-6)
 
 
+def test_tables_and_figures_take_new_allocations_as_kinds_of_their_own(tmp_path, monkeypatch):
+    """H1 is about fixed splits; every arm has a colour and a marker of its own."""
+    monkeypatch.setattr(allocations, "ALLOCATIONS", (*allocations.ALLOCATIONS, OneGate, Swapped))
+    names = ("uniform", "fixed-0.5", "fixed-0.8", "learned", "one_gate", "swapped-0.5", "swapped-0.8")
+    grid = config.Grid(budgets=(1000,), allocations=names, seeds=(1, 2, 3))
+    runs = collect_runs(write_results(tmp_path, grid))
+    arms = arms_of(runs)
+    assert [arm.allocation for arm in arms] == list(names)
+    assert len({style.colour_of(arm) for arm in arms}) == len({style.marker_of(arm, arms) for arm in arms}) == len(arms)
+    comparisons = hypothesis_table(runs).set_index("hypothesis").loc["H1", "comparison"]
+    assert not comparisons.str.contains("swapped").any() and comparisons.str.contains("fixed-0.8").all()
+
+
 def test_nothing_is_left_behind():
-    assert OneGate not in allocations.ALLOCATIONS and "dense_gaussian" not in PROJECTIONS
+    assert not {OneGate, Swapped} & set(allocations.ALLOCATIONS) and "dense_gaussian" not in PROJECTIONS
     with pytest.raises(ValueError, match="allocation 'one_gate' is not one of uniform"):
         allocations.parse_allocation("one_gate")
 

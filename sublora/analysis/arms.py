@@ -9,7 +9,7 @@ from sublora import config
 from sublora.system.errors import UserError
 
 EQUAL_RATIO = 0.5
-UNIFORM, LEARNED = "uniform", "learned"
+UNIFORM, FIXED, LEARNED = "uniform", "fixed", "learned"
 BITS_PER_KILOBYTE = 8000.0
 """KB as in the figures and tables: 1,000 bytes."""
 
@@ -22,7 +22,7 @@ class Arm:
     """Name in the settings: uniform, fixed-0.2, ..., learned."""
     mode: str
     ratio: float | None
-    """B's share of a fixed split, None otherwise."""
+    """B's share of the budget, None where it is not fixed."""
 
     @property
     def label(self) -> str:

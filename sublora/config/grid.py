@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sublora.config.network import SizeName, TrainedPart, is_whole, named_part
 from sublora.config.section import LARGEST_BUDGET, Budget, Mark, Section
-from sublora.subspace.allocations import ALLOCATIONS, Uniform, parse_allocation
+from sublora.subspace import allocations
+from sublora.subspace.allocations import Uniform, parse_allocation
 from sublora.system.validation import NonNegativeInt
 
 ALL: Literal["all"] = "all"
@@ -15,7 +16,7 @@ ALL: Literal["all"] = "all"
 
 def allocation_modes() -> tuple[str, ...]:
     """The kinds of allocation, in the order in which tables and figures show them."""
-    return tuple(kind.mode for kind in ALLOCATIONS)
+    return tuple(kind.mode for kind in allocations.ALLOCATIONS)
 
 
 def _number_or_all(value: object) -> object:

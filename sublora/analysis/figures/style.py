@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sublora import config
 from sublora.analysis.arms import Arm
 from sublora.system.files import atomic_path
 
@@ -25,9 +26,11 @@ PNG_DPI = 300
 
 INK = "#222222"
 FAINT = "#767676"
-UNIFORM_COLOUR = "#303030"
-LEARNED_COLOUR = "#56b4e9"
-FIXED_MARKERS = ("v", "s", "^", "<", ">", "P", "X", "h", "d")
+# By the rank of an allocation's kind: colour and marker of an arm without a ratio, and the colour map of ratios.
+KIND_COLOURS = ("#303030", "#cc79a7", "#56b4e9", "#009e73", "#a6761d", "#0072b2")
+KIND_MARKERS = ("o", "*", "D", "p", "8", "H")
+KIND_COLOUR_MAPS = ("cividis", "plasma", "viridis", "summer", "winter", "copper")
+RATIO_MARKERS = ("v", "s", "^", "<", ">", "P", "X", "h", "d")
 # colour-blind-safe categorical colours of Okabe and Ito, for what is neither an arm nor ordered
 CATEGORY_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 CATEGORY_MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -97,17 +100,19 @@ def save_figure(figure: Figure, *, png: Path | str, pdf: Path | str) -> None:
 
 def colour_of(arm: Arm) -> str:
     """Fixed splits run from dark violet (all to A) to yellow (all to B), the same ratio alike in every grid."""
+    rank = config.allocation_modes().index(arm.mode)
     if arm.ratio is None:
-        return UNIFORM_COLOUR if arm.mode == "uniform" else LEARNED_COLOUR
-    return to_hex(matplotlib.colormaps["plasma"](0.1 + 0.85 * arm.ratio))
+        return KIND_COLOURS[rank % len(KIND_COLOURS)]
+    colours = KIND_COLOUR_MAPS[rank % len(KIND_COLOUR_MAPS)]
+    return to_hex(matplotlib.colormaps[colours](0.1 + 0.85 * arm.ratio))
 
 
 def marker_of(arm: Arm, arms: Sequence[Arm]) -> str:
     """A second code beside colour, for print without colour."""
     if arm.ratio is None:
-        return "o" if arm.mode == "uniform" else "D"
+        return KIND_MARKERS[config.allocation_modes().index(arm.mode) % len(KIND_MARKERS)]
     rank = [other.allocation for other in arms if other.ratio is not None].index(arm.allocation)
-    return FIXED_MARKERS[rank % len(FIXED_MARKERS)]
+    return RATIO_MARKERS[rank % len(RATIO_MARKERS)]
 
 
 def ordered_colours(count: int) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from sublora.analysis.arms import EQUAL_RATIO, Arm, arms_of
+from sublora.analysis.arms import EQUAL_RATIO, FIXED, Arm, arms_of
 from sublora.analysis.hypotheses import inference
 from sublora.analysis.hypotheses.rows import (
     ALL_BUDGETS,
@@ -38,9 +38,9 @@ def asymmetry_tests(runs: pd.DataFrame) -> Iterator[HypothesisTest]:
     In the bound, directional, over all budgets together: these rows decide. BPD, Pareto domination, single budgets and
     the mixed model stand beside them.
     """
-    arms = arms_of(runs)
+    arms = [arm for arm in arms_of(runs) if arm.mode == FIXED]
     equal = [arm for arm in arms if arm.ratio == EQUAL_RATIO]
-    others = [arm for arm in arms if arm.ratio is not None and arm.ratio != EQUAL_RATIO]
+    others = [arm for arm in arms if arm.ratio != EQUAL_RATIO]
     if not equal or not others:
         note = f"the grid needs fixed-{EQUAL_RATIO} and another fixed split"
         yield HypothesisTest("H1", RECORD, "asymmetric against equal splits", HEADLINE, "", "", notes=(note,))
@@ -151,7 +151,7 @@ def _pareto(question: _Question) -> HypothesisTest:
 
 def _check(runs: pd.DataFrame, others: Sequence[Arm], reference: Arm) -> Iterator[HypothesisTest]:
     """The record's comparisons once more, by a linear mixed model."""
-    fixed = runs[runs["ratio"].notna()]
+    fixed = runs[runs["mode"] == FIXED]
     effects = allocation_effects(fixed, HEADLINE, reference.allocation)
     for arm in others:
         effect = effects.get(arm.allocation, Effect())
