@@ -4,6 +4,7 @@ import pytest
 from conftest import PRETRAINED, TINY, TRAINED, demo_values, merged
 
 from sublora import config
+from sublora.config.corpus import AnyCorpus, MarkovCorpus
 from sublora.system.errors import UserError
 
 FOLDER = {"kind": "folder", "path": "texts", "text_field": "text", "unit_field": None}
@@ -76,6 +77,16 @@ def test_what_makes_a_pretrained_base_independent_must_be_said(key, text):
 def test_base_and_target_share_no_source(base, data, shared):
     found = complaint(TRAINED | {"corpus": base}, data={"corpus": data})
     assert f"base.corpus and data.corpus share {shared};" in found
+
+
+def test_a_new_kind_of_corpus_must_say_what_overlaps_with_it(monkeypatch):
+    """Also with kinds that were there before it, and whether it is the base's or the data's."""
+    with pytest.raises(TypeError, match="overlap"):
+        type("Silent", (AnyCorpus,), {"__module__": __name__})()
+    monkeypatch.setattr(MarkovCorpus, "overlap", lambda self, other: "the folder's letters")
+    for base, data in ((MARKOV, FOLDER), (FOLDER, MARKOV)):
+        found = complaint(TRAINED | {"corpus": base}, data={"corpus": data})
+        assert "base.corpus and data.corpus share the folder's letters;" in found
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,52 @@
 """Where documents come from, how they are split and tokenized."""
 
-from typing import Annotated, Literal
+import abc
+import sys
+from os.path import normpath
+from pathlib import PurePath
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from sublora.config.section import Mark, Section
 from sublora.system.validation import NonNegativeInt, PositiveInt
 
+STDLIB = "stdlib"
+SAME = "all of their documents"
+"""What a corpus has in common with itself."""
 
-class HuggingFaceCorpus(Section):
+Unit = Literal["document", "source"]
+
+
+class AnyCorpus(Section, abc.ABC):
+    """Base of the kinds of corpora: what the other settings ask of each."""
+
+    has_sources: ClassVar[bool] = False
+    """Whether the reader names the source of every document, so that sources can be drawn beside documents."""
+
+    @abc.abstractmethod
+    def overlap(self, other: Section) -> str | None:
+        """Say what this corpus and another have in common, None if nothing is known; asked of both of them."""
+
+    def unit_complaint(self, unit: Unit) -> str | None:
+        """Return why documents cannot be grouped as `unit` says, None if they can."""
+        if unit == "source":
+            return self._no_sources()
+        field = getattr(self, "unit_field", None)
+        if field is None:
+            return None
+        return f"corpus.unit_field '{field}' has no effect with unit: document; set it to null"
+
+    def _no_sources(self) -> str | None:
+        """Return why documents have no sources to be grouped by, None if they have."""
+        return None
+
+    def token_complaint(self, tokenizer: str, smallest: dict[str, int]) -> str | None:
+        """Return why a tokenizer, or one of these smallest lengths by key, does not fit; None if they do."""
+        return None
+
+
+class HuggingFaceCorpus(AnyCorpus):
     """A dataset of the Hugging Face hub, read from its parquet files."""
 
     kind: Literal["huggingface"]
@@ -24,8 +62,19 @@ class HuggingFaceCorpus(Section):
     unit_field: str | None = None
     """Column of text that names the source of a document; given if and only if data.unit is source."""
 
+    def overlap(self, other: Section) -> str | None:
+        if not isinstance(other, HuggingFaceCorpus):
+            return None
+        same = (self.dataset, self.split) == (other.dataset, other.split)
+        return f"the split {self.split} of {self.dataset}" if same else None
 
-class FolderCorpus(Section):
+    def _no_sources(self) -> str | None:
+        if self.unit_field is not None:
+            return None
+        return "unit: source needs corpus.unit_field, the column that names the source of a document; found null"
+
+
+class FolderCorpus(AnyCorpus):
     """A folder of .txt files (one document each) and .jsonl files (one document per line)."""
 
     kind: Literal["folder"]
@@ -38,12 +87,29 @@ class FolderCorpus(Section):
     """Key of the text that names the source of a .jsonl line, for data.unit: source; a .txt file is its own source.
     null with data.unit: document, and for a folder that has only .txt files."""
 
+    def overlap(self, other: Section) -> str | None:
+        if not isinstance(other, FolderCorpus):
+            return None
+        first, second = PurePath(normpath(self.path)), PurePath(normpath(other.path))
+        apart = not (first.is_relative_to(second) or second.is_relative_to(first))
+        return None if apart else f"the folder {max(first, second, key=lambda path: len(path.parts))}"
 
-class PackageCorpus(Section):
+
+class PackageCorpus(AnyCorpus):
     """Base of the corpora made of the source files of Python packages."""
 
     packages: Annotated[tuple[str, ...], Field(min_length=1)]
     """Import names; 'stdlib' is the standard library."""
+
+    has_sources: ClassVar[bool] = True
+
+    def overlap(self, other: Section) -> str | None:
+        if not isinstance(other, PackageCorpus):
+            return None
+        shared = sorted(
+            _shared_packages(self.packages, other.packages) | _shared_packages(other.packages, self.packages)
+        )
+        return f"the packages {', '.join(shared)}" if shared else None
 
 
 class DocstringCorpus(PackageCorpus):
@@ -66,7 +132,7 @@ class FunctionCorpus(PackageCorpus):
     """Source text of Python functions."""
 
 
-class JsonDocumentationCorpus(Section):
+class JsonDocumentationCorpus(AnyCorpus):
     """Documentation strings in the JSON files of a wheel, HTML tags taken out; each text once."""
 
     kind: Literal["json_documentation"]
@@ -82,8 +148,13 @@ class JsonDocumentationCorpus(Section):
     source_depth: PositiveInt
     """Number of leading parts of a file's path in the archive that name the source of its texts."""
 
+    has_sources: ClassVar[bool] = True
 
-class MarkovCorpus(Section):
+    def overlap(self, other: Section) -> str | None:
+        return SAME if self == other else None
+
+
+class MarkovCorpus(AnyCorpus):
     """Independent documents of a Markov chain whose entropy rate is known: a source to test bounds against.
 
     A symbol is one ASCII byte, so the tokenizer must be 'bytes'. No document may occur twice, or deduplication
@@ -111,44 +182,37 @@ class MarkovCorpus(Section):
             raise ValueError(f"min_length {self.min_length} exceeds max_length {self.max_length}")
         return self
 
+    def overlap(self, other: Section) -> str | None:
+        return SAME if self == other else None
+
+    def _no_sources(self) -> str | None:
+        return "the documents of a markov corpus are independent and have no sources; set unit: document"
+
+    def token_complaint(self, tokenizer: str, smallest: dict[str, int]) -> str | None:
+        if tokenizer != "bytes":
+            return f"a markov corpus needs tokenizer 'bytes', found '{tokenizer}'"
+        too_long = [f"{key} {length}" for key, length in smallest.items() if length > self.min_length]
+        return f"{too_long[0]} exceeds corpus.min_length {self.min_length}" if too_long else None
+
 
 Corpus = Annotated[
     HuggingFaceCorpus | FolderCorpus | DocstringCorpus | FunctionCorpus | JsonDocumentationCorpus | MarkovCorpus,
     Field(discriminator="kind"),
 ]
 
-
-Unit = Literal["document", "source"]
-
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Name of a folder in data/."""
 
 
-def markov_complaint(corpus: Corpus, tokenizer: str, smallest: dict[str, int]) -> str | None:
-    """Return why a Markov corpus does not fit a tokenizer or these smallest lengths by key.
-
-    None if it fits, and for every other corpus.
-    """
-    if not isinstance(corpus, MarkovCorpus):
-        return None
-    if tokenizer != "bytes":
-        return f"a markov corpus needs tokenizer 'bytes', found '{tokenizer}'"
-    too_long = [f"{key} {length}" for key, length in smallest.items() if length > corpus.min_length]
-    return f"{too_long[0]} exceeds corpus.min_length {corpus.min_length}" if too_long else None
+def kinds_with_sources() -> tuple[str, ...]:
+    """Return the kinds whose readers name the source of every document, in the order of the union."""
+    kinds = get_args(get_args(Corpus)[0])
+    return tuple(get_args(kind.model_fields["kind"].annotation)[0] for kind in kinds if kind.has_sources)
 
 
-def unit_complaint(corpus: Corpus, unit: Unit) -> str | None:
-    """Return why documents of a corpus cannot be grouped as `unit` says, None if they can."""
-    if unit == "document":
-        field = getattr(corpus, "unit_field", None)
-        return (
-            None if field is None else f"corpus.unit_field '{field}' has no effect with unit: document; set it to null"
-        )
-    if isinstance(corpus, MarkovCorpus):
-        return "the documents of a markov corpus are independent and have no sources; set unit: document"
-    if isinstance(corpus, HuggingFaceCorpus) and corpus.unit_field is None:
-        return "unit: source needs corpus.unit_field, the column that names the source of a document; found null"
-    return None
+def _shared_packages(first: tuple[str, ...], second: tuple[str, ...]) -> set[str]:
+    """Return the packages of the first list that the second contains, by name or as a part of the standard library."""
+    return {name for name in first if name in second or (STDLIB in second and name in sys.stdlib_module_names)}
 
 
 IN_EVERY_BOUND = Mark("data", "train", "score", "yardsticks", "bound", decoder=True, premise=True)
@@ -199,7 +263,7 @@ class Data(Section):
     @property
     def knows_sources(self) -> bool:
         """Whether the dataset says which documents are of one source."""
-        return self.unit == "source" or isinstance(self.corpus, PackageCorpus | JsonDocumentationCorpus)
+        return self.unit == "source" or self.corpus.has_sources
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> "Data":
@@ -209,15 +273,15 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _documents_have_units(self) -> "Data":
-        complaint = unit_complaint(self.corpus, self.unit)
+        complaint = self.corpus.unit_complaint(self.unit)
         if complaint:
             raise ValueError(complaint)
         return self
 
     @model_validator(mode="after")
-    def _markov_symbols_are_tokens(self) -> "Data":
+    def _tokens_fit_the_corpus(self) -> "Data":
         smallest = {"min_characters": self.min_characters, "min_tokens": self.min_tokens}
-        complaint = markov_complaint(self.corpus, self.tokenizer, smallest)
+        complaint = self.corpus.token_complaint(self.tokenizer, smallest)
         if complaint:
             raise ValueError(complaint)
         return self

@@ -1,23 +1,12 @@
 """All settings of an experiment, and what the sections must agree on."""
 
-import sys
-from os.path import normpath
-from pathlib import PurePath
 from typing import Annotated
 
 from pydantic import model_validator
 
 from sublora.config.base import Base, PretrainedBase, TrainedBase
 from sublora.config.bound import Bound, MessageSettings, Scoring
-from sublora.config.corpus import (
-    Corpus,
-    Data,
-    FolderCorpus,
-    HuggingFaceCorpus,
-    PackageCorpus,
-    markov_complaint,
-    unit_complaint,
-)
+from sublora.config.corpus import Data, kinds_with_sources
 from sublora.config.grid import ALL, Grid, RunSpec
 from sublora.config.network import (
     BLOCK_TARGETS,
@@ -37,8 +26,6 @@ from sublora.config.training import Compute, RatePhaseSettings, Tracking, Traini
 from sublora.subspace.allocations import Uniform
 from sublora.subspace.projections import IDENTITY
 from sublora.system.errors import UserError
-
-STDLIB = "stdlib"
 
 
 class Settings(Section):
@@ -90,9 +77,10 @@ class Settings(Section):
         if self.scoring.sliding_window > context:
             found.append(f"scoring.sliding_window {self.scoring.sliding_window} exceeds model.context_length {context}")
         if self.scoring.sources is not None and not (self.data.unit == "document" and self.data.knows_sources):
+            *others, last = kinds_with_sources()
             found.append(
                 f"scoring.sources {self.scoring.sources} needs data.unit: document and a corpus of source files "
-                "(docstrings, functions or json_documentation); set it to null"
+                f"({', '.join(others)} or {last}); set it to null"
             )
         for key in ("val_documents", "test_documents"):
             have, wanted = getattr(self.data, key), getattr(self.scoring, key)
@@ -264,32 +252,12 @@ def _of_networks(settings: Settings, parts: tuple[str, ...]) -> list[str]:
 
 def _overlap_complaints(base: TrainedBase, data: Data) -> list[str]:
     """Return what a trained base and `data` share but must not, one line each."""
-    complaint = markov_complaint(base.corpus, data.tokenizer, {"min_characters": base.min_characters})
-    complaint = complaint or unit_complaint(base.corpus, "document")
+    complaint = base.corpus.token_complaint(data.tokenizer, {"min_characters": base.min_characters})
+    complaint = complaint or base.corpus.unit_complaint("document")
     found = [f"base: {complaint}"] if complaint else []
     if base.name == data.name:
         found.append(f"base.name and data.name are both '{data.name}', but each needs a folder of its own in data/")
-    overlap = _overlap(base.corpus, data.corpus)
-    if overlap:
+    # Each is asked, since a kind may know of an overlap with another kind that was there before it.
+    if overlap := base.corpus.overlap(data.corpus) or data.corpus.overlap(base.corpus):
         found.append(f"base.corpus and data.corpus share {overlap}; the base must not have seen documents of data")
     return found
-
-
-def _overlap(base: Corpus, data: Corpus) -> str | None:
-    """Say what two corpora have in common, None if nothing."""
-    if isinstance(base, PackageCorpus) and isinstance(data, PackageCorpus):
-        shared = sorted(_shared_packages(base.packages, data.packages) | _shared_packages(data.packages, base.packages))
-        return f"the packages {', '.join(shared)}" if shared else None
-    if isinstance(base, FolderCorpus) and isinstance(data, FolderCorpus):
-        first, second = PurePath(normpath(base.path)), PurePath(normpath(data.path))
-        apart = not (first.is_relative_to(second) or second.is_relative_to(first))
-        return None if apart else f"the folder {max(first, second, key=lambda path: len(path.parts))}"
-    if isinstance(base, HuggingFaceCorpus) and isinstance(data, HuggingFaceCorpus):
-        same = (base.dataset, base.split) == (data.dataset, data.split)
-        return f"the split {data.split} of {data.dataset}" if same else None
-    return "all of their documents" if base == data else None
-
-
-def _shared_packages(first: tuple[str, ...], second: tuple[str, ...]) -> set[str]:
-    """Return the packages of the first list that the second contains, by name or as a part of the standard library."""
-    return {name for name in first if name in second or (STDLIB in second and name in sys.stdlib_module_names)}
