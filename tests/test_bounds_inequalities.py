@@ -13,13 +13,13 @@ from sublora.bounds.full_sample import BETS_J, betting_headroom
 
 LN2 = math.log(2)
 DELTA, DELTA_SAMPLE = 0.05, 0.045
-FULL = ["hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form"]
-SUBSAMPLED = ["hoeffding_subsampled", "kl_inverse_subsampled", "betting_subsampled"]
+FULL = [each.__name__ for each in inequalities.FULL_SAMPLE]
+SUBSAMPLED = [each.__name__ for each in inequalities.SUBSAMPLED]
 
 
 def bound(name, losses, *, lower=0.0, upper=10.0, code_bits=50.0, n=None, delta=DELTA, delta_sample=DELTA_SAMPLE):
     arguments = {"lower": lower, "upper": upper, "code_bits": code_bits, "delta": delta}
-    if name in ("kl_inverse_subsampled", "betting_subsampled"):
+    if name in SUBSAMPLED:
         arguments["delta_sample"] = delta_sample
     return getattr(inequalities, name)(losses, n=len(losses) if n is None else n, **arguments)
 
@@ -43,6 +43,16 @@ def test_hoeffding_subsampled_is_the_papers_formula(losses):
         math.sqrt((code_bits * LN2 - math.log(r * DELTA)) / (2 * n)) + math.sqrt(-math.log((1 - r) * DELTA) / (2 * m))
     )
     assert bound("hoeffding_subsampled", losses, code_bits=code_bits, n=n) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_papers_formula_divides_delta_itself(losses):
+    """Every inequality for a draw takes delta_sample; only for this one it says nothing."""
+    values = [bound("hoeffding_subsampled", losses, n=17_000, delta_sample=share) for share in (None, 0.001, 0.045)]
+    assert len(set(values)) == 1
+
+
+def test_all_that_is_public_is_in_one_of_the_tuples():
+    assert sorted([*FULL, *SUBSAMPLED, "FULL_SAMPLE", "SUBSAMPLED"]) == sorted(inequalities.__all__)
 
 
 def test_empirical_bernstein_by_hand():

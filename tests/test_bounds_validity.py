@@ -14,13 +14,13 @@ from sublora.bounds.record import RunFacts
 from sublora.bounds.run_bounds import ChargedMessage, HeldOutLosses, ScoredDocuments, run_bounds
 from sublora.bounds.smoothing import DocumentMixture
 
-FULL = ["hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form"]
-SUBSAMPLED = ["hoeffding_subsampled", "kl_inverse_subsampled", "betting_subsampled"]
+FULL = [each.__name__ for each in inequalities.FULL_SAMPLE]
+SUBSAMPLED = [each.__name__ for each in inequalities.SUBSAMPLED]
 
 
 def bound(name, losses, *, n, code_bits, lower=0.0, upper=1.0, delta=0.05, delta_sample=0.03):
     arguments = {"lower": lower, "upper": upper, "code_bits": code_bits, "n": n, "delta": delta}
-    if name in ("kl_inverse_subsampled", "betting_subsampled"):
+    if name in SUBSAMPLED:
         arguments["delta_sample"] = delta_sample
     return getattr(inequalities, name)(losses, **arguments)
 

@@ -212,11 +212,10 @@ def bound_values(root: Path) -> Values:
     losses = 2.0 + 6.0 * (np.arange(400) * 37 % 101) / 101
     common = {"lower": 0.5, "upper": 10.0, "code_bits": 321.0, "delta": 0.05}
     values: Values = {}
-    for name in ("hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form"):
-        values[name] = getattr(inequalities, name)(losses, n=400, **common)
-    values["hoeffding_subsampled"] = inequalities.hoeffding_subsampled(losses, n=20000, **common)
-    for name in ("kl_inverse_subsampled", "betting_subsampled"):
-        values[name] = getattr(inequalities, name)(losses, n=20000, delta_sample=0.045, **common)
+    for inequality in inequalities.FULL_SAMPLE:
+        values[inequality.__name__] = inequality(losses, n=400, **common)
+    for inequality in inequalities.SUBSAMPLED:
+        values[inequality.__name__] = inequality(losses, n=20000, delta_sample=0.045, **common)
     keys = ("lower_bits", "upper_bits", "bound_value", "bound_all_runs", "bound_held_out", "bound_held_out_all_runs")
     for smoothing in (TokenSmoothing(0.1), DocumentMixture(8)):
         for delta_sample in (None, 0.045):

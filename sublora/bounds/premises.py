@@ -13,14 +13,12 @@ from numpy.typing import ArrayLike
 from sublora.bounds.anchor import AnchoredMixture, FailureShare, Population, anchored_candidates
 from sublora.bounds.checks import check_count
 from sublora.bounds.inequalities import (
+    FULL_SAMPLE,
+    SUBSAMPLED,
     betting,
-    betting_closed_form,
     betting_subsampled,
-    empirical_bernstein,
     hoeffding,
     hoeffding_subsampled,
-    kl_inverse,
-    kl_inverse_subsampled,
 )
 from sublora.bounds.smoothing import LossRange, Smoothing
 
@@ -176,15 +174,8 @@ def all_bounds(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, pre
     `sublora.bounds.inequalities`.
     """
     arguments = _arguments(loss_range, code_bits, premises)
-    if premises.delta_sample is None:
-        full_sample = (hoeffding, kl_inverse, empirical_bernstein, betting, betting_closed_form)
-        return {each.__name__: each(losses_D, **arguments) for each in full_sample}
-    unsplit = {name: value for name, value in arguments.items() if name != "delta_sample"}
-    return {
-        "hoeffding_subsampled": hoeffding_subsampled(losses_D, **unsplit),
-        "kl_inverse_subsampled": kl_inverse_subsampled(losses_D, **arguments),
-        "betting_subsampled": betting_subsampled(losses_D, **arguments),
-    }
+    inequalities = FULL_SAMPLE if premises.delta_sample is None else SUBSAMPLED
+    return {inequality.__name__: inequality(losses_D, **arguments) for inequality in inequalities}
 
 
 def headline_bound(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, premises: Premises) -> float:

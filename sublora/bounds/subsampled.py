@@ -46,12 +46,22 @@ LARGEST_LOG_RATIO = 50.0
 """Headroom below e^-50 times its maximum counts as 0."""
 
 
-def hoeffding_subsampled(losses, *, lower: float, upper: float, code_bits: float, n: int, delta: float) -> float:
+def hoeffding_subsampled(
+    losses,
+    *,
+    lower: float,
+    upper: float,
+    code_bits: float,
+    n: int,
+    delta: float,
+    delta_sample: float | None = None,
+) -> float:
     """Return the paper's bound, with r = m / (m + n); bits per token:
 
     mu <= x_bar_m + sqrt((C ln 2 - ln(r delta)) / 2n) + sqrt(-ln((1 - r) delta) / 2m).
 
     losses: of the m documents, drawn with replacement from the n after the message was frozen.
+    delta_sample: ignored, since r divides delta; taken so that all inequalities for a draw have the same arguments.
     Conditions: n independent documents; the message's code was fixed before they were seen.
     Union: over all messages, C ln 2 nats; r delta for the n documents, (1 - r) delta for the draw.
     Source: Lotfi et al. 2024, "Non-Vacuous Generalization Bounds for Large Language Models", the bound

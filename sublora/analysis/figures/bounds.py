@@ -43,9 +43,6 @@ INEQUALITY_LABELS = {
     "empirical_bernstein": "Empirical Bernstein",
     "betting": "Betting",
     "betting_closed_form": "Betting, closed form",
-    "hoeffding_subsampled": "Hoeffding",
-    "kl_inverse_subsampled": "kl inverse",
-    "betting_subsampled": "Betting",
 }
 
 
@@ -129,8 +126,12 @@ def _draw_lane(axes: Axes, points: pd.DataFrame, lane: float, handle: Line2D) ->
 
 
 def inequality_label(name: str) -> str:
-    """How a figure calls an inequality of the record; those without a label of their own by their key."""
-    return INEQUALITY_LABELS.get(name, name.replace("_", " "))
+    """How a figure calls an inequality of the record, alike with and without a draw.
+
+    One without a label is called by its key.
+    """
+    name = name.removesuffix("_subsampled")
+    return INEQUALITY_LABELS.get(name, name.replace("_", " ").capitalize())
 
 
 @styled
