@@ -139,6 +139,16 @@ def test_tables_and_figures_take_new_allocations_as_kinds_of_their_own(tmp_path,
     assert not comparisons.str.contains("swapped").any() and comparisons.str.contains("fixed-0.8").all()
 
 
+def test_messages_and_help_list_the_kinds_that_there_are(monkeypatch):
+    assert allocations.allocation_forms(" or ") == "uniform, fixed-<share of B> or learned"
+    monkeypatch.setattr(allocations, "ALLOCATIONS", (*allocations.ALLOCATIONS, OneGate, Swapped))
+    assert allocations.allocation_forms() == "uniform, fixed-<share of B>, learned, one_gate, swapped-<share of B>"
+    with pytest.raises(ValueError) as error:
+        allocations.parse_allocation("even")
+    ratios = [f"{mode}-<ratio> with 0 < ratio < 1 (for example {mode}-0.2)" for mode in ("fixed", "swapped")]
+    assert str(error.value) == f"allocation 'even' is not one of uniform, learned, one_gate, {', '.join(ratios)}"
+
+
 def test_nothing_is_left_behind():
     assert not {OneGate, Swapped} & set(allocations.ALLOCATIONS) and "dense_gaussian" not in PROJECTIONS
     with pytest.raises(ValueError, match="allocation 'one_gate' is not one of uniform"):

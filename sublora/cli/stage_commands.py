@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sublora.cli.application import ConfigOption, RootOption, app, quick_imports
+from sublora.subspace.allocations import allocation_forms
 
 OptionalConfig = Annotated[
     Path | None,
@@ -49,7 +50,7 @@ def base_command(
 def train_command(
     config: ConfigOption,
     budget: Annotated[str, typer.Option(help="Dimension d of the subspace; all: every trained parameter.")],
-    allocation: Annotated[str, typer.Option(help="uniform, fixed-<share of B> (for example fixed-0.2), or learned.")],
+    allocation: Annotated[str, typer.Option(help=f"{allocation_forms(' or ')}; for example fixed-0.2.")],
     seed: Annotated[int, typer.Option(help="Seed of base weights, LoRA init and batch order.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, metrics and resume state.")],
     trained: Annotated[

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from sublora.config.network import SizeName, TrainedPart, is_whole, named_part
 from sublora.config.section import LARGEST_BUDGET, Budget, Mark, Section
 from sublora.subspace import allocations
-from sublora.subspace.allocations import Uniform, parse_allocation
+from sublora.subspace.allocations import Uniform, allocation_forms, parse_allocation
 from sublora.system.validation import NonNegativeInt
 
 ALL: Literal["all"] = "all"
@@ -38,8 +38,7 @@ class RunSpec(Section):
 
     budget: AnyBudget
     """d, the dimension of the subspace; all: of every trained parameter."""
-    allocation: str
-    """uniform, fixed-<share of B> or learned."""
+    allocation: Annotated[str, Field(description=f"{allocation_forms(' or ')}.")]
     seed: NonNegativeInt
     """Seed of base weights, LoRA init and batch order."""
     trained: TrainedPart | None = None
@@ -90,8 +89,9 @@ class Grid(Section):
 
     budgets: Annotated[tuple[AnyBudget, ...], Field(min_length=1), Mark(premise=True)]
     """Subspace dimensions d; [all] with subspace.projection: identity, where w is every trained parameter."""
-    allocations: Annotated[tuple[str, ...], Field(min_length=1), Mark(premise=True)]
-    """Any of uniform, fixed-<share of B>, learned."""
+    allocations: Annotated[
+        tuple[str, ...], Field(min_length=1, description=f"Any of {allocation_forms()}."), Mark(premise=True)
+    ]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Mark(premise=True)]
     """Seeds of base weights, LoRA init and batch order."""
     trained: Annotated[tuple[TrainedPart, ...], Field(min_length=1)] | None = None

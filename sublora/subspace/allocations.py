@@ -60,6 +60,16 @@ class Allocation(abc.ABC):
     mode: ClassVar[str]
     """The kind of allocation, as in runs.csv."""
 
+    @classmethod
+    def form(cls) -> str:
+        """Return how names of this kind are written, for help and documentation; as the mode by default."""
+        return cls.mode
+
+    @classmethod
+    def rule(cls) -> str:
+        """Return the same in full, for whoever wrote a name that is none."""
+        return cls.form()
+
     @property
     def name(self) -> str:
         """The allocation as it appears in settings and in the names of folders."""
@@ -101,6 +111,14 @@ class Fixed(Allocation):
     mode: ClassVar[str] = "fixed"
     share: str
     """B's share of the budget as the user wrote it, so that the name is kept."""
+
+    @classmethod
+    def form(cls) -> str:
+        return f"{cls.mode}-<share of B>"
+
+    @classmethod
+    def rule(cls) -> str:
+        return f"{cls.mode}-<ratio> with 0 < ratio < 1 (for example {cls.mode}-0.2)"
 
     @property
     def name(self) -> str:
@@ -163,14 +181,20 @@ ALLOCATIONS: tuple[type[Allocation], ...] = (Uniform, Fixed, Learned)
 """The kinds of allocation, in the order in which figures and tables show them."""
 
 
+def allocation_forms(before_the_last: str = ", ") -> str:
+    """Return how names of allocations are written, all kinds in one text."""
+    *others, last = (kind.form() for kind in ALLOCATIONS)
+    return ", ".join(others) + before_the_last + last
+
+
 def parse_allocation(text: str) -> Allocation:
     """Return the allocation of that name; ValueError if no kind has it."""
     for kind in ALLOCATIONS:
         if (allocation := kind.parse(text)) is not None:
             return allocation
-    raise ValueError(
-        f"allocation '{text}' is not one of uniform, learned, fixed-<ratio> with 0 < ratio < 1 (for example fixed-0.2)"
-    )
+    # Kinds with one name come first, since the others need an explanation.
+    kinds = sorted(ALLOCATIONS, key=lambda kind: kind.rule() != kind.mode)
+    raise ValueError(f"allocation '{text}' is not one of {', '.join(kind.rule() for kind in kinds)}")
 
 
 def soft_mask(boundary_G: "Tensor", length: int, width: float) -> "Tensor":

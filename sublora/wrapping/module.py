@@ -80,7 +80,8 @@ def wrap(
         rank: rank of each adapter W x + (alpha / rank) B A x; None if the chosen parameters themselves move in the
             subspace.
         alpha: scale of the adapters; without effect if the rank is None.
-        allocation: uniform, fixed-<share of B> or learned (one gate per layer). Only uniform with rank None.
+        allocation: a name of `sublora.subspace.allocations`, such as uniform, fixed-0.2 (a fifth of w is for B) or
+            learned (one gate per layer). Only uniform with rank None.
         init: zero_b (B starts at zero) or both_random (and the initial product is subtracted).
         projection: a name in sublora.subspace.projections.PROJECTIONS.
         sharing: whether each learned gate divides all of w (shared) or its own part of w (per_layer).
