@@ -62,12 +62,12 @@ class Allocation(abc.ABC):
 
     @classmethod
     def form(cls) -> str:
-        """Return how names of this kind are written, for help and documentation; as the mode by default."""
+        """Return how names of this kind are written, for help and documentation; the mode by default."""
         return cls.mode
 
     @classmethod
     def rule(cls) -> str:
-        """Return the same in full, for whoever wrote a name that is none."""
+        """Return the same in full, for the message about a name that no kind has; as `form` by default."""
         return cls.form()
 
     @property
