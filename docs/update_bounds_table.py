@@ -52,7 +52,7 @@ def _cell(value: object) -> str:
     if isinstance(value, str):
         return value
     number = float(value)
-    return f"{number:,.0f}" if number > 100 else f"{number:g}" if number < 1 else f"{number:.3f}"
+    return f"{number:,.0f}" if number > 100 else f"{number:.3f}"
 
 
 def main() -> None:
