@@ -42,8 +42,7 @@ def test_the_public_name_is_lazy_and_light():
 
 def test_all_scored_equals_the_inequalities_called_directly():
     result = certify(losses(), **FULL)
-    names = ("hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form")
-    expected = {name: getattr(inequalities, name)(losses(), delta=0.05, **FULL) for name in names}
+    expected = {each.__name__: each(losses(), delta=0.05, **FULL) for each in inequalities.FULL_SAMPLE}
     assert result.bounds == expected
     assert (result.quoted, result.value) == ("betting", expected["betting"])
     assert (result.m, result.n, result.delta_sample, result.warnings) == (M, M, None, ())
@@ -53,12 +52,8 @@ def test_all_scored_equals_the_inequalities_called_directly():
 def test_a_draw_equals_the_inequalities_called_directly():
     values = drawn_losses()
     result = certify(values, delta=0.04, delta_sample=0.01, **DRAWN)
-    shared = {"code_bits": C, "n": N, "delta": 0.04, **RANGE}
-    assert result.bounds == {
-        "hoeffding_subsampled": inequalities.hoeffding_subsampled(values, **shared),
-        "kl_inverse_subsampled": inequalities.kl_inverse_subsampled(values, delta_sample=0.01, **shared),
-        "betting_subsampled": inequalities.betting_subsampled(values, delta_sample=0.01, **shared),
-    }
+    arguments = {"code_bits": C, "n": N, "delta": 0.04, "delta_sample": 0.01, **RANGE}
+    assert result.bounds == {each.__name__: each(values, **arguments) for each in inequalities.SUBSAMPLED}
     assert result.quoted == "betting_subsampled" and result.warnings == ()
     assert certify(values, **DRAWN).delta_sample == pytest.approx(DRAW_SHARE * 0.05)
 

@@ -93,13 +93,8 @@ def test_every_number_of_the_record():
     expected = {name: with_tolerance(bound, loss_range) for name, bound in pure.items()}
     assert record["run"] == {key: value for key, value in RUN.model_dump().items() if key not in COMPARED}
     arguments = loss_range._asdict() | SHARED
-    split = arguments.pop("delta_sample")
     assert record["bounds"] == expected
-    assert pure == {
-        "hoeffding_subsampled": inequalities.hoeffding_subsampled(losses, **arguments),
-        "kl_inverse_subsampled": inequalities.kl_inverse_subsampled(losses, **arguments, delta_sample=split),
-        "betting_subsampled": inequalities.betting_subsampled(losses, **arguments, delta_sample=split),
-    }
+    assert pure == {each.__name__: each(losses, **arguments) for each in inequalities.SUBSAMPLED}
     assert record["bound_inequality"] == "betting_subsampled"
     assert record["bound_value"] == expected["betting_subsampled"]
     assert record["bound_hoeffding"] == expected["hoeffding_subsampled"]
@@ -125,9 +120,8 @@ def test_with_all_documents_scored_the_full_sample_inequalities_hold_at_the_whol
     record = computed(**given)
     loss_range = TokenSmoothing(0.1).loss_range_bits(257, 17)
     arguments = loss_range._asdict() | {"code_bits": CODE_BITS - 1700, "n": 500, "delta": 0.05}
-    names = ("hoeffding", "kl_inverse", "empirical_bernstein", "betting", "betting_closed_form")
     losses = given["scored"].losses_D
-    pure = {name: getattr(inequalities, name)(losses, **arguments) for name in names}
+    pure = {each.__name__: each(losses, **arguments) for each in inequalities.FULL_SAMPLE}
     assert record["bounds"] == {name: with_tolerance(bound, loss_range) for name, bound in pure.items()}
     assert (record["bound_inequality"], record["bound_value"]) == ("betting", record["bounds"]["betting"])
     assert record["bound_hoeffding"] == record["bounds"]["hoeffding"]
