@@ -117,6 +117,7 @@ def test_holm_by_hand():
     assert inference.holm(np.array([0.2])) == 0.2
 
 
+@pytest.mark.slow
 def test_holm_agrees_with_statsmodels_to_the_bit():
     for rank in range(50):
         p_values = draws("holm", rank, size=(1 + rank % 20,)) % 1.0

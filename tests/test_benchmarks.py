@@ -134,6 +134,7 @@ def test_flops_of_a_training_are_four_times_the_parameters():
     assert scored == pytest.approx(2 * (12 * 12 * 768**2 * 1024 + 50257 * 768 * 100) + attention / 3 / 8)
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_prints_everything(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(training, "CPU", TRAINING)
     monkeypatch.setattr(evaluation, "CPU", EVALUATION)

@@ -86,6 +86,7 @@ def test_a_budget_that_diverges_does_not_widen_the_other_intervals():
     assert table.loc[8000, "part"] == study.UNSTABLE
 
 
+@pytest.mark.slow
 def test_finished_cells_become_tables_and_a_figure(tmp_path, capsys):
     grid = Grid(budgets=(125, 500), allocations=SMALL.allocations, seeds=SEEDS)
     for cell in ("zero_b", "rank2", "rank4", "random_base", "with_mlp"):

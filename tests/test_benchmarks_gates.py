@@ -62,6 +62,7 @@ def test_the_start_turns_to_where_the_signal_is(run, role, above):
         assert (gamma_G >= 0.05).all() and (gamma_G <= 0.95).all()
 
 
+@pytest.mark.slow
 def test_without_a_signal_the_start_is_a_half_on_average(run):
     gamma_SG = torch.stack([gate_variants.start_gammas(run.subspace, planted(run, None, seed)) for seed in range(40)])
     means_S = gamma_SG.mean(1)
@@ -124,6 +125,7 @@ def test_certificates_of_all_variants_verify(study, tiny_root, tmp_path, variant
         assert gate_variants.logits_of(trainer.run.subspace) == pytest.approx(trainer.choice.logits)
 
 
+@pytest.mark.slow
 def test_a_file_grows_by_what_it_lacks_and_is_summarized(study, tmp_path, monkeypatch, capsys):
     out = tmp_path / "gates.csv"
     tasks = [gates.Task(variant, budget, 1) for budget in BUDGETS for variant in ("learned", "one_gate", "uniform")]

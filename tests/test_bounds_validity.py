@@ -72,6 +72,7 @@ def test_exact_miss_probability_of_betting_on_a_draw():
     assert 0 < max(misses) <= delta
 
 
+@pytest.mark.slow
 def test_betting_on_a_draw_when_the_draw_can_miss_the_bad_documents():
     # A few documents lose everything. n is so large that only the draw is left to chance; the bound is below
     # the mean exactly when the draw contains too few of them.
@@ -138,6 +139,7 @@ def test_a_memorizer_stays_within_delta(name, documents):
     assert count <= binom.ppf(0.999, 1000, DELTA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBSAMPLED)
 def test_a_memorizer_scored_on_a_draw_stays_within_delta(name):
     count = violations_of_a_draw(name, documents=400, m=100, charged_bits=CODE_BITS, replications=1000)
@@ -157,6 +159,7 @@ def test_counting_tokens_as_documents_is_caught(name):
     assert violations(name, documents=64, charged_bits=CODE_BITS, replications=1000, repeats=TOKENS) > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBSAMPLED)
 def test_wrong_bounds_from_a_draw_are_caught(name):
     draw = {"documents": 64, "m": 500, "replications": 150}

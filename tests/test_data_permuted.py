@@ -109,6 +109,7 @@ def test_the_base_is_trained_on_text_in_order(tmp_path):
     assert settings.data.permute == "words" and base_data(settings).permute is None
 
 
+@pytest.mark.slow
 def test_a_bound_is_worse_on_permuted_documents(tmp_path):
     """One training on a chain, where each symbol hangs on the one before, and on its documents permuted.
 

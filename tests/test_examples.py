@@ -24,6 +24,7 @@ def check(result) -> None:
     assert 50 < result.code_bits < result.n
 
 
+@pytest.mark.slow
 def test_digits_are_bounded_far_below_chance(example, capsys) -> None:
     module = example("digits")
     result = module.main()
@@ -33,10 +34,12 @@ def test_digits_are_bounded_far_below_chance(example, capsys) -> None:
     assert f"{result.bound:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_language_model_in_trainer(example) -> None:
     check(example("language_model").main())
 
 
+@pytest.mark.slow
 def test_an_encoder_with_one_loss_per_line(example) -> None:
     errors, bits = example("encoder").main()
     check(errors)

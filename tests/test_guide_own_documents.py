@@ -82,6 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page_from_its_first_command_to_its_last(folder: Path) -> None:
     output = {}
     for words in commands():

@@ -33,6 +33,7 @@ def mixed(study):
     return world, study.train(world, "learned")
 
 
+@pytest.mark.slow
 def test_gates_find_the_split_of_a_teacher_in_the_subspace(study, mixed):
     """Every gate on its teacher's side, a loss below every fixed split's, and gradients that have a direction."""
     world, learned = mixed
@@ -41,6 +42,7 @@ def test_gates_find_the_split_of_a_teacher_in_the_subspace(study, mixed):
     assert np.mean(learned.snr[:3]) > 0.6
 
 
+@pytest.mark.slow
 def test_a_width_of_one_coordinate_gives_gates_noise(study, mixed):
     """What annealing is for: with a narrow mask the same gates hardly know where to go."""
     world, annealed = mixed
@@ -49,6 +51,7 @@ def test_a_width_of_one_coordinate_gives_gates_noise(study, mixed):
     assert narrow.loss_bits > 2.0 * annealed.loss_bits
 
 
+@pytest.mark.slow
 def test_gates_stay_undecided_without_a_signal(study):
     """Labels drawn from the base model itself: nothing to learn, so neither side wins over seeds and gates."""
     outcomes = [study.train(study.World(study.Task(None, False, seed, steps=60)), "learned") for seed in (1, 2, 3)]

@@ -81,6 +81,7 @@ def test_the_bound_follows_n_message_and_loss() -> None:
     assert nothing.bound < 3.0  # what is left pays for the draw
 
 
+@pytest.mark.slow
 def test_the_n_that_is_needed_is_the_smallest_that_pays() -> None:
     guess = Guess(2.9, base_loss_bits=3.2)
     for short in expected(guess, dataclasses.replace(BYTES, n_units=4_716)):

@@ -123,6 +123,7 @@ def test_special_tokens_in_a_text_are_ordinary_text(tmp_path: Path) -> None:
     assert found == set(documents)
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_has_tokens_of_four_bytes(tmp_path: Path) -> None:
     path = pretrained_root(tmp_path, "GPT2", vocab_size=300)
     corpus = texts(400)

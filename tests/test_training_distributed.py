@@ -46,6 +46,7 @@ def start(config_path: Path, allocation: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command(config_path, allocation), env=environment, stdout=log, stderr=log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("allocation", "quantizer"), [("uniform", "plain"), ("learned", "entropy")])
 def test_two_processes_give_the_loss_curve_of_one(
     tiny_root: Path, tmp_path: Path, allocation: str, quantizer: str
@@ -72,6 +73,7 @@ def test_two_processes_give_the_loss_curve_of_one(
     )
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_processes_with_the_state_saved(tiny_root: Path, tmp_path: Path) -> None:
     """torchrun passes SIGTERM on; whichever process hears it first, all stop after the same step."""
     long = {"training": {"steps": 4000, "save_interval_steps": 10**6, "eval_interval_steps": 50}}

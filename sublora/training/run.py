@@ -74,7 +74,12 @@ class Run:
         documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
         # No estimate is reported, so its batches need not be filled up to a fixed shape.
         rule = dataclasses.replace(self.scoring_rule, fixed_shapes=False)
-        return BoundEstimator(documents, units, rule, self.loss, self.device, self._base_log_p_D(documents, rule))
+        # The first val documents, of which the base's losses may be known already.
+        known = self.val_base_log_p_D
+        base_log_p_D = self._base_log_p_D(documents, rule) if known is None else known[: len(documents)]
+        if base_log_p_D is not None and len(base_log_p_D) < len(documents):
+            base_log_p_D = self._base_log_p_D(documents, rule)
+        return BoundEstimator(documents, units, rule, self.loss, self.device, base_log_p_D)
 
     @functools.cached_property
     def val_units(self) -> "ValUnits":

@@ -217,6 +217,7 @@ def test_a_training_on_two_gpus_is_two_processes_of_one_job(gpu_toy: Toy) -> Non
     assert "slurm_extra=--signal=TERM@120" in jobs["train"] and "--signal" not in jobs["score"]
 
 
+@pytest.mark.slow
 def test_data_and_figures_are_not_submitted(finished: Toy) -> None:
     """They run beside Snakemake, so that they need no SLURM at all."""
     script = finished.root / "workflow/scripts/figure.py"

@@ -67,6 +67,7 @@ def test_the_parent_reruns_what_its_settings_reach(parent: Toy) -> None:
     }
 
 
+@pytest.mark.slow
 def test_everything_of_the_module_is_found_from_the_parent(parent: Toy) -> None:
     """Scripts, and the captions of both reports."""
     outcome = parent.snakemake()
@@ -94,6 +95,7 @@ def test_names_and_a_folder_of_its_own(toy: Toy) -> None:
     assert outcome.jobs == {"sublora_pareto": 1}
 
 
+@pytest.mark.slow
 def test_real_jobs_follow_the_parent_to_their_bounds(parent: Toy) -> None:
     """No toy commands: a tiny network, one run a seed, each bounded with the seeds that the parent has."""
     (parent.root / "bin/sublora").unlink()

@@ -2,6 +2,8 @@
 
 import shlex
 
+import pytest
+
 from workflow.toy import Toy
 
 QSUB = """#!/bin/bash
@@ -36,6 +38,7 @@ def with_pbs(toy: Toy) -> Toy:
     return toy
 
 
+@pytest.mark.slow
 def test_jobs_ask_for_what_they_need_and_again_with_more_time(toy: Toy) -> None:
     """One run to its bound, and one whose training fails twice."""
     failing = "d60_learned_seed1"
