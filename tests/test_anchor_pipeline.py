@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 from attacks import Prover
 from base_samples import TRAINED
-from conftest import TINY, demo_values, merged
+from conftest import TINY, build_on, demo_values, merged
+from scipy import stats
 
 from sublora import config
 from sublora.bounds.anchor import AnchoredMixture, FailureShare, base_bound, certified_gain_bits, excess_bound
 from sublora.bounds.smoothing import DocumentMixture
+from sublora.data.corpora.markov import MarkovSource
 from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_all
+from sublora.data.tokenizers import load_tokenizer
+from sublora.losses.documents import score_documents
 from sublora.runs.base import make_base
 from sublora.runs.base_losses import BASE_LOSSES_PATH
 from sublora.runs.bound import bound_run
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import read_message
-from sublora.runs.score import score_run
+from sublora.runs.score import decoded_predictor, score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.verify import verify_run
 from sublora.runs.yardsticks import make_yardsticks
@@ -152,6 +156,28 @@ def test_an_honest_claim_is_verified_with_a_draw_of_the_verifiers_own_as_well(ho
     verdict = verify_run(out, root=honest, options=Options(redraw=40, nonce="mine"))
     assert verdict.verified, verdict.sentence()
     assert {"bound_value", "bound_direct", "bound_redraw"} <= verdict.bounds.keys()
+
+
+def test_the_true_risk_on_fresh_text_of_the_same_chain_is_below_the_sum(honest):
+    """Base, excess and their sum on 2,000 new documents of the Markov chain, each with a 99 % interval."""
+    out = honest / "results/runs" / SPEC.name
+    record = json.loads((out / "bounds.json").read_text(encoding="utf-8"))
+    message = read_message(out / "certificate.bin")
+    settings = config.load_settings(honest / "config/config.yaml")
+    run = build_on(honest, settings, SPEC)
+    predictor = decoded_predictor(run, message)
+    source = MarkovSource(settings.data.corpus)
+    tokens = load_tokenizer(settings.data.tokenizer).encode_batch(source.fresh_documents(2000, 1))
+    scores, of_base = (
+        score_documents(model, tokens, run.scoring_rule, run.device) for model in (predictor.model, predictor.base)
+    )
+    logs = scores.document_log_p_D(), of_base.document_log_p_D(), scores.counts_D, run.dataset.vocab_size
+    excess, losses = message.mixture.excess_bits(*logs), message.mixture.losses_bits(*logs)
+    highs = [stats.t.interval(0.99, len(v) - 1, v.mean(), stats.sem(v))[1] for v in (losses - excess, excess, losses)]
+    anchor = record["anchor"]
+    for high, bound in zip(highs, (anchor["base_bound"], anchor["excess_bound"], record["bound_value"]), strict=True):
+        assert high < bound
+    assert losses.mean() > source.entropy_rate_bits
 
 
 @pytest.mark.parametrize("scoring", [{"documents": "all"}, {"base_documents": "all"}])
