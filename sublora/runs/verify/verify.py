@@ -135,7 +135,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         Check("data hash", header.data_hash, dataset.data_hash),
         Check("targets of the longest train document", header.longest_targets, dataset.longest_targets),
         *left_out,
-        Check("sources of the training documents", header.sources, _sources_found(settings, dataset)),
+        Check("sources of the training documents", _plain(header.sources), _plain(_sources_found(settings, dataset))),
         *data_checks(
             dataset,
             min_tokens=settings.data.min_tokens,
@@ -214,6 +214,11 @@ def _named_base_checks(message: Message, options: Options) -> list[Check]:
     if options.base_sha256 is None:
         return []
     return [Check("base that was asked for", message.header.base_sha256, options.base_sha256)]
+
+
+def _plain(sources: SourceFacts | None) -> dict[str, Any] | None:
+    """Return facts as plain values, for the table and for --json."""
+    return None if sources is None else sources.model_dump()
 
 
 def _sources_found(settings: config.Settings, dataset: TokenDataset) -> SourceFacts | None:
