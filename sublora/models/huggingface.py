@@ -95,7 +95,6 @@ def _known_keys(facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     # What every configuration has speaks of files, of generation and of output formats, except for the tie.
     of_all = transformers.PretrainedConfig().to_dict().keys() - {"tie_word_embeddings"}
     known = {key for key in default.to_dict() if key not in of_all and not WITHOUT_EFFECT.fullmatch(key)}
-    known.discard("transformers_version")
     values, defaults = (
         json.loads(json.dumps({key: value for key, value in settings.to_dict().items() if key in known}))
         for settings in (found, default)

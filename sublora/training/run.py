@@ -74,25 +74,22 @@ class Run:
         documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
         # No estimate is reported, so its batches need not be filled up to a fixed shape.
         rule = dataclasses.replace(self.scoring_rule, fixed_shapes=False)
-        # The first val documents, of which the base's losses may be known already.
-        known = self.val_base_log_p_D
-        base_log_p_D = self._base_log_p_D(documents, rule) if known is None else known[: len(documents)]
-        if base_log_p_D is not None and len(base_log_p_D) < len(documents):
-            base_log_p_D = self._base_log_p_D(documents, rule)
-        return BoundEstimator(documents, units, rule, self.loss, self.device, base_log_p_D)
+        return BoundEstimator(documents, units, rule, self.loss, self.device, self._base_log_p_D(documents, rule))
 
     @functools.cached_property
     def val_units(self) -> "ValUnits":
         """The val units on which the smoothing is chosen, scored by the base once."""
         documents_D, units = self.dataset.leading_units("val", self.settings.scoring.val_documents)
         documents = tuple(self.dataset.document("val", int(i)) for i in documents_D)
-        known = self.val_base_log_p_D
-        return ValUnits(documents, units, self._base_log_p_D(documents, self.scoring_rule) if known is None else known)
+        return ValUnits(documents, units, self._base_log_p_D(documents, self.scoring_rule))
 
     def _base_log_p_D(self, documents: Sequence[np.ndarray], rule: ScoringRule) -> np.ndarray | None:
-        """Return ln of the base's probability of documents, nats; None without an anchor."""
+        """Return ln of the base's probability of the first val documents, nats; None without an anchor."""
         if self.loss.anchoring is None:
             return None
+        known = self.val_base_log_p_D
+        if known is not None and len(known) >= len(documents):
+            return known[: len(documents)]
         return score_documents(self.base(), documents, rule, self.device).document_log_p_D()
 
     @torch.no_grad()

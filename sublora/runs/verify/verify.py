@@ -17,13 +17,12 @@ from sublora.bounds.anchor import FailureShare
 from sublora.bounds.anchored_record import AnchoredSample, Charges, anchored_bound
 from sublora.bounds.premises import headline_bound
 from sublora.bounds.smoothing import with_tolerance
-from sublora.data.dataset import TokenDataset
 from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import PT_KEYS
 from sublora.runs.build import assemble_run
 from sublora.runs.encode import val_losses, val_losses_of
 from sublora.runs.losses_file import check_losses, read_losses
-from sublora.runs.message import Message, SourceFacts, charged_bits, read_message
+from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.record import run_environment, run_record
 from sublora.runs.score import Predictor, decoded_predictor, record_units, score_message
@@ -135,7 +134,11 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         Check("data hash", header.data_hash, dataset.data_hash),
         Check("targets of the longest train document", header.longest_targets, dataset.longest_targets),
         *left_out,
-        Check("sources of the training documents", _plain(header.sources), _plain(_sources_found(settings, dataset))),
+        Check(
+            "sources of the training documents",
+            None if header.sources is None else header.sources.model_dump(),
+            None if settings.scoring.sources is None else dataset.source_facts(),
+        ),
         *data_checks(
             dataset,
             min_tokens=settings.data.min_tokens,
@@ -214,16 +217,6 @@ def _named_base_checks(message: Message, options: Options) -> list[Check]:
     if options.base_sha256 is None:
         return []
     return [Check("base that was asked for", message.header.base_sha256, options.base_sha256)]
-
-
-def _plain(sources: SourceFacts | None) -> dict[str, Any] | None:
-    """Return facts as plain values, for the table and for --json."""
-    return None if sources is None else sources.model_dump()
-
-
-def _sources_found(settings: config.Settings, dataset: TokenDataset) -> SourceFacts | None:
-    """What a header should say of sources."""
-    return None if settings.scoring.sources is None else SourceFacts(**dataset.source_facts())
 
 
 def _identity_checks(material: Material) -> list[Check]:
