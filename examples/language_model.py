@@ -1,8 +1,9 @@
 """How well does a small language model of transformers predict new lines of code, in bits per byte?
 
-A random Llama of two layers is frozen and adapted by LoRA to lines of code: 100 numbers, in transformers' Trainer.
-Which smoothing is best is asked of the training lines, and the message names it. A pretrained model takes no other line
-than `from_pretrained`.
+A random Llama of two layers is frozen and adapted by LoRA to lines of code: 100 numbers, in transformers' Trainer. The
+adapted network mixed with its base, line by line, is certified, so the bound pays for what adapting changed. The base's
+weight is chosen on the training lines, and the message names it. A pretrained model takes no other line than
+`from_pretrained`.
 
     python examples/language_model.py
 """
@@ -19,10 +20,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import sublora
-from sublora.bounds.smoothing import TokenSmoothing
+from sublora.bounds.anchor import MixtureLosses
 
 HELD_OUT = 2000
-SMOOTHINGS = [TokenSmoothing(2.0**-k) for k in (2, 4, 6, 8)]
+WEIGHTS = (2, 4, 8, 12)
+"""k: the base has the weight 2^-k in the mixture."""
+GUESSING_WEIGHT = 12
+"""k0: guessing has the weight 2^-k0 beside the base; fixed beforehand."""
 VOCABULARY = 256
 
 
@@ -68,38 +72,66 @@ def train(model: sublora.Wrapped, lines: np.ndarray) -> None:
         PricedTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[anneal]).train()
 
 
-def target_probabilities(model: nn.Module, lines: np.ndarray) -> np.ndarray:
-    """The probability of each byte but the first, given those before it (documents x BYTES - 1)."""
+def log_probabilities(model: nn.Module, lines: np.ndarray) -> np.ndarray:
+    """ln of the probability of each line's bytes but the first, given those before them (documents,)."""
     model.eval()
     found = []
     with torch.no_grad():
         for batch in torch.from_numpy(lines).split(256):
-            p = model(input_ids=batch).logits[:, :-1].double().softmax(dim=-1)
-            found.append(p.gather(2, batch[:, 1:, None])[:, :, 0])
+            log_p = model(input_ids=batch).logits[:, :-1].double().log_softmax(dim=-1)
+            found.append(log_p.gather(2, batch[:, 1:, None])[:, :, 0].sum(dim=1))
     return torch.cat(found).numpy()
 
 
-def losses_bits(p: np.ndarray, smoothing: TokenSmoothing) -> np.ndarray:
-    """Bits per byte of each line under the smoothed predictor (1 - a) p + a / V."""
-    return -np.log2((1.0 - smoothing.a) * p + smoothing.a / VOCABULARY).mean(axis=1)
+def mixed(log_p: np.ndarray, base_log_p: np.ndarray, k: int) -> MixtureLosses:
+    """Losses of the network mixed with its base, in bits per byte."""
+    targets = np.full(len(log_p), BYTES - 1)
+    sizes = {"vocab_size": VOCABULARY, "min_targets": BYTES - 1}
+    return sublora.anchored_losses(log_p, base_log_p, targets, k=k, k0=GUESSING_WEIGHT, **sizes)
+
+
+def certified(losses: MixtureLosses, code_bits: float) -> sublora.CertifiedExcess:
+    """The bound from the message: one on the base, and one on what the network loses more."""
+    lower, upper = losses.base_range
+    return sublora.certify(
+        losses.losses_D,
+        against=losses.base_losses_D,
+        excess_upper=losses.excess_upper,
+        code_bits=code_bits,
+        n=len(losses.losses_D),
+        lower=lower,
+        upper=upper,
+    )
 
 
 def main() -> Result:
     lines = code()
     held_out, training = lines[:HELD_OUT], lines[HELD_OUT:]
     base = network()
-    receivers = copy.deepcopy(base)
+    frozen, receivers = copy.deepcopy(base), copy.deepcopy(base)
     model = sublora.wrap(base, ["q_proj", "v_proj", "lm_head"], budget=100, seed=0)
     train(model, training)
-    p = target_probabilities(model, training)
-    choice = int(np.argmin([losses_bits(p, smoothing).mean() for smoothing in SMOOTHINGS]))
-    message = sublora.encode(model, choice=choice, choices=len(SMOOTHINGS))
+    of_base = [log_probabilities(frozen, part) for part in (training, held_out)]
+    log_p, bits = log_probabilities(model, training), float(sublora.message_bits(model))
+    bounds = [certified(mixed(log_p, of_base[0], k), bits).value for k in WEIGHTS]
+    message = sublora.encode(model, choice=int(np.argmin(bounds)), choices=len(WEIGHTS))
 
     predictor, read = sublora.decode(message.data, receivers)
-    smoothing = SMOOTHINGS[read.choice]
-    scored = [losses_bits(target_probabilities(predictor, part), smoothing) for part in (training, held_out)]
-    lower, upper = smoothing.loss_range_bits(VOCABULARY, min_targets=BYTES - 1)
-    return result("language model, bits", message, *scored, lower=lower, upper=upper, guessing=math.log2(VOCABULARY))
+    k = WEIGHTS[read.choice]
+    scored = [
+        mixed(log_probabilities(predictor, part), base_log_p, k)
+        for part, base_log_p in zip((training, held_out), of_base, strict=True)
+    ]
+    found = certified(scored[0], message.bits)
+    return result(
+        "language model, bits",
+        message,
+        *(losses.losses_D for losses in scored),
+        lower=0.0,
+        upper=found.upper + found.excess_upper,
+        guessing=math.log2(VOCABULARY),
+        bound=found.value,
+    )
 
 
 if __name__ == "__main__":

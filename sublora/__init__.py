@@ -2,7 +2,9 @@
 
 The public names, each imported from its module when it is first asked for, so that importing this package is light:
 
-    certify, Certified        losses and bits to bounds (numpy alone)
+    certify                   losses and bits to bounds, or two models compared (numpy alone)
+    Certified, CertifiedComparison, CertifiedExcess   what it returns
+    anchored_losses           losses of a language model mixed with its base, for certify
     wrap, Wrapped             any torch.nn.Module with d trained numbers
     message_bits              the price of the message, differentiable
     encode, decode, EncodedMessage   the trained module as bytes, and back
@@ -15,8 +17,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sublora.bounds.anchor import anchored_losses as anchored_losses
     from sublora.bounds.certify import Certified as Certified
     from sublora.bounds.certify import certify as certify
+    from sublora.bounds.certify_pairs import CertifiedComparison as CertifiedComparison
+    from sublora.bounds.certify_pairs import CertifiedExcess as CertifiedExcess
     from sublora.wrapping.message import EncodedMessage as EncodedMessage
     from sublora.wrapping.message import decode as decode
     from sublora.wrapping.message import encode as encode
@@ -30,8 +35,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AnnealCallback": "sublora.wrapping.trainer",
     "Certified": "sublora.bounds.certify",
+    "CertifiedComparison": "sublora.bounds.certify_pairs",
+    "CertifiedExcess": "sublora.bounds.certify_pairs",
     "EncodedMessage": "sublora.wrapping.message",
     "Wrapped": "sublora.wrapping.module",
+    "anchored_losses": "sublora.bounds.anchor",
     "certify": "sublora.bounds.certify",
     "decode": "sublora.wrapping.message",
     "encode": "sublora.wrapping.message",

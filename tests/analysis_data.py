@@ -50,7 +50,7 @@ def write_results(
     all_scored: bool = False,
     anchored: bool = False,
 ) -> list[Path]:
-    """Run directories with bounds.json, metrics.csv and gating_trace.csv, in the grid's order.
+    """Run directories with bounds.json, losses.npz, metrics.csv and gating_trace.csv, in the grid's order.
 
     all_scored: the records are of bounds from all n documents, none drawn. anchored: of bounds anchored on the base.
     """
@@ -62,6 +62,7 @@ def write_results(
         if anchored:
             made |= anchor_of(made)
         (directory / "bounds.json").write_text(json.dumps(made))
+        np.savez(directory / "losses.npz", test_losses_bits=losses_of_test(run.name, made["test_loss_bits"]))
         gamma = final_gamma(run, layers)
         _write_metrics(directory / "metrics.csv", run, steps)
         _write_gates(directory / "gating_trace.csv", run, gamma if run.mode == "learned" else {}, steps)
@@ -84,6 +85,7 @@ def write_yardsticks_of(folder: Path, losses_and_bounds: Mapping[str, tuple[floa
             empirical_loss_bits=loss - 0.02 if estimated else guess,
             val_loss_bits=loss + 0.01 if estimated else guess,
             test_loss_bits=loss,
+            test_losses_bits=losses_of_test(name, loss).tolist() if estimated else [],
             code_bits=message_bits[name],
             code_bits_items={"model": message_bits[name]},
             n=N_DOCUMENTS,
@@ -95,6 +97,16 @@ def write_yardsticks_of(folder: Path, losses_and_bounds: Mapping[str, tuple[floa
     path = folder / "yardsticks.json"
     write_yardsticks(path, Yardsticks(format=YARDSTICKS_FORMAT, data_hash=DATA_HASH, rows=rows))
     return path
+
+
+def losses_of_test(model: str, mean: float) -> np.ndarray:
+    """Losses of the test documents with this mean; what is hard for one model is hard for all."""
+    shared, own = (
+        generator("analysis data", "test documents", name).uniform(-1.0, 1.0, size=TEST_DOCUMENTS)
+        for name in ("all", model)
+    )
+    losses = 0.5 * shared + 0.2 * own
+    return losses - losses.mean() + mean
 
 
 def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool = False) -> dict:

@@ -57,6 +57,7 @@ def write_inputs(
     return {
         "runs_csv": folder / "runs.csv",
         "yardsticks_json": write_yardsticks_of(folder, yardsticks),
+        "losses": [each / "losses.npz" for each in folders],
         "hypotheses_csv": folder / "hypotheses.csv",
         "figures": figures,
         "captions": captions(),

@@ -2,28 +2,37 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
-from analysis_data import DATA_HASH, SMALL, YARDSTICKS, write_results, write_yardsticks_of
+from analysis_data import (
+    DATA_HASH,
+    SMALL,
+    TEST_DOCUMENTS,
+    YARDSTICKS,
+    losses_of_test,
+    write_results,
+    write_yardsticks_of,
+)
 
 from sublora.analysis.runs_table import collect_runs
 from sublora.analysis.yardsticks import (
     FROZEN_BASE,
     LABELS,
     Yardstick,
+    YardstickVerdict,
     certified_gain_sentence,
     conclusion,
+    load_test_losses,
     load_yardsticks,
-    outcome_against,
     verdicts,
     yardstick_table,
 )
+from sublora.bounds.smoothing import LossRange
 from sublora.system.errors import UserError
 from sublora.yardsticks.record import read_yardsticks, write_yardsticks
 
 TRIVIAL = [name for name in LABELS if name != FROZEN_BASE]
-BOUND = 3.0
-BELOW, ABOVE = math.nextafter(BOUND, 0.0), math.nextafter(BOUND, 9.0)
 
 
 @pytest.fixture(scope="module")
@@ -31,98 +40,104 @@ def runs(tmp_path_factory) -> pd.DataFrame:
     return collect_runs(write_results(tmp_path_factory.mktemp("runs"), SMALL))
 
 
-def yardstick(name: str, test_loss_bits: float, bound: float) -> Yardstick:
-    return Yardstick(name, test_loss_bits, test_loss_bits, bound, message_bits=0.0, smoothing=None, n=10, m=None)
+def losses_of_best(runs: pd.DataFrame) -> np.ndarray:
+    best = runs.loc[runs["bound_all_runs"].idxmin()]
+    return losses_of_test(best["name"], best["test_loss_bits"])
 
 
-def beaten(name: str) -> Yardstick:
-    return yardstick(name, BOUND + 0.5, BOUND + 0.75)
+@pytest.fixture(scope="module")
+def best(runs) -> pd.DataFrame:
+    """The table of a single run, which nobody picked."""
+    return runs.iloc[[0]].assign(sweep_size=1)
 
 
-def larger_certificate(name: str) -> Yardstick:
-    return yardstick(name, BOUND - 0.5, BOUND + 0.25)
+def beside(best: pd.DataFrame, gains: dict[str, float], units: int = TEST_DOCUMENTS) -> list[YardstickVerdict]:
+    """What is shown of a run whose loss is smaller by so much than those of the yardsticks, on average."""
+    losses = losses_of_test("network", 3.0)[:units]
+    yardsticks = [
+        Yardstick(
+            name=name,
+            test_loss_bits=float(losses.mean()) + gain,
+            scored_loss_bits=3.0,
+            bound_bits=4.0,
+            message_bits=0.0,
+            smoothing=None,
+            n=10,
+            m=None,
+            loss_range=LossRange(0.0, 8.1),
+            test_losses_U=losses_of_test(name, 3.0 + gain)[:units],
+        )
+        for name, gain in gains.items()
+    ]
+    return verdicts(best, losses, yardsticks)
 
 
-def better(name: str) -> Yardstick:
-    return yardstick(name, BOUND - 1.0, BOUND - 0.5)
+def test_a_verdict_says_what_the_paired_losses_show(best):
+    found = beside(best, {"unigram": 0.5, "bigram": 0.0, "order3": -0.5, FROZEN_BASE: 0.25})
+    assert [each.outcome for each in found] == ["better", "not decided", "worse", "better"]
+    for each in found:
+        low, high = each.comparison.low, each.comparison.high
+        assert low < each.comparison.mean < high
+    better, undecided, worse, base = (each.sentence for each in found)
+    assert (
+        better == f"The network is better than the unigram by at least {-found[0].comparison.high:.3f} bits per token."
+    )
+    assert (
+        worse
+        == f"The network is worse than the order-3 model by at least {found[2].comparison.low:.3f} bits per token."
+    )
+    assert undecided.startswith("Not decided against the bigram: the difference of the losses lies between -0.")
+    text = conclusion(found, best)
+    assert "The network is worse than the order-3 model. The network is not shown to be better than the bigram." in text
+    assert base in text and text.endswith(
+        "(From 900 test documents, paired; all of it together with probability 95 %.)"
+    )
+    assert "learned something" not in text
 
 
-@pytest.mark.parametrize(
-    ("test_loss_bits", "bound", "outcome"),
-    [
-        (ABOVE, 4.0, "beaten"),
-        (BOUND, 4.0, "smaller certificate"),  # equal is not below
-        (BELOW, ABOVE, "smaller certificate"),
-        (BELOW, BOUND, "nothing added"),
-        (2.0, 2.5, "nothing added"),
-        (BOUND, BOUND, "nothing added"),
-        (ABOVE, 2.9, "beaten"),  # a test loss above its own bound: the rule asks for the loss alone
-    ],
-)
-def test_the_outcome_follows_the_rule_and_ties_add_nothing(test_loss_bits, bound, outcome):
-    assert outcome_against(BOUND, yardstick("bigram", test_loss_bits, bound)) == outcome
-
-
-def test_sentences_hold_the_numbers_that_were_compared():
-    cases = {
-        beaten("bigram"): "The network beats the bigram: the bound, 3.000, lies 0.500 bits per token below the loss of "
-        "the bigram on test documents, 3.500.",
-        larger_certificate("order3"): "Against the order-3 model, its certificate is smaller: the bound, 3.000, lies "
-        "0.250 bits per token below that of the order-3 model, 3.250, but not below the loss of the order-3 model on "
-        "test documents, 2.500.",
-        better("unigram"): "The network adds nothing over the unigram: the bound, 3.000, lies 0.500 bits per token "
-        "above that of the unigram, 2.500.",
-        yardstick("guessing", BOUND, BOUND): "The network adds nothing over guessing: the bound, 3.000, equals that of "
-        "guessing, 3.000.",
-        beaten(FROZEN_BASE): "Adapting beats the frozen base: the bound, 3.000, lies 0.500 bits per token below the "
-        "loss of the frozen base on test documents, 3.500.",
-        larger_certificate(FROZEN_BASE): "After adapting, its certificate is smaller: the bound, 3.000, lies 0.250 "
-        "bits per token below that of the frozen base, 3.250, but not below the loss of the frozen base on test "
-        "documents, 2.500.",
-        better(FROZEN_BASE): "Adapting adds nothing over the frozen base: the bound, 3.000, lies 0.500 bits per token "
-        "above that of the frozen base, 2.500.",
-    }
-    assert [verdict.sentence for verdict in verdicts(BOUND, list(cases))] == list(cases.values())
-
-
-def test_a_difference_too_small_to_print_is_not_printed_as_none():
-    (verdict,) = verdicts(BOUND, [yardstick("unigram", ABOVE, 4.0)])
-    assert "lies less than 0.001 bits per token below" in verdict.sentence
-
-
-def test_the_network_learned_something_only_where_it_beats_every_trivial_model():
-    base = beaten(FROZEN_BASE)
-    assert conclusion(verdicts(BOUND, [*map(beaten, TRIVIAL), base])).startswith("The network learned something:")
+def test_the_network_learned_something_only_where_it_is_better_than_every_trivial_model(best):
+    gains = dict.fromkeys(TRIVIAL, 0.5) | {FROZEN_BASE: 0.5}
+    assert conclusion(beside(best, gains), best).startswith("The network learned something:")
     for name in TRIVIAL:
-        for weaker in (larger_certificate, better, lambda name: yardstick(name, BOUND, BOUND + 1.0)):
-            yardsticks = [weaker(name) if other == name else beaten(other) for other in TRIVIAL]
-            text = conclusion(verdicts(BOUND, [*yardsticks, base]))
-            assert "learned something" not in text
-            assert LABELS[name] in text
+        for less in (0.0, -0.5) if name != "guessing" else (-0.5,):
+            text = conclusion(beside(best, gains | {name: less}), best)
+            assert "learned something" not in text and LABELS[name] in text
 
 
-def test_conclusions_are_as_plain_where_nothing_is_added():
-    def text(kinds, base) -> str:
-        yardsticks = [kind(name) for kind, name in zip(kinds, TRIVIAL, strict=True)]
-        return conclusion(verdicts(BOUND, [*yardsticks, base(FROZEN_BASE)]))
+def test_holm_s_procedure_decides_where_an_interval_does_not(best):
+    """Three clear differences leave more of delta to the fourth."""
+    gains = dict.fromkeys(("unigram", "bigram", "order3"), 1.0)
+    for gain in np.linspace(0.02, 0.2, 60):
+        last = beside(best, gains | {FROZEN_BASE: float(gain)})[-1]
+        if last.outcome == "better" and last.comparison.high >= 0.0:
+            assert last.sentence == "The network is better than the frozen base; by how much at least is not shown."
+            return
+    pytest.fail("no difference is decided by Holm's procedure alone")
 
-    assert text([beaten] * 4, beaten) == (
-        "The network learned something: its bound lies below the test loss of every trivial model. "
-        "Adapting beats the frozen base."
-    )
-    assert text([beaten, beaten, larger_certificate, larger_certificate], larger_certificate) == (
-        "All that is shown of the network is that its certificate is smaller than that of every trivial model: its "
-        "bound does not lie below the test loss of the bigram and the order-3 model. "
-        "After adapting, its certificate is smaller than that of the frozen base."
-    )
-    assert text([beaten, better, larger_certificate, better], better) == (
-        "The network adds nothing over the unigram and the order-3 model. Adapting adds nothing over the frozen base."
-    )
+
+def test_picking_the_best_of_many_runs_widens_the_intervals(best):
+    one, many = (beside(best.assign(sweep_size=size), {"bigram": 0.5})[0].comparison for size in (1, 30))
+    assert many.low < one.low and one.high < many.high
+    picked = conclusion(beside(best.assign(sweep_size=30), {"bigram": 0.5}), best.assign(sweep_size=30))
+    assert picked.endswith("95 %, which pays for picking the best of 30.)")
+
+
+def test_the_best_run_s_losses_are_those_of_the_table(runs, tmp_path):
+    folders = write_results(tmp_path, SMALL)
+    paths = [folder / "losses.npz" for folder in folders]
+    best = runs.loc[runs["bound_all_runs"].idxmin()]
+    losses = load_test_losses(paths, runs)
+    assert losses.shape == (TEST_DOCUMENTS,) and losses.mean() == pytest.approx(best["test_loss_bits"])
+    with pytest.raises(UserError, match="is not among the files given"):
+        load_test_losses([path for path in paths if path.parent.name != best["name"]], runs)
+    np.savez(tmp_path / best["name"] / "losses.npz", test_losses_bits=losses + 0.001)
+    with pytest.raises(UserError, match="not the losses behind run"):
+        load_test_losses(paths, runs)
 
 
 def test_the_table_has_one_row_per_model(runs, tmp_path):
     yardsticks = load_yardsticks(write_yardsticks_of(tmp_path), runs)
-    table = yardstick_table(runs, yardsticks).set_index("model")
+    table = yardstick_table(runs, yardsticks, losses_of_best(runs)).set_index("model")
     assert list(table.index) == [*LABELS, "best_run", "best_run_alone", "best_run_held_out"]
     for name, (loss, bound) in YARDSTICKS.items():
         assert tuple(table.loc[name, ["test_loss_bits", "bound_bits"]]) == (loss, bound)
@@ -135,7 +150,7 @@ def test_the_table_has_one_row_per_model(runs, tmp_path):
     assert list(own["m"]) == [1000, 1000, 900] and table["m"].isna()["guessing"]
     assert table["bound_bits"]["guessing"] == pytest.approx(math.log2(257))
     assert "random weights of the first seed" in table["description"][FROZEN_BASE]
-    trained = yardstick_table(runs.assign(base_kind="trained"), yardsticks).set_index("model")
+    trained = yardstick_table(runs.assign(base_kind="trained"), yardsticks, losses_of_best(runs)).set_index("model")
     assert "random" not in trained["description"][FROZEN_BASE]
 
 
@@ -143,7 +158,7 @@ def test_anchored_runs_have_a_certified_gain_in_the_table_and_in_a_sentence(runs
     anchored = collect_runs(write_results(tmp_path / "runs", SMALL, anchored=True))
     yardsticks = load_yardsticks(write_yardsticks_of(tmp_path), anchored)
     best = anchored.loc[anchored["bound_all_runs"].idxmin()]
-    table = yardstick_table(anchored, yardsticks).set_index("model")
+    table = yardstick_table(anchored, yardsticks, losses_of_best(anchored)).set_index("model")
     gains = table["certified_gain_bits"].dropna().to_dict()
     assert gains == {
         "best_run": best["certified_gain_all_runs_bits"],
@@ -161,7 +176,7 @@ def test_anchored_runs_have_a_certified_gain_in_the_table_and_in_a_sentence(runs
         sentence = certified_gain_sentence(one.assign(certified_gain_all_runs_bits=gain))
         assert sentence.endswith("; no gain of adapting over the base alone is certified.")
     assert certified_gain_sentence(runs) is None
-    assert "certified_gain_bits" not in yardstick_table(runs, yardsticks)
+    assert "certified_gain_bits" not in yardstick_table(runs, yardsticks, losses_of_best(runs))
 
 
 def test_yardsticks_of_other_data_or_without_a_model_are_refused(runs, tmp_path):

@@ -20,7 +20,6 @@ from sublora.data.prepare import prepare_all
 from sublora.data.tokenizers import load_tokenizer
 from sublora.losses.documents import score_documents
 from sublora.runs.base import make_base
-from sublora.runs.base_losses import BASE_LOSSES_PATH
 from sublora.runs.bound import bound_run
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import read_message
@@ -29,6 +28,7 @@ from sublora.runs.train import train_run
 from sublora.runs.verify.verify import verify_run
 from sublora.runs.yardsticks import make_yardsticks
 from sublora.system.errors import UserError
+from sublora.system.names import BASE_LOSSES_PATH
 from sublora.yardsticks.record import read_yardsticks
 
 SPEC = config.RunSpec(budget=40, allocation="learned", seed=1)

@@ -18,7 +18,7 @@ from sublora.data.prepare import prepare_dataset
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import read_message
 from sublora.system.errors import UserError
-from sublora.tools.duplicates import bound_with, write_near_duplicates
+from sublora.tools.duplicates import bound_with, write_document_facts, write_near_duplicates
 
 
 def runs_of_bytes(text: bytes) -> set[bytes]:
@@ -90,7 +90,7 @@ def test_without_the_library_one_line_says_what_to_install(dataset, monkeypatch)
 
 @pytest.fixture(scope="module")
 def measured(tiny_root, tmp_path_factory):
-    """near_duplicates.json of the tiny data, which has none, beside finished runs."""
+    """results/near_duplicates.json of the tiny data, which has none, beside finished runs."""
     root = honest_runs(tiny_root, tmp_path_factory.mktemp("measured") / "root")
     return root, write_near_duplicates(config.load_settings(root / "config/config.yaml"), root=root)
 
@@ -106,6 +106,26 @@ def test_the_file_holds_the_bounds_of_every_finished_run(measured):
     assert facts["data_hash"] == claim["data_hash"]
 
 
+def test_documents_are_measured_once_for_each_data_set(measured, monkeypatch):
+    """What is known of the documents is read again; a damaged file, another rule or other data are measured."""
+    root, path = measured
+    settings = config.load_settings(root / "config/config.yaml")
+    known = root / "data" / settings.data.name / "near_duplicates.json"
+    contents, results = known.read_text(), json.loads(path.read_text())
+    assert json.loads(contents) == {key: value for key, value in results.items() if key != "runs"}
+    measured_again = []
+    monkeypatch.setattr("sublora.tools.duplicates.measure_documents", lambda *_: measured_again.append(1) or {})
+    assert write_document_facts(settings, root=root) == known and not measured_again
+    others = (contents[:-20], "[]", contents.replace(results["data_hash"], "0" * 64))
+    for text in others:
+        known.write_text(text)
+        write_document_facts(settings, root=root)
+    known.write_text(contents)
+    write_document_facts(settings, root=root, rule=ClusterRule(jaccard=0.9))
+    assert len(measured_again) == len(others) + 1
+    known.write_text(contents)
+
+
 def test_fewer_documents_give_larger_bounds(measured):
     folder = next((measured[0] / "results/runs").iterdir())
     message, losses = read_message(folder / "certificate.bin"), read_losses(folder / "losses.npz")["losses_bits"]
@@ -116,14 +136,17 @@ def test_fewer_documents_give_larger_bounds(measured):
 def test_the_report_s_sentence(measured, tmp_path):
     path = measured[1]
     facts = json.loads(path.read_text())
-    run = next(iter(facts["runs"]))
-    sentence = near_duplicates_sentence(path, run, facts["data_hash"])
+    name, bounds = next(iter(facts["runs"].items()))
+    row = {"name": name, "data_hash": facts["data_hash"], "bound_value": bounds["bound_value"]}
+    sentence = near_duplicates_sentence(path, row)
     assert f"{facts['n_clusters']} clusters" in sentence and "not a certificate" in sentence
     with pytest.raises(UserError, match="of data"):
-        near_duplicates_sentence(path, run, "0" * 64)
-    with pytest.raises(UserError, match="written before run other"):
-        near_duplicates_sentence(path, "other", facts["data_hash"])
+        near_duplicates_sentence(path, row | {"data_hash": "0" * 64})
+    # A run that was not there, and one that was scored again since.
+    for change in ({"name": "other"}, {"bound_value": row["bound_value"] + 0.001}):
+        with pytest.raises(UserError, match="written before run"):
+            near_duplicates_sentence(path, row | change)
     for text in ("{", "[]", json.dumps(facts | {"format": 0})):
         (tmp_path / "file.json").write_text(text)
         with pytest.raises(UserError, match="file.json: not"):
-            near_duplicates_sentence(tmp_path / "file.json", run, facts["data_hash"])
+            near_duplicates_sentence(tmp_path / "file.json", row)

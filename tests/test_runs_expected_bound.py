@@ -20,7 +20,9 @@ from sublora.runs.train import train_run
 from sublora.tools.expected_bound import Guess, KnownData, known_data, predict, print_prediction
 from sublora.tools.message_cost import code_bits
 
-DEMO = config.load_settings(REPOSITORY / "demo/config/config.yaml")
+ANCHORED = config.load_settings(REPOSITORY / "demo/config/config.yaml")
+DEMO = ANCHORED.model_copy(update={"scoring": ANCHORED.scoring.model_copy(update={"anchor": "guessing"})})
+"""The demo with the direct bound."""
 BYTES = KnownData(n_units=72_354, vocab_size=257, targets=400.0)
 
 
@@ -93,6 +95,34 @@ def test_the_n_that_is_needed_is_the_smallest_that_pays() -> None:
         assert at.is_worth_it and not before.is_worth_it
     assert all(each.is_worth_it for each in expected(guess))
     assert [each.n_needed for each in expected(Guess(3.2, base_loss_bits=3.2))] == [None, None]
+
+
+def test_the_anchored_bound_is_that_of_the_demo_s_runs() -> None:
+    """docs/studies/demo.md: mean loss 2.86 and 2.80 where the base has 3.21; n, C and draws as there."""
+    small, large = expected(Guess(2.864, base_loss_bits=3.2104), settings=ANCHORED)
+    assert small.base_bound == large.base_bound == pytest.approx(3.242, abs=0.01)
+    assert small.bound == pytest.approx(2.951, abs=0.012)
+    (large,) = expected(Guess(2.776, base_loss_bits=3.2104), settings=ANCHORED)[1:]
+    assert large.bound == pytest.approx(2.890, abs=0.012)
+    assert large.gain == pytest.approx(large.base_bound - large.bound, abs=1e-4)
+    assert large.bound_smallest < large.bound < large.bound_largest
+
+
+def test_an_anchor_needs_the_base_s_loss_and_takes_the_measured_one() -> None:
+    assert "guess it with --base-loss" in complaint(lambda: expected(Guess(2.9), settings=ANCHORED))
+    losses_U = 3.2 + 0.4 * np.random.default_rng(0).standard_normal(6000)
+    measured = dataclasses.replace(BYTES, base_losses_U=losses_U)
+    known, guessed = expected(Guess(2.9), measured, ANCHORED), expected(Guess(2.9, 3.2), settings=ANCHORED)
+    for one, other in zip(known, guessed, strict=True):
+        assert one.bound == pytest.approx(other.bound, abs=0.02)
+
+
+def test_with_an_anchor_a_gain_pays_from_far_fewer_documents_on() -> None:
+    guess = Guess(2.9, base_loss_bits=3.2)
+    for direct, anchored in zip(expected(guess), expected(guess, settings=ANCHORED), strict=True):
+        assert anchored.n_needed < direct.n_needed / 3
+        assert anchored.gain > 0.0 and direct.gain is None
+    assert [each.n_needed for each in expected(Guess(3.2, base_loss_bits=3.2), settings=ANCHORED)] == [None, None]
 
 
 def test_the_verdict_is_printed_with_what_was_assumed(capsys: pytest.CaptureFixture) -> None:

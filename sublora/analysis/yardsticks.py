@@ -1,15 +1,22 @@
 """The trivial models and the frozen base beside the networks: one table, and in words what the network adds."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sublora.analysis.arms import best_of_all
 from sublora.analysis.runs_table import is_anchored
+from sublora.bounds.paired import Comparison, Verdict, compare, holm, p_value
+from sublora.bounds.smoothing import LossRange
 from sublora.system.errors import UserError
+from sublora.system.files import read_npz
+from sublora.system.names import LOSSES_NAME
 from sublora.yardsticks.record import BIGRAM, FROZEN_BASE, GUESSING, ORDER3, UNIGRAM, Row, read_yardsticks
 
 LABELS = {
@@ -30,15 +37,12 @@ BEST_RUN, BEST_RUN_ALONE, BEST_RUN_HELD_OUT = "best_run", "best_run_alone", "bes
 GAIN = "certified_gain_bits"
 """Column of the runs table and of the table of yardsticks."""
 
-Outcome = Literal["beaten", "smaller certificate", "nothing added"]
-BEATEN: Outcome = "beaten"
-SMALLER_CERTIFICATE: Outcome = "smaller certificate"
-NOTHING_ADDED: Outcome = "nothing added"
-OUTCOME_LABELS = {
-    "beaten": "beaten",
-    "smaller certificate": "certificate smaller",
-    "nothing added": "nothing added",
-}
+Outcome = Literal["better", "worse", "not decided"]
+SMALLER: Verdict = "smaller"
+LARGER: Verdict = "larger"
+NOT_DECIDED: Verdict = "not decided"
+OUTCOMES: dict[Verdict, Outcome] = {SMALLER: "better", LARGER: "worse", NOT_DECIDED: "not decided"}
+"""What a difference of losses says of the network."""
 ROW_LABELS = LABELS | {
     BEST_RUN: "the best network",
     "best_run_alone": "the same, named beforehand",
@@ -62,6 +66,9 @@ class Yardstick:
     n: int
     m: int | None
     """Documents scored; None where no loss is estimated."""
+    loss_range: LossRange
+    test_losses_U: NDArray[np.float64]
+    """Losses of the test units, bits per token; empty where all are alike."""
 
     @property
     def label(self) -> str:
@@ -71,11 +78,34 @@ class Yardstick:
 
 @dataclasses.dataclass(frozen=True)
 class YardstickVerdict:
-    """What the best network adds over one yardstick."""
+    """What the best network's test losses, paired with those of one yardstick, show about new units."""
 
     yardstick: Yardstick
-    outcome: Outcome
-    sentence: str
+    comparison: Comparison
+    """Network minus yardstick, bits per token. Its interval holds together with those of all other yardsticks."""
+    verdict: Verdict
+    """By Holm's procedure, which decides more than the intervals do."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """The verdict in words."""
+        return OUTCOMES[self.verdict]
+
+    @property
+    def sentence(self) -> str:
+        """What is shown, with its number."""
+        label, found = self.yardstick.label, self.comparison
+        if self.verdict == NOT_DECIDED:
+            more = found.examples_to_decide
+            needed = "" if more is None else f"; about {more:,} test units would decide"
+            return (
+                f"Not decided against {label}: the difference of the losses lies between {found.low:+.3f} and "
+                f"{found.high:+.3f} bits per token{needed}."
+            )
+        if found.verdict != self.verdict:
+            return f"The network is {self.outcome} than {label}; by how much at least is not shown."
+        by = min(abs(found.low), abs(found.high))
+        return f"The network is {self.outcome} than {label} by at least {_bits(by)}."
 
 
 def load_yardsticks(path: Path | str, runs: pd.DataFrame) -> list[Yardstick]:
@@ -102,16 +132,37 @@ def _yardstick(name: str, row: Row) -> Yardstick:
         smoothing=row.smoothing,
         n=row.n,
         m=row.m,
+        loss_range=LossRange(*row.loss_range_bits),
+        test_losses_U=np.array(row.test_losses_bits),
     )
 
 
-def yardstick_table(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> pd.DataFrame:
+def load_test_losses(paths: Iterable[Path | str], runs: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the best run's losses of test units, bits per token, float64 (units,), from its losses.npz among `paths`.
+
+    UserError if it is not there, damaged, or of another scoring than the table of runs.
+    """
+    best = best_of_all(runs)
+    fix = "run the workflow again"
+    path = next((path for path in map(Path, paths) if path.parent.name == best["name"]), None)
+    if path is None:
+        raise UserError(f"{LOSSES_NAME} of run {best['name']} is not among the files given; {fix}")
+    losses_U = read_npz(path, missing="no such file", fix=fix).get("test_losses_bits")
+    if losses_U is None or not math.isclose(losses_U.mean(), best["test_loss_bits"], abs_tol=1e-9):
+        raise UserError(f"{path}: not the losses behind run {best['name']} of the table of runs; {fix}")
+    return losses_U
+
+
+def yardstick_table(
+    runs: pd.DataFrame, yardsticks: Sequence[Yardstick], test_losses_U: NDArray[np.float64]
+) -> pd.DataFrame:
     """One row per model: the yardsticks, then the best run of all with its bounds, the held-out one last.
 
     Columns model, description, test_loss_bits and bound_bits (bits per token), message_bits (C), smoothing, n and m;
-    for anchored runs also certified_gain_bits, what a row's network gains at least over the frozen base, in bits per
-    token; empty where there is no such thing. Of the held-out bound, n and m would be the test documents, whose
-    number the runs table does not hold.
+    network_is, what is shown of the best network beside a yardstick (`verdicts`), and the ends of the difference of
+    their mean losses on new units, network_minus_low and network_minus_high (bits per token); for anchored runs also
+    certified_gain_bits, what a row's network gains at least over the frozen base, in bits per token. A cell is empty
+    where there is no such thing.
     """
     rows = [
         {
@@ -123,8 +174,11 @@ def yardstick_table(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> pd.D
             "smoothing": yardstick.smoothing,
             "n": yardstick.n,
             "m": yardstick.m,
+            "network_is": found.outcome,
+            "network_minus_low": found.comparison.low,
+            "network_minus_high": found.comparison.high,
         }
-        for yardstick in yardsticks
+        for yardstick, found in zip(yardsticks, verdicts(runs, test_losses_U, yardsticks), strict=True)
     ]
     best = best_of_all(runs)
     units = {"n": best["n_units"], "m": best["m_units"]}
@@ -174,74 +228,66 @@ def certified_gain_sentence(runs: pd.DataFrame) -> str | None:
     )
 
 
-def outcome_against(bound_all_runs_bits: float, yardstick: Yardstick) -> Outcome:
-    """What the best run's bound shows against a yardstick; both in bits per token, and equal is not below.
+def verdicts(
+    runs: pd.DataFrame, test_losses_U: NDArray[np.float64], yardsticks: Sequence[Yardstick]
+) -> list[YardstickVerdict]:
+    """Compare the best run with each yardstick on the same test units.
 
-    Below the yardstick's mean loss on test documents the network is shown to predict better. Below its bound alone,
-    it may only be the cheaper model to certify.
+    delta is divided by the number of runs, since the best was picked, then by the number of yardsticks for the
+    intervals (Bonferroni); the verdicts go by Holm's procedure over yardsticks and directions. UserError if a yardstick
+    was scored on another number of test units.
     """
-    if bound_all_runs_bits < yardstick.test_loss_bits:
-        return BEATEN
-    return SMALLER_CERTIFICATE if bound_all_runs_bits < yardstick.bound_bits else NOTHING_ADDED
-
-
-def verdicts(bound_all_runs_bits: float, yardsticks: Sequence[Yardstick]) -> list[YardstickVerdict]:
-    """What the best run's bound (bits per token) shows against each yardstick, in a sentence each."""
-    found = []
+    best = best_of_all(runs)
+    own_range = LossRange(best["lower_bits"], best["upper_bits"])
+    delta = best["delta"] / best["sweep_size"]
+    comparisons, p_values = [], []
     for yardstick in yardsticks:
-        outcome = outcome_against(bound_all_runs_bits, yardstick)
-        found.append(YardstickVerdict(yardstick, outcome, _sentence(bound_all_runs_bits, yardstick, outcome)))
+        reference_U, reference_range = _paired_losses(yardstick, len(test_losses_U))
+        pair, ranges = (test_losses_U, reference_U), (own_range, reference_range)
+        comparisons.append(compare(*pair, ranges, delta / len(yardsticks)))
+        p_values += [p_value(*pair, ranges), p_value(*pair[::-1], ranges[::-1])]
+    rejected = holm(np.array(p_values)) <= delta
+    found = []
+    for index, (yardstick, comparison) in enumerate(zip(yardsticks, comparisons, strict=True)):
+        is_smaller, is_larger = rejected[2 * index : 2 * index + 2]
+        verdict: Verdict = SMALLER if is_smaller else LARGER if is_larger else NOT_DECIDED
+        found.append(YardstickVerdict(yardstick, comparison, verdict))
     return found
 
 
-def _sentence(bound: float, yardstick: Yardstick, outcome: Outcome) -> str:
-    label, adapting = yardstick.label, yardstick.name == FROZEN_BASE
-    if outcome == BEATEN:
-        subject = "Adapting" if adapting else "The network"
-        return (
-            f"{subject} beats {label}: the bound, {bound:.3f}, lies {_gap(bound, yardstick.test_loss_bits)} below the "
-            f"loss of {label} on test documents, {yardstick.test_loss_bits:.3f}."
+def _paired_losses(yardstick: Yardstick, units: int) -> tuple[NDArray[np.float64], LossRange]:
+    """Return the losses of a yardstick on the test units, and their range; guessing loses the same on each."""
+    if yardstick.name == GUESSING:
+        return np.full(units, yardstick.test_loss_bits), LossRange(0.0, yardstick.test_loss_bits)
+    if len(yardstick.test_losses_U) != units:
+        raise UserError(
+            f"results/yardsticks.json: {yardstick.label} was scored on {len(yardstick.test_losses_U)} test units, the "
+            f"best run on {units}; delete it and run the workflow again"
         )
-    if outcome == SMALLER_CERTIFICATE:
-        subject = "After adapting" if adapting else f"Against {label}"
-        return (
-            f"{subject}, its certificate is smaller: the bound, {bound:.3f}, lies "
-            f"{_gap(bound, yardstick.bound_bits)} below that of {label}, {yardstick.bound_bits:.3f}, but not below the "
-            f"loss of {label} on test documents, {yardstick.test_loss_bits:.3f}."
-        )
-    subject = "Adapting" if adapting else "The network"
-    where = "equals" if bound == yardstick.bound_bits else f"lies {_gap(bound, yardstick.bound_bits)} above"
-    return (
-        f"{subject} adds nothing over {label}: the bound, {bound:.3f}, {where} that of {label}, "
-        f"{yardstick.bound_bits:.3f}."
-    )
+    return yardstick.test_losses_U, yardstick.loss_range
 
 
-def _gap(first: float, second: float) -> str:
-    gap = abs(first - second)
-    return f"{gap:.3f} bits per token" if gap >= 0.0005 else "less than 0.001 bits per token"
+def _bits(value: float) -> str:
+    return f"{value:.3f} bits per token" if value >= 0.0005 else "less than 0.001 bits per token"
 
 
-def conclusion(found: Sequence[YardstickVerdict]) -> str:
+def conclusion(found: Sequence[YardstickVerdict], runs: pd.DataFrame) -> str:
     """All verdicts in two or three sentences, the first about the trivial models together."""
     trivial = [verdict for verdict in found if verdict.yardstick.name != FROZEN_BASE]
-    nothing = [verdict for verdict in trivial if verdict.outcome == NOTHING_ADDED]
-    not_beaten = [verdict for verdict in trivial if verdict.outcome == SMALLER_CERTIFICATE]
-    if nothing:
-        sentences = [f"The network adds nothing over {_names(nothing)}."]
-    elif not_beaten:
-        sentences = [
-            "All that is shown of the network is that its certificate is smaller than that of every trivial model: its "
-            f"bound does not lie below the test loss of {_names(not_beaten)}."
-        ]
-    else:
-        sentences = ["The network learned something: its bound lies below the test loss of every trivial model."]
-    base = {
-        BEATEN: "Adapting beats the frozen base.",
-        SMALLER_CERTIFICATE: "After adapting, its certificate is smaller than that of the frozen base.",
-        NOTHING_ADDED: "Adapting adds nothing over the frozen base.",
-    }
-    return " ".join([*sentences, *(base[each.outcome] for each in found if each.yardstick.name == FROZEN_BASE)])
+    best = best_of_all(runs)
+    kind = "documents" if best["unit"] == "document" else "units"
+    sentences = []
+    for verdict, words in ((LARGER, "is worse than"), (NOT_DECIDED, "is not shown to be better than")):
+        if members := [each for each in trivial if each.verdict == verdict]:
+            sentences.append(f"The network {words} {_names(members)}.")
+    if not sentences:
+        sentences.append(f"The network learned something: on new {kind} it is better than every trivial model.")
+    sentences += [each.sentence for each in found if each.yardstick.name == FROZEN_BASE]
+    picked = f", which pays for picking the best of {best['sweep_size']}" if best["sweep_size"] > 1 else ""
+    return " ".join(sentences) + (
+        f" (From {best['test_units']:,} test {kind}, paired; all of it together with probability "
+        f"{100 * (1 - best['delta']):g} %{picked}.)"
+    )
 
 
 def _names(found: Sequence[YardstickVerdict]) -> str:
@@ -249,17 +295,18 @@ def _names(found: Sequence[YardstickVerdict]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def yardstick_section(runs: pd.DataFrame, yardsticks: Sequence[Yardstick]) -> dict[str, Any]:
+def yardstick_section(
+    runs: pd.DataFrame, yardsticks: Sequence[Yardstick], test_losses_U: NDArray[np.float64]
+) -> dict[str, Any]:
     """Headline in words, one verdict per yardstick, and the table's rows as texts."""
-    found = verdicts(best_of_all(runs)["bound_all_runs"], yardsticks)
+    found = verdicts(runs, test_losses_U, yardsticks)
     return {
-        "conclusion": conclusion(found),
+        "conclusion": conclusion(found, runs),
         "certified_gain": certified_gain_sentence(runs),
         "verdicts": [
-            {"outcome": OUTCOME_LABELS[each.outcome], "good": each.outcome == "beaten", "sentence": each.sentence}
-            for each in found
+            {"outcome": each.outcome, "good": each.outcome == "better", "sentence": each.sentence} for each in found
         ],
-        "rows": [_cells(row) for row in yardstick_table(runs, yardsticks).to_dict("records")],
+        "rows": [_cells(row) for row in yardstick_table(runs, yardsticks, test_losses_U).to_dict("records")],
     }
 
 

@@ -128,6 +128,48 @@ def anchored_candidates(smoothings: Sequence[Smoothing], k0: int) -> tuple[Ancho
     return tuple(AnchoredMixture.of(each, k0) for each in smoothings)
 
 
+class MixtureLosses(NamedTuple):
+    """Losses of a mixture of a network and its base on documents, and the ranges that bounds on them need."""
+
+    losses_D: NDArray[np.float64]
+    """Of the certified predictor q, bits per token."""
+    base_losses_D: NDArray[np.float64]
+    """Of the anchor Q_b, bits per token: what `sublora.certify` takes as `against`."""
+    base_range: LossRange
+    """Range of the anchor's loss: `lower` and `upper` of `sublora.certify`."""
+    excess_upper: float
+    """What q loses at most more than Q_b on any document, k / T_min bits per token."""
+
+
+def anchored_losses(
+    log_p: ArrayLike, base_log_p: ArrayLike, targets: ArrayLike, *, vocab_size: int, k: int, k0: int, min_targets: int
+) -> MixtureLosses:
+    """Return the losses of q = (1 - 2^-k) P + 2^-k Q_b and of its anchor Q_b, for any language model.
+
+    Args:
+        log_p, base_log_p: ln of the probability that the adapted network and its base give to each whole document, in
+            nats, shape (D,); a network without a probability (NaN) counts as probability 0.
+        targets: tokens predicted in each document, shape (D,).
+        vocab_size: V, the end-of-text token included.
+        k: chosen on documents set apart, and charged in the message; k0: fixed beforehand.
+        min_targets: targets of the shortest document that the population admits.
+
+    Raises:
+        ValueError: k or k0 is not between 1 and 64, or a document has fewer targets than `min_targets`.
+    """
+    targets_D = np.asarray(targets)
+    if targets_D.size and targets_D.min() < min_targets:
+        raise ValueError(f"a document has {targets_D.min()} targets, fewer than min_targets {min_targets}")
+    mixture, population = AnchoredMixture(k, k0), Population(vocab_size, min_targets)
+    arguments = (base_log_p, targets_D, vocab_size)
+    return MixtureLosses(
+        mixture.losses_bits(log_p, *arguments),
+        mixture.base_losses_bits(*arguments),
+        mixture.anchor.loss_range_bits(*population),
+        mixture.excess_range_bits(*population).upper,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class FailureShare:
     """A part of delta: how often one of the two bounds may fail, and how much of that is for its draw."""
@@ -151,7 +193,9 @@ def base_bound(losses_D: ArrayLike, loss_range: LossRange, *, n: int, share: Fai
     of a run. picked_bits: what is charged for a base or a smoothing that was picked by hand on this data, one of
     2^picked_bits: in the union and in the draw's share of delta. ValueError as in `sublora.bounds.inequalities`.
     """
-    bound = _betting(losses_D, loss_range, n=n, code_bits=picked_bits, share=share.for_alternatives(picked_bits))
+    bound = betting_with_share(
+        losses_D, loss_range, n=n, code_bits=picked_bits, share=share.for_alternatives(picked_bits)
+    )
     return min(bound + SCORE_TOLERANCE_BITS, loss_range.upper)
 
 
@@ -171,7 +215,7 @@ def excess_bound(
     as in `sublora.bounds.inequalities`.
     """
     own = share.for_alternatives(alternatives_bits)
-    bound = _betting(excess_D, excess_range, n=n, code_bits=code_bits, share=own)
+    bound = betting_with_share(excess_D, excess_range, n=n, code_bits=code_bits, share=own)
     return min(bound + EXCESS_TOLERANCE_BITS, excess_range.upper)
 
 
@@ -185,7 +229,9 @@ def certified_gain_bits(excess_upper_bits: float, k0: int, min_targets: int) -> 
     return -excess_upper_bits + math.log1p(-(2.0**-k0)) / (LN2 * min_targets)
 
 
-def _betting(losses_D: ArrayLike, loss_range: LossRange, *, n: int, code_bits: float, share: FailureShare) -> float:
+def betting_with_share(
+    losses_D: ArrayLike, loss_range: LossRange, *, n: int, code_bits: float, share: FailureShare
+) -> float:
     """Return the bound by the one inequality that looks at the headroom alone, with a draw or without."""
     lower, upper = loss_range
     if share.delta_sample is None:

@@ -3,11 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sublora.bounds.certify_pairs import (
+    CertifiedComparison,
+    CertifiedExcess,
+    Direction,
+    certify_comparison,
+    certify_excess,
+)
 from sublora.bounds.checks import (
     RANGE_TOLERANCE,
     check_count,
@@ -96,6 +103,7 @@ class Certified:
         return {"format": FORMAT, "value": self.value, "why": self.why} | fields | plain
 
 
+@overload
 def certify(
     losses: ArrayLike,
     *,
@@ -103,13 +111,61 @@ def certify(
     n: int,
     lower: float,
     upper: float,
+    delta: float = ...,
+    subsample: bool = ...,
+    delta_sample: float | None = ...,
+    alternatives: int = ...,
+    counts: ArrayLike | None = ...,
+    against: None = ...,
+) -> Certified: ...
+
+
+@overload
+def certify(
+    losses: ArrayLike,
+    *,
+    against: ArrayLike,
+    direction: Direction,
+    lower: float,
+    upper: float,
+    delta: float = ...,
+    code_bits: float = ...,
+    n: int | None = ...,
+) -> CertifiedComparison: ...
+
+
+@overload
+def certify(
+    losses: ArrayLike,
+    *,
+    against: ArrayLike,
+    excess_upper: float,
+    code_bits: float,
+    n: int,
+    lower: float,
+    upper: float,
+    delta: float = ...,
+    subsample: bool = ...,
+) -> CertifiedExcess: ...
+
+
+def certify(
+    losses: ArrayLike,
+    *,
+    lower: float,
+    upper: float,
+    code_bits: float | None = None,
+    n: int | None = None,
     delta: float = 0.05,
     subsample: bool = False,
     delta_sample: float | None = None,
     alternatives: int = 1,
     counts: ArrayLike | None = None,
-) -> Certified:
-    """Bound the expected loss of a fresh example, given losses from any model and any code.
+    against: ArrayLike | None = None,
+    direction: Direction | None = None,
+    excess_upper: float | None = None,
+) -> Certified | CertifiedComparison | CertifiedExcess:
+    """Bound the expected loss of a fresh example, given losses from any model and any code, or compare two models.
 
     Args:
         losses: one per scored example, shape (m,), in any unit, each in [lower, upper]. They belong to all n examples,
@@ -126,8 +182,14 @@ def certify(
             number. A choice from a prefix-free code that cost k bits counts as 2^k.
         counts: how often each loss was drawn, shape (m,), if `losses` holds distinct examples only. Only with
             `subsample`.
+        against: values of a reference model on the same examples, in the same order. Without a message (code_bits 0)
+            the two are compared on held-out examples, and losses may be any values, such as accuracies. With
+            `excess_upper` the reference anchors the bound.
+        direction: with `against`, which values are better: "lower" or "higher". Required for a held-out comparison.
+        excess_upper: how much more than the reference the model can lose on any example, by construction. lower and
+            upper are then the range of the reference's loss.
 
-    Bounds and sources: `sublora.bounds.inequalities`.
+    Bounds and sources: `sublora.bounds.inequalities`, with `against` `sublora.bounds.certify_pairs`.
 
     Raises:
         ValueError: in one line, if a number is out of its range, losses are empty, not numbers, not one-dimensional or
@@ -138,6 +200,29 @@ def certify(
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise ValueError(f"the loss range needs finite lower < upper, found [{lower}, {upper}]")
     loss_range = LossRange(float(lower), float(upper))
+    if against is not None:
+        if counts is not None or delta_sample is not None or alternatives != 1:
+            raise ValueError("counts, delta_sample and alternatives have no meaning with against")
+        reference = _numbers("against", against)
+        _check_inside(reference, loss_range)
+        if excess_upper is not None:
+            if n is None or code_bits is None or direction == "higher":
+                raise ValueError("excess_upper needs n, code_bits, and losses, of which lower ones are better")
+            return certify_excess(
+                values,
+                reference,
+                loss_range,
+                excess_upper=excess_upper,
+                code_bits=code_bits,
+                n=n,
+                delta=delta,
+                subsample=subsample,
+            )
+        _check_held_out(values.size, n, code_bits, direction, subsample=subsample)
+        _check_inside(values, loss_range)
+        return certify_comparison(values, reference, loss_range, direction=direction or "lower", delta=delta)
+    if n is None or code_bits is None or direction is not None or excess_upper is not None:
+        raise ValueError("n and code_bits are needed, direction and excess_upper only with against")
     _check_inside(values, loss_range)
     _check_numbers(n, delta, delta_sample, alternatives, subsample=subsample, counted=counts is not None)
     complexity_nats(code_bits, delta)
@@ -174,6 +259,19 @@ def certify(
         on_trust=ON_TRUST if premises.delta_sample is None else ON_TRUST + ON_TRUST_OF_A_DRAW,
         warnings=tuple(warnings),
     )
+
+
+def _check_held_out(m: int, n: int | None, code_bits: float | None, direction: str | None, *, subsample: bool) -> None:
+    """Check that a comparison is of held-out examples and says which values are better."""
+    if direction not in ("lower", "higher"):
+        raise ValueError(f"direction says which values are better, 'lower' or 'higher', found {direction!r}")
+    if code_bits or subsample:
+        raise ValueError(
+            "a model that was chosen with these examples is compared by its excess: give excess_upper; without it, "
+            "code_bits is 0 and the examples are held out"
+        )
+    if n not in (None, m):
+        raise ValueError(f"{m} values, but n = {n}: a comparison uses all held-out examples, so leave n out")
 
 
 def _check_numbers(

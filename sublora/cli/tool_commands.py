@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from sublora.cli.application import ConfigOption, RootOption, app, quick_imports
+from sublora.system.errors import UserError
 
 CertificateArgument = Annotated[
     Path, typer.Argument(metavar="DIR|FILE", help="Folder of a scored run, or its certificate.bin.", show_default=False)
@@ -18,12 +19,18 @@ BaseRootOption = Annotated[Path | None, typer.Option("--root", help="Folder that
 
 
 @app.command("duplicates")
-def duplicates_command(config: ConfigOption) -> None:
-    """Measure near duplicates, and how much the bounds owe to them: data/{name}/near_duplicates.json."""
+def duplicates_command(
+    config: ConfigOption,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Measure the documents only, which needs no run: data/{name}/.")
+    ] = False,
+) -> None:
+    """Measure near duplicates, and how much the bounds owe to them: results/near_duplicates.json."""
     from sublora.config import load_settings, root_of
-    from sublora.tools.duplicates import print_near_duplicates, write_near_duplicates
+    from sublora.tools.duplicates import print_near_duplicates, write_document_facts, write_near_duplicates
 
-    path = write_near_duplicates(load_settings(config), root=root_of(config))
+    write = write_document_facts if documents else write_near_duplicates
+    path = write(load_settings(config), root=root_of(config))
     print_near_duplicates(path)
     print(path)
 
@@ -78,16 +85,30 @@ def verify_command(
 def certify_command(
     losses: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="One loss per example: .csv, .npz, .npy or .parquet.", show_default=False),
-    ],
-    code_bits: Annotated[
-        float, typer.Option(help="C: every bit that a decoder needs beyond what was fixed without the n examples.")
-    ],
-    n: Annotated[
-        int, typer.Option("--n", help="Number of independent examples that the message was chosen with; never tokens.")
+        typer.Argument(
+            metavar="FILE",
+            help="One loss per example: .csv, .npz, .npy, .parquet; with --against also .jsonl.",
+            show_default=False,
+        ),
     ],
     lower: Annotated[float, typer.Option(help="Smallest loss that any example can have.")],
     upper: Annotated[float, typer.Option(help="Largest loss that any example can have.")],
+    code_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="C: every bit that a decoder needs beyond what was fixed without the n examples. Not needed for a "
+            "comparison on held-out examples.",
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            help="Number of independent examples that the message was chosen with; never tokens.",
+            show_default=False,
+        ),
+    ] = None,
     delta: Annotated[float, typer.Option(help="Probability with which the bound may fail.")] = 0.05,
     subsample: Annotated[
         bool,
@@ -113,12 +134,69 @@ def certify_command(
             ".npy file, another .npy file."
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN|FILE",
+            help="Compare with a reference: its values on the same examples, in a column of FILE or in a file like it.",
+        ),
+    ] = None,
+    direction: Annotated[
+        Literal["lower", "higher"] | None,
+        typer.Option(help="With --against: which values are better.", show_default=False),
+    ] = None,
+    excess_upper: Annotated[
+        float | None,
+        typer.Option(
+            help="With --against and C: how much more than the reference the model can lose on any example.",
+            show_default=False,
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(help="With --against FILE: what identifies an example in both. Default: doc_id in .jsonl."),
+    ] = None,
+    filter_name: Annotated[
+        str | None, typer.Option("--filter", help="With .jsonl of lm-evaluation-harness: which of its filters.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write everything to this file.")] = None,
 ) -> None:
     """Bound any compressed model from its losses and its size in bits: every inequality, and which one to quote.
 
     Losses may be in any unit and from any program. An example is what was drawn independently: a document, not a token.
     """
+    if against is not None:
+        from sublora.tools.certify_pairs import certify_pairs_file
+
+        options = {"counts": counts, "delta_sample": delta_sample, "alternatives": alternatives}
+        certify_pairs_file(
+            losses,
+            against=against,
+            column=column,
+            id_column=id_column,
+            filter_name=filter_name,
+            json_path=json,
+            code_bits=code_bits,
+            n=n,
+            lower=lower,
+            upper=upper,
+            delta=delta,
+            subsample=subsample,
+            direction=direction,
+            excess_upper=excess_upper,
+            **options,
+        )
+        return
+    of_pairs = {
+        "--direction": direction,
+        "--excess-upper": excess_upper,
+        "--id-column": id_column,
+        "--filter": filter_name,
+    }
+    if given := [name for name, value in of_pairs.items() if value is not None]:
+        raise UserError(f"{', '.join(given)}: only with --against")
+    if code_bits is None or n is None:
+        raise UserError("--code-bits and --n are needed, except to compare held-out examples with --against")
     from sublora.tools.certify import certify_file
 
     certify_file(
@@ -230,7 +308,8 @@ def plan_command(
         typer.Option(help="Predict the bound instead: your guess of the adapted network's loss, bits per token."),
     ] = None,
     base_loss: Annotated[
-        float | None, typer.Option(help="With --loss: the frozen base's loss, to say whether adapting it is worth it.")
+        float | None,
+        typer.Option(help="With --loss: the frozen base's loss. Default: as yardsticks measured it, if they did."),
     ] = None,
     n: Annotated[
         int | None, typer.Option("--n", min=1, help="With --loss: training documents. Default: those prepared.")
@@ -238,8 +317,12 @@ def plan_command(
     loss_deviation: Annotated[
         float | None, typer.Option(help="With --loss: standard deviation over documents. Default: 0.4, the demo's.")
     ] = None,
+    gain_deviation: Annotated[
+        float | None,
+        typer.Option(help="With an anchor: standard deviation of documents' gains over their mean. Default: 0.45."),
+    ] = None,
     bits_per_coordinate: Annotated[
-        float | None, typer.Option(help="With --loss: message bits for each of d numbers. Default: 2.2, the demo's.")
+        float | None, typer.Option(help="With --loss: message bits for each of d numbers. Default: 2.6, the demo's.")
     ] = None,
 ) -> None:
     """Print what the whole grid costs in GPU hours and disk space; measures speed for a few seconds unless given.
@@ -249,7 +332,11 @@ def plan_command(
     if loss is not None:
         from sublora.tools.expected_bound import Guess, predict_and_print
 
-        given = {"deviation_bits": loss_deviation, "bits_per_coordinate": bits_per_coordinate}
+        given = {
+            "deviation_bits": loss_deviation,
+            "bits_per_coordinate": bits_per_coordinate,
+            "deviation_of_the_gain": gain_deviation,
+        }
         chosen = {key: value for key, value in given.items() if value is not None}
         predict_and_print(config, Guess(loss, base_loss, **chosen), n_units=n)
         return

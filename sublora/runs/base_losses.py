@@ -26,8 +26,6 @@ from sublora.system.validation import describe
 from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.training.run import Run
 
-BASE_LOSSES_PATH = Path("results") / "base_losses.npz"
-"""Below the folder that also holds data/."""
 FIX = "compute them again (sublora yardsticks --config FILE)"
 
 
@@ -53,7 +51,7 @@ class BaseLossesFacts(config.Section):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BaseLosses:
-    """Losses of the anchor Q_b in bits per token, float64, and what the base alone says of val and test documents."""
+    """Losses of the anchor Q_b in bits per token, float64, and what the base alone says of all documents it scored."""
 
     indices_U: np.ndarray
     """int64: the training units behind the bound on the base's loss."""
@@ -61,9 +59,17 @@ class BaseLosses:
     source_documents_M: np.ndarray | None
     """int64: a document of each drawn source; None without a bound over sources."""
     source_losses_M: np.ndarray | None
-    val_log_p_D: np.ndarray
+    train_documents_D: np.ndarray
+    """int64, ascending: all training documents among these."""
+    train_log_p_D: np.ndarray
     """float64, nats."""
+    val_log_p_D: np.ndarray
     test_log_p_D: np.ndarray
+
+    def known_train_log_p(self, rows_D: np.ndarray) -> np.ndarray:
+        """Return ln P_base of training documents, nats, float64 (D,); NaN where it has not been computed."""
+        place_D = np.minimum(np.searchsorted(self.train_documents_D, rows_D), len(self.train_documents_D) - 1)
+        return np.where(self.train_documents_D[place_D] == rows_D, self.train_log_p_D[place_D], np.nan)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what every run's losses.npz holds of the base, so that it suffices for the run's bounds."""
@@ -117,31 +123,46 @@ def compute_base_losses(run: Run, anchoring: Anchoring) -> BaseLosses:
     facts, dataset, anchor = base_facts_of(run, anchoring), run.dataset, DocumentMixture(anchoring.k0)
     model, vocab_size = run.base(), run.dataset.vocab_size
 
-    def log_p(split: str, rows_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ln P_base of documents, nats, and their numbers of targets; each distinct document is scored once."""
-        distinct, place_D = np.unique(rows_D, return_inverse=True)
+    def log_p(split: str, rows_D: np.ndarray) -> np.ndarray:
+        """Return ln P_base of documents, nats."""
         parts = []
-        for block in blocks_of_documents(dataset.document_lengths(split)[distinct]):
-            documents = [dataset.document(split, int(i)) for i in distinct[block]]
-            scores = score_documents(model, documents, run.scoring_rule, run.device)
-            parts.append((scores.document_log_p_D(), scores.counts_D))
-        log_p_D, counts_D = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return log_p_D[place_D], counts_D[place_D]
+        for block in blocks_of_documents(dataset.document_lengths(split)[rows_D]):
+            documents = [dataset.document(split, int(i)) for i in rows_D[block]]
+            parts.append(score_documents(model, documents, run.scoring_rule, run.device).document_log_p_D())
+        return np.concatenate(parts)
 
-    # The draw of units, and of sources where there is a bound over them.
+    # The draw of units, and of sources where there is a bound over them; each document is scored once.
     indices_U = drawn_base_units(facts, dataset.n_units)
     documents_D, units = dataset.units("train").take(indices_U)
-    losses_U = units.means(anchor.losses_bits(*log_p("train", documents_D), vocab_size))
     source_documents_M = drawn_base_sources(facts, dataset) if facts.by_source else None
+    sources_D = np.empty(0, dtype=np.int64) if source_documents_M is None else source_documents_M
+    train_documents_D = np.unique(np.concatenate([documents_D, sources_D]))
+    train_log_p_D = log_p("train", train_documents_D)
+    train_losses_D = anchor.losses_bits(
+        # The closing end-of-text is a target as well.
+        train_log_p_D,
+        dataset.document_lengths("train")[train_documents_D] + 1,
+        vocab_size,
+    )
+    losses_U = units.means(train_losses_D[np.searchsorted(train_documents_D, documents_D)])
     source_losses_M = None
     if source_documents_M is not None:
-        source_losses_M = anchor.losses_bits(*log_p("train", source_documents_M), vocab_size)
+        source_losses_M = train_losses_D[np.searchsorted(train_documents_D, source_documents_M)]
     # Held-out documents, for choices on val and for what is reported from test.
-    held_out = []
-    for split, wanted in (("val", facts.val_documents), ("test", facts.test_documents)):
-        leading_D, _ = dataset.leading_units(split, wanted)
-        held_out.append(log_p(split, np.asarray(leading_D))[0])
-    return BaseLosses(indices_U, losses_U, source_documents_M, source_losses_M, *held_out)
+    val_log_p_D, test_log_p_D = (
+        log_p(split, np.asarray(dataset.leading_units(split, wanted)[0]))
+        for split, wanted in (("val", facts.val_documents), ("test", facts.test_documents))
+    )
+    return BaseLosses(
+        indices_U=indices_U,
+        losses_U=losses_U,
+        source_documents_M=source_documents_M,
+        source_losses_M=source_losses_M,
+        train_documents_D=train_documents_D,
+        train_log_p_D=train_log_p_D,
+        val_log_p_D=val_log_p_D,
+        test_log_p_D=test_log_p_D,
+    )
 
 
 def write_base_losses(path: Path, run: Run, anchoring: Anchoring) -> BaseLosses:
@@ -149,7 +170,12 @@ def write_base_losses(path: Path, run: Run, anchoring: Anchoring) -> BaseLosses:
     started = time.perf_counter()
     losses, facts = compute_base_losses(run, anchoring), base_facts_of(run, anchoring)
     record = facts.model_dump() | {"seconds": time.perf_counter() - started}
-    arrays = losses.arrays() | {"val_log_p_nats": losses.val_log_p_D, "test_log_p_nats": losses.test_log_p_D}
+    arrays = losses.arrays() | {
+        "train_documents": losses.train_documents_D,
+        "train_log_p_nats": losses.train_log_p_D,
+        "val_log_p_nats": losses.val_log_p_D,
+        "test_log_p_nats": losses.test_log_p_D,
+    }
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(handle, allow_pickle=False, facts=np.array(json.dumps(record)), **arrays)
     return losses
@@ -169,9 +195,17 @@ def read_base_losses(path: Path, run: Run) -> BaseLosses:
         record.pop("seconds")
         facts = BaseLossesFacts.model_validate(record)
         source = (arrays.pop(name, None) for name in ("base_source_documents", "base_source_losses_bits"))
-        names = ("base_indices", "base_losses_bits", "val_log_p_nats", "test_log_p_nats")
-        indices_U, losses_U, val_log_p_D, test_log_p_D = (arrays.pop(name) for name in names)
         source_documents_M, source_losses_M = source
+        losses = BaseLosses(
+            indices_U=arrays.pop("base_indices"),
+            losses_U=arrays.pop("base_losses_bits"),
+            source_documents_M=source_documents_M,
+            source_losses_M=source_losses_M,
+            train_documents_D=arrays.pop("train_documents"),
+            train_log_p_D=arrays.pop("train_log_p_nats"),
+            val_log_p_D=arrays.pop("val_log_p_nats"),
+            test_log_p_D=arrays.pop("test_log_p_nats"),
+        )
     except ValidationError as error:
         raise UserError(f"{path}: facts: {describe(error, BaseLossesFacts.model_json_schema())}; {FIX}") from None
     except (KeyError, ValueError, TypeError) as error:
@@ -180,4 +214,4 @@ def read_base_losses(path: Path, run: Run) -> BaseLosses:
     for key, value in wanted.model_dump().items():
         if (found := getattr(facts, key)) != value:
             raise UserError(f"{path}: losses of a base with {key} {found}, this run has {value}; {FIX}")
-    return BaseLosses(indices_U, losses_U, source_documents_M, source_losses_M, val_log_p_D, test_log_p_D)
+    return losses

@@ -54,7 +54,7 @@ def run_record(
         loss=message.loss,
         settings=settings_charge(message.settings),
         by_source=_scored_sources(message, losses),
-        anchored=anchored_losses(message, losses),
+        anchored=anchored_evidence(message, losses),
     )
     return BoundRecord(
         **dict(bounds),
@@ -84,7 +84,7 @@ def run_facts(message: Message) -> RunFacts:
     )
 
 
-def anchored_losses(message: Message, losses: dict[str, Any]) -> AnchoredLosses | None:
+def anchored_evidence(message: Message, losses: dict[str, Any]) -> AnchoredLosses | None:
     """Return what the anchored bound follows from; None where the predictor falls back on guessing alone."""
     anchoring, mixture = message.loss.anchoring, message.mixture
     if anchoring is None or mixture is None:

@@ -5,7 +5,7 @@ Shape legend: U units, D documents, K values of top-k.
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sublora.bounds.smoothing import Smoothing
 from sublora.data.dataset import TokenDataset
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
-from sublora.runs.base_losses import BASE_LOSSES_PATH, BaseLosses, read_base_losses
+from sublora.runs.base_losses import BaseLosses, read_base_losses
 from sublora.runs.decoder import decoder_header
 from sublora.runs.encode import encode_trained
 from sublora.runs.folder import RunFolder
@@ -27,7 +27,7 @@ from sublora.system.device import claim_device, gpu_name, peak_memory_mib
 from sublora.system.digests import canonical_json
 from sublora.system.files import sha256_of_file
 from sublora.system.locks import Presence, sole_writer
-from sublora.system.names import CERTIFICATE_NAME, LOSSES_NAME
+from sublora.system.names import BASE_LOSSES_PATH, CERTIFICATE_NAME, LOSSES_NAME
 from sublora.system.provenance import Provenance
 from sublora.system.streams import generator
 from sublora.training.run import Run
@@ -65,6 +65,10 @@ class Predictor:
     """The anchor's network; given if and only if the smoothing is anchored."""
 
 
+KnownLogP = Callable[[np.ndarray], np.ndarray]
+"""Returns ln P_base of documents of a split, nats, by their indices; NaN where it is not known."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DocumentRecord:
     """What a predictor does on documents, one row per document."""
@@ -91,7 +95,7 @@ def record_documents(
 ) -> DocumentRecord:
     """Score documents of a split, in the order given, in bounded memory.
 
-    base_log_p_D: what the base says of these documents, where that is known already.
+    base_log_p_D: what the base says of these documents where that is known already, NaN elsewhere; None: of none.
     """
     parts, vocab_size = [], run.dataset.vocab_size
     for block in blocks_of_documents(run.dataset.document_lengths(split)[rows_D]):
@@ -99,11 +103,11 @@ def record_documents(
         scores = score_documents(predictor.model, documents, run.scoring_rule, run.device)
         log_p_D, counts_D = scores.document_log_p_D(), scores.counts_D
         if isinstance(predictor.smoothing, AnchoredMixture):
-            if base_log_p_D is not None:
-                base_D = base_log_p_D[block]
-            else:
+            base_D = np.full(len(documents), np.nan) if base_log_p_D is None else base_log_p_D[block].copy()
+            if len(unknown := np.flatnonzero(np.isnan(base_D))):
                 assert predictor.base is not None
-                base_D = score_documents(predictor.base, documents, run.scoring_rule, run.device).document_log_p_D()
+                rest = [documents[i] for i in unknown]
+                base_D[unknown] = score_documents(predictor.base, rest, run.scoring_rule, run.device).document_log_p_D()
             losses_D = predictor.smoothing.losses_bits(log_p_D, base_D, counts_D, vocab_size)
             excess_D = predictor.smoothing.excess_bits(log_p_D, base_D, counts_D, vocab_size)
         else:
@@ -129,15 +133,16 @@ class UnitRecord:
 
 
 def record_units(
-    run: Run, predictor: Predictor, split: str, indices_U: np.ndarray, base_log_p_D: np.ndarray | None = None
+    run: Run, predictor: Predictor, split: str, indices_U: np.ndarray, known: KnownLogP | None = None
 ) -> UnitRecord:
     """Score all documents of some units of a split, in the order given; each distinct unit is scored once.
 
-    base_log_p_D: as for `record_documents`, of the documents of the distinct units in ascending order.
+    known: what the base says of documents of the split, as far as that is known already.
     """
     distinct, position_U = np.unique(indices_U, return_inverse=True)
     documents_D, units = run.dataset.units(split).take(distinct)
     rows_D, drawn = units.take(position_U)
+    base_log_p_D = None if known is None else known(documents_D)
     documents = record_documents(run, predictor, split, documents_D, base_log_p_D)[rows_D]
     topk_errors_UK = drawn.means(documents.topk_errors_DK).astype(np.float32)
     return UnitRecord(drawn.means(documents.losses_D), drawn.means(documents.excess_D), topk_errors_UK, documents)
@@ -146,9 +151,13 @@ def record_units(
 def held_out_units(
     run: Run, predictor: Predictor, split: str, documents: int, base_log_p_D: np.ndarray | None = None
 ) -> UnitRecord:
-    """Score the first units of val or test that hold at least that many documents."""
+    """Score the first units of val or test that hold at least that many documents.
+
+    base_log_p_D: what the base says of their documents, if it was scored already.
+    """
     count = run.dataset.units(split).leading(documents)
-    return record_units(run, predictor, split, np.arange(count), base_log_p_D)
+    known = None if base_log_p_D is None else lambda _: base_log_p_D
+    return record_units(run, predictor, split, np.arange(count), known)
 
 
 def scored_units(message: Message, data_hash: str) -> np.ndarray:
@@ -175,7 +184,8 @@ def score_message(run: Run, message: Message, predictor: Predictor, base: BaseLo
     of its draw. base: with an anchor, the losses of the base, which all runs share.
     """
     indices_U = scored_units(message, run.dataset.data_hash)
-    train = record_units(run, predictor, "train", indices_U)
+    known = None if base is None else base.known_train_log_p
+    train = record_units(run, predictor, "train", indices_U, known)
     scoring = run.settings.scoring
     val = held_out_units(run, predictor, "val", scoring.val_documents, None if base is None else base.val_log_p_D)
     test = held_out_units(run, predictor, "test", scoring.test_documents, None if base is None else base.test_log_p_D)
@@ -191,7 +201,7 @@ def score_message(run: Run, message: Message, predictor: Predictor, base: BaseLo
     sources = None
     if scoring.sources is not None:
         documents_D = draw_of_sources(message, run.dataset, m=scoring.sources)
-        sources = record_documents(run, predictor, "train", documents_D)
+        sources = record_documents(run, predictor, "train", documents_D, None if known is None else known(documents_D))
         arrays |= {"source_documents": documents_D, "source_losses_bits": sources.losses_D}
     if base is not None:
         arrays |= base.arrays() | {

@@ -16,11 +16,12 @@ from sublora.coding.bits import index_bits, uint_to_bits
 from sublora.data.base_and_target import open_target
 from sublora.losses.bounded import bounded_loss
 from sublora.losses.documents import score_documents
-from sublora.runs.base_losses import BASE_LOSSES_PATH, BaseLosses, write_base_losses
+from sublora.runs.base_losses import BaseLosses, write_base_losses
 from sublora.runs.build import build_run
 from sublora.runs.score import Predictor, held_out_units, record_units
 from sublora.runs.starts import announce
 from sublora.system.device import claim_device
+from sublora.system.names import BASE_LOSSES_PATH
 from sublora.system.provenance import Provenance
 from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
@@ -106,21 +107,23 @@ def anchored_base_row(run: Run, anchoring: Anchoring, losses: BaseLosses, *, sec
     share = anchoring.base_share(anchoring.base_documents)
     extra_bits = run.settings.message.extra_bits
 
-    def held_out_loss(split: str, wanted: int, log_p_D: np.ndarray) -> float:
-        """Return the mean loss of the anchor over the first units of a split, bits per token."""
+    def held_out_losses(split: str, wanted: int, log_p_D: np.ndarray) -> np.ndarray:
+        """Return the losses of the anchor on the first units of a split, bits per token, float64 (units,)."""
         documents_D, units = run.dataset.leading_units(split, wanted)
         # The closing end-of-text is a target as well.
         targets_D = run.dataset.document_lengths(split)[documents_D] + 1
-        return float(units.means(anchor.losses_bits(log_p_D, targets_D, loss.vocab_size)).mean())
+        return units.means(anchor.losses_bits(log_p_D, targets_D, loss.vocab_size))
 
+    test_losses_U = held_out_losses("test", scoring.test_documents, losses.test_log_p_D)
     return Row(
         bound_bits=base_bound(losses.losses_U, loss_range, n=run.dataset.n_units, share=share, picked_bits=extra_bits),
         inequality=(betting if share.delta_sample is None else betting_subsampled).__name__,
         smoothing=anchor.name,
         loss_range_bits=list(loss_range),
         empirical_loss_bits=float(losses.losses_U.mean()),
-        val_loss_bits=held_out_loss("val", scoring.val_documents, losses.val_log_p_D),
-        test_loss_bits=held_out_loss("test", scoring.test_documents, losses.test_log_p_D),
+        val_loss_bits=float(held_out_losses("val", scoring.val_documents, losses.val_log_p_D).mean()),
+        test_loss_bits=float(test_losses_U.mean()),
+        test_losses_bits=test_losses_U.tolist(),
         code_bits=extra_bits,
         code_bits_items={"extra": extra_bits},
         n=run.dataset.n_units,

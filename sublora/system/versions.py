@@ -5,7 +5,7 @@ while a refactoring that keeps the numbers reruns nothing. A test with golden va
 change and its version does not.
 """
 
-NUMERICS_VERSIONS = {"data": 1, "base": 2, "train": 3, "score": 5, "yardsticks": 4, "bound": 4, "figures": 5}
+NUMERICS_VERSIONS = {"data": 1, "base": 2, "train": 3, "score": 5, "yardsticks": 5, "bound": 4, "figures": 5}
 
 CERTIFICATE_FORMAT = 3
 """Version of certificate.bin: of its layout, its header's keys, and how they seed the draws. A reader refuses every

@@ -46,12 +46,18 @@ def certify_file(
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     print_certified(result)
-    if json_path is not None:
-        try:
-            write_json(json_path, result.as_json())
-        except OSError as error:
-            raise UserError(f"{json_path}: cannot be written: {error.strerror}") from error
+    write_certified(json_path, result.as_json())
     return result
+
+
+def write_certified(path: Path | None, contents: dict[str, Any]) -> None:
+    """Write a result as JSON where a file is asked for; UserError if it cannot be written."""
+    if path is None:
+        return
+    try:
+        write_json(path, contents)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def read_example_losses(
@@ -62,16 +68,33 @@ def read_example_losses(
     column: a column of a CSV or parquet file, or an array of an .npz file; not needed if there is only one. counts: the
     same for the counts; for an .npy file, another .npy file. UserError, which names the file, if it cannot be read.
     """
-    readers = {".csv": _csv_columns, ".npz": _npz_columns, ".npy": _npy_columns, ".parquet": _parquet_columns}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: expected a name that ends in {', '.join(readers)}")
-    columns = readers[path.suffix](path)
+    columns = _columns(path)
     losses = columns[_chosen(path, columns, column, besides=counts)]()
     if counts is None:
         return losses, None
     if path.suffix == ".npy":
         return losses, _npy(Path(counts))
     return losses, columns[_chosen(path, columns, counts)]()
+
+
+def read_identified(path: Path, column: str | None, id_column: str | None) -> tuple[NDArray, tuple[str, ...] | None]:
+    """Return values and, if a column for it is named, what identifies each example; errors as `read_example_losses`."""
+    columns = _columns(path)
+    values = columns[_chosen(path, columns, column, besides=id_column)]()
+    if id_column is None:
+        return values, None
+    chosen = _chosen(path, columns, id_column)
+    if path.suffix == ".csv":
+        names, rows = _csv_rows(path)
+        return values, tuple(cells[names.index(chosen)].strip() for _, cells in rows)
+    return values, tuple(map(str, columns[chosen]().tolist()))
+
+
+def _columns(path: Path) -> Columns:
+    readers = {".csv": _csv_columns, ".npz": _npz_columns, ".npy": _npy_columns, ".parquet": _parquet_columns}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: expected a name that ends in {', '.join(readers)}")
+    return readers[path.suffix](path)
 
 
 def _chosen(path: Path, columns: Columns, asked: str | None, besides: str | None = None) -> str:
@@ -136,7 +159,13 @@ def _series_values(series: Any) -> NDArray:
 
 
 def _csv_columns(path: Path) -> Columns:
-    """Return columns by name, or as "1", "2", ... without a header. Cells are separated by comma, semicolon or tab."""
+    """Return columns by name, or as "1", "2", ... without a header."""
+    names, rows = _csv_rows(path)
+    return {name: partial(_csv_numbers, path, rows, index) for index, name in enumerate(names)}
+
+
+def _csv_rows(path: Path) -> tuple[list[str], "Rows"]:
+    """Return the names of the columns, and the rows. Cells are separated by comma, semicolon or tab."""
     with _reading(path, "CSV file in UTF-8"), open(path, encoding="utf-8-sig", newline="") as handle:
         first = handle.readline()
         handle.seek(0)
@@ -148,7 +177,7 @@ def _csv_columns(path: Path) -> Columns:
     for line, cells in rows:
         if len(cells) != len(names):
             raise UserError(f"{path}: line {line} has {len(cells)} cells, expected {len(names)}")
-    return {name: partial(_csv_numbers, path, rows, index) for index, name in enumerate(names)}
+    return names, rows
 
 
 Rows = list[tuple[int, list[str]]]

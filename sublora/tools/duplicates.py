@@ -1,4 +1,7 @@
-"""data/{dataset}/near_duplicates.json: how alike the documents are, and how the bounds of runs depend on that.
+"""How alike the documents are, and how the bounds of runs depend on that.
+
+What follows from the documents alone is in data/{dataset}/near_duplicates.json and is measured once;
+results/near_duplicates.json has it again, with the bounds of this experiment's runs.
 
 This is a sensitivity analysis, not a certificate. Clusters depend on the sample, so the theorem that bounds the mean
 over independent documents does not cover them; the question is how much a bound depends on the number n of documents.
@@ -25,7 +28,7 @@ from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
-from sublora.runs.record import anchored_losses
+from sublora.runs.record import anchored_evidence
 from sublora.runs.starts import announce
 from sublora.system.errors import UserError
 from sublora.system.files import write_json
@@ -33,28 +36,57 @@ from sublora.system.names import CERTIFICATE_NAME, LOSSES_NAME
 from sublora.system.provenance import Provenance
 
 NEAR_DUPLICATES_FILE = "near_duplicates.json"
-NEAR_DUPLICATES_FORMAT = 1
+"""Its name in the data set's folder and in results/."""
+NEAR_DUPLICATES_FORMAT = 2
 """Version of the layout; a reader refuses every other version."""
 MOSTLY_SHARED = 0.5
 """A document shares most of its text if it shares more than this part of its shingles."""
 
 
-def write_near_duplicates(settings: config.Settings, *, root: Path, rule: ClusterRule | None = None) -> Path:
-    """Measure the prepared documents and the bounds of all scored runs, and return the file.
+def write_document_facts(settings: config.Settings, *, root: Path, rule: ClusterRule | None = None) -> Path:
+    """Measure the prepared documents unless their file says what is asked for already; return that file.
 
-    UserError if the data cannot be read, datasketch is missing, or a run belongs to other data.
+    UserError if the data cannot be read or datasketch is missing.
     """
-    dataset, started = open_target(settings, root).verified(), time.monotonic()
     announce(settings, Provenance.of_this_process())
-    facts = measure_documents(dataset, rule or ClusterRule())
+    dataset, rule = open_target(settings, root).verified(), rule or ClusterRule()
+    path = dataset_folder(root, settings.data) / NEAR_DUPLICATES_FILE
+    asked = {"format": NEAR_DUPLICATES_FORMAT, "data_hash": dataset.data_hash, "rule": _described(rule)}
+    if not _holds(path, asked):
+        started = time.monotonic()
+        facts = measure_documents(dataset, rule)
+        write_json(path, asked | facts | {"seconds": time.monotonic() - started})
+    return path
+
+
+def _described(rule: ClusterRule) -> dict[str, Any]:
+    """Return what counts as a near duplicate, as the file says it."""
+    return {"shingle_bytes": SHINGLE_BYTES, "mostly_shared": MOSTLY_SHARED} | dataclasses.asdict(rule)
+
+
+def _holds(path: Path, asked: dict[str, Any]) -> bool:
+    """Whether a file is there, can be read and agrees with these entries; a damaged one is measured again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and asked.items() <= found.items()
+
+
+def write_near_duplicates(settings: config.Settings, *, root: Path, rule: ClusterRule | None = None) -> Path:
+    """Add the bounds of all scored runs to what is known of the documents; return results/near_duplicates.json.
+
+    UserError as for `write_document_facts`, or if a run belongs to other data.
+    """
+    facts = json.loads(write_document_facts(settings, root=root, rule=rule).read_text(encoding="utf-8"))
     runs = {}
     for spec in settings.grid.runs():
         folder = root / "results" / "runs" / spec.name
         if (folder / LOSSES_NAME).exists():
-            runs[spec.name] = sensitivity(folder, dataset.data_hash, (facts["n_clusters"], facts["n_mostly_new"]))
-    path = dataset_folder(root, settings.data) / NEAR_DUPLICATES_FILE
-    contents = {"format": NEAR_DUPLICATES_FORMAT, "data_hash": dataset.data_hash, **facts}
-    write_json(path, contents | {"seconds": time.monotonic() - started, "runs": runs})
+            runs[spec.name] = sensitivity(folder, facts["data_hash"], (facts["n_clusters"], facts["n_mostly_new"]))
+    path = root / "results" / NEAR_DUPLICATES_FILE
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, facts | {"runs": runs})
     return path
 
 
@@ -69,7 +101,6 @@ def measure_documents(dataset: TokenDataset, rule: ClusterRule) -> dict[str, Any
     shares_D, clusters, n = shared_shares(dataset), cluster(dataset, rule), dataset.n_documents
     mostly_shared = float(np.mean(shares_D > MOSTLY_SHARED))
     return {
-        "rule": {"shingle_bytes": SHINGLE_BYTES, "mostly_shared": MOSTLY_SHARED} | dataclasses.asdict(rule),
         "n_documents": n,
         "test_documents": len(shares_D),
         "test_mostly_shared": mostly_shared,
@@ -121,7 +152,7 @@ def bound_with(message: Message, losses: dict[str, Any], n_documents: int) -> fl
         return values_D[np.linspace(0, len(values_D) - 1, n_documents).round().astype(np.int64)]
 
     # An anchored bound takes the losses of base and excess apart.
-    anchored = anchored_losses(message, losses)
+    anchored = anchored_evidence(message, losses)
     if anchored is not None:
         sample = anchored.documents
         fewer = dataclasses.replace(
@@ -148,7 +179,7 @@ def print_near_duplicates(path: Path) -> None:
         f"{facts['clusters']:,} clusters of {of_all} {clustered:,} train documents, the largest of "
         f"{facts['largest_cluster']:,}"
     )
-    if facts["runs"]:
+    if facts.get("runs"):
         table = Table("run", "bound", f"n = {facts['n_clusters']:,} clusters", f"n = {facts['n_mostly_new']:,}")
         for name, bounds in facts["runs"].items():
             table.add_row(name, *(f"{bound:.3f}" for bound in bounds.values()))

@@ -26,7 +26,7 @@ from sublora.system.streams import generator
 from sublora.system.validation import Strict, describe
 
 YARDSTICKS_PATH = Path("results") / "yardsticks.json"
-YARDSTICKS_FORMAT = 1
+YARDSTICKS_FORMAT = 2
 """Version of the layout; a reader refuses every other version."""
 
 GUESSING, UNIGRAM, BIGRAM, ORDER3, FROZEN_BASE = "guessing", "unigram", "bigram", "order3", "frozen_base"
@@ -49,6 +49,8 @@ class Row(Strict):
     val_loss_bits: float
     test_loss_bits: float
     """Mean over test units, under the same smoothing as val and the bound."""
+    test_losses_bits: list[float]
+    """Of each test unit, in the order of the split; empty where it is the same for all."""
     code_bits: float
     """C."""
     code_bits_items: dict[str, float]
@@ -154,6 +156,7 @@ def yardstick_row(scored: Scored, loss: BoundedLoss, *, code_bits: Mapping[str, 
         empirical_loss_bits=float(scored.losses_D.mean()),
         val_loss_bits=float(scored.val_losses_D.mean()),
         test_loss_bits=float(scored.test_losses_D.mean()),
+        test_losses_bits=scored.test_losses_D.tolist(),
         code_bits=total,
         code_bits_items=dict(code_bits),
         n=premises.n_units,
@@ -175,6 +178,7 @@ def guessing_row(loss: BoundedLoss) -> Row:
         empirical_loss_bits=guessing_bits,
         val_loss_bits=guessing_bits,
         test_loss_bits=guessing_bits,
+        test_losses_bits=[],
         code_bits=0.0,
         code_bits_items={},
         n=loss.premises.n_units,

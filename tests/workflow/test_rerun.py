@@ -211,11 +211,11 @@ def test_an_edited_caption_rewrites_only_the_page(finished: Toy) -> None:
 def test_the_page_waits_for_near_duplicates_where_the_settings_ask_for_them(finished: Toy) -> None:
     """Once they are measured the page keeps them up to date, whatever the settings say."""
     finished.write_settings(grid=SMALL_GRID, data={"near_duplicates": True})
-    assert finished.plan() == {"near_duplicates": 1, "html_report": 1}
+    assert finished.plan() == {"near_duplicates_in_data": 1, "near_duplicates": 1, "html_report": 1}
     assert finished.snakemake().exit_code == 0
     finished.write_settings(grid=SMALL_GRID)
     assert finished.plan() == {}
-    finished.write("data/docstrings/near_duplicates.json", "other")
+    finished.write("results/near_duplicates.json", "other")
     assert finished.plan() == {"html_report": 1}
 
 

@@ -39,6 +39,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --config) test -f "$2" || { echo "no settings file $2"; exit 1; }; settings=$2; shift ;;
     --out) folder=$2; shift ;;
+    --documents) documents_only=1 ;;
     --*) shift ;;
     *) folder=$1 ;;
   esac
@@ -68,6 +69,7 @@ case $stage in
     write yardsticks.json ;;
   duplicates)
     folder=$home/data/$(key data name)
+    test -z "${documents_only:-}" && folder=$home/results
     write near_duplicates.json ;;
   train)
     test -f "$home/data/$(key data name)/train.bin"

@@ -29,7 +29,14 @@ FIGURES = [
 # One row per table; file: its name without a suffix; function: in sublora.analysis; reads, drawn: as for a figure.
 Table = namedtuple("Table", "name file title function reads drawn")
 TABLES = [
-    Table("yardsticks_table", "yardsticks", "What the network adds", "yardsticks.yardstick_table", "yardsticks", True),
+    Table(
+        "yardsticks_table",
+        "yardsticks",
+        "What the network adds",
+        "yardsticks.yardstick_table",
+        "yardsticks test_losses_U",
+        True,
+    ),
     Table("summary", "summary", "Summary", "tables.summary_table", "", ALLOCATIONS),
     Table("hypotheses", "hypotheses", "Hypotheses", "hypotheses.hypothesis_table", "", ALLOCATIONS),
     Table("networks", "networks", "Networks side by side", "tables.network_table", "", COMPARES_NETWORKS),
@@ -39,6 +46,7 @@ ARMS = {key: GRID[key] for key in ("allocation", "seed")}
 LEARNED_ARMS = ARMS | {"allocation": [name for name in GRID["allocation"] if name == "learned"]}
 READ = {
     "yardsticks": "results/yardsticks.json",
+    "test_losses_U": files_of_runs("losses.npz"),
     "metrics": expand("results/runs/d{{budget}}_{allocation}_seed{seed}/metrics.csv", **ARMS),
     "traces": expand("results/runs/d{{budget}}_{allocation}_seed{seed}/gating_trace.csv", **LEARNED_ARMS),
 }

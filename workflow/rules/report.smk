@@ -14,7 +14,8 @@ rule html_report:
             else {}
         ),
         runs="results/runs.csv",
-        yardsticks="results/yardsticks.json",
+        yardsticks=READ["yardsticks"],
+        losses=READ["test_losses_U"],
         hypotheses="results/tables/hypotheses.csv",
         figures=FIGURE_FILES,
         captions=[caption_file(name) for name in CAPTIONS],

@@ -8,6 +8,7 @@ with user_errors_to(snakemake.log[0]):
         snakemake.output.html,
         runs_csv=snakemake.input.runs,
         yardsticks_json=snakemake.input.yardsticks,
+        losses=snakemake.input.losses,
         hypotheses_csv=snakemake.input.hypotheses,
         figures=snakemake.input.figures,
         captions=snakemake.input.captions,

@@ -5,14 +5,17 @@ import importlib
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.scripting import user_errors_to
 from sublora.analysis.tables import write_latex, write_table_csv
-from sublora.analysis.yardsticks import load_yardsticks
+from sublora.analysis.yardsticks import load_test_losses, load_yardsticks
+
+READERS = {"yardsticks": load_yardsticks, "test_losses_U": load_test_losses}
+"""From the files of an argument, and the runs, to its value."""
 
 with user_errors_to(snakemake.log[0]):
     module, _, name = snakemake.params.function.rpartition(".")
     table_of = getattr(importlib.import_module(f"sublora.analysis.{module}"), name)
     runs = read_runs_csv(snakemake.input.runs, whole_sweep=True)
-    yardsticks = snakemake.input.get("yardsticks")
-    table = table_of(runs) if yardsticks is None else table_of(runs, load_yardsticks(yardsticks, runs))
+    arguments = {key: READERS[key](files, runs) for key, files in snakemake.input.items() if key in READERS}
+    table = table_of(runs, **arguments)
     write_table_csv(table, snakemake.output.csv)
     if snakemake.output.get("tex"):
         write_latex(table, snakemake.output.tex)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from sublora.bounds.paired import holm as holm
 from sublora.system.streams import generator
 
 Alternative = Literal["two-sided", "less", "greater"]
@@ -138,16 +139,6 @@ def lower_flip_limit(values_R: np.ndarray, alpha: float) -> float:
     subsets_SR = np.array(list(itertools.product((0.0, 1.0), repeat=n)))[1:]
     means_S = np.sort(subsets_SR @ values_R / subsets_SR.sum(axis=1))
     return float(means_S[rank - 1])
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction (1979): the family-wise error stays below alpha under any dependence."""
-    p_values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p_values)
-    corrected = np.empty_like(p_values)
-    # The smallest p counts as often as there are tests, the next once less, and none falls below one before it.
-    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
-    return np.minimum(corrected, 1.0)
 
 
 def depth_correlation(values_RL: np.ndarray) -> np.ndarray:

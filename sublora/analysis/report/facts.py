@@ -26,7 +26,7 @@ INDEPENDENCE_LABELS = {
     "how_checked": "How it was checked that the base has seen none of them",
 }
 NOT_RECORDED = "not recorded"
-NEAR_DUPLICATES_FORMAT = 1
+NEAR_DUPLICATES_FORMAT = 2
 """Format of near_duplicates.json; any other is refused."""
 
 
@@ -179,12 +179,15 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 100.0 else f"{minutes / 60.0:.1f} h"
 
 
-def near_duplicates_sentence(path: Path | str, run: str, data_hash: str) -> str:
-    """From data/{dataset}/near_duplicates.json; UserError if it is damaged, of other data or older than the run."""
-    facts = _read_near_duplicates(Path(path), data_hash)
-    bounds = facts["runs"].get(run)
-    if bounds is None:
-        raise UserError(f"{path}: written before run {run} was scored; sublora duplicates --config FILE")
+def near_duplicates_sentence(path: Path | str, run: Mapping[str, Any]) -> str:
+    """Say what results/near_duplicates.json holds on a row of runs.csv.
+
+    UserError if the file is damaged, of other data, or has another bound of the run than the row.
+    """
+    facts = _read_near_duplicates(Path(path), run["data_hash"])
+    bounds = facts["runs"].get(run["name"])
+    if bounds is None or not math.isclose(bounds["bound_value"], run["bound_value"], abs_tol=1e-9):
+        raise UserError(f"{path}: written before run {run['name']} was scored; sublora duplicates --config FILE")
     return (
         f"Near duplicates: {facts['test_mostly_shared']:.0%} of the test documents share over half of their "
         f"{facts['rule']['shingle_bytes']}-byte shingles with training documents, and the {facts['n_documents']:,} "

@@ -23,7 +23,7 @@ from sublora.analysis.runs_table import (
     check_last_line,
     read_runs_csv,
 )
-from sublora.analysis.yardsticks import load_yardsticks, yardstick_section
+from sublora.analysis.yardsticks import load_test_losses, load_yardsticks, yardstick_section
 from sublora.system.errors import UserError
 from sublora.system.files import write_bytes
 
@@ -43,6 +43,7 @@ def write_report(
     *,
     runs_csv: Path | str,
     yardsticks_json: Path | str,
+    losses: Sequence[Path | str],
     hypotheses_csv: Path | str,
     figures: Sequence[Path | str],
     captions: Sequence[Path | str],
@@ -50,6 +51,7 @@ def write_report(
 ) -> None:
     """Write the page. Equal files give equal bytes: it holds no date, and of paths only names.
 
+    losses: losses.npz of the runs, of which that of the best is read.
     figures: PNG files {kind}.png or {kind}_d{budget}.png; they stand in the order of `captions`.
     captions: {kind}.rst of every kind of figure, of each of TABLES, and of "workflow", the introduction; each but the
     last starts with its title in bold. What follows the title is shown once for all budgets.
@@ -74,11 +76,11 @@ def write_report(
     page = environment.get_template("report.html.jinja").render(
         introduction=_html(texts[INTRODUCTION], INTRODUCTION),
         captions={name: _caption(texts[name], name) for name in TABLES},
-        yardsticks=yardstick_section(runs, load_yardsticks(yardsticks_json, runs)),
+        yardsticks=yardstick_section(runs, load_yardsticks(yardsticks_json, runs), load_test_losses(losses, runs)),
         best=best,
         near_duplicates=None
         if near_duplicates_json is None
-        else facts.near_duplicates_sentence(near_duplicates_json, best["name"], best["data_hash"]),
+        else facts.near_duplicates_sentence(near_duplicates_json, best),
         base=facts.base_of_runs(runs),
         grid=facts.grid(runs),
         configurations=facts.configuration_blocks(runs),
