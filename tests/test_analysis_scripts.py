@@ -46,6 +46,7 @@ def inputs(tmp_path_factory) -> SimpleNamespace:
         bounds=[str(run / "bounds.json") for run in folders],
         read={
             "yardsticks": str(write_yardsticks_of(folder)),
+            "test_losses_U": [str(run / "losses.npz") for run in folders],
             "traces": [str(run / "gating_trace.csv") for run in folders if "learned" in run.name],
             "metrics": [str(run / "metrics.csv") for run in folders],
         },
@@ -100,7 +101,8 @@ def test_the_scripts_of_tables(inputs, tmp_path):
     run("table", runs, summary, log, "tables.summary_table")
     assert len(pd.read_csv(tmp_path / "summary.csv")) == 6
     assert (tmp_path / "summary.tex").read_text().count("\\\\") >= 6
-    yardsticks = files(yardsticks=inputs.read["yardsticks"], runs=inputs.runs)
+    read = {key: inputs.read[key] for key in ("yardsticks", "test_losses_U")}
+    yardsticks = files(**read, runs=inputs.runs)
     run("table", yardsticks, files(csv=str(tmp_path / "yardsticks.csv")), log, "yardsticks.yardstick_table")
     assert list(pd.read_csv(tmp_path / "yardsticks.csv")["model"])[-3:] == [
         "best_run",

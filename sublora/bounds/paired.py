@@ -72,13 +72,13 @@ def compare(
     losses differ, or a loss is outside its range.
     """
     check_probability("delta", delta)
-    difference_D, difference = differences(losses_D, reference_D, ranges)
+    difference_D, difference = paired_differences(losses_D, reference_D, ranges)
     low, high = (-_upper(-difference_D, _negated(difference), delta / 2), _upper(difference_D, difference, delta / 2))
     decides_at = functools.partial(_decides, difference_D, difference, delta / 2)
     return Comparison(float(difference_D.mean()), low, high, delta, difference_D.size, decides_at)
 
 
-def differences(
+def paired_differences(
     losses_D: ArrayLike, reference_D: ArrayLike, ranges: tuple[LossRange, LossRange]
 ) -> tuple[NDArray[np.float64], LossRange]:
     """Return the checked differences, float64 (D,), and their range. ValueError as for `compare`."""
@@ -96,7 +96,7 @@ def p_value(losses_D: ArrayLike, reference_D: ArrayLike, ranges: tuple[LossRange
 
     The upper bound of `betting` grows as delta falls, so it is found by bisection. ValueError as for `compare`.
     """
-    difference_D, difference = differences(losses_D, reference_D, ranges)
+    difference_D, difference = paired_differences(losses_D, reference_D, ranges)
 
     def is_shown(log_delta: float) -> bool:
         return _upper(difference_D, difference, math.exp(log_delta)) < 0.0

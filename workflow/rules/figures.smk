@@ -28,15 +28,9 @@ FIGURES = [
 ]
 # One row per table; file: its name without a suffix; function: in sublora.analysis; reads, drawn: as for a figure.
 Table = namedtuple("Table", "name file title function reads drawn")
+YARDSTICK_TABLE = "yardsticks.yardstick_table"
 TABLES = [
-    Table(
-        "yardsticks_table",
-        "yardsticks",
-        "What the network adds",
-        "yardsticks.yardstick_table",
-        "yardsticks test_losses_U",
-        True,
-    ),
+    Table("yardsticks_table", "yardsticks", "What the network adds", YARDSTICK_TABLE, "yardsticks test_losses_U", True),
     Table("summary", "summary", "Summary", "tables.summary_table", "", ALLOCATIONS),
     Table("hypotheses", "hypotheses", "Hypotheses", "hypotheses.hypothesis_table", "", ALLOCATIONS),
     Table("networks", "networks", "Networks side by side", "tables.network_table", "", COMPARES_NETWORKS),
