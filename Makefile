@@ -123,9 +123,10 @@ bench: $(INSTALLED) ## measure speed against plain references; writes benchmarks
 compare: $(INSTALLED) ## compare results byte for byte with those of another commit: make compare REF=<commit>
 	$(BIN)/python benchmarks/compare.py $(REF)
 
-schema: $(INSTALLED) ## generate from the settings: JSON schema, config/README.md, references in the package
+schema: $(INSTALLED) ## generate JSON schemas of settings and verdicts, config/README.md, references in the package
 	$(BIN)/python -m sublora.config.documentation schema > workflow/schemas/config.schema.json
 	$(BIN)/python -m sublora.config.documentation readme > config/README.md
+	$(BIN)/python -m sublora.runs.verify.report > docs/verdict.schema.json
 	$(BIN)/python -m sublora.config.documentation reference config/config.yaml > sublora/config/references/full.yaml
 	$(BIN)/python -m sublora.config.documentation reference demo/config/config.yaml > sublora/config/references/demo.yaml
 	$(BIN)/python -m sublora.config.documentation reference demo/config/random_base.yaml > sublora/config/references/random_base.yaml

@@ -15,12 +15,13 @@ from sublora import config
 from sublora.coding.certificate import read_certificate, write_certificate
 from sublora.coding.payload import MessageContents, Payload, write_payload
 from sublora.data.dataset import TokenDataset
-from sublora.models.weights import Base, random_weights, weights_sha256
+from sublora.runs.base_files import own_base_weights
 from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import bound_run
 from sublora.runs.build import assemble_run
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import payload_context, read_message
+from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.score import decoded_predictor, score_message, score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.files import Options
@@ -34,8 +35,8 @@ Header = dict[str, Any]
 RUN, OTHER_RUN = "d40_learned_seed1", "d40_uniform_seed1"
 
 
-def honest_runs(tiny_root: Path, root: Path) -> Path:
-    """An experiment at `root` with two finished runs, without their checkpoints."""
+def honest_runs(tiny_root: Path, root: Path, *, keep_checkpoints: bool = False) -> Path:
+    """An experiment at `root` with two finished runs, without their checkpoints unless these are asked for."""
     shutil.copytree(tiny_root, root)
     config_path = write_settings(root, {"message": {"quantizer": "entropy", "extra_bits": 3.0}})
     settings = config.load_settings(config_path)
@@ -45,23 +46,24 @@ def honest_runs(tiny_root: Path, root: Path) -> Path:
             train_run(settings, spec, root=root, out=out)
             score_run(out, config_path=config_path)
             bound_run(out)
-            (out / "best_ckpt.pt").unlink()
+            if not keep_checkpoints:
+                (out / "best_ckpt.pt").unlink()
     return root
 
 
 class Prover:
     """A copy of an experiment, to tamper with. The claim in it starts as an honest one."""
 
-    def __init__(self, root: Path, run: str) -> None:
+    def __init__(self, root: Path, run: str, data: str = "markov") -> None:
         self.root = root
         self.path = root / "results/runs" / run
-        self.data = root / "data/markov"
+        self.data = root / "data" / data
 
     @classmethod
-    def of(cls, honest: Path, copy: Path, run: str) -> "Prover":
+    def of(cls, honest: Path, copy: Path, run: str, data: str = "markov") -> "Prover":
         """A copy of the experiment below `honest`."""
         shutil.copytree(honest, copy)
-        return cls(copy, run)
+        return cls(copy, run, data)
 
     def claim(self) -> dict[str, Any]:
         return json.loads((self.path / "bounds.json").read_text(encoding="utf-8"))
@@ -112,8 +114,11 @@ class Prover:
         """losses.npz of the certificate as it is now, on its draw or on other documents."""
         message = read_message(self.path / "certificate.bin")
         dataset = TokenDataset.open_folder(self.data, self.settings.data)
-        weights = random_weights(message.settings.model, dataset.vocab_size, message.spec.seed)
-        base = Base(weights, weights_sha256(weights))
+        base: AnyBase
+        if message.settings.base.kind == "random":
+            base = random_base(message.settings, dataset.vocab_size, message.spec.seed)
+        else:
+            base = read_base(own_base_weights(self.root), message.settings, dataset.vocab_size)
         run = assemble_run(message.settings, message.spec, dataset, base, torch.device("cpu"))
         import sublora.runs.score as scoring
 
@@ -121,8 +126,8 @@ class Prover:
         scoring.scored_units = lambda *arguments: drawn(*arguments) if honest is None else honest
         try:
             anchoring = run.loss.anchoring
-            base = None if anchoring is None else compute_base_losses(run, anchoring)
-            arrays = score_message(run, message, decoded_predictor(run, message), base)
+            of_base = None if anchoring is None else compute_base_losses(run, anchoring)
+            arrays = score_message(run, message, decoded_predictor(run, message), of_base)
         finally:
             scoring.scored_units = drawn
         self.edit_losses(lambda old: old.update(arrays))
@@ -130,6 +135,11 @@ class Prover:
     @property
     def settings(self) -> config.Settings:
         return read_message(self.path / "certificate.bin").settings
+
+    @property
+    def data_hash(self) -> str:
+        """The hash of the data as they are."""
+        return TokenDataset.open_folder(self.data, self.settings.data).data_hash
 
     @property
     def scored(self) -> np.ndarray:

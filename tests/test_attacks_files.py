@@ -8,6 +8,7 @@ import pytest
 from attacks import RUN, Prover, flip_payload_bit, honest_runs
 
 from sublora.runs.verify.files import Claim
+from sublora.runs.verify.report import recorded
 from sublora.runs.verify.verify import verify_and_print
 from sublora.system.errors import UserError
 from sublora.system.versions import NUMERICS_VERSIONS
@@ -111,7 +112,10 @@ def test_bounds_of_another_version_of_the_numerics_cannot_be_checked(prover):
     prover.bound()
     prover.edit_claim(drop_an_inequality)
     json_path = prover.root / "verdict.json"
-    with pytest.raises(UserError, match=r"bounds\.json: differs in bounds\.kl_inverse_subsampled") as error:
+    with (
+        pytest.raises(UserError, match=r"bounds\.json: differs in bounds\.kl_inverse_subsampled") as error,
+        recorded(json_path),
+    ):
         verify_and_print(Claim.of(prover.path, root=prover.root), json_path=json_path)
     own = NUMERICS_VERSIONS["bound"]
     assert f"version 99 of the numerics of the bound, this package has {own}; " in str(error.value)

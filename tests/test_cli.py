@@ -118,3 +118,13 @@ def test_single_run_without_snakemake(tiny_root, tmp_path, monkeypatch, capfd):
     for command in (arguments, ["encode", out], ["score", out], ["bound", out], ["status", "--config", path]):
         status, error = call(monkeypatch, capfd, *command)
         assert status == 0, error
+
+
+def test_a_closed_pipe_ends_a_command_silently(tiny_root):
+    """As in `sublora status | head -n 1`: neither a traceback nor the exit status of a claim that is refused."""
+    code = (
+        "import os, sys; from sublora import cli; reader, writer = os.pipe(); os.dup2(writer, 1); os.close(reader)\n"
+        "sys.argv = ['sublora', '--version']; cli.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (141, "")

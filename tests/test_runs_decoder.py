@@ -58,7 +58,9 @@ def message(
         codebook = np.linspace(-3 * step, 3 * step, 7).astype(np.float16)
         weights = PlainWeights(codebook, symbols + 3)
     contents = MessageContents(weights, tuple(min(gate, size) for size in context.gate_sizes), smoothing)
-    return Message(Path("certificate.bin"), header, settings, spec, contents, write_payload(contents, context))
+    return Message(
+        Path("certificate.bin"), header, settings, spec, contents, write_payload(contents, context), "0" * 64
+    )
 
 
 def header(*args: object, **kwargs: object) -> dict:

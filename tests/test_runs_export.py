@@ -12,6 +12,8 @@ from base_samples import PRETRAINED, VOCABULARY, base_settings, complaint
 from conftest import TINY
 
 from sublora import config
+from sublora.coding.certificate import read_certificate, write_certificate
+from sublora.coding.payload import Payload
 from sublora.data.prepare import prepare_dataset
 from sublora.models.generation import Choice, continuation
 from sublora.runs.base import make_base
@@ -92,7 +94,8 @@ def base_model(folder: Path) -> "transformers.PreTrainedModel":
 def test_both_formats_compute_what_was_certified(data_root: Path, tmp_path: Path, targets: str, init: str) -> None:
     folder = certified(data_root, tmp_path, {"targets": TARGETS[targets], "init": init})
     merged, adapters = tmp_path / "merged", tmp_path / "adapters"
-    export_network(CertificateFiles.of(folder), merged, "merged")
+    pretrained = data_root / PRETRAINED["path"]
+    export_network(CertificateFiles.of(folder, pretrained=pretrained), merged, "merged")
     export_network(CertificateFiles.of(folder / CERTIFICATE_NAME), adapters, "peft")
     with torch.no_grad():
         frozen = base_model(data_root / PRETRAINED["path"])(tokens()).logits
@@ -125,6 +128,44 @@ def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return certified(data_root, tmp_path_factory.mktemp("run"), {"targets": ["query", "value", "head"]})
 
 
+def test_an_export_follows_no_path_of_the_provers(run: Path, data_root: Path, tmp_path: Path) -> None:
+    """The base's place in the settings: any folder of the reader's machine, or any model of the hub."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "tokenizer.json").write_text('"confidential"', encoding="utf-8")
+    old, mailed = read_certificate(run / CERTIFICATE_NAME), tmp_path / CERTIFICATE_NAME
+    old.header["settings"]["base"] |= {"path": str(secret), "revision": "refs/pr/7"}
+    write_certificate(mailed, old.header, Payload(old.payload_bytes, old.payload_bits, {}))
+    files = CertificateFiles.of(mailed, base=data_root / "results/base/base.safetensors")
+    for form in ("merged", "peft"):
+        out = export_network(files, tmp_path / form, form)
+        contents = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+        assert b"confidential" not in contents and str(secret).encode() not in contents and b"refs/pr" not in contents
+    assert not (tmp_path / "merged/tokenizer.json").exists()
+    described = json.loads((tmp_path / "peft/adapter_config.json").read_text(encoding="utf-8"))
+    assert described["base_model_name_or_path"] == str(tmp_path / "peft/base") and described["revision"] is None
+    assert_same_logits(peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft"), run)
+
+
+def test_only_the_folder_that_the_reader_names_is_copied_from_and_it_must_hold_the_base(
+    run: Path, data_root: Path, tmp_path: Path
+) -> None:
+    pretrained = data_root / PRETRAINED["path"]
+    named = CertificateFiles.of(run, pretrained=pretrained)
+    adapters = export_network(named, tmp_path / "adapters", "peft")
+    described = json.loads((adapters / "adapter_config.json").read_text(encoding="utf-8"))
+    assert described["base_model_name_or_path"] == str(pretrained.resolve()) and not (adapters / "base").exists()
+    assert_same_logits(peft.AutoPeftModelForCausalLM.from_pretrained(adapters), run)
+    other = shutil.copytree(pretrained, tmp_path / "other")
+    model = base_model(other)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.add_(0.01)
+    model.save_pretrained(other)
+    wrong = CertificateFiles.of(run, pretrained=other)
+    assert "--pretrained" in complaint(lambda: export_network(wrong, tmp_path / "wrong", "peft"))
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_an_export_names_its_certificate_and_overwrites_nothing(run: Path, tmp_path: Path) -> None:
     out = export_network(CertificateFiles.of(run), tmp_path / "out", "merged")
     facts = json.loads((out / "sublora.json").read_text(encoding="utf-8"))
@@ -134,6 +175,10 @@ def test_an_export_names_its_certificate_and_overwrites_nothing(run: Path, tmp_p
     assert "exists and is not an empty folder" in complaint(
         lambda: export_network(CertificateFiles.of(run), out, "peft")
     )
+
+
+def written(files: CertificateFiles, wanted: Writing) -> str:
+    return write(decode_certificate(files, CPU), wanted)
 
 
 def writing(**changes: object) -> Writing:
@@ -170,11 +215,11 @@ def test_impossible_draws_are_one_line() -> None:
 
 def test_text_follows_from_the_seed_and_goes_on_beyond_the_context(run: Path) -> None:
     files, long = CertificateFiles.of(run), 3 * TINY["model"]["context_length"]
-    texts = [write(files, writing(most_tokens=long, seed=seed), CPU) for seed in (1, 1, 2)]
+    texts = [written(files, writing(most_tokens=long, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert all(text.startswith("ab") for text in texts)
-    greedy = {write(files, writing(choice=Choice(0.0), seed=seed), CPU) for seed in (1, 2)}
-    assert greedy == {write(files, writing(choice=Choice(1.0, top_k=1)), CPU)}
+    greedy = {written(files, writing(choice=Choice(0.0), seed=seed)) for seed in (1, 2)}
+    assert greedy == {written(files, writing(choice=Choice(1.0, top_k=1)))}
 
 
 def test_tokens_are_drawn_with_the_probabilities_that_are_asked_for() -> None:
@@ -204,10 +249,10 @@ def test_a_certificate_that_travels_needs_its_own_base(run: Path, data_root: Pat
     assert "name the base's weights with --base" in complaint(lambda: decode_certificate(files, CPU))
     weights = data_root / "results/base/base.safetensors"
     named = CertificateFiles.of(apart, base=weights)
-    expected = write(CertificateFiles.of(run), writing(), CPU)
-    assert write(named, writing(), CPU) == expected
+    expected = written(CertificateFiles.of(run), writing())
+    assert written(named, writing()) == expected
     shutil.copy(weights, apart)
-    assert write(files, writing(), CPU) == expected
+    assert written(files, writing()) == expected
     other = tmp_path / "other"
     settings = base_settings(PRETRAINED)
     (other / PRETRAINED["path"]).parent.mkdir(parents=True)

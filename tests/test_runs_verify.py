@@ -3,15 +3,19 @@
 Dishonest claims are in test_attacks.py.
 """
 
+import hashlib
+import io
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from attacks import Prover
-from conftest import TINY, write_settings
+from conftest import REPOSITORY, TINY, write_settings
 
 from sublora import cli, config
 from sublora.data.prepare import prepare_all
@@ -21,6 +25,7 @@ from sublora.runs.message import read_message
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.files import Claim, Options
+from sublora.runs.verify.report import verdict_schema_text
 from sublora.runs.verify.verify import verify_claim, verify_run
 from sublora.system.errors import UserError
 
@@ -92,7 +97,7 @@ def call(monkeypatch, capfd, *arguments: object) -> tuple[int, str]:
 
 def test_an_honest_run_is_verified_with_and_without_its_checkpoint(run, monkeypatch, capfd):
     claim = json.loads((run / "bounds.json").read_text())
-    for before_quantization in ("checked", "on trust"):
+    for before_quantization in ("checked", "not checked"):
         json_path = run / "verdict.json"
         status, output = call(monkeypatch, capfd, run, "--json", json_path)
         assert status == 0 and "DIFFERS" not in output and "taken on trust" in output
@@ -101,26 +106,97 @@ def test_an_honest_run_is_verified_with_and_without_its_checkpoint(run, monkeypa
         for key in ("bound_value", "bound_all_runs", "bound_strict"):
             assert verdict["bounds_from_own_losses"][key] == pytest.approx(claim[key], abs=1e-9)
         names = {check["name"] for check in verdict["checks"]}
-        on_trust = any("before quantization" in text for text in verdict["taken_on_trust"])
-        assert on_trust == (before_quantization == "on trust")
+        shown = any("val_loss_unquantized_bits" in name for name in verdict["claimed_not_checked"])
+        assert shown == (before_quantization == "not checked")
         assert ("val_loss_unquantized_bits, re-scored" in names) == (before_quantization == "checked")
         (run / "best_ckpt.pt").unlink(missing_ok=True)
 
 
-def test_exit_statuses(run, monkeypatch, capfd):
+def valid(path: Path) -> dict[str, Any]:
+    """What --json wrote, after a comparison with the schema that is published."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    schema = json.loads((REPOSITORY / "docs/verdict.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(found)
+    return found
+
+
+def test_exit_statuses_and_the_schema_of_every_verdict(run, monkeypatch, capfd):
     json_path = run / "verdict.json"
+    assert call(monkeypatch, capfd, run, "--json", json_path)[0] == 0
+    found = valid(json_path)
+    assert (found["verdict"], found["exit_status"], found["differs_in"]) == ("verified", 0, [])
+    assert found["certificate_sha256"] == hashlib.sha256((run / "certificate.bin").read_bytes()).hexdigest()
+    # Refused: 1.
     claim = json.loads((run / "bounds.json").read_text())
     (run / "bounds.json").write_text(json.dumps(claim | {"bound_value": 1.0}))
     status, output = call(monkeypatch, capfd, run, "--json", json_path)
     assert status == 1 and "NOT verified, differs in: bound_value" in output
-    assert json.loads(json_path.read_text())["exit_status"] == 1
+    found = valid(json_path)
+    assert (found["verdict"], found["exit_status"], found["differs_in"][0]) == ("refused", 1, "bound_value")
+    # Bad input: 2, whether it is a file, an option, or nothing at all.
     (run / "bounds.json").unlink()
     status, output = call(monkeypatch, capfd, run, "--json", json_path)
     assert status == 2 and "bounds.json: no such file" in output
-    assert json.loads(json_path.read_text())["verdict"] == "cannot be checked"
-    assert call(monkeypatch, capfd)[0] == 2
-    assert call(monkeypatch, capfd, run, "--redraw", 5)[0] == 2
-    assert call(monkeypatch, capfd, run, "--redraw", 0, "--nonce", "x")[0] == 2
+    assert valid(json_path)["verdict"] == "cannot be checked"
+    for arguments in ([], [run, "--redraw", 5], [run, "--redraw", 0, "--nonce", "x"]):
+        json_path.write_text("")
+        assert call(monkeypatch, capfd, *arguments, "--json", json_path)[0] == 2
+        assert valid(json_path)["exit_status"] == 2 and valid(json_path)["reason"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("at \x1b[2J"), EOFError("early"), MemoryError(), RecursionError()])
+def test_a_fault_of_the_package_is_neither_refused_nor_bad_input(honest, tmp_path, monkeypatch, capfd, error):
+    """And what an earlier verification wrote does not stay."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sublora.runs.verify.verify.data_checks", fail)
+    json_path = tmp_path / "verdict.json"
+    json_path.write_text('{"verdict": "verified", "exit_status": 0}')
+    status, output = call(monkeypatch, capfd, honest, "--json", json_path)
+    assert status == 3 and "Traceback" in output and "\x1b" not in output
+    assert output.rstrip().endswith("error: a fault of sublora, not of its input; please report the lines above")
+    found = valid(json_path)
+    assert (found["verdict"], found["exit_status"]) == ("failed", 3)
+    assert type(error).__name__ in found["reason"] or "a file ended early" in found["reason"]
+
+
+def test_a_verification_that_is_interrupted_or_killed_leaves_no_verdict(honest, tmp_path, monkeypatch, capfd):
+    json_path = tmp_path / "verdict.json"
+    json_path.write_text('{"verdict": "verified", "exit_status": 0}')
+
+    def interrupted(*_: object, **__: object) -> None:
+        assert valid(json_path)["verdict"] == "failed"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sublora.runs.verify.verify.data_checks", interrupted)
+    assert call(monkeypatch, capfd, honest, "--json", json_path)[0] == 130
+    assert "has not ended" in valid(json_path)["reason"]
+
+
+def test_a_verdict_that_nobody_reads_is_not_a_refusal(honest, monkeypatch):
+    """As in `sublora verify DIR | head -n 1`, where rich would exit with status 1."""
+    verdict = verify_run(honest)
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        verdict.print()
+
+
+def test_the_verdict_replaces_no_other_file(run, monkeypatch, capfd):
+    before = (run / "bounds.json").read_bytes()
+    status, output = call(monkeypatch, capfd, run, "--json", run / "bounds.json")
+    assert status == 2 and "bounds.json: exists and is not a verdict of this command" in output
+    assert (run / "bounds.json").read_bytes() == before
+
+
+def test_the_published_schema_is_the_one_of_the_records():
+    assert (REPOSITORY / "docs/verdict.schema.json").read_text() == verdict_schema_text(), "run `make schema`"
 
 
 @pytest.mark.parametrize("name", ["certificate.bin", "losses.npz", "bounds.json"])

@@ -2,15 +2,47 @@
 
 import contextlib
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sublora import __version__
 
+EXIT_INTERRUPTED = 130
+"""That of a process which SIGINT ends."""
+
+
+class OutputClosed(Exception):
+    """Nobody reads what a command prints any more."""
+
+
+class Commands(TyperGroup):
+    """All commands; every error in one of them gets to `sublora.cli.main`.
+
+    By itself typer ends with exit status 1, which means "refused" to a user of `sublora verify`, where a file ends
+    early (EOFError), where a pipe is closed and, before version 0.16, after Ctrl-C.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError as error:
+            raise OutputClosed from error
+        except EOFError as error:
+            raise RuntimeError(f"a file ended early: {error}") from error
+
+
 app = typer.Typer(
+    cls=Commands,
     name="sublora",
     help="Generalization bounds for language models through compression.",
     no_args_is_help=True,

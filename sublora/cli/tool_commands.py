@@ -16,6 +16,10 @@ BaseOption = Annotated[
     typer.Option(help="base.safetensors. Default: beside the certificate, else in results/base/ of a folder above."),
 ]
 BaseRootOption = Annotated[Path | None, typer.Option("--root", help="Folder that holds results/base/.")]
+PretrainedOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The pretrained base's own folder, with its tokenizer. Default: none is read."),
+]
 
 
 @app.command("duplicates")
@@ -66,19 +70,36 @@ def verify_command(
         typer.Option(metavar="N", help="Also score N training documents of your own draw, which --nonce seeds."),
     ] = None,
     nonce: Annotated[str | None, typer.Option(help="Any text chosen after you received the certificate.")] = None,
+    test_data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also bound the loss from test documents of your own: a folder of `sublora prepare`."
+        ),
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the verdict as JSON.")] = None,
 ) -> None:
     """Recompute a claimed bound from its certificate and your data.
 
-    Exit status 0: verified; 1: refused; 2: cannot be checked because a file is missing or damaged.
+    Exit status 0: verified; 1: refused; 2: cannot be checked because a file is missing or damaged; 3: a fault of
+    sublora itself.
     """
     with quick_imports():
         from sublora.runs.verify.files import Claim, Options
+        from sublora.runs.verify.report import recorded
         from sublora.runs.verify.verify import verify_and_print
 
-    claim = Claim.of(run, certificate=certificate, bounds=bounds, losses=losses, base=base, data=data, root=root)
-    options = Options(config_path=config, device=device, base_sha256=base_sha256, redraw=redraw, nonce=nonce)
-    raise typer.Exit(verify_and_print(claim, options, json_path=json_path))
+    with recorded(json_path):
+        claim = Claim.of(run, certificate=certificate, bounds=bounds, losses=losses, base=base, data=data, root=root)
+        options = Options(
+            config_path=config,
+            device=device,
+            base_sha256=base_sha256,
+            redraw=redraw,
+            nonce=nonce,
+            test_data=test_data,
+        )
+        status = verify_and_print(claim, options, json_path=json_path)
+    raise typer.Exit(status)
 
 
 @app.command("certify")
@@ -229,6 +250,7 @@ def generate_command(
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws another text.")] = 0,
     base: BaseOption = None,
     root: BaseRootOption = None,
+    pretrained: PretrainedOption = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network runs.")] = "cpu",
 ) -> None:
     """Let the network of a certificate write on; needs its base and no data."""
@@ -236,7 +258,7 @@ def generate_command(
         from sublora.runs.decode import CertificateFiles
         from sublora.tools.generate import Writing, generate_text
 
-    files = CertificateFiles.of(certificate, base=base, root=root)
+    files = CertificateFiles.of(certificate, base=base, root=root, pretrained=pretrained)
     writing = Writing.of(prompt, most_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     print(generate_text(files, writing, device=device))
 
@@ -251,13 +273,15 @@ def export_command(
     out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
     base: BaseOption = None,
     root: BaseRootOption = None,
+    pretrained: PretrainedOption = None,
 ) -> None:
     """Write the network of a certificate as safetensors that transformers or peft loads."""
     with quick_imports():
         from sublora.runs.decode import CertificateFiles
         from sublora.tools.export import export_network
 
-    print(export_network(CertificateFiles.of(certificate, base=base, root=root), out, form))
+    files = CertificateFiles.of(certificate, base=base, root=root, pretrained=pretrained)
+    print(export_network(files, out, form))
 
 
 @app.command("classify")

@@ -40,6 +40,8 @@ class Certificate:
     header: dict[str, Any]
     payload_bytes: bytes
     payload_bits: int
+    sha256: str
+    """sha256 of the bytes that were parsed, in hexadecimal: a path may give others when it is read again."""
 
 
 def write_certificate(path: Path, header: Mapping[str, Any], payload: Payload) -> None:
@@ -100,7 +102,7 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
         raise UserError(f"{path}: {len(data) - fields.position} bytes follow the certificate's end; {FIX}")
     if hashlib.sha256(data[:body_bytes]).digest() != checksum:
         raise UserError(f"{path}: checksum does not match, the certificate was damaged or edited; {FIX}")
-    return Certificate(_header(path, text), payload_bytes, payload_bits)
+    return Certificate(_header(path, text), payload_bytes, payload_bits, hashlib.sha256(data).hexdigest())
 
 
 def _header(path: Path, text: bytes) -> dict[str, Any]:

@@ -91,8 +91,8 @@ class TokenDataset:
         return cls.open_folder(dataset_folder(root, data), data)
 
     @classmethod
-    def open_folder(cls, folder: Path, data: config.Data) -> "TokenDataset":
-        """Open the dataset as `open` does, with the files in any folder."""
+    def open_folder(cls, folder: Path, data: config.Data | None) -> "TokenDataset":
+        """Open the dataset as `open` does, with the files in any folder; None: whatever settings made them."""
         dataset = cls(folder, read_checked_meta(folder, data))
         dataset._check_index()
         return dataset

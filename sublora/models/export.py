@@ -49,9 +49,7 @@ def update_of(pair: Pair) -> Update:
     return Update(down_RI, up_OR)
 
 
-def peft_description(
-    added: Mapping[str, Update], base_name: str, revision: str | None, *, transposed: bool
-) -> dict[str, Any]:
+def peft_description(added: Mapping[str, Update], base_name: str, *, transposed: bool) -> dict[str, Any]:
     """Return adapter_config.json for the updates: every map has its own rank, and a scale alpha / rank of 1.
 
     The scale is already in the matrices, so ranks of several maps may differ. `transposed`: some of the maps are
@@ -64,7 +62,7 @@ def peft_description(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "revision": revision,
+        "revision": None,
         "inference_mode": True,
         "r": common,
         "lora_alpha": common,

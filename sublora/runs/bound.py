@@ -12,7 +12,7 @@ from sublora.runs.message import Message, read_message
 from sublora.runs.record import run_environment, run_record
 from sublora.runs.starts import announce, record_start
 from sublora.system.errors import UserError
-from sublora.system.files import sha256_of_file, write_json
+from sublora.system.files import write_json
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME, CERTIFICATE_NAME, LOSSES_NAME
 from sublora.system.provenance import Provenance
@@ -34,12 +34,12 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     message = read_message(path / CERTIFICATE_NAME)
     if config_path is not None:
         _check_settings_in_force(message, config_path)
-    losses, certificate_sha256 = read_losses(path / LOSSES_NAME), sha256_of_file(path / CERTIFICATE_NAME)
-    scored = losses["provenance"]["certificate_sha256"]
-    if scored != certificate_sha256:
+    losses = read_losses(path / LOSSES_NAME)
+    scored, own = losses["provenance"]["certificate_sha256"], message.certificate_sha256
+    if scored != own:
         raise UserError(
             f"{path / LOSSES_NAME}: losses of the certificate {scored[:12]}..., but {CERTIFICATE_NAME} is "
-            f"{certificate_sha256[:12]}...; score the run again (sublora score {path})"
+            f"{own[:12]}...; score the run again (sublora score {path})"
         )
     check_losses(losses, message, path / LOSSES_NAME)
 
@@ -50,7 +50,7 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
 
     # Compute everything before anything is written.
     try:
-        record = run_record(message, losses, environment, certificate_sha256).as_json()
+        record = run_record(message, losses, environment).as_json()
     except ValueError as error:
         raise UserError(f"{path / LOSSES_NAME}: {error}; score the run again (sublora score {path})") from None
     with sole_writer(path, Presence(path, "bounding")):

@@ -30,11 +30,14 @@ class CertificateFiles:
     """base.safetensors; None: it is looked for."""
     root: Path | None = None
     """The folder that holds results/base/; None: it is looked for."""
+    pretrained: Path | None = None
+    """The folder of a pretrained base, in the format of Hugging Face. Only its reader names it: the path in the
+    certificate's settings is the prover's, and nothing is read there."""
 
     @classmethod
-    def of(cls, path: Path, *, base: Path | None = None, root: Path | None = None) -> "CertificateFiles":
-        """Name a certificate by its run's folder, or by its own path."""
-        return cls(path / CERTIFICATE_NAME if path.is_dir() else path, base, root)
+    def of(cls, path: Path, **named: Path | None) -> "CertificateFiles":
+        """Name a certificate by its run's folder, or by its own path, and where its base is."""
+        return cls(path / CERTIFICATE_NAME if path.is_dir() else path, **named)
 
     def base_weights(self) -> Path:
         """base.safetensors: as named, below `root`, beside the certificate, else in results/base/ of a folder above.
@@ -58,13 +61,6 @@ class CertificateFiles:
         root = folder.parent.parent
         return root if folder == root / BASE_FOLDER else Path.cwd()
 
-    def pretrained_folder(self, settings: config.Settings) -> Path | None:
-        """The folder that a pretrained base was read from, None for other bases and where it is not on this machine."""
-        if not isinstance(settings.base, config.PretrainedBase):
-            return None
-        folder = (self.root_of_base() / settings.base.path).resolve()
-        return folder if folder.is_dir() else None
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecodedRun:
@@ -85,23 +81,28 @@ class DecodedRun:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the documents: of a pretrained base, from its folder or from the prepared data.
+        """The tokenizer of the documents: of a pretrained base, from the folder that the reader named or from the data.
 
-        UserError if neither is here.
+        UserError if neither is here, or the folder's tokenizer has another vocabulary.
         """
-        settings = self.message.settings
+        settings, vocab_size = self.message.settings, self.message.header.vocab_size
         if settings.data.tokenizer != OF_THE_BASE:
             return load_tokenizer(settings.data.tokenizer)
-        folder = self.files.pretrained_folder(settings)
-        if folder is not None:
-            return pretrained_tokenizer(folder)
+        if self.files.pretrained is not None:
+            tokenizer = pretrained_tokenizer(self.files.pretrained)
+            if tokenizer.vocab_size != vocab_size:
+                raise UserError(
+                    f"--pretrained {self.files.pretrained}: its tokenizer has {tokenizer.vocab_size} tokens, "
+                    f"{self.files.certificate} was made with {vocab_size}; name the folder of the certificate's base"
+                )
+            return tokenizer
         data = dataset_folder(self.files.root_of_base(), settings.data)
         if (data / META_FILE).exists():
             return TokenDataset.open_folder(data, settings.data).load_tokenizer()
-        assert isinstance(settings.base, config.PretrainedBase)
         raise UserError(
-            f"{self.files.certificate}: its tokenizer is that of the base, and there is neither {settings.base.path} "
-            f"nor {data} here; name with --root the folder that holds one of them and results/base/"
+            f"{self.files.certificate}: its tokenizer is that of the base, and there is no {data} here; name the "
+            "folder of the pretrained base with --pretrained, or with --root the folder that holds data/ and "
+            "results/base/"
         )
 
 
@@ -111,7 +112,11 @@ def decode_certificate(files: CertificateFiles, device: torch.device) -> Decoded
     UserError if a file is missing or damaged, or if base, LoRA initialization or projection are not those that the
     certificate names by their hashes.
     """
-    message = read_message(files.certificate)
+    return decode_message(read_message(files.certificate), files, device)
+
+
+def decode_message(message: Message, files: CertificateFiles, device: torch.device) -> DecodedRun:
+    """Do the work of `decode_certificate` for a certificate that has been read."""
     settings, header = message.settings, message.header
     settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"compile": False})})
     base = _base(message, files)

@@ -100,6 +100,8 @@ class Message:
     spec: config.RunSpec
     contents: MessageContents
     payload: Payload
+    certificate_sha256: str
+    """sha256 of the bytes that were decoded, in hexadecimal."""
 
     @property
     def loss(self) -> BoundedLoss:
@@ -148,4 +150,4 @@ def read_message(path: Path) -> Message:
     if not payload.data == written.data == certificate.payload_bytes:
         # Another spelling of the same message would draw other documents for the same predictor.
         raise UserError(f"{path}: the payload is not the one that its contents are encoded as; {FIX}")
-    return Message(path, header, settings, header.run, contents, payload)
+    return Message(path, header, settings, header.run, contents, payload, certificate.sha256)

@@ -28,9 +28,7 @@ VERSIONS = ("sublora", "python", "torch", "numpy", "scipy", "constriction")
 """What bounds.json holds the versions of."""
 
 
-def run_record(
-    message: Message, losses: dict[str, Any], environment: Environment, certificate_sha256: str
-) -> BoundRecord:
+def run_record(message: Message, losses: dict[str, Any], environment: Environment) -> BoundRecord:
     """Return what bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz.
 
     ValueError where the losses do not fit the certificate, as in `sublora.bounds.run_bounds.run_bounds`.
@@ -61,7 +59,7 @@ def run_record(
         **dict(environment),
         base=base_facts(message),
         data_hash=message.header.data_hash,
-        certificate_sha256=certificate_sha256,
+        certificate_sha256=message.certificate_sha256,
     )
 
 

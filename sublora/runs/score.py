@@ -25,7 +25,6 @@ from sublora.runs.message import Message, read_message
 from sublora.runs.starts import announce, record_start
 from sublora.system.device import claim_device, gpu_name, peak_memory_mib
 from sublora.system.digests import canonical_json
-from sublora.system.files import sha256_of_file
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BASE_LOSSES_PATH, CERTIFICATE_NAME, LOSSES_NAME
 from sublora.system.provenance import Provenance
@@ -232,7 +231,7 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         message = read_message(path / CERTIFICATE_NAME)
         arrays = score_message(run, message, decoded_predictor(run, message), base)
         facts: dict[str, Any] = {
-            "certificate_sha256": sha256_of_file(path / CERTIFICATE_NAME),
+            "certificate_sha256": message.certificate_sha256,
             "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},
             "peak_memory_mib": peak_memory_mib(device),
             "gpu": gpu_name(device),

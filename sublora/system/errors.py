@@ -1,10 +1,18 @@
 """Errors that a user can cause and fix, and the line that each of them becomes."""
 
+from typing import Literal
+
+EXIT_BAD_INPUT: Literal[2] = 2
+"""Exit status of every command for an error that its user can fix."""
+EXIT_FAULT: Literal[3] = 3
+"""Exit status of every command for any other error, a fault of this package: not 1, which Python would take, since
+`sublora verify` says with it that a claim is refused."""
+
 
 class UserError(Exception):
     """Bad input. The message is one line: where, what was found, what was expected, and how to fix it.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with `EXIT_BAD_INPUT`.
     """
 
 

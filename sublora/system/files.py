@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sublora.system.errors import UserError, printable
+from sublora.system.errors import UserError, missing_extra, printable
 
 
 @contextlib.contextmanager
@@ -102,6 +102,18 @@ def os_error_line(error: OSError) -> str:
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     where = f"{' -> '.join(names)}: " if names else ""
     return f"{where}{os_reason(error)}; {_fix(error)}"
+
+
+def user_line(error: Exception) -> str | None:
+    """Return the line of an error that a user can fix; None for any other, which is a fault of this package.
+
+    A user can fix a UserError, an error of the operating system, and a missing package that an extra installs.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return os_error_line(error)
+    return missing_extra(error, "this command") if isinstance(error, ModuleNotFoundError) else None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

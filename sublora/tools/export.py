@@ -21,23 +21,24 @@ from sublora.models.export import (
 )
 from sublora.models.weights import Base
 from sublora.runs.decode import CertificateFiles, DecodedRun, decode_certificate
-from sublora.runs.networks import gpt2
+from sublora.runs.networks import gpt2, import_base
 from sublora.system.errors import UserError
-from sublora.system.files import sha256_of_file, write_json
+from sublora.system.files import write_json
 from sublora.system.pretrained import TOKENIZER_FILES
 
 Form = Literal["peft", "merged"]
 """peft: adapters for the base; merged: a whole model with the adapters in its weights."""
 BASE_NAME = "base"
-"""The folder of the base in an export for peft, if the base is not a pretrained model's folder already."""
+"""The folder of the base in an export for peft, unless the reader has named a folder of it."""
 PROVENANCE_NAME = "sublora.json"
 
 
 def export_network(files: CertificateFiles, out: Path, form: Form) -> Path:
     """Write the decoded network into the folder `out`, which must be new or empty, and return the folder.
 
-    The network is in float32, as it was scored, and the folder appears as a whole. UserError as for
-    `decode_certificate`, and if `out` already holds files.
+    The network is in float32, as it was scored, and the folder appears as a whole. What the certificate says of a
+    pretrained base's place goes nowhere: only the folder that the reader names is read, or named in the export.
+    UserError as for `decode_certificate`, if `out` already holds files, or if the named folder holds another base.
     """
     # Refuse before the network is decoded, which takes time.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -48,6 +49,7 @@ def export_network(files: CertificateFiles, out: Path, form: Form) -> Path:
             f"{files.certificate}: its network moves the weights themselves (subspace.adapt: weights) and has no "
             "adapters for peft; use --format merged"
         )
+    _check_named_base(decoded)
     # Write beside `out`, then rename.
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -71,30 +73,49 @@ def _write_merged(folder: Path, decoded: DecodedRun) -> None:
         write_json(folder / "config.json", _gpt2_description(decoded, tied_head="lm_head" not in added))
     else:
         cast(Any, merged_module(decoded.base, added)).save_pretrained(folder)
-    source = decoded.files.pretrained_folder(decoded.message.settings)
-    if source is not None:
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+    _copy_tokenizer(decoded, folder)
+
+
+def _copy_tokenizer(decoded: DecodedRun, folder: Path) -> None:
+    """Copy the tokenizer's files from the pretrained base's folder, if the reader named one."""
+    source = decoded.files.pretrained
+    if source is None:
+        return
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _check_named_base(decoded: DecodedRun) -> None:
+    """UserError if the reader named the folder of a pretrained model and it does not hold the certificate's base."""
+    folder, message = decoded.files.pretrained, decoded.message
+    if folder is None:
+        return
+    if not isinstance(message.settings.base, config.PretrainedBase):
+        raise UserError(f"--pretrained {folder}: the certificate's base is {message.settings.base.kind}; leave it out")
+    found = import_base(folder, message.settings).sha256
+    if found != message.header.base_sha256:
+        raise UserError(
+            f"--pretrained {folder}: weights hash to {found[:12]}..., {decoded.files.certificate} names "
+            f"{message.header.base_sha256[:12]}...; name the folder of the certificate's base"
+        )
 
 
 def _write_peft(folder: Path, decoded: DecodedRun, out: Path) -> None:
-    """Write adapters and, unless it is a pretrained model, their base; `out` is the folder's final place."""
-    base, revision = decoded.message.settings.base, None
-    source = decoded.files.pretrained_folder(decoded.message.settings)
-    if source is not None:
-        name = str(source)
-    elif isinstance(base, config.PretrainedBase):
-        name, revision = base.path, base.revision
+    """Write adapters and, unless the reader named the base's folder, the base; `out` is the folder's final place."""
+    if decoded.files.pretrained is not None:
+        name = str(decoded.files.pretrained.resolve())
     else:
-        assert isinstance(decoded.base, Base)
         (folder / BASE_NAME).mkdir()
-        _save(folder / BASE_NAME / "model.safetensors", gpt2_tensors(decoded.base.weights, {}))
-        write_json(folder / BASE_NAME / "config.json", _gpt2_description(decoded, tied_head=True))
+        if isinstance(decoded.base, Base):
+            _save(folder / BASE_NAME / "model.safetensors", gpt2_tensors(decoded.base.weights, {}))
+            write_json(folder / BASE_NAME / "config.json", _gpt2_description(decoded, tied_head=True))
+        else:
+            cast(Any, merged_module(decoded.base, {})).save_pretrained(folder / BASE_NAME)
         name = str((out / BASE_NAME).resolve())
     added, transposed = updates(cast(AdaptedModel, decoded.model), decoded.base)
     _save(folder / "adapter_model.safetensors", peft_tensors(added))
-    write_json(folder / "adapter_config.json", peft_description(added, name, revision, transposed=transposed))
+    write_json(folder / "adapter_config.json", peft_description(added, name, transposed=transposed))
 
 
 def _gpt2_description(decoded: DecodedRun, *, tied_head: bool) -> dict[str, Any]:
@@ -115,7 +136,7 @@ def _provenance(decoded: DecodedRun, form: Form) -> dict[str, Any]:
     return {
         "run": message.spec.name,
         "format": form,
-        "certificate_sha256": sha256_of_file(message.path),
+        "certificate_sha256": message.certificate_sha256,
         "base_sha256": message.header.base_sha256,
         "smoothing": message.smoothing.name,
         "certified": "the network in float32, its probabilities smoothed as named; the files hold it unsmoothed",

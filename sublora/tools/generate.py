@@ -4,10 +4,9 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-import torch
 
 from sublora.models.generation import Choice, continuation
-from sublora.runs.decode import CertificateFiles, decode_certificate
+from sublora.runs.decode import CertificateFiles, DecodedRun, decode_message
 from sublora.runs.message import read_message
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError
@@ -39,15 +38,14 @@ def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal[
     The network writes by its own probabilities, without the guessing that is mixed in for a bound. The same seed gives
     the same text on one machine. UserError as for `decode_certificate`, and for a prompt that is not valid text.
     """
-    settings = read_message(files.certificate).settings
-    compute = settings.compute.model_copy(update={"device": device, "gpus_per_training": 1})
+    message = read_message(files.certificate)
+    compute = message.settings.compute.model_copy(update={"device": device, "gpus_per_training": 1})
     with claim_device(compute) as claimed:
-        return write(files, writing, claimed)
+        return write(decode_message(message, files, claimed), writing)
 
 
-def write(files: CertificateFiles, writing: Writing, device: torch.device) -> str:
-    """Do the work of `generate_text` on a device that has been claimed."""
-    decoded = decode_certificate(files, device)
+def write(decoded: DecodedRun, writing: Writing) -> str:
+    """Do the work of `generate_text` with a network that has been decoded."""
     tokenizer = decoded.tokenizer
     try:
         (prompt_T,) = tokenizer.encode_batch([writing.prompt])
@@ -61,6 +59,6 @@ def write(files: CertificateFiles, writing: Writing, device: torch.device) -> st
         most_tokens=writing.most_tokens,
         choice=writing.choice,
         stream=generator(writing.seed, "generate"),
-        device=device,
+        device=decoded.device,
     )
     return tokenizer.decode(np.concatenate([prompt_T, written_T]))

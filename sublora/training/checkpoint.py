@@ -109,14 +109,17 @@ def check_settings(own: config.Settings, settings: config.Settings, path: Path) 
 
 def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
     """Load w and gates into a run; UserError unless its base has the weights that the checkpoint was trained on."""
-    if run.network.base_sha256 != checkpoint["base_sha256"]:
+    sha256, state = checkpoint.get("base_sha256"), checkpoint.get("raw_model")
+    if not isinstance(sha256, str) or not isinstance(state, dict):
+        raise UserError(f"{path}: holds no base_sha256 and raw_model of a trained run; delete it and train again")
+    if run.network.base_sha256 != sha256:
         raise UserError(
             f"{path}: the base's weights hash to {run.network.base_sha256[:12]}..., the checkpoint was trained on "
-            f"{checkpoint['base_sha256'][:12]}...; bring that base back, or for a random one the versions that drew "
-            "it, of sublora and numpy"
+            f"{sha256[:12]}...; bring that base back, or for a random one the versions that drew it, of sublora and "
+            "numpy"
         )
     try:
-        run.subspace.load_state_dict(checkpoint["raw_model"])
+        run.subspace.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{path}: parameters do not fit the settings: {' '.join(str(error).split())}") from None
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -65,10 +66,16 @@ class Claim:
         return path if path is not None and path.exists() else None
 
     @property
-    def named_run(self) -> str | None:
-        """The run that the folder's name claims to hold, None for a folder with a name of another kind."""
-        name = None if self.folder is None else self.folder.resolve().name
-        return name if name is not None and NAME_OF_A_RUN.fullmatch(name) else None
+    def named_runs(self) -> list[str]:
+        """The runs that the claim's folder is named after, sorted: by the path that was given and by where it leads.
+
+        Both count, since a link may have the name of another run. Other names are not those of runs.
+        """
+        folders = {self.certificate.parent, self.certificate.resolve().parent}
+        if self.folder is not None:
+            folders.add(self.folder)
+        names = {name for folder in folders for name in (Path(os.path.abspath(folder)).name, folder.resolve().name)}
+        return sorted(name for name in names if NAME_OF_A_RUN.fullmatch(name))
 
     def data_root(self, data: config.Data) -> Path:
         """Return the folder that holds data/; UserError if no such folder is found."""
@@ -104,6 +111,8 @@ class Options:
     """Number of training documents to score that the verifier draws."""
     nonce: str | None = None
     """Text that seeds the verifier's draw beside the certificate; chosen after the certificate was received."""
+    test_data: Path | None = None
+    """Folder of a prepared dataset whose test documents are the verifier's own."""
 
     def __post_init__(self) -> None:
         if self.base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.base_sha256):

@@ -13,10 +13,17 @@ from sublora.runs.verify.checks import Check, environment_facts
 from sublora.runs.verify.files import Claim, Options
 
 
-def premises_of(message: Message) -> dict[str, Any]:
-    """Return the settings that must have been fixed beforehand for the bounds to hold, as the certificate has them."""
+def premises_of(message: Message, options: Options) -> dict[str, Any]:
+    """Return the settings that must have been fixed beforehand for the bounds to hold, as the certificate has them.
+
+    Those that mean most come first. Where the verifier has given the settings that they expect, these have been
+    compared, and the others are left out.
+    """
     values = claim_settings(message.settings)
-    facts = {key: values[key] for key in premises()} | {"base sha256": message.header.base_sha256}
+    facts = {key: values[key] for key in premises()}
+    if options.config_path is None:
+        facts |= values
+    facts |= {"base sha256": message.header.base_sha256}
     base = message.settings.base
     if isinstance(base, config.PretrainedBase):
         facts |= {f"base.independence.{key}": value for key, value in base.independence.model_dump().items()}
@@ -63,6 +70,10 @@ def trusted_premises(message: Message, options: Options) -> list[str]:
         trusted.append(
             "that no other messages were made until a draw of documents was lucky (--redraw N --nonce TEXT draws anew)"
         )
+    trusted.append(
+        "for bound_held_out and test_loss_bits: that nothing, w included, was chosen on the test documents "
+        "(--test-data DIR bounds the loss from documents of your own)"
+    )
     if message.settings.base.kind != "random":
         trusted.append(one_base(message, options))
     if message.settings.base.kind == "pretrained":

@@ -8,13 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 from sublora.runs.verify.checks import Check
+from sublora.runs.verify.report import REFUSED, VERIFIED, ComparedValue, RefusedClaim, VerifiedClaim
 from sublora.system.errors import printable
 
 LONGEST_CELL = 160
 LONGEST_FACT = 2000
 """Longest premise shown in full: a premise must not be cut off."""
-VERIFIED, REFUSED, NOT_CHECKED = 0, 1, 2
-"""Exit statuses; the last one is that of every UserError: a file is missing or damaged."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line: rich would exit with status 1, which means that a claim is refused."""
+        raise BrokenPipeError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +28,13 @@ class Verdict:
 
     source: str
     run: str
+    certificate_sha256: str
+    """Hash of the bytes that were decoded."""
     checks: tuple[Check, ...]
     bounds: dict[str, float | None] = dataclasses.field(default_factory=dict)
     """Bounds from the verifier's own losses, bits per token; empty if the claim was refused before it was scored."""
+    held_out: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Loss and bound on the test documents of the claim's data; they presuppose that w was not chosen on these."""
     scored_on: str = ""
     premises: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Settings that the bounds presuppose, as the claim states them."""
@@ -62,36 +71,38 @@ class Verdict:
             for name, value in self.bounds.items()
             if value is not None and name.startswith("bound")
         )
-        return f"{printable(self.source)}: verified; bits per token, from the verifier's own losses: {quoted}"
+        whose = f"{printable(self.source)}: verified, run {printable(self.run)}"
+        return f"{whose}; bits per token, from the verifier's own losses: {quoted}"
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for scripts; text of the claim is escaped here too."""
-        return {
-            "verdict": "verified" if self.verified else "refused",
-            "exit_status": self.exit_status,
+    def report(self) -> VerifiedClaim | RefusedClaim:
+        """Return what --json writes; text of the claim is escaped here too."""
+        facts: dict[str, Any] = {
             "source": printable(self.source),
             "run": printable(self.run),
+            "certificate_sha256": self.certificate_sha256,
             "differs_in": [printable(name) for name in self.wrong],
             "bounds_from_own_losses": self.bounds,
+            "held_out_on_trust": self.held_out,
             "scored_on": self.scored_on,
             "premises": {printable(key): printable(value) for key, value in self.premises.items()},
             "taken_on_trust": [printable(text) for text in self.trusted],
             "claimed_not_checked": {printable(key): printable(value) for key, value in self.unchecked.items()},
             "checks": [
-                {
-                    "name": printable(check.name),
-                    "claimed": _shown(check.claimed),
-                    "recomputed": _shown(check.recomputed),
-                    "tolerance": check.tolerance,
-                    "agrees": check.agrees,
-                }
+                ComparedValue(
+                    name=printable(check.name),
+                    claimed=_shown(check.claimed),
+                    recomputed=_shown(check.recomputed),
+                    tolerance=check.tolerance,
+                    agrees=check.agrees,
+                )
                 for check in self.checks
             ],
         }
+        return VerifiedClaim(**facts) if self.verified else RefusedClaim(**facts)
 
     def print(self) -> None:
         """Print the whole verdict. Text from a file reaches the terminal as plain characters only."""
-        console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False, highlight=False)
+        console = _Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False, highlight=False)
         table = _table("recomputed", "claimed", "found", "tolerance", "")
         for check in self.checks:
             tolerance = "exact" if check.tolerance is None else f"{check.tolerance:.1g}"
@@ -112,11 +123,15 @@ class Verdict:
             print("taken on trust:")
             for text in self.trusted:
                 print(f"- {printable(text)}")
-        if self.bounds:
-            table = _table(f"found by this verification, {self.scored_on}", "bits")
-            for key, number in self.bounds.items():
-                table.add_row(key, "absent" if number is None else f"{number:.6f}")
-            console.print(table)
+        for title, numbers in (
+            (f"found by this verification, {self.scored_on}", self.bounds),
+            ("held out: only if w was not chosen on the test documents", self.held_out),
+        ):
+            if numbers:
+                table = _table(title, "bits")
+                for key, number in numbers.items():
+                    table.add_row(key, "absent" if number is None else f"{number:.6f}")
+                console.print(table)
         print(self.sentence())
 
 

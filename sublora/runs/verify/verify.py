@@ -9,27 +9,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sublora import config
-from sublora.bounds.anchor import FailureShare
-from sublora.bounds.anchored_record import AnchoredSample, Charges, anchored_bound
-from sublora.bounds.premises import headline_bound
-from sublora.bounds.smoothing import with_tolerance
 from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import PT_KEYS
 from sublora.runs.build import assemble_run
-from sublora.runs.encode import val_losses, val_losses_of
 from sublora.runs.losses_file import check_losses, read_losses
-from sublora.runs.message import Message, charged_bits, read_message
+from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.record import run_environment, run_record
-from sublora.runs.score import Predictor, decoded_predictor, record_units, score_message
+from sublora.runs.score import decoded_predictor, score_message
 from sublora.runs.starts import announce
 from sublora.runs.verify.checks import Check, loss_checks, record_checks
 from sublora.runs.verify.data import data_checks
 from sublora.runs.verify.files import Claim, Options, read_claim
+from sublora.runs.verify.own_documents import OwnDocuments, bound_of_own_draw
 from sublora.runs.verify.premises import (
     premises_of,
     settings_checks,
@@ -37,14 +32,14 @@ from sublora.runs.verify.premises import (
     trusted_premises,
     unchecked_facts,
 )
-from sublora.runs.verify.verdict import NOT_CHECKED, Verdict
+from sublora.runs.verify.report import write_verdict
+from sublora.runs.verify.unquantized import UNQUANTIZED, unquantized_losses
+from sublora.runs.verify.verdict import Verdict
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
 from sublora.system.device import claim_device
-from sublora.system.errors import UserError, printable
-from sublora.system.files import sha256_of_file, write_json
+from sublora.system.errors import UserError
 from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME, LOSSES_NAME
 from sublora.system.provenance import Provenance
-from sublora.system.streams import generator
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training import checkpoint
 from sublora.training.run import Run
@@ -56,13 +51,11 @@ OWN_NUMBERS = (
     "bound_strict",
     "bound_direct",
     "bound_hoeffding",
-    "bound_held_out",
-    "test_loss_bits",
     "code_bits",
 )
 """What the verdict names of the record that the verifier computes."""
-DRAW_SHARE = 0.9
-"""Share of a part of delta for the verifier's draw, where the settings score all documents and have none."""
+HELD_OUT = ("test_loss_bits", "bound_held_out")
+"""What it names apart: numbers from test documents, which hold only if the prover chose nothing on them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,20 +86,14 @@ class Material:
 
 
 def verify_and_print(claim: Claim, options: Options | None = None, *, json_path: Path | None = None) -> int:
-    """Verify, print the verdict, write it to `json_path`; returns the exit status, 0 (verified) or 1 (refused).
+    """Verify, write the verdict to `json_path`, print it; returns the exit status, 0 (verified) or 1 (refused).
 
-    UserError, after its line went into the JSON file, if the claim cannot be checked.
+    UserError if the claim cannot be checked; `report.recorded` writes that into the file as well.
     """
-    try:
-        verdict = verify_claim(claim, options)
-    except UserError as error:
-        if json_path is not None:
-            facts = {"verdict": "cannot be checked", "exit_status": NOT_CHECKED, "reason": printable(error)}
-            write_json(json_path, facts)
-        raise
-    verdict.print()
+    verdict = verify_claim(claim, options)
     if json_path is not None:
-        write_json(json_path, verdict.as_json())
+        write_verdict(json_path, verdict.report())
+    verdict.print()
     return verdict.exit_status
 
 
@@ -150,13 +137,18 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
     verdict = Verdict(
         source=str(claim.folder or claim.certificate),
         run=message.spec.name,
+        certificate_sha256=message.certificate_sha256,
         checks=tuple(checks),
-        premises=premises_of(message),
+        premises=premises_of(message, material.options),
         trusted=(*trusted_premises(message, material.options), *trusted),
         unchecked=unchecked_facts(message, material.claimed),
     )
     if not verdict.verified:
         return verdict
+    own = None
+    if material.options.test_data is not None:
+        own = OwnDocuments.open(material.options.test_data, dataset, settings.data.min_tokens)
+        verdict = dataclasses.replace(verdict, trusted=(*verdict.trusted, *own.trusted))
     base = _read_base(message, claim, dataset.vocab_size)
     verdict = verdict.with_checks(Check("base weights", header.base_sha256, base.sha256))
     if not verdict.verified:
@@ -172,7 +164,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
             Check("projection", header.projection_sha256, projection_sha256(run.subspace)),
             *_parameters_checks(message, run),
         )
-        return _rescored(verdict, run, material) if verdict.verified else verdict
+        return _rescored(verdict, run, material, own) if verdict.verified else verdict
 
 
 def _check_numerics_of_the_bounds(material: Material) -> None:
@@ -184,7 +176,7 @@ def _check_numerics_of_the_bounds(material: Material) -> None:
     """
     claim, message = material.claim, material.message
     found, own = message.header.numerics_versions.get("bound"), NUMERICS_VERSIONS["bound"]
-    if found == own or material.claimed.get("certificate_sha256") != sha256_of_file(claim.certificate):
+    if found == own or material.claimed.get("certificate_sha256") != message.certificate_sha256:
         return
     # Compute bounds.json again from the losses that were handed over, and compare.
     try:
@@ -208,8 +200,7 @@ def _record_of(material: Material, losses: dict[str, Any]) -> dict[str, Any]:
     Of facts about machines only the keys are compared, so those of this computation will do.
     """
     environment = run_environment(material.stored["provenance"], Provenance.of_this_process(), 0.0)
-    certificate_sha256 = sha256_of_file(material.claim.certificate)
-    return run_record(material.message, losses, environment, certificate_sha256).as_json()
+    return run_record(material.message, losses, environment).as_json()
 
 
 def _named_base_checks(message: Message, options: Options) -> list[Check]:
@@ -224,17 +215,16 @@ def _identity_checks(material: Material) -> list[Check]:
     claim, message, claimed = material.claim, material.message, material.claimed
     checks = [
         Check("the run is one of its own grid", True, message.spec in message.settings.grid.runs()),
-        Check("certificate sha256", claimed.get("certificate_sha256"), sha256_of_file(claim.certificate)),
+        Check("certificate sha256", claimed.get("certificate_sha256"), message.certificate_sha256),
         Check(
             "certificate sha256 in losses.npz",
             material.stored["provenance"]["certificate_sha256"],
-            sha256_of_file(claim.certificate),
+            message.certificate_sha256,
         ),
         Check("data hash in bounds.json", claimed.get("data_hash"), message.header.data_hash),
     ]
-    if claim.named_run is not None:
-        checks.append(Check("run that the folder is named after", claim.named_run, message.spec.name))
-    return checks
+    named = [Check("run that the folder is named after", name, message.spec.name) for name in claim.named_runs]
+    return [*checks, *named]
 
 
 def _parameters_checks(message: Message, run: Run) -> list[Check]:
@@ -262,45 +252,41 @@ def _overridden(compute: config.Compute, options: Options) -> config.Compute:
     return compute.model_copy(update=changes)
 
 
-def _rescored(verdict: Verdict, run: Run, material: Material) -> Verdict:
+def _rescored(verdict: Verdict, run: Run, material: Material, own_documents: OwnDocuments | None) -> Verdict:
     """The verdict after scoring: losses, every number of bounds.json, and the verifier's own bounds."""
-    message = material.message
+    message, options = material.message, material.options
     predictor, anchoring = decoded_predictor(run, message), run.loss.anchoring
     base = None if anchoring is None else compute_base_losses(run, anchoring)
     own: dict[str, Any] = score_message(run, message, predictor, base)
-    before = _val_losses_before_quantization(run, material)
-    if before is None:
-        text = "the val loss before quantization, since the checkpoint is not here; no bound depends on it"
-        verdict = dataclasses.replace(verdict, trusted=(*verdict.trusted, text))
+    # The network before quantization is not in the certificate: only a checkpoint of it can be scored.
+    if material.claim.checkpoint is None:
+        unchecked = verdict.unchecked | {f"{UNQUANTIZED} (no checkpoint here)": material.claimed.get(UNQUANTIZED)}
+        verdict = dataclasses.replace(verdict, unchecked=unchecked)
     else:
-        own["val_losses_unquantized_bits"] = before
+        checks, before = unquantized_losses(run, message, material.claim.checkpoint)
+        verdict = verdict.with_checks(*checks)
+        own |= before
     verdict = verdict.with_checks(*loss_checks(material.stored, own))
     verdict = _with_record(verdict, material, own)
-    if material.options.redraw is not None:
-        verdict = verdict.with_bounds({"bound_redraw": _bound_of_own_draw(run, predictor, material)})
+    # Documents of the verifier's own choosing.
+    if options.redraw is not None and options.nonce is not None:
+        bound = bound_of_own_draw(run, predictor, message, options.redraw, options.nonce)
+        verdict = verdict.with_bounds({"bound_redraw": bound})
+    if own_documents is not None:
+        verdict = verdict.with_bounds(own_documents.numbers(run, predictor, message))
     return dataclasses.replace(verdict, scored_on=run.settings.compute.device)
-
-
-def _val_losses_before_quantization(run: Run, material: Material) -> np.ndarray | None:
-    """Return the val losses of the checkpoint's w under the message's smoothing, None without a checkpoint."""
-    path = material.claim.checkpoint
-    if path is None:
-        return None
-    checkpoint.restore(run, checkpoint.load(path), path)
-    split = tuple(int(k) for k in run.subspace.hard_split())
-    w = run.subspace.subspace_params.detach().cpu().numpy()
-    return val_losses_of(run, val_losses(run, w, split), material.message.contents.smoothing_index)
 
 
 def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> Verdict:
     """bounds.json against the record of the stored losses and against that of the verifier's own."""
     # Without a checkpoint any val losses will serve, since no number that depends on them is compared.
     before = "val_losses_unquantized_bits"
-    on_trust = frozenset() if before in own else frozenset({"val_loss_unquantized_bits"})
+    on_trust = frozenset() if before in own else frozenset({UNQUANTIZED})
     fresh = _record_of(material, {before: own["val_losses_bits"]} | own)
     verdict = verdict.with_bounds({key: fresh[key] for key in OWN_NUMBERS})
     if fresh["by_source"]:
         verdict = verdict.with_bounds({"bound_by_source": fresh["by_source"]["bound"]})
+    verdict = dataclasses.replace(verdict, held_out={key: fresh[key] for key in HELD_OUT})
     if not verdict.verified:
         return verdict
     try:
@@ -318,38 +304,6 @@ def _published_numbers(material: Material) -> list[Check]:
         return []
     numbers = checkpoint.load(path)
     wanted = {"format": CHECKPOINT_FORMAT} | {key: material.claimed.get(key) for key in PT_KEYS}
-    return [Check(f"{BOUNDS_PT_NAME} says what {BOUNDS_NAME} says", True, numbers == wanted)]
-
-
-def _bound_of_own_draw(run: Run, predictor: Predictor, material: Material) -> float:
-    """The headline bound from losses of units that the verifier drew, bits per token.
-
-    The draw depends on the certificate and on a text that was chosen after it was handed over, so no luck of the prover
-    is in it; the rest is as for `bound_value`. With an anchor the same draw serves both parts of the sum.
-    """
-    options, message = material.options, material.message
-    assert options.redraw is not None and options.nonce is not None
-    premises = dataclasses.replace(
-        message.loss.premises, m_units=options.redraw, delta_sample=message.settings.bound.delta_sample
-    )
-    stream = generator("a verifier's documents", options.nonce, sha256_of_file(material.claim.certificate))
-    drawn = record_units(run, predictor, "train", stream.integers(0, premises.n_units, size=options.redraw))
-    code_bits, items = charged_bits(message.payload.items, message.settings)
-    anchoring, mixture = message.loss.anchoring, message.mixture
-    if anchoring is None or mixture is None:
-        loss_range = message.loss.range_of(message.smoothing)
-        return with_tolerance(headline_bound(drawn.losses_U, loss_range, code_bits, premises), loss_range)
-    sample = AnchoredSample(
-        drawn.losses_U - drawn.excess_U,
-        drawn.excess_U,
-        premises.n_units,
-        _share_with_draw(anchoring.delta_base, anchoring.delta_base_sample),
-        _share_with_draw(anchoring.delta_excess, anchoring.delta_excess_sample),
-    )
-    charges = Charges.of(items, premises.sweep_size)
-    return anchored_bound(sample, mixture, charges, message.loss.population).bits
-
-
-def _share_with_draw(delta: float, delta_sample: float | None) -> FailureShare:
-    """Return a part of delta with what its draw may take: the settings' own part, where they drew nothing 9 tenths."""
-    return FailureShare(delta, DRAW_SHARE * delta if delta_sample is None else delta_sample)
+    # A tensor in place of a number has no truth value when it is compared.
+    plain = all(isinstance(value, int | float) for value in numbers.values())
+    return [Check(f"{BOUNDS_PT_NAME} says what {BOUNDS_NAME} says", True, plain and numbers == wanted)]
