@@ -310,9 +310,9 @@ def test_the_allowance_for_rounding_ends_at_the_range():
 
 
 @pytest.mark.parametrize("premises", [DRAWN, ALL])
-def test_losses_of_another_machine_within_the_tolerance_stay_below_the_bound(premises):
-    """A bound on one machine's mean loss, raised, bounds that of a machine whose losses are off by the tolerance."""
+def test_exact_losses_within_the_tolerance_stay_below_the_bound(premises):
+    """A bound on one machine's mean loss, raised, bounds the mean of exact losses that are larger by the tolerance."""
     losses, loss_range = inputs()["scored"].losses_D, TokenSmoothing(0.1).loss_range_bits(257, 17)
-    elsewhere = losses + SCORE_TOLERANCE_BITS
+    exact = losses + SCORE_TOLERANCE_BITS
     here = with_tolerance(headline_bound(losses, loss_range, 200.0, premises), loss_range)
-    assert headline_bound(elsewhere, loss_range, 200.0, premises) == pytest.approx(here, abs=SCORE_TOLERANCE_BITS)
+    assert headline_bound(exact, loss_range, 200.0, premises) == pytest.approx(here, abs=SCORE_TOLERANCE_BITS)

@@ -13,11 +13,12 @@ from sublora.data.corpora.python_sources import source_files
 from sublora.data.dataset import TokenDataset
 from sublora.data.dataset_files import FILES, SPLITS, UNIT_FILES
 from sublora.data.meta import META_FILE
-from sublora.data.order import document_key, source_key
+from sublora.data.order import document_key, source_key, unit_key
 from sublora.data.prepare import prepare_dataset
 from sublora.data.units import Units
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
+from sublora.system.versions import UNITS_VERSION
 from sublora.yardsticks.targets import target_shares
 
 WITH_AUTHORS = config.FolderCorpus(kind="folder", path="texts", text_field="text", unit_field="author")
@@ -61,7 +62,7 @@ def units_of(dataset):
 
 
 def expected_units(rows, seed, val, test):
-    """By brute force: first author of each text by key, authors in key order, whole authors until there are enough."""
+    """By brute force: first author of each text by one key, authors in the order of another, whole until enough."""
     owner = {}
     for author, text in rows:
         key = source_key(f"unit {author}", seed)
@@ -71,7 +72,7 @@ def expected_units(rows, seed, val, test):
         units.setdefault(owner[text], []).append(text)
     found = {split: [] for split in SPLITS}
     wanted = {"val": val, "test": test}
-    for key in sorted(units):
+    for key in sorted(units, key=lambda source: unit_key(source, seed)):
         split = next((name for name, count in wanted.items() if sum(map(len, found[name])) < count), "train")
         found[split].append(units[key])
     return found
@@ -95,6 +96,42 @@ def test_units_are_whole_neighbours_and_in_one_split(tmp_path, seed, monkeypatch
     assert dataset.meta["splits"]["train"]["units"] == dataset.n_units
     assert set(dataset.files) == {*FILES, *UNIT_FILES} == set(dataset.meta["files"])
     dataset.verify_hashes()
+
+
+def test_which_author_keeps_a_text_says_nothing_about_the_split(tmp_path):
+    """Keys of authors and of their units have no order in common, and documents' keys have none with either."""
+    authors = [source_key(f"unit author {i}", 1) for i in range(2000)]
+    units = [unit_key(author, 1) for author in authors]
+    ranks = np.array([np.argsort(np.argsort(keys)) for keys in (authors, units)])
+    assert abs(np.corrcoef(ranks)[0, 1]) < 0.07  # three standard deviations
+    assert len({*authors, *units}) == 4000
+    assert unit_key(authors[0], 2) != units[0]
+
+
+def test_units_of_an_earlier_rule_are_refused(tmp_path):
+    """They were split by the key that decides who keeps a shared text; documents as units have no such version."""
+    write_authors(tmp_path, sample_rows())
+    folder = prepare_dataset(grouped_data(), tmp_path)
+    meta = json.loads((folder / META_FILE).read_text())
+    for found in (None, 1, UNITS_VERSION + 1):
+        changed = {key: value for key, value in meta.items() if key != "units_version"}
+        (folder / META_FILE).write_text(json.dumps(changed | ({} if found is None else {"units_version": found})))
+        with pytest.raises(UserError, match=rf"units_version {found}, expected {UNITS_VERSION}: .* sublora prepare"):
+            TokenDataset.open(tmp_path, grouped_data())
+    write_documents(tmp_path, [f"text {i}" for i in range(30)])
+    folder = prepare_dataset(folder_data(), tmp_path)
+    assert "units_version" not in json.loads((folder / META_FILE).read_text())
+
+
+def test_golden_hash_of_units(tmp_path):
+    """If this changes, raise UNITS_VERSION: prepared datasets are no longer reproduced."""
+    write_authors(tmp_path, sample_rows())
+    prepare_dataset(grouped_data(), tmp_path)
+    assert UNITS_VERSION == 2
+    assert (
+        TokenDataset.open(tmp_path, grouped_data()).data_hash
+        == "878e3ca03ee539bd3283166d76dccdebbba6c3134cb5d2a90c876f1a2d76505d"
+    )
 
 
 def test_order_of_the_corpus_and_workers_do_not_matter(tmp_path):

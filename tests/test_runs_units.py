@@ -143,7 +143,10 @@ def test_honest_claims_are_verified_and_say_what_is_trusted(prover):
     for options in ({}, {"config_path": prover.expected}, {"redraw": 20, "nonce": "x"}):
         verdict = prover.verdict(**options)
         assert verdict.verified, verdict.wrong
-    assert any("which source they are from is not in the tokens" in text for text in verdict.trusted)
+    trusted = "; ".join(verdict.trusted)
+    assert "which source they are from is not in the tokens" in trusted
+    assert "a text that several sources share is in only one of them" in trusted
+    assert "population and base: it holds for those that you named beforehand" in trusted
     assert verdict.premises["data.unit"] == "source"
 
 

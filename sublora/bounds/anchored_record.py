@@ -136,7 +136,7 @@ def anchored_record(
         strict = anchored_bound(
             sample, mixture, charges, population, settings_bits=settings_bits, choice_paid=True
         ).bits
-    # The bound from test documents shares u_b, which all runs have in common.
+    # The bound from test documents shares u_b, which all runs have in common. Nothing pays for what was tried by hand.
     delta = sample.excess_share.delta
     held_out, held_out_chosen = (
         own.base_bits + held_out_excess_bound(anchored.test_excess_D, mixture, share, population)

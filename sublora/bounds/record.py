@@ -72,7 +72,8 @@ class RunBounds(Facts):
     bound_all_runs: Number
     """The headline bound for whoever names the best of all runs by it."""
     bound_strict: Number | None
-    """The headline bound for whoever does not believe that the settings were fixed beforehand."""
+    """The headline bound for whoever does not believe that the settings were fixed beforehand, but named population and
+    base."""
     settings_bits: Number | None
     settings_reference: str | None
     """The reference configuration by which the settings are named, and the bits it takes."""
@@ -80,11 +81,12 @@ class RunBounds(Facts):
     """Why there is no `bound_strict`."""
     bound_held_out: Number
     bound_held_out_all_runs: Number
-    """Bounds from the test documents; the second for whoever names the best of all runs by it."""
+    """Bounds from the test documents; the second for whoever names the best run of the sweep by it. Neither pays for
+    the alternatives of `extra_bits`, which must not have been compared on these documents."""
     bounds: dict[str, Number]
     """The bound by every inequality that fits the premises."""
     score_tolerance_bits: Number
-    """The allowance for rounding that every bound on a loss has in it."""
+    """How far a loss may be from the exact one, contained in every bound on a loss."""
     by_source: dict[str, Number]
     """The bound over sources with what it rests on; empty without a draw of sources."""
     bound_direct: Number

@@ -120,7 +120,8 @@ def strict_bound(
     """`bound_strict` with what it rests on: the headline bound for whoever does not believe the settings were fixed.
 
     The settings' bits are part of the message, and each of their 2^bits alternatives has its own draw, so delta_sample
-    is divided among all, as for `bound_all_runs`. None, with the reason, where there is no code for the settings.
+    is divided among all, as for `bound_all_runs`. Population and base are not charged: the bound holds for those that
+    the reader named beforehand. None, with the reason, where there is no code for the settings.
     """
     facts: dict[str, Any] = {
         "bound_strict": None,
@@ -190,7 +191,8 @@ def run_bounds(
     all_runs = headline_bound(scored.losses_D, loss_range, code_bits, alternatives)
     topk_errors, topk_bounds = _topk(scored, code_bits, premises)
 
-    # From the test units, on which nothing was chosen: naming the best of all runs takes a share of delta.
+    # From the test units, on which nothing was chosen: naming the best run of the sweep takes a share of delta. What
+    # was tried by hand has no share: it must not have been compared on these units.
     of_test, of_test_all_runs = (
         held_out_bound(held_out.test_D, loss_range, delta=share)
         for share in (premises.delta, premises.delta / premises.sweep_size)

@@ -46,10 +46,11 @@ Measured: at most 1e-6 (docs/bounds.md, Precision of the scores).
 
 
 def with_tolerance(bound_bits: float, loss_range: LossRange) -> float:
-    """Return a bound on the mean loss as one machine computes it, raised so that it holds on every other machine.
+    """Return a bound on the mean loss as one machine computes it, raised so that it holds for the exact losses.
 
-    If no document's loss differs by more than SCORE_TOLERANCE_BITS, neither does its expectation. A loss never exceeds
-    the upper end of its range, on any machine.
+    If no document's loss is off by more than SCORE_TOLERANCE_BITS, neither is its expectation. Another machine may be
+    off in the other direction, so two machines differ by up to twice as much. A loss never exceeds the upper end of its
+    range.
     """
     return min(bound_bits + SCORE_TOLERANCE_BITS, loss_range.upper)
 

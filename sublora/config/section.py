@@ -37,7 +37,8 @@ ClaimPart = Literal["charged", "condition", "population", "source_bound", "no_ef
 
 charged      picks the predictor or the sample; `bound_strict` pays for its difference from a reference
 condition    what the bound promises, or has paid for; has to fit the reference (`claim.unfit`), and is not charged
-population   what the claim is about; picks neither a predictor nor a sample
+population   names the population and the base that the claim is about. It picks the sample (data.corpus) and the
+             hypothesis that w = 0 stands for (base.corpus), and no bound pays for that: a reader has to have named both
 source_bound reaches the bound over source files alone, which `bound_strict` does not speak of
 no_effect    by such keys messages are found and machines chosen: a bound holds whatever they are
 """

@@ -12,6 +12,7 @@ from sublora.data.meta import META_FILE, read_meta
 from sublora.data.tokenizers import TOKENIZER_FILE, TOKENIZERS, token_type
 from sublora.system.errors import UserError, printable
 from sublora.system.files import UNREADABLE, read_json, sha256_of_file, write_json
+from sublora.system.versions import UNITS_VERSION
 
 SPLITS = ("train", "val", "test")
 EOT_INDICES_FILE = "eot_indices.npy"
@@ -71,6 +72,11 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     lacking += [f"splits.{split}.units" for split in SPLITS if grouped and "units" not in meta["splits"][split]]
     if lacking:
         raise UserError(f"{folder / META_FILE}: lacks {', '.join(lacking)}; {PREPARE_AGAIN}")
+    if grouped and meta.get("units_version") != UNITS_VERSION:
+        raise UserError(
+            f"{folder / META_FILE}: units_version {meta.get('units_version')}, expected {UNITS_VERSION}: units made by "
+            f"another rule (before 2, val and test kept the texts that sources share); {PREPARE_AGAIN}"
+        )
     return meta
 
 

@@ -69,6 +69,7 @@ class _Meta(_Facts):
     excluded_texts: _Excluded | None
     provenance: _Provenance
     settings: _Settings
+    units_version: int | None = None
 
 
 def read_meta(folder: Path, *, missing: str, fix: str) -> dict[str, Any]:

@@ -2,7 +2,11 @@
 
 The key of a document is a digest of its text, keyed with the shuffle seed. Sorting by it therefore gives a random
 order that depends only on the documents' texts and the seed, equal documents are neighbours, and no table of all
-documents is ever in memory. Sources have such keys too, digests of their names.
+documents is ever in memory.
+
+A source has two keys. The first, a digest of its name, decides which of several sources keeps a text that they share.
+The second, a digest of the first, orders units for the split. If one key did both, the sources that come first would be
+those that keep what they share, and val and test would hold other units than train.
 
 A record consists of a key (with the same number of bytes in the whole spill), the number of bytes of the body (8 bytes,
 little endian), and the body: a document's tokens (2 or 4 bytes each, as its vocabulary needs), after the key of its
@@ -10,7 +14,7 @@ source if documents are grouped.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -32,8 +36,16 @@ def document_key(text: bytes, seed: int) -> bytes:
 
 
 def source_key(name: str, seed: int) -> bytes:
-    """Return the key of a source, given its name; it is independent of the keys of documents."""
+    """Return the key of a source, given its name, by which a text that several sources share stays with one of them.
+
+    It is independent of the keys of documents.
+    """
     return _key(name.encode(errors="surrogatepass"), seed, "order of sources")
+
+
+def unit_key(source: bytes, seed: int) -> bytes:
+    """Return the key by which a unit is placed in the split, given its source's key; the two are independent."""
+    return _key(source, seed, "order of units")
 
 
 def _key(data: bytes, seed: int, purpose: str) -> bytes:
@@ -155,12 +167,12 @@ class Spill:
         return b"".join(parts)
 
 
-def documents_in_order(spill: Spill, *, have_sources: bool, grouped: bool) -> Iterator[tuple[bytes, bytes]]:
+def documents_in_order(spill: Spill, seed: int, *, have_sources: bool, grouped: bool) -> Iterator[tuple[bytes, bytes]]:
     """Yield the source's key and the tokens of each distinct document, in the order in which documents are split.
 
-    Documents are ordered by their keys or, grouped, by the keys of their sources and then by their own, so that a
-    source's documents are neighbours. `have_sources`: whether the records were made with sources; without, the sources'
-    keys are empty. Grouping takes a second temporary file as large as the first.
+    Documents are ordered by their keys or, grouped, by their units' keys and then by their own, so that a unit's
+    documents are neighbours. `seed`: the one that the records were made with. `have_sources`: whether they were made
+    with sources; without, the sources' keys are empty. Grouping takes a second temporary file as large as the first.
     """
     group = KEY_BYTES if have_sources else 0
     if not grouped:
@@ -169,6 +181,25 @@ def documents_in_order(spill: Spill, *, have_sources: bool, grouped: bool) -> It
         return
     with Spill(spill.path.with_name(f"{spill.path.name}_by_source"), key_bytes=2 * KEY_BYTES) as by_source:
         for key, body in spill.sorted_items():
-            by_source.add(record_of(body[:group] + key, body[group:]))
-        for key, tokens in by_source.sorted_items():
-            yield key[:group], tokens
+            by_source.add(record_of(unit_key(body[:group], seed) + key, body))
+        for _, body in by_source.sorted_items():
+            yield body[:group], body[group:]
+
+
+def split_documents(
+    documents: Iterable[tuple[bytes, bytes]], wanted: Mapping[str, int], *, grouped: bool
+) -> Iterator[tuple[str, bytes, bytes, bool]]:
+    """Yield split, source's key and tokens of each document, and whether a unit begins with it.
+
+    Documents come as from `documents_in_order`. Each unit goes as a whole to the first split of `wanted` that lacks
+    documents, and to train when none does. Without grouping every document is a unit, and none is said to begin one.
+    """
+    counts, unit, split = dict.fromkeys(wanted, 0), None, ""
+    for source, tokens in documents:
+        starts_unit = grouped and source != unit
+        if starts_unit or not grouped:
+            unit = source
+            split = next((name for name, count in counts.items() if count < wanted[name]), "train")
+        if split in counts:
+            counts[split] += 1
+        yield split, source, tokens, starts_unit

@@ -6,9 +6,9 @@ depend only on the set of texts and the seed, not on the order of the corpus or 
 two splits. Texts of another corpus can be left out by their keys. Memory does not grow with the corpus, except for 8
 bytes per document, and 16 more if documents have sources.
 
-With data.unit: source, documents are ordered by a keyed digest of the source's name, then by their own keys, and whole
-sources go to val and test until each holds as many documents as the settings ask for. A text that occurs in several
-sources stays with the source whose key is smallest.
+With data.unit: source, a text that occurs in several sources stays with one of them, drawn by a keyed digest of the
+source's name. What is left of a source is a unit. Units are ordered by another digest, and whole units go to val and
+test until each holds as many documents as the settings ask for.
 """
 
 import contextlib

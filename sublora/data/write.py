@@ -19,6 +19,7 @@ from sublora.data.meta import META_FILE
 from sublora.data.order import (
     Spill,
     documents_in_order,
+    split_documents,
 )
 from sublora.data.tokenize import TokenizedBatch
 from sublora.data.tokenizers import (
@@ -28,7 +29,7 @@ from sublora.data.tokenizers import (
 )
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, sha256_of_file, write_json
-from sublora.system.versions import NUMERICS_VERSIONS
+from sublora.system.versions import NUMERICS_VERSIONS, UNITS_VERSION
 
 PROGRESS_INTERVAL = 1000
 
@@ -88,6 +89,7 @@ def _meta(
         "provenance": provenance | {"unparsable_files": counts.unparsable_files},
         "settings": config.data_settings(data),
         "numerics_version": NUMERICS_VERSIONS["data"],
+        **({"units_version": UNITS_VERSION} if data.unit == "source" else {}),
     }
 
 
@@ -159,15 +161,12 @@ def _write_splits(
             writers[split] = stack.enter_context(SplitWriter(path, tokenizer))
         wanted = {"val": data.val_documents, "test": data.test_documents}
         grouped = data.unit == "source"
-        # A unit goes to one split as a whole.
-        documents = documents_in_order(spill, have_sources=data.knows_sources, grouped=grouped)
-        kept, unit, split = 0, None, ""
-        for kept, (source, tokens) in enumerate(documents, start=1):
-            starts_unit = source != unit
-            if starts_unit or not grouped:
-                unit = source
-                split = next((name for name, count in wanted.items() if writers[name].documents < count), "train")
-            writers[split].add(tokens, source, starts_unit=starts_unit and grouped)
+        documents = documents_in_order(spill, data.shuffle_seed, have_sources=data.knows_sources, grouped=grouped)
+        kept = 0
+        for kept, (split, source, tokens, starts_unit) in enumerate(
+            split_documents(documents, wanted, grouped=grouped), start=1
+        ):
+            writers[split].add(tokens, source, starts_unit=starts_unit)
             if kept % PROGRESS_INTERVAL == 0:
                 progress.update(task, completed=kept)
         progress.update(task, completed=spill.added)

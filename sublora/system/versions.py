@@ -7,6 +7,11 @@ change and its version does not.
 
 NUMERICS_VERSIONS = {"data": 1, "base": 2, "train": 3, "score": 5, "yardsticks": 5, "bound": 4, "figures": 5}
 
+UNITS_VERSION = 2
+"""Version of the rule by which sources become units and units are split, with data.unit: source. It is written into
+meta.json and is a parameter of the rule that prepares the data. Where documents are the units it is neither, so there
+a change of it prepares and trains nothing again."""
+
 CERTIFICATE_FORMAT = 3
 """Version of certificate.bin: of its layout, its header's keys, and how they seed the draws. A reader refuses every
 other one."""

@@ -173,6 +173,18 @@ def test_a_new_numerics_version_reruns_its_stage(finished: Toy, stage: str, reru
     assert plan.get("pareto", 0) == (0 if stage == "base" else 2)
 
 
+def test_a_new_rule_for_units_leaves_documents_as_they_are(finished: Toy) -> None:
+    assert finished.plan(units_version=1000) == {}
+
+
+def test_a_new_rule_for_units_prepares_data_in_units_again(toy: Toy) -> None:
+    without_sources = {"sources": None, "base_sources": None}
+    toy.write_settings(grid=SMALL_GRID, data={"unit": "source"}, scoring=without_sources)
+    assert toy.snakemake("--until", "prepare").exit_code == 0
+    assert "prepare" not in toy.plan()
+    assert toy.plan(units_version=1000)["prepare"] == 1
+
+
 def test_a_new_seed_trains_only_the_new_runs_but_all_pay_for_the_larger_sweep(finished: Toy) -> None:
     finished.write_settings(grid=SMALL_GRID | {"seeds": [1, 2]})
     twice = 2 * SMALL_GRID_RUNS

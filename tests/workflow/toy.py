@@ -54,6 +54,7 @@ case $stage in
       folder=$home/data/$name
       mkdir -p $folder
       write train.bin val.bin test.bin eot_indices.npy doc_lengths.npy source_ids.npy
+      write unit_starts_train.npy unit_starts_val.npy unit_starts_test.npy
       echo "${DATA_CONTENT:-first}" > $folder/meta.json
     done ;;
   base)
@@ -174,11 +175,18 @@ class Toy:
         path = self.root / "calls.txt"
         return path.read_text().splitlines() if path.exists() else []
 
-    def snakemake(self, *arguments: str, numerics: dict[str, int] | None = None, **environment: str) -> Outcome:
-        """Run Snakemake here; `numerics` are numerics versions to change, `environment` is added to this one's."""
+    def snakemake(
+        self,
+        *arguments: str,
+        numerics: dict[str, int] | None = None,
+        units_version: int | None = None,
+        **environment: str,
+    ) -> Outcome:
+        """Run Snakemake here; `numerics` and `units_version` change versions, `environment` is added to this one's."""
         log = self.root / "snakemake.txt"
         variables = os.environ | {"PATH": f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}"} | environment
-        process = CONTEXT.Process(target=_run, args=(list(arguments), self.root, variables, log, numerics or {}))
+        versions = (numerics or {}, units_version)
+        process = CONTEXT.Process(target=_run, args=(list(arguments), self.root, variables, log, versions))
         process.start()
         process.join(TIME_LIMIT_SECONDS)
         if process.exitcode is None:
@@ -193,7 +201,13 @@ class Toy:
         return {rule: count for rule, count in outcome.jobs.items() if rule != "all"}
 
 
-def _run(arguments: list[str], folder: Path, environment: dict[str, str], log: Path, numerics: dict[str, int]) -> None:
+def _run(
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    log: Path,
+    changed: tuple[dict[str, int], int | None],
+) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -202,8 +216,11 @@ def _run(arguments: list[str], folder: Path, environment: dict[str, str], log: P
         os.dup2(handle.fileno(), 2)
     from snakemake.cli import main
 
-    from sublora.system.versions import NUMERICS_VERSIONS
+    from sublora.system import versions
 
-    NUMERICS_VERSIONS.update(numerics)
+    numerics, units_version = changed
+    versions.NUMERICS_VERSIONS.update(numerics)
+    if units_version is not None:
+        versions.UNITS_VERSION = units_version
     sys.argv = ["snakemake", *arguments]
     main(arguments)

@@ -23,7 +23,7 @@ from sublora.config import (
     write_resolved,
 )
 from sublora.system.errors import UserError
-from sublora.system.versions import NUMERICS_VERSIONS
+from sublora.system.versions import NUMERICS_VERSIONS, UNITS_VERSION
 
 
 def stop(message):
@@ -138,6 +138,8 @@ def settings_of(stage):
     Snakemake compares them with those of the last run and prints the lines that differ.
     """
     lines = [f"{stage} numerics {NUMERICS_VERSIONS[stage]}"]
+    if stage == "data" and SETTINGS.data.unit == "source":
+        lines.append(f"units version {UNITS_VERSION}")
     for section, values in stage_settings(SETTINGS, stage).items():
         if isinstance(values, dict):
             lines += [f"{section}.{key}: {value}" for key, value in values.items()]

@@ -46,7 +46,11 @@ def best_run(runs: pd.DataFrame) -> dict[str, Any]:
         ("Bound, best of all runs", headline, "the headline: pays for the choice of this run"),
         *_strict(row),
         *_by_source(row),
-        ("Bound from test documents", row["bound_held_out_all_runs"], "held out: the same network without a message"),
+        (
+            "Bound from test documents",
+            row["bound_held_out_all_runs"],
+            "held out: no message; the choice among the runs is paid for",
+        ),
         ("Bound, Hoeffding", row["bound_hoeffding"], "the original paper's inequality, named beforehand"),
         ("Vacuous: log2 V", row["vacuous_bits"], "guessing uniformly over the vocabulary"),
     ]
@@ -63,7 +67,10 @@ def _strict(row: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     """The bound that charges the settings, where they fit a reference configuration."""
     if "bound_strict" not in row:
         return []
-    remark = f"as before, and {row['settings_bits']:,.0f} bits for what differs from a reference configuration"
+    remark = (
+        f"as before, and {row['settings_bits']:,.0f} bits for what differs from a reference configuration; for the "
+        "population and base that the reader named beforehand"
+    )
     return [("Bound, settings charged too", row["bound_strict"], remark)]
 
 

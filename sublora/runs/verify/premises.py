@@ -57,15 +57,19 @@ def trusted_premises(message: Message, options: Options) -> list[str]:
     grouped = message.settings.data.unit != "document"
     kind = "units" if grouped else "documents"
     trusted = [
-        f"that the n {kind} are independent draws from the population that the claim speaks of",
-        f"that {fixed} were fixed before the documents were seen (bound_strict charges them instead)",
+        f"that the n {kind} are independent draws from the population that the claim speaks of, each text counted once",
+        f"that {fixed} were fixed before the documents were seen (bound_strict charges them instead, but not the "
+        "choice of population and base: it holds for those that you named beforehand)",
     ]
     if message.settings.scoring.sources is not None:
         trusted.append(
             "for bound_by_source: which documents are of one source file, and that files are independent draws"
         )
     if grouped:
-        trusted.append("that documents of one source are in one unit: which source they are from is not in the tokens")
+        trusted += [
+            "that documents of one source are in one unit: which source they are from is not in the tokens",
+            "that units are independent although a text that several sources share is in only one of them",
+        ]
     if message.loss.premises.m_units is not None and options.redraw is None:
         trusted.append(
             "that no other messages were made until a draw of documents was lucky (--redraw N --nonce TEXT draws anew)"
