@@ -29,8 +29,18 @@ NEOX = {
     "num_attention_heads": 2,
     "max_position_embeddings": 64,
 }
-TARGETS = {"Llama": ["q_proj", "v_proj"], "GPT2": ["c_attn", "mlp.c_fc"], "GPTNeoX": ["query_key_value"]}
-SIZES = {"Llama": LLAMA, "GPT2": GPT2, "GPTNeoX": NEOX}
+MAMBA = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+FALCON = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+TARGETS = {
+    "Llama": ["q_proj", "v_proj"],
+    "GPT2": ["c_attn", "mlp.c_fc"],
+    "GPTNeoX": ["query_key_value"],
+    # dt_proj is never called: Mamba reads its weight.
+    "Mamba": ["dt_proj", "x_proj"],
+    # A subclass of torch.nn.Linear.
+    "Falcon": ["query_key_value", "dense_h_to_4h"],
+}
+SIZES = {"Llama": LLAMA, "GPT2": GPT2, "GPTNeoX": NEOX, "Mamba": MAMBA, "Falcon": FALCON}
 
 
 def tiny_model(kind: str, vocab_size: int, *, head: str | None = None, **changes: Any) -> torch.nn.Module:

@@ -68,18 +68,27 @@ def random_theta(net: LoraNetwork, seed: int = 1) -> torch.Tensor:
     return torch.from_numpy(rng.normal(0.0, 0.3, net.space.size).astype(np.float32))
 
 
+def merged_weights(model: Any, net: LoraNetwork, theta_D: torch.Tensor) -> dict[str, torch.Tensor]:
+    """W + (alpha / rank) B A of every adapted W by its name in the model of transformers, differentiable in theta."""
+    head = next(name for name, found in model.named_modules() if found is model.get_output_embeddings())
+    cut = {p.name: theta_D[p.start : p.stop].view(p.shape) for p in net.space.parameters}
+    found = {}
+    for each in net.backbone.maps:
+        name, place = f"{each.group}.{each.target}.lora_", head if each.name == "head" else each.name
+        delta_OI = ALPHA / RANK * cut[f"{name}B"] @ cut[f"{name}A"]
+        module = model.get_submodule(place)
+        stores_inputs_first = type(module).__name__ == "Conv1D"
+        found[f"{place}.weight"] = module.weight + (delta_OI.T if stores_inputs_first else delta_OI)
+    return found
+
+
 def merged_model(kind: str, net: LoraNetwork, theta_D: torch.Tensor) -> torch.nn.Module:
-    """transformers' own model with W + (alpha / rank) B A in the place of every adapted W, the head untied."""
+    """transformers' own model with the merged weights in the place of every adapted W, the head untied."""
     model: Any = copy.deepcopy(tiny_model(kind, VOCABULARY))
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    cut = {p.name: theta_D[p.start : p.stop].view(p.shape) for p in net.space.parameters}
-    for each in net.backbone.maps:
-        name = f"{each.group}.{each.target}.lora_"
-        module = head if each.name == "head" else model.get_submodule(each.name)
-        delta_OI = ALPHA / RANK * cut[f"{name}B"] @ cut[f"{name}A"]
-        stores_inputs_first = type(module).__name__ == "Conv1D"
-        module.weight = torch.nn.Parameter(module.weight + (delta_OI.T if stores_inputs_first else delta_OI))
+    for name, value in merged_weights(model, net, theta_D).items():
+        model.get_submodule(name.removesuffix(".weight")).weight = torch.nn.Parameter(value)
     return model
 
 
@@ -100,6 +109,23 @@ def test_an_adapted_model_is_the_one_with_merged_weights(kind: str, folders: dic
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_what_torch_finds_for_merged_weights(kind: str, folders: dict[str, Path]) -> None:
+    net = network(folders[kind], lora(kind))
+    tokens_NT = torch.randint(VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(1))
+    theta_D = random_theta(net).requires_grad_()
+    model = net.at(theta_D)
+    model.cross_entropy(model.hidden(tokens_NT[:, :-1]).flatten(0, 1), tokens_NT[:, 1:].flatten()).backward()
+    plain = tiny_model(kind, VOCABULARY)
+    expected_D = theta_D.detach().clone().requires_grad_()
+    weights = merged_weights(plain, net, expected_D)
+    arguments = {"input_ids": tokens_NT[:, :-1], "use_cache": False}
+    logits = torch.func.functional_call(plain, weights, (), arguments, tie_weights=False).logits.flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits, tokens_NT[:, 1:].flatten()).backward()
+    torch.testing.assert_close(theta_D.grad, expected_D.grad, atol=1e-6, rtol=1e-4)
+
+
+# Mamba computes partly in float32 whatever its type, too coarsely for a difference quotient.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Mamba"])
 def test_the_gradient_is_that_of_the_merged_weights(kind: str, folders: dict[str, Path]) -> None:
     net = network(folders[kind], lora(kind))
     tokens_NT = torch.randint(VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(1))

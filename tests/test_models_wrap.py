@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import sublora
 from sublora.coding.entropy import ideal_message_bits
-from sublora.wrapping.module import Wrapped, base_sha256
+from sublora.wrapping.frozen import base_sha256
+from sublora.wrapping.module import Wrapped
 
 WIDTH = 12
 KINDS = {

@@ -98,6 +98,21 @@ def test_the_loss_of_an_evaluation_is_the_module_s(tmp_path: Path) -> None:
     assert found["eval_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_checkpointing_of_activations_is_refused_before_the_training(tmp_path: Path) -> None:
+    """Trainer asks the model for it; the module itself may have been told before."""
+    model = wrapped("llama")
+    training = trainer(model, tmp_path, 1)
+    # The name since transformers 5, and the one until then.
+    for option in ("activation_checkpointing", "gradient_checkpointing"):
+        setattr(training.args, option, True)
+    with pytest.raises(ValueError, match="cannot use gradient checkpointing.*leave out"):
+        training.train()
+    module = network("llama")
+    module.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="uses gradient checkpointing"):
+        sublora.wrap(module, "q_proj", budget=20, seed=0)(input_ids=IDS, labels=IDS)
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_merged_model_is_saved_and_loaded_by_transformers(tmp_path: Path, kind) -> None:
     """Also where the head shares its weight with the embedding, as GPT-2's does."""

@@ -113,7 +113,7 @@ def test_a_module_that_changed_after_wrapping_has_no_message() -> None:
     model = trained("uniform", module=Normed(), budget=20)
     sublora.encode(model)
     model.module.train()
-    model(inputs())
+    model.module(inputs())
     with pytest.raises(ValueError, match="changed since it was wrapped"):
         sublora.encode(model)
 

@@ -2,20 +2,26 @@
 
 A linear map is a torch.nn.Linear, or transformers' Conv1D, which stores its weight transposed. Adapters are inputs of a
 forward pass, not parameters: before each pass `Attachment.use` sets what every map adds to its output, so one frozen
-module serves any number of theta.
+module serves any number of theta. Some networks read a map's weight instead of calling the map (WavLM's attention,
+Mamba's dt_proj, fused kernels); they read the weight with the adapter in it.
 
 Shape legend: I inputs, O outputs, R rank.
 """
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from sublora.models.lora import Pair, down_projection
+from sublora.models.parameter_reads import ParameterReads
 from sublora.models.spaces import lora_name
 from sublora.subspace.parameters import ParameterSpace
 
@@ -34,14 +40,25 @@ class LinearMap:
     """Its name within the group, without dots."""
 
 
+PLAIN = {
+    ("transformers.pytorch_utils", "Conv1D"),
+    ("transformers.models.falcon.modeling_falcon", "FalconLinear"),
+}
+"""Module and name of classes with a forward pass of their own that computes W x + b; so nothing need be imported."""
+
+
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module computes W x + b and nothing else."""
-    # Conv1D is recognised by name, so that transformers need not be imported. A subclass may compute something else,
-    # and the one inside torch.nn.MultiheadAttention is never called: its owner reads the weight, and hooks would do
-    # nothing.
-    return type(module) is nn.Linear or (
-        type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-    )
+    kind = type(module)
+    if (kind.__module__, kind.__name__) in PLAIN:
+        return True
+    # A subclass of Linear may compute something else. The one inside torch.nn.MultiheadAttention is left out because
+    # messages whose targets are "*" were written without it.
+    if not issubclass(kind, nn.Linear) or kind is NonDynamicallyQuantizableLinear:
+        return False
+    weight = module._parameters.get("weight")
+    unknown = is_parametrized(module) or (weight is not None and is_lazy(weight))
+    return kind.forward is nn.Linear.forward and not unknown
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:
@@ -65,7 +82,7 @@ def linear_maps(
 ) -> tuple[LinearMap, ...]:
     """Return the linear maps whose names fit one of the patterns, in the order of the module, group by group.
 
-    ValueError, which names some existing maps, if a pattern fits no map.
+    ValueError, which names some existing maps, if a pattern fits no map, and for a map whose weight is no parameter.
     """
     # Every pattern must fit some map.
     patterns = tuple(patterns)
@@ -76,6 +93,8 @@ def linear_maps(
             raise ValueError(f"target '{pattern}' fits no linear map of the network; it has {some or 'none'}")
     # Group the chosen maps in the order of the module.
     chosen = [name for name in known if any(matches(name, pattern) for pattern in patterns)]
+    for name in chosen:
+        _check_weight(name, known[name])
     by_group: dict[str, list[str]] = {}
     for name in chosen:
         by_group.setdefault(group(name), []).append(name)
@@ -91,6 +110,18 @@ def linear_maps(
             for name, target in zip(names, targets, strict=True)
         ]
     return tuple(found)
+
+
+def _check_weight(name: str, layer: nn.Module) -> None:
+    """Raise ValueError unless the weight of a linear map is a parameter of real numbers."""
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        raise ValueError(
+            f"the weight of '{name}' is no parameter but computed before each pass (legacy weight_norm, spectral_norm "
+            "or pruning); remove that first, or choose other targets"
+        )
+    if not weight.is_floating_point():
+        raise ValueError(f"the weight of '{name}' is {weight.dtype}, expected a floating-point type; choose others")
 
 
 def _within_group(name: str, label: str) -> str:
@@ -110,31 +141,65 @@ def linear_map_space(maps: Iterable[LinearMap], rank: int) -> ParameterSpace:
     return ParameterSpace.of(described)
 
 
-class Attachment:
-    """Hooks on some linear maps of a module; each adds up down x to the map's output."""
+Observe = Callable[[str, Tensor | None], None]
+"""Is told the name of a map whose adapter is used and, if its owner read it, the weight with the adapter in it."""
 
-    def __init__(self, module: nn.Module, maps: Iterable[LinearMap]) -> None:
+
+class Attachment:
+    """Adapters on some linear maps of a module: a map adds up down x to its output, its owner reads W + up down."""
+
+    def __init__(self, module: nn.Module, maps: Iterable[LinearMap], *, observe: Observe | None = None) -> None:
+        """Attach adapters; `observe` is called whenever one is used."""
         self._pairs: Mapping[str, Pair] = {}
         self._dropout = 0.0
-        self._handles = [module.get_submodule(each.name).register_forward_hook(self._hook(each.name)) for each in maps]
+        self._observe = observe
+        self._called: set[str] = set()
+        """Maps that are being called: they read their own weight, to whose product the hook adds."""
+        self._handles: list[Any] = []
+        self._reads = ParameterReads()
+        for each in maps:
+            layer = module.get_submodule(each.name)
+            self._handles.append(layer.register_forward_pre_hook(functools.partial(self._before_call, each.name)))
+            hook = functools.partial(self._after_call, each.name)
+            self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+            self._reads.attach(layer, "weight", functools.partial(self._read, each.name, isinstance(layer, nn.Linear)))
 
     def use(self, pairs: Mapping[str, Pair], *, dropout: float = 0.0) -> None:
         """Set the pairs (down R x I, up O x R), by the maps' names, for all passes from the next one on.
 
-        `dropout` acts on an adapter's input.
+        `dropout` acts on an adapter's input, which only maps that are called have.
         """
         self._pairs, self._dropout = pairs, dropout
+        self._called.clear()
 
     def remove(self) -> None:
-        """Remove the hooks, which leaves the module unchanged."""
+        """Remove the adapters, which leaves the module unchanged."""
         for handle in self._handles:
             handle.remove()
+        self._reads.remove()
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-        def add(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            pair = self._pairs.get(name)
-            if pair is None:
-                return output
-            return output + F.linear(down_projection(inputs[0], pair, self._dropout), pair[1])
+    def _before_call(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._called.add(name)
 
-        return add
+    def _after_call(
+        self, name: str, layer: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        self._called.discard(name)
+        pair = self._pairs.get(name)
+        if pair is None:
+            return output
+        if self._observe is not None:
+            self._observe(name, None)
+        x = inputs[0] if inputs else next(iter(options.values()))
+        return output + F.linear(down_projection(x, pair, self._dropout), pair[1])
+
+    def _read(self, name: str, is_out_by_in: bool, weight: Tensor) -> Tensor:
+        """Return the weight with the adapter's product in it, unless the map reads it during its own call."""
+        pair = self._pairs.get(name)
+        if pair is None or name in self._called:
+            return weight
+        update_OI = (pair[1] @ pair[0]).to(weight.dtype)
+        adapted = weight + (update_OI if is_out_by_in else update_OI.T)
+        if self._observe is not None:
+            self._observe(name, adapted)
+        return adapted

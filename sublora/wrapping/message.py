@@ -28,7 +28,9 @@ from sublora.coding.payload import (
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.errors import UserError
 from sublora.system.validation import NonNegativeFloat, PositiveInt, Strict, describe
-from sublora.wrapping.module import WrapArguments, Wrapped, base_sha256
+from sublora.wrapping.frozen import base_sha256
+from sublora.wrapping.module import Wrapped
+from sublora.wrapping.targets import WrapArguments
 
 ITEM_NAMES = {"codebook": "step", "symbols": "w", "gates": "gates", "smoothing": "choice", "extra": "extra"}
 """The item of a message by the item of the payload. The others are zero: no length and no counts are written."""

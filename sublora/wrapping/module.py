@@ -16,44 +16,28 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from sublora.coding.entropy import EntropyWeights, nearest_step_index, quantize_entropy, step_of
-from sublora.models.linear_maps import Attachment, LinearMap, group_of, linear_map_space, linear_maps, matches
-from sublora.models.lora import Adapters, initial_theta
+from sublora.models.linear_maps import Attachment
+from sublora.models.lora import Adapters, Pair
+from sublora.models.parameter_reads import ParameterReads
 from sublora.subspace.allocations import parse_allocation, soft_width
-from sublora.subspace.parameters import ParameterSpace
-from sublora.subspace.projections import PROJECTIONS
 from sublora.subspace.subspace import Subspace, SubspaceShape
-from sublora.system.digests import tensors_sha256
 from sublora.system.streams import generator
-from sublora.system.validation import PositiveFloat, PositiveInt, Strict, describe
+from sublora.system.validation import describe
+from sublora.wrapping.frozen import PassWatch, base_sha256, check_values
+from sublora.wrapping.targets import WrapArguments, lay_out
 
-ROLE = "weight"
-"""The role of parameters that are moved themselves."""
 FARTHEST_LOGIT = 40.0
 """The logit of a gate that gives everything to one side."""
-
-
-class WrapArguments(Strict):
-    """What others need beside the module to wrap it in the same way; every key is an argument of `wrap`."""
-
-    targets: Annotated[tuple[str, ...], Field(min_length=1)]
-    budget: PositiveInt
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-    rank: PositiveInt | None
-    alpha: PositiveFloat
-    allocation: str
-    init: Annotated[str, Field(pattern="^(zero_b|both_random)$")]
-    projection: str
-    sharing: Annotated[str, Field(pattern="^(shared|per_layer)$")]
 
 
 def wrap(
@@ -90,8 +74,9 @@ def wrap(
         The wrapped module. At w = 0 its outputs are those of the module.
 
     Raises:
-        ValueError: a pattern fits nothing, the budget exceeds the number of entries of theta, the rank exceeds that of
-            every map, or an argument is out of its range.
+        ValueError: a pattern fits nothing, or a map whose weight is no parameter (legacy weight_norm); the budget
+            exceeds the number of entries of theta, the rank exceeds that of every map, or an argument is out of its
+            range; the module has parameters without values.
     """
     # The pydantic model checks the arguments, and travels in the message's header.
     given = {
@@ -129,27 +114,8 @@ class Wrapped(nn.Module):
         self.__dict__["module"] = module
         self.arguments = arguments
         self._required_grad = {name for name, p in module.named_parameters() if p.requires_grad}
-        if arguments.projection not in PROJECTIONS:
-            raise ValueError(f"projection '{arguments.projection}' is not one of {', '.join(PROJECTIONS)}")
-        # Lay out theta: chosen parameters that start at 0, or LoRA matrices of chosen maps.
-        self._maps: tuple[LinearMap, ...] = ()
-        if arguments.rank is None:
-            self.space = parameter_space(module, arguments.targets)
-            origin_D = np.zeros(self.space.size, dtype=np.float32)
-            if arguments.allocation != "uniform":
-                raise ValueError(f"allocation {arguments.allocation} divides w between A and B: it needs a rank")
-        else:
-            self._maps = linear_maps(module, arguments.targets)
-            largest = max(min(each.inputs, each.outputs) for each in self._maps)
-            if arguments.rank > largest:
-                raise ValueError(f"rank {arguments.rank} exceeds that of every chosen map, at most {largest}")
-            self.space = linear_map_space(self._maps, arguments.rank)
-            origin_D = initial_theta(self.space, arguments.seed, arguments.init)
-        if arguments.budget > self.space.size:
-            raise ValueError(
-                f"budget {arguments.budget} exceeds the {self.space.size} numbers that it would move; lower it, or "
-                "choose more targets or a higher rank"
-            )
+        check_values(module)
+        self.space, self._maps, origin_D = lay_out(module, arguments)
         # Build the subspace, and the trained numbers.
         shape = SubspaceShape(
             space=self.space,
@@ -170,6 +136,8 @@ class Wrapped(nn.Module):
         self.log_step.data = self.log_step.data.to(_device(module))
         self.base_sha256 = base_sha256(module)
         """Identifies the frozen weights and buffers at the time of wrapping."""
+        self._checked_modes: set[bool] = set()
+        """The modes, training or not, in which a pass was found to leave the module unchanged."""
         self.train(module.training)
 
     # The network
@@ -177,16 +145,19 @@ class Wrapped(nn.Module):
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """Return the module's output with theta in place, differentiable in w, gates and step.
 
-        ValueError if the module recomputes activations in the backward pass (gradient checkpointing), since it would do
-        so without the adapters.
+        ValueError, with the name of what is wrong, if the module recomputes activations in the backward pass (gradient
+        checkpointing), since it would do so without w; if something that w moves is used only without gradients; or, in
+        the first pass of a mode, if the module changes its own parameters or buffers.
         """
-        if torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.module.modules()):
-            raise ValueError("the module uses gradient checkpointing, which would recompute without w; turn it off")
+        check_state = self.training not in self._checked_modes
+        watch = PassWatch(self.module, self.base_sha256, check_state=check_state)
         theta_D = self.theta()
-        if self.arguments.rank is None:
-            return functional_call(self.module, self._moved(theta_D), arguments, options)
-        with self._attached(theta_D):
-            return self.module(*arguments, **options)
+        attached = self._moving(theta_D, watch) if self.arguments.rank is None else self._attached(theta_D, watch)
+        with attached as call:
+            output = call(*arguments, **options)
+        watch.finish()
+        self._checked_modes.add(self.training)
+        return output
 
     def theta(self) -> Tensor:
         """Return theta (D) of the present gates and w, which is rounded after `quantize`.
@@ -221,45 +192,71 @@ class Wrapped(nn.Module):
         owners: dict[int, int] = {}
         for _, parameter in merged.named_parameters(remove_duplicate=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-        for name, (down, up) in self._pairs(theta_D, torch.float32).items():
+        for name, (down, up) in self._pairs(theta_D, lowest=torch.float32).items():
             layer = merged.get_submodule(name)
             weight = layer.get_parameter("weight")
             update = up @ down
-            value = weight.float() + (update if isinstance(layer, nn.Linear) else update.T)
+            value = weight.to(update.dtype) + (update if isinstance(layer, nn.Linear) else update.T)
             layer.weight = nn.Parameter(value.to(weight.dtype))
             if owners[id(weight)] > 1 and getattr(getattr(merged, "config", None), "tie_word_embeddings", False):
                 merged.config.tie_word_embeddings = False  # type: ignore[union-attr]
 
     @contextlib.contextmanager
-    def _attached(self, theta_D: Tensor) -> Iterator[None]:
-        """Attach the adapters of theta for the length of the block."""
-        attachment = Attachment(self.module, self._maps)
+    def _attached(self, theta_D: Tensor, watch: PassWatch) -> Iterator[Callable[..., Any]]:
+        """Attach the adapters of theta for the length of the block; yield the module."""
+        pairs = self._pairs(theta_D)
+        attachment = Attachment(self.module, self._maps, observe=watch.saw)
         try:
-            first = self.module.get_submodule(self._maps[0].name)
-            attachment.use(self._pairs(theta_D, first.get_parameter("weight").dtype))
-            yield
+            attachment.use(pairs)
+            yield self.module
         finally:
             attachment.remove()
 
-    def _pairs(self, theta_D: Tensor, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return (down, up) of every adapted map by its name."""
+    @contextlib.contextmanager
+    def _moving(self, theta_D: Tensor, watch: PassWatch) -> Iterator[Callable[..., Any]]:
+        """Let the watch see reads of the moved parameters in the block; yield the module with them in place."""
+        moved, reads = self._moved(theta_D), ParameterReads()
+
+        def read(name: str, value: Tensor) -> Tensor:
+            watch.saw(name, value if value is moved[name] else None)
+            return value
+
+        try:
+            for p in self.space.parameters:
+                owner, _, attribute = p.name.rpartition(".")
+                reads.attach(self.module.get_submodule(owner), attribute, functools.partial(read, p.name))
+            yield lambda *arguments, **options: functional_call(self.module, moved, arguments, options)
+        finally:
+            reads.remove()
+
+    def _pairs(self, theta_D: Tensor, *, lowest: torch.dtype | None = None) -> dict[str, Pair]:
+        """Return (down, up) of every adapted map by its name, in the map's type or, if that is lower, in `lowest`."""
         rank, origin = self.arguments.rank or 1, self.subspace.origin_D
-        adapters = Adapters(
-            self.space,
-            theta_D,
-            scale=self.arguments.alpha / rank,
-            dtype=dtype,
-            origin_D=origin if self.arguments.init == "both_random" else None,
-        )
-        pairs = {each.name: adapters.pair(each.group, each.target) for each in self._maps}
-        return {name: pair for name, pair in pairs.items() if pair is not None}
+        weights = {each.name: self.module.get_submodule(each.name).get_parameter("weight") for each in self._maps}
+        dtypes = {name: torch.promote_types(p.dtype, lowest or p.dtype) for name, p in weights.items()}
+        by_dtype = {
+            each: Adapters(
+                self.space,
+                theta_D,
+                scale=self.arguments.alpha / rank,
+                dtype=each,
+                origin_D=origin if self.arguments.init == "both_random" else None,
+            )
+            for each in set(dtypes.values())
+        }
+        pairs = {}
+        for each in self._maps:
+            pair, device = by_dtype[dtypes[each.name]].pair(each.group, each.target), weights[each.name].device
+            assert pair is not None
+            pairs[each.name] = (pair[0].to(device), pair[1].to(device))
+        return pairs
 
     def _moved(self, theta_D: Tensor) -> dict[str, Tensor]:
         """Return the chosen parameters, each moved by its part of theta."""
         found = {}
         for p in self.space.parameters:
             weight = self.module.get_parameter(p.name)
-            found[p.name] = weight + theta_D[p.start : p.stop].view(p.shape).to(weight.dtype)
+            found[p.name] = weight + theta_D[p.start : p.stop].view(p.shape).to(weight.device, weight.dtype)
         return found
 
     # Quantization
@@ -360,13 +357,26 @@ class Wrapped(nn.Module):
     # What torch asks of a module
 
     def train(self, mode: bool = True) -> "Wrapped":
-        """Set the mode as for any module; batch normalization keeps its statistics, which no message holds."""
+        """Set the mode as for any module; batch and instance normalization keep their statistics.
+
+        No message holds them, so they stay those of the module.
+        """
         super().train(mode)
         self.module.train(mode)
         for each in self.module.modules():
-            if isinstance(each, nn.modules.batchnorm._BatchNorm):
+            # The base class of batch and instance normalization. Instances without running statistics follow the mode.
+            if isinstance(each, nn.modules.batchnorm._NormBase) and each.track_running_stats:
                 each.eval()
         return self
+
+    def gradient_checkpointing_enable(self, *arguments: Any, **options: Any) -> None:
+        """Raise ValueError: transformers' Trainer calls this for TrainingArguments(gradient_checkpointing=True)."""
+        raise ValueError(
+            "a wrapped module cannot use gradient checkpointing, which would recompute without w; leave out "
+            "gradient_checkpointing (activation_checkpointing) of TrainingArguments"
+        )
+
+    activation_checkpointing_enable = gradient_checkpointing_enable
 
     def _apply(self, function: Any, recurse: bool = True) -> "Wrapped":
         self.module._apply(function, recurse)
@@ -379,30 +389,6 @@ class Wrapped(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         rounding, self.mask_width = state.tolist()
         self.rounding = bool(rounding)
-
-
-def parameter_space(module: nn.Module, patterns: Iterable[str]) -> ParameterSpace:
-    """Return the floating-point parameters whose names fit a pattern, group by group.
-
-    ValueError if a pattern fits no parameter.
-    """
-    known = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
-    patterns = tuple(patterns)
-    for pattern in patterns:
-        if not any(matches(name, pattern) for name in known):
-            some = ", ".join(list(known)[:8])
-            raise ValueError(f"target '{pattern}' fits no parameter of the network; it has {some or 'none'}")
-    chosen = [name for name in known if any(matches(name, pattern) for pattern in patterns)]
-    groups: Mapping[str, list[str]] = {}
-    for name in chosen:
-        groups.setdefault(group_of(name), []).append(name)  # type: ignore[attr-defined]
-    described = [(name, tuple(known[name].shape), group, ROLE) for group, names in groups.items() for name in names]
-    return ParameterSpace.of(described)
-
-
-def base_sha256(module: nn.Module) -> str:
-    """Return the digest of names, types, shapes and values of all tensors in the module's state dict."""
-    return tensors_sha256((name, value) for name, value in module.state_dict().items() if isinstance(value, Tensor))
 
 
 def _device(module: nn.Module) -> torch.device:
