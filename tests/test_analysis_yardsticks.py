@@ -45,6 +45,20 @@ def losses_of_best(runs: pd.DataFrame) -> np.ndarray:
     return losses_of_test(best["name"], best["test_loss_bits"])
 
 
+def test_an_anchored_run_is_compared_with_its_anchor_on_the_range_of_the_excess(tmp_path):
+    """What it cannot lose above the anchor is not paid for; losses that do are of other files."""
+    folders = write_results(tmp_path, SMALL, anchored=True)
+    anchored = collect_runs(folders)
+    losses = load_test_losses([folder / "losses.npz" for folder in folders], anchored)
+    yardsticks = load_yardsticks(write_yardsticks_of(tmp_path), anchored)
+    of_base = verdicts(anchored, losses, yardsticks)[-1]
+    wide = verdicts(anchored.drop(columns="bound_direct"), losses, yardsticks)[-1]
+    assert of_base.yardstick.name == FROZEN_BASE and of_base.outcome == "better"
+    assert of_base.comparison.high < wide.comparison.high - 0.05
+    with pytest.raises(UserError, match="results/yardsticks.json: the frozen base: losses span"):
+        verdicts(anchored, losses + 2.0, yardsticks)
+
+
 @pytest.fixture(scope="module")
 def best(runs) -> pd.DataFrame:
     """The table of a single run, which nobody picked."""
@@ -157,8 +171,9 @@ def test_the_table_has_one_row_per_model(runs, tmp_path):
 def test_anchored_runs_have_a_certified_gain_in_the_table_and_in_a_sentence(runs, tmp_path):
     anchored = collect_runs(write_results(tmp_path / "runs", SMALL, anchored=True))
     yardsticks = load_yardsticks(write_yardsticks_of(tmp_path), anchored)
+    losses = load_test_losses(tmp_path.glob("runs/*/losses.npz"), anchored)
     best = anchored.loc[anchored["bound_all_runs"].idxmin()]
-    table = yardstick_table(anchored, yardsticks, losses_of_best(anchored)).set_index("model")
+    table = yardstick_table(anchored, yardsticks, losses).set_index("model")
     gains = table["certified_gain_bits"].dropna().to_dict()
     assert gains == {
         "best_run": best["certified_gain_all_runs_bits"],

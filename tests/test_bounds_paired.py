@@ -5,7 +5,7 @@ import pytest
 
 from sublora.bounds.anchor import EXCESS_TOLERANCE_BITS, FailureShare, base_bound, excess_bound
 from sublora.bounds.certify_pairs import REFERENCE_SHARE, certify_comparison, certify_excess
-from sublora.bounds.paired import compare, p_value, smallest_number
+from sublora.bounds.paired import Comparison, compare, p_value, paired_differences, smallest_number
 from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, LossRange
 
 UNIT = LossRange(0.0, 1.0)
@@ -20,6 +20,12 @@ def pairs(random: np.random.Generator, n: int, gain: float, rare: float = 0.0) -
     return np.where(random.random(n) < rare, 1.0, model), reference
 
 
+def beside(
+    model: np.ndarray, reference: np.ndarray, ranges: tuple[LossRange, LossRange] = RANGES, delta: float = DELTA
+) -> Comparison:
+    return compare(paired_differences(model, reference, ranges), delta)
+
+
 @pytest.mark.parametrize("gain,rare", [(0.0, 0.0), (0.02, 0.0), (0.01, 0.01)])
 def test_both_ends_hold_more_often_than_promised(gain: float, rare: float) -> None:
     """Rare failures, which most samples do not show, included."""
@@ -27,39 +33,48 @@ def test_both_ends_hold_more_often_than_promised(gain: float, rare: float) -> No
     truth = np.subtract(*pairs(random, 1_000_000, gain, rare)).mean()
     failures = 0
     for _ in range(300):
-        found = compare(*pairs(random, 100, gain, rare), RANGES, DELTA)
+        found = compare(paired_differences(*pairs(random, 100, gain, rare), RANGES), DELTA)
         failures += not found.low <= truth <= found.high
     assert failures <= DELTA * 300
 
 
 def test_exchanging_the_models_mirrors_the_interval() -> None:
     model, reference = pairs(np.random.default_rng(1), 200, 0.05)
-    one, other = compare(model, reference, RANGES, DELTA), compare(reference, model, RANGES[::-1], DELTA)
+    one, other = beside(model, reference), beside(reference, model, RANGES[::-1])
     assert (one.low, one.high, one.mean) == (-other.high, -other.low, -other.mean)
 
 
 def test_verdicts_and_the_examples_that_would_decide() -> None:
     model, reference = pairs(np.random.default_rng(2), 1000, 0.05)
-    assert compare(model, reference, RANGES, DELTA).verdict == "smaller"
-    assert compare(reference, model, RANGES[::-1], DELTA).verdict == "larger"
-    few = compare(model[:40], reference[:40], RANGES, DELTA)
+    assert beside(model, reference).verdict == "smaller"
+    assert beside(reference, model, RANGES[::-1]).verdict == "larger"
+    few = beside(model[:40], reference[:40])
     assert few.verdict == "not decided" and 40 < few.examples_to_decide < 1000
     # The same differences as often as said decide; half as many do not.
     for factor, verdict in ((1.1, "smaller"), (0.5, "not decided")):
         repeated = np.arange(round(factor * few.examples_to_decide)) % 40
-        assert compare(model[repeated], reference[repeated], RANGES, DELTA).verdict == verdict
-    same = compare(model, model, (UNIT, UNIT), DELTA)
+        assert beside(model[repeated], reference[repeated]).verdict == verdict
+    same = beside(model, model, (UNIT, UNIT))
     assert same.verdict == "not decided" and same.examples_to_decide is None and same.low < 0.0 < same.high
 
 
 def test_the_p_value_is_the_level_at_which_the_bound_passes_zero() -> None:
     model, reference = pairs(np.random.default_rng(3), 200, 0.05)
-    p = p_value(model, reference, RANGES)
+    p = p_value(paired_differences(model, reference, RANGES))
     assert 0.0 < p < 1.0
     # An interval with delta has delta / 2 on each side.
-    assert compare(model, reference, RANGES, 2.0 * p * 1.001).high < 0.0
-    assert compare(model, reference, RANGES, 2.0 * p * 0.999).high >= 0.0
-    assert p_value(reference, model, RANGES[::-1]) == 1.0
+    assert beside(model, reference, delta=2.0 * p * 1.001).high < 0.0
+    assert beside(model, reference, delta=2.0 * p * 0.999).high >= 0.0
+    assert p_value(paired_differences(reference, model, RANGES[::-1])) == 1.0
+
+
+def test_a_smaller_upper_end_gives_a_shorter_interval() -> None:
+    """What a mixture cannot lose above its anchor need not be paid for; a difference above it is refused."""
+    found = paired_differences(*pairs(np.random.default_rng(7), 200, 0.05), RANGES)
+    narrow = compare(found.at_most(0.1), DELTA)
+    assert narrow.high < compare(found, DELTA).high < 0.0 and narrow.mean == compare(found, DELTA).mean
+    with pytest.raises(ValueError, match="outside the stated range"):
+        found.at_most(-0.04)
 
 
 def test_the_smallest_number_from_which_on_a_property_holds() -> None:
@@ -73,7 +88,7 @@ def test_pairs_that_do_not_fit_are_refused() -> None:
         ([1.5], [0.1], "outside the stated range"),
     ):
         with pytest.raises(ValueError, match=words):
-            compare(model, reference, RANGES, DELTA)
+            beside(model, reference)
 
 
 def test_accuracies_are_better_if_larger() -> None:

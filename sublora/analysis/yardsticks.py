@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sublora.analysis.arms import best_of_all
 from sublora.analysis.runs_table import is_anchored
-from sublora.bounds.paired import Comparison, Verdict, compare, holm, p_value
+from sublora.bounds.paired import Comparison, Verdict, compare, holm, p_value, paired_differences
 from sublora.bounds.smoothing import LossRange
 from sublora.system.errors import UserError
 from sublora.system.files import read_npz
@@ -239,13 +239,19 @@ def verdicts(
     """
     best = best_of_all(runs)
     own_range = LossRange(best["lower_bits"], best["upper_bits"])
-    delta = best["delta"] / best["sweep_size"]
+    delta = float(best["delta"]) / best["sweep_size"]
     comparisons, p_values = [], []
     for yardstick in yardsticks:
         reference_U, reference_range = _paired_losses(yardstick, len(test_losses_U))
-        pair, ranges = (test_losses_U, reference_U), (own_range, reference_range)
-        comparisons.append(compare(*pair, ranges, delta / len(yardsticks)))
-        p_values += [p_value(*pair, ranges), p_value(*pair[::-1], ranges[::-1])]
+        try:
+            pairs = paired_differences(test_losses_U, reference_U, (own_range, reference_range))
+            if yardstick.name == FROZEN_BASE and is_anchored(runs):
+                # The mixture loses no more than this above its own anchor, on any unit.
+                pairs = pairs.at_most(best["anchor_excess_upper"])
+        except ValueError as error:
+            raise UserError(f"results/yardsticks.json: {yardstick.label}: {error}; run the workflow again") from None
+        comparisons.append(compare(pairs, delta / len(yardsticks)))
+        p_values += [p_value(pairs), p_value(pairs.reversed())]
     rejected = holm(np.array(p_values)) <= delta
     found = []
     for index, (yardstick, comparison) in enumerate(zip(yardsticks, comparisons, strict=True)):

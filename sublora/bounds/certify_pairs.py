@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sublora.bounds.anchor import FailureShare, betting_with_share
 from sublora.bounds.checks import check_count, check_probability
-from sublora.bounds.paired import compare
+from sublora.bounds.paired import compare, paired_differences
 from sublora.bounds.smoothing import LossRange
 
 Direction = Literal["lower", "higher"]
@@ -143,7 +143,7 @@ def certify_comparison(
     values_D, reference_D: checked values of both models on the same examples, in the same order. ValueError if their
     numbers differ, or a value is outside its range.
     """
-    found = compare(values_D, reference_D, (value_range, value_range), delta)
+    found = compare(paired_differences(values_D, reference_D, (value_range, value_range)), delta)
     is_better = (found.verdict == "smaller") == (direction == "lower")
     decided: Literal["better", "worse"] = "better" if is_better else "worse"
     return CertifiedComparison(

@@ -57,49 +57,75 @@ class Comparison:
         return "larger" if self.low > 0.0 else "not decided"
 
 
-def difference_range(model: LossRange, reference: LossRange) -> LossRange:
-    """Return the range of a difference of losses, from the ranges of both losses."""
-    return LossRange(model.lower - reference.upper, model.upper - reference.lower)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Differences:
+    """Losses of a model minus those of a reference on the same independent examples, and the range of such values."""
+
+    values_D: NDArray[np.float64]
+    range: LossRange
+
+    def reversed(self) -> "Differences":
+        """Return the reference's losses minus the model's."""
+        return Differences(-self.values_D, LossRange(-self.range.upper, -self.range.lower))
+
+    def at_most(self, upper: float) -> "Differences":
+        """Return the differences with a smaller upper end, which the model keeps by construction.
+
+        ValueError if one lies above it.
+        """
+        return Differences(
+            checked_losses(self.values_D, lower=self.range.lower, upper=upper), self.range._replace(upper=upper)
+        )
+
+    def upper_bound(self, delta: float) -> float:
+        """Return an upper bound on the mean difference on new examples, with probability 1 - delta."""
+        lower, upper = self.range
+        return betting(self.values_D, lower=lower, upper=upper, code_bits=0.0, n=self.values_D.size, delta=delta)
+
+    def decides_at(self, n: int, delta: float) -> bool:
+        """Whether n examples with differences like these would show which sign the mean has, at delta for that side."""
+        leaning = self.reversed() if self.values_D.mean() > 0.0 else self
+        premises = Premises(n, delta)
+        return estimated_bound(leaning.values_D, leaning.range, code_bits=0.0, premises=premises) < 0.0
 
 
-def compare(
-    losses_D: ArrayLike, reference_D: ArrayLike, ranges: tuple[LossRange, LossRange], delta: float
-) -> Comparison:
-    """Bound the mean difference of two models from both sides, with probability 1 - delta.
+def paired_differences(losses_D: ArrayLike, reference_D: ArrayLike, ranges: tuple[LossRange, LossRange]) -> Differences:
+    """Return the differences of losses on the same examples, in the same order, which neither model was chosen with.
 
-    losses_D, reference_D: losses on the same independent examples, which neither model was chosen with, in the same
-    order. ranges: of the model's and of the reference's loss, on every possible example. ValueError if the numbers of
-    losses differ, or a loss is outside its range.
+    ranges: of the model's and of the reference's loss, on every possible example. ValueError if the numbers of losses
+    differ, or a loss is outside its range.
     """
-    check_probability("delta", delta)
-    difference_D, difference = paired_differences(losses_D, reference_D, ranges)
-    low, high = (-_upper(-difference_D, _negated(difference), delta / 2), _upper(difference_D, difference, delta / 2))
-    decides_at = functools.partial(_decides, difference_D, difference, delta / 2)
-    return Comparison(float(difference_D.mean()), low, high, delta, difference_D.size, decides_at)
-
-
-def paired_differences(
-    losses_D: ArrayLike, reference_D: ArrayLike, ranges: tuple[LossRange, LossRange]
-) -> tuple[NDArray[np.float64], LossRange]:
-    """Return the checked differences, float64 (D,), and their range. ValueError as for `compare`."""
+    model, reference = ranges
     values_D, others_D = (
         checked_losses(losses, lower=each.lower, upper=each.upper)
         for losses, each in zip((losses_D, reference_D), ranges, strict=True)
     )
     if values_D.size != others_D.size:
         raise ValueError(f"{values_D.size} losses of the model, {others_D.size} of the reference: give pairs")
-    return values_D - others_D, difference_range(*ranges)
+    return Differences(values_D - others_D, LossRange(model.lower - reference.upper, model.upper - reference.lower))
 
 
-def p_value(losses_D: ArrayLike, reference_D: ArrayLike, ranges: tuple[LossRange, LossRange]) -> float:
+def compare(differences: Differences, delta: float) -> Comparison:
+    """Bound the mean difference on new examples from both sides, with probability 1 - delta."""
+    check_probability("delta", delta)
+    return Comparison(
+        mean=float(differences.values_D.mean()),
+        low=-differences.reversed().upper_bound(delta / 2),
+        high=differences.upper_bound(delta / 2),
+        delta=delta,
+        n=differences.values_D.size,
+        decides_at=functools.partial(differences.decides_at, delta=delta / 2),
+    )
+
+
+def p_value(differences: Differences) -> float:
     """Return a p-value of "the model's mean loss is not smaller": the smallest delta at which it is shown to be.
 
-    The upper bound of `betting` grows as delta falls, so it is found by bisection. ValueError as for `compare`.
+    The upper bound of `betting` grows as delta falls, so it is found by bisection.
     """
-    difference_D, difference = paired_differences(losses_D, reference_D, ranges)
 
     def is_shown(log_delta: float) -> bool:
-        return _upper(difference_D, difference, math.exp(log_delta)) < 0.0
+        return differences.upper_bound(math.exp(log_delta)) < 0.0
 
     shown, not_shown = math.log(1.0 - 1e-9), math.log(SMALLEST_P)
     if not is_shown(shown):
@@ -131,19 +157,3 @@ def smallest_number(holds: Callable[[int], bool], most: int = MOST_EXAMPLES) -> 
         middle = (fails + found) // 2
         fails, found = (fails, middle) if holds(middle) else (middle, found)
     return found
-
-
-def _upper(difference_D: NDArray[np.float64], difference: LossRange, delta: float) -> float:
-    lower, upper = difference
-    return betting(difference_D, lower=lower, upper=upper, code_bits=0.0, n=difference_D.size, delta=delta)
-
-
-def _negated(difference: LossRange) -> LossRange:
-    return LossRange(-difference.upper, -difference.lower)
-
-
-def _decides(difference_D: NDArray[np.float64], difference: LossRange, delta: float, n: int) -> bool:
-    """Whether n examples with differences like these would decide, in the direction of their mean."""
-    if difference_D.mean() > 0.0:
-        difference_D, difference = -difference_D, _negated(difference)
-    return estimated_bound(difference_D, difference, code_bits=0.0, premises=Premises(n, delta)) < 0.0
