@@ -19,7 +19,7 @@ DOCKER ?= docker
 APPTAINER ?= apptainer
 
 .PHONY: help setup demo demo-random-base demo-four-ways study fetch-smollm2 smollm2 fetch-gpt2-small gpt2-small test test-slow test-slurm \
-  lint format docs image bench compare schema faults lock clean
+  lint format docs image bench compare schema faults conformance lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -133,6 +133,9 @@ schema: $(INSTALLED) ## generate JSON schemas of settings and verdicts, config/R
 
 faults: $(INSTALLED) ## write tests/faults/messages.md: the message of each fault of the matrix
 	$(BIN)/python tests/faults/table.py
+
+conformance: $(INSTALLED) ## write tests/conformance/cases: honest and forged certificates with their verdicts
+	PYTHONPATH=tests $(BIN)/python -m conformance.forge
 
 # Omits the build tag of torch, so that either build can be used, and the NVIDIA packages, whose versions torch fixes.
 lock: ## resolve the dependencies of pyproject.toml again and write requirements.lock

@@ -164,6 +164,8 @@ class Prover:
         np.save(self.data / "eot_indices.npy", ends.astype(np.int64))
         np.save(self.data / "doc_lengths.npy", np.diff(ends, prepend=-1).astype(np.int64) - 1)
         meta["splits"]["train"]["documents"] = len(ends)
+        if (self.data / "source_ids.npy").exists():
+            np.save(self.data / "source_ids.npy", np.resize(np.load(self.data / "source_ids.npy"), len(ends)))
         for name in meta["files"]:
             path = self.data / name
             meta["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
