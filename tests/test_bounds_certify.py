@@ -176,4 +176,5 @@ def test_error_rates_reach_both_ends_without_a_question():
 
 def test_what_is_taken_on_trust_names_the_draw_only_where_there_is_one():
     assert "with replacement" in " ".join(certify(drawn_losses(), **DRAWN).on_trust)
+    assert "not put into an order that suits the inequality" in " ".join(certify(drawn_losses(), **DRAWN).on_trust)
     assert "with replacement" not in " ".join(certify(losses(), **FULL).on_trust)

@@ -9,10 +9,11 @@ import pytest
 from scipy.stats import binom
 
 from sublora.bounds import inequalities
-from sublora.bounds.premises import BoundedLoss, Premises
+from sublora.bounds.premises import BoundedLoss, Premises, held_out_bound
 from sublora.bounds.record import RunFacts
 from sublora.bounds.run_bounds import ChargedMessage, HeldOutLosses, ScoredDocuments, run_bounds
-from sublora.bounds.smoothing import DocumentMixture
+from sublora.bounds.smoothing import DocumentMixture, LossRange
+from sublora.system.streams import generator
 
 FULL = [each.__name__ for each in inequalities.FULL_SAMPLE]
 SUBSAMPLED = [each.__name__ for each in inequalities.SUBSAMPLED]
@@ -90,6 +91,57 @@ def test_betting_on_a_draw_when_the_draw_can_miss_the_bad_documents():
         worst.append(missed)
     assert max(worst) <= binom.ppf(0.999, replications, delta)
     assert max(worst) > 0
+
+
+def test_the_order_of_a_draw_is_a_premise():
+    """Losses in the order drawn, or sorted, fail as rarely as they may; an order made for the permutation is caught."""
+    m, bad, replications, delta, delta_sample = 100, 0.1, 50, 0.1, 0.0999
+    permutation = generator("order of the draw", m).permutation(m)
+    missed = dict.fromkeys(("drawn", "sorted", "good ones first"), 0)
+    for seed in range(replications):
+        drawn = np.where(np.random.default_rng(seed).random(m) < bad, 1.0, 0.3)
+        arranged = np.empty(m)
+        arranged[permutation] = np.sort(drawn)
+        for name, losses in zip(missed, (drawn, np.sort(drawn), arranged), strict=True):
+            value = bound("betting_subsampled", losses, n=10**9, code_bits=0.0, delta=delta, delta_sample=delta_sample)
+            missed[name] += value < bad + (1.0 - bad) * 0.3
+    assert max(missed["drawn"], missed["sorted"]) <= binom.ppf(0.999, replications, delta)
+    assert missed["good ones first"] == replications
+
+
+@pytest.mark.parametrize("name", ["hoeffding", "kl_inverse", "betting"])
+def test_exact_miss_probability_without_replacement(name):
+    """The bound on the mean over N documents from a random subset of n, summed over all subsets."""
+    documents, n, delta = 10, 7, 0.3
+    populations = (coins(3, documents), coins(1, documents), np.linspace(0.0, 1.0, documents) ** 3)
+    misses = []
+    for losses_N in populations:
+        values = [
+            bound(name, np.array(drawn), n=n, code_bits=0.0, delta=delta)
+            for drawn in itertools.combinations(losses_N, n)
+        ]
+        misses.append(np.mean(np.array(values) < losses_N.mean()))
+    assert max(misses) <= delta
+
+
+def test_a_held_out_bound_from_units_taken_until_they_hold_enough_documents():
+    """The last unit tends to be large, and large units are bad ones here; the number of units is decided by them."""
+    delta, replications, wanted, large = 0.5, 3000, 60, 0.08
+    sizes, losses = np.array([1, 60]), np.array([0.2, 1.0])
+    mean = large * losses[1] + (1.0 - large) * losses[0]
+
+    @functools.cache
+    def is_missed(small, bad):
+        return held_out_bound(np.repeat(losses, [small, bad]), LossRange(0.0, 1.1), delta=delta) < mean
+
+    random, misses, last = np.random.default_rng(7), 0, []
+    for _ in range(replications):
+        is_large = (random.random(wanted) < large).astype(int)
+        taken = is_large[: np.searchsorted(np.cumsum(sizes[is_large]), wanted) + 1]
+        misses += is_missed(int((1 - taken).sum()), int(taken.sum()))
+        last.append(taken[-1])
+    assert np.mean(last) > 10 * large  # where units end depends on their losses
+    assert 0 < misses <= binom.ppf(0.999, replications, delta)
 
 
 # (b) A memorizer: a document is a key, uniform on 64, and a fair bit repeated 16 times. A hypothesis predicts, for

@@ -48,7 +48,8 @@ ON_TRUST = (
 """Assumptions of the bounds that no computation on the losses can verify."""
 
 ON_TRUST_OF_A_DRAW = (
-    "the scored examples were drawn uniformly with replacement, once, after the message was frozen",
+    "the scored examples were drawn uniformly with replacement, once, after the message was frozen, and were not put "
+    "into an order that suits the inequality",
     "their losses helped to choose among no more than the stated alternatives",
 )
 

@@ -112,8 +112,9 @@ def betting_subsampled(
     Y does and t_i, s_i, c do not depend on u. So all u from the bound upwards are excluded, and mu is below the bound
     unless one of the two events failed.
 
-    The documents are taken in a fixed pseudo-random order, so that the order in which the caller stores them does
-    not matter. Losses and conditions as for `hoeffding_subsampled`.
+    The documents are taken in a fixed pseudo-random order, which stands for a random one where the caller stored them
+    sorted. An order that was chosen with this permutation in mind is no draw, and the bound does not hold for it.
+    Losses and conditions as for `hoeffding_subsampled`.
     Union: over all messages, C ln 2 nats; over the J = 31 bets, ln J nats, charged among the n documents, where they
     cost less; none over stakes, none over u. delta_1 + delta_2 = delta.
     Source: betting with predictable bets and Ville's inequality, Waudby-Smith & Ramdas 2024, section 4; the
