@@ -104,7 +104,8 @@ def test_a_verdict_says_what_the_paired_losses_show(best):
     text = conclusion(found, best)
     assert "The network is worse than the order-3 model. The network is not shown to be better than the bigram." in text
     assert base in text and text.endswith(
-        "(From 900 test documents, paired; all of it together with probability 95 %.)"
+        "(From 900 test documents, paired; with probability 95 % all verdicts hold, and with the same probability all "
+        "differences.)"
     )
     assert "learned something" not in text
 
@@ -133,7 +134,7 @@ def test_picking_the_best_of_many_runs_widens_the_intervals(best):
     one, many = (beside(best.assign(sweep_size=size), {"bigram": 0.5})[0].comparison for size in (1, 30))
     assert many.low < one.low and one.high < many.high
     picked = conclusion(beside(best.assign(sweep_size=30), {"bigram": 0.5}), best.assign(sweep_size=30))
-    assert picked.endswith("95 %, which pays for picking the best of 30.)")
+    assert picked.endswith("differences, which pays for picking the best of 30.)")
 
 
 def test_the_best_run_s_losses_are_those_of_the_table(runs, tmp_path):

@@ -120,6 +120,7 @@ def test_the_excess_is_bounded_as_by_the_anchored_bound(subsample: bool) -> None
     assert found.excess_bound == pytest.approx(u_d - EXCESS_TOLERANCE_BITS, abs=1e-12)
     assert found.value == pytest.approx(found.reference_bound + found.excess_bound) and found.gain > 0.0
     assert found.m == len(drawn) and "it gains at least" in found.sentence
+    assert ("drawn uniformly with replacement" in " ".join(found.on_trust)) == subsample
 
 
 def test_an_excess_above_its_end_is_refused() -> None:

@@ -291,8 +291,8 @@ def conclusion(found: Sequence[YardstickVerdict], runs: pd.DataFrame) -> str:
     sentences += [each.sentence for each in found if each.yardstick.name == FROZEN_BASE]
     picked = f", which pays for picking the best of {best['sweep_size']}" if best["sweep_size"] > 1 else ""
     return " ".join(sentences) + (
-        f" (From {best['test_units']:,} test {kind}, paired; all of it together with probability "
-        f"{100 * (1 - best['delta']):g} %{picked}.)"
+        f" (From {best['test_units']:,} test {kind}, paired; with probability {100 * (1 - best['delta']):g} % all "
+        f"verdicts hold, and with the same probability all differences{picked}.)"
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sublora.bounds.certify_pairs import (
+    DRAWN_ON_TRUST,
     CertifiedComparison,
     CertifiedExcess,
     Direction,
@@ -48,8 +49,7 @@ ON_TRUST = (
 """Assumptions of the bounds that no computation on the losses can verify."""
 
 ON_TRUST_OF_A_DRAW = (
-    "the scored examples were drawn uniformly with replacement, once, after the message was frozen, and were not put "
-    "into an order that suits the inequality",
+    DRAWN_ON_TRUST,
     "their losses helped to choose among no more than the stated alternatives",
 )
 

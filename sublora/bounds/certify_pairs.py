@@ -22,6 +22,13 @@ REFERENCE_SHARE = 0.2
 DRAW_SHARE_OF_PAIRS = 0.9
 """The part of either for a draw."""
 
+DRAWN_ON_TRUST = (
+    "the scored examples were drawn uniformly with replacement, once, after the message was frozen, and were not put "
+    "into an order that suits the inequality"
+)
+"""Bets follow the order of the draw (docs/bounds.md, Betting on a draw), so whoever orders the losses for the known
+permutation of `betting_subsampled` gets a bound that does not hold."""
+
 ON_TRUST_OF_A_COMPARISON = (
     "the examples are independent draws from the population that the claim is about",
     "neither model was trained, tuned or picked with these examples in view",
@@ -206,6 +213,8 @@ def certify_excess(
         excess_upper=float(excess_upper),
         delta=delta,
         subsample=subsample,
+        on_trust=ON_TRUST_OF_AN_EXCESS
+        + ((DRAWN_ON_TRUST, "their losses helped to choose nothing") if subsample else ()),
     )
 
 
