@@ -22,6 +22,10 @@ class ClassifyData(Section):
     shuffle_seed: Annotated[int, Field(ge=0)]
     max_tokens: PositiveInt
     """Longer inputs are cut."""
+    broken_rows: Literal["refuse", "skip"] = "refuse"
+    """What is done about rows with another number of cells, without a label of 0 or 1, or without proper text, as
+    GLUE's own QQP file has some. refuse: all are named; skip: they are left out, counted in bounds.json, and the claim
+    is about the others."""
 
 
 class ClassifyModel(Section):

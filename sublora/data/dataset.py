@@ -228,9 +228,11 @@ class TokenDataset:
             left_out.append(f"{counts['too_long']:,} longer than {settings['max_characters']} characters")
         if self.excluded_texts is not None:
             left_out.append(f"{counts['in_base_corpus']:,} whose text is also in the base's corpus")
+        normalized = counts.get("normalized", 0)
+        spelled = f"; {normalized:,} are spelled as the tokenizer normalizes Unicode" if normalized else ""
         return (
             f"{self.folder.name}: {counts['read']:,} documents read; {kept['train']:,} to train on, "
-            f"{kept['val']:,} val, {kept['test']:,} test; left out: {', '.join(left_out)}"
+            f"{kept['val']:,} val, {kept['test']:,} test; left out: {', '.join(left_out)}{spelled}"
         )
 
     def tokens(self, split: str) -> np.memmap:

@@ -3,7 +3,9 @@
 import functools
 import math
 import multiprocessing
+import os.path
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,11 +28,13 @@ from sublora.data.order import (
 from sublora.data.tokenizers import (
     TokenizerFacts,
 )
-from sublora.system.errors import UserError
+from sublora.system.errors import UserError, printable
 from sublora.system.streams import generator
 
 QUEUED_BATCHES_PER_WORKER = 4
 WORD = re.compile(r"\S+")
+EXCERPT = 30
+"""Characters of a document that a message shows after a place, half as many before it."""
 
 
 @dataclass
@@ -43,6 +47,12 @@ class TokenizedBatch:
     too_long: int = 0
     too_few_tokens: int = 0
     unparsable_files: int = 0
+    normalized: int = 0
+    """Documents whose tokens stand for another form of their text, equal to it by Unicode's canonical equivalence."""
+    changed: int = 0
+    """Documents whose tokens stand for another text."""
+    first_change: str | None = None
+    """What has become of the first of them, in words."""
     records: list[bytes] = field(default_factory=list)
     left_out_keys: list[bytes] = field(default_factory=list)
     """Keys of the texts that are too short, too long, or have too few tokens."""
@@ -55,6 +65,9 @@ class TokenizedBatch:
         self.too_long += other.too_long
         self.too_few_tokens += other.too_few_tokens
         self.unparsable_files += other.unparsable_files
+        self.normalized += other.normalized
+        self.changed += other.changed
+        self.first_change = self.first_change or other.first_change
 
 
 def tokenize_batch(batch: Batch, data: config.Data, tokenizer: TokenizerFacts) -> TokenizedBatch:
@@ -72,26 +85,48 @@ def tokenize_batch(batch: Batch, data: config.Data, tokenizer: TokenizerFacts) -
         made.too_short += len(text) < data.min_characters
         made.too_long += len(text) > longest
         made.left_out_keys.append(document_key(text.encode(), seed))
-    # Tokenize the rest together, and sort out those with too few tokens.
-    encoded = _encoded(fitting, data, tokenizer)
-    for text, source, tokens in zip(fitting, sources, encoded, strict=True):
+    # Tokenize the rest together, and sort out those with too few tokens. Documents are told apart by the texts that
+    # their tokens stand for: two that a tokenizer makes equal are one document.
+    encoded, given_back = _encoded(fitting, data, tokenizer)
+    for text, source, tokens, kept in zip(fitting, sources, encoded, given_back, strict=True):
+        if kept != text:
+            made.count(_difference(text, kept))
+        if tokenizer.eot_id in tokens:
+            raise UserError(
+                f"data.tokenizer: the end-of-text token is among the tokens of a document ({_excerpt(text, 0)}); give "
+                "a base whose tokenizer has a token for the end of a text alone"
+            )
         if len(tokens) >= data.min_tokens:
-            made.records.append(make_record(text.encode(), tokens, seed, source))
+            made.records.append(make_record(kept.encode(), tokens, seed, source))
         else:
             made.too_few_tokens += 1
-            made.left_out_keys.append(document_key(text.encode(), seed))
+            made.left_out_keys.append(document_key(kept.encode(), seed))
     return made
 
 
-def _encoded(texts: list[str], data: config.Data, tokenizer: TokenizerFacts) -> list[np.ndarray]:
-    """Return the tokens of each text, in the order that the settings ask for."""
-    seed, encode = data.shuffle_seed, tokenizer.load().encode_batch
+def _encoded(texts: list[str], data: config.Data, tokenizer: TokenizerFacts) -> tuple[list[np.ndarray], Sequence[str]]:
+    """Return the tokens of each text, in the order that the settings ask for, and the text that they stand for."""
+    seed, loaded = data.shuffle_seed, tokenizer.load()
+    encoded = loaded.encode_batch(texts)
+    given_back = loaded.given_back(texts, encoded)
     if data.permute == "words":
-        return encode([permuted_words(text, seed) for text in texts])
-    encoded = encode(texts)
-    if data.permute == "tokens":
-        return [permuted_tokens(tokens, text, seed) for tokens, text in zip(encoded, texts, strict=True)]
-    return encoded
+        encoded = loaded.encode_batch([permuted_words(text, seed) for text in texts])
+    elif data.permute == "tokens":
+        encoded = [permuted_tokens(tokens, text, seed) for tokens, text in zip(encoded, texts, strict=True)]
+    return encoded, given_back
+
+
+def _difference(text: str, given_back: str) -> TokenizedBatch:
+    """Count a document whose tokens stand for a text that is not its own."""
+    if unicodedata.normalize("NFC", text) == unicodedata.normalize("NFC", given_back):
+        return TokenizedBatch(normalized=1)
+    start = len(os.path.commonprefix([text, given_back]))
+    words = f"{_excerpt(text, start)} becomes {_excerpt(given_back, start)}"
+    return TokenizedBatch(changed=1, first_change=words)
+
+
+def _excerpt(text: str, start: int) -> str:
+    return repr(printable(text[max(0, start - EXCERPT // 2) : start + EXCERPT]))
 
 
 def permuted_words(text: str, seed: int) -> str:
@@ -158,6 +193,13 @@ def tokenize_corpus(
                 texts.add(record_of_key(key))
         counts.count(tokenized)
         progress.update(task, completed=counts.units)
+    # The bound would be about other texts than those of the corpus.
+    if counts.changed:
+        raise UserError(
+            f"data.tokenizer: the tokenizer of the base changes the text of {counts.changed:,} of {counts.documents:,} "
+            f"documents ({counts.first_change}); give a base whose tokenizer gives text back, as byte-level ones do, "
+            "or leave those documents out"
+        )
     # Nothing fits: say what was left out for which reason.
     if not spill.added:
         raise UserError(

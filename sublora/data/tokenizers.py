@@ -7,14 +7,15 @@ the token's name.
 import dataclasses
 import functools
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
-from sublora.system.errors import UserError
+from sublora.system.errors import UserError, note, printable
 from sublora.system.files import read_json, write_bytes
-from sublora.system.pretrained import gguf_files, import_transformers
+from sublora.system.pretrained import ANOTHER_PATH, LOCAL, check_model_folder, gguf_files, import_transformers
 
 if TYPE_CHECKING:
     import tokenizers
@@ -49,6 +50,9 @@ class Tokenizer(Protocol):
         UnicodeEncodeError for lone surrogates.
         """
 
+    def given_back(self, texts: list[str], encoded: list[np.ndarray]) -> list[str]:
+        """Return the text that the tokens of each text stand for: the text itself, unless the tokenizer changes it."""
+
     def decode(self, tokens: np.ndarray) -> str:
         """Return the text of tokens of shape (n,); invalid UTF-8 becomes U+FFFD, end-of-text its name."""
 
@@ -78,6 +82,9 @@ class Gpt2Tokenizer:
         encode = self._encoding.encode_to_numpy
         return [encode(text, disallowed_special=()).astype(token_type(self.vocab_size)) for text in texts]
 
+    def given_back(self, texts: list[str], encoded: list[np.ndarray]) -> list[str]:
+        return texts
+
     def decode(self, tokens: np.ndarray) -> str:
         return self._encoding.decode(np.asarray(tokens).tolist(), errors="replace")
 
@@ -93,6 +100,9 @@ class ByteTokenizer:
         return [
             np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(token_type(self.vocab_size)) for text in texts
         ]
+
+    def given_back(self, texts: list[str], encoded: list[np.ndarray]) -> list[str]:
+        return texts
 
     def decode(self, tokens: np.ndarray) -> str:
         values = np.asarray(tokens)
@@ -115,7 +125,7 @@ class FileTokenizer:
         """Run a tokenizer of the library. `vocab_size`: the number of tokens that the network predicts."""
         self.vocab_size, self.eot_id = vocab_size, eot_id
         self._tokenizer = tokenizer
-        self._tokenizer.encode_special_tokens = True
+        _as_text(tokenizer)
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
@@ -123,6 +133,9 @@ class FileTokenizer:
         # Names of special tokens are ordinary text.
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [np.array(each.ids, dtype=token_type(self.vocab_size)) for each in encoded]
+
+    def given_back(self, texts: list[str], encoded: list[np.ndarray]) -> list[str]:
+        return list(self._tokenizer.decode_batch([ids.tolist() for ids in encoded], skip_special_tokens=False))
 
     def decode(self, tokens: np.ndarray) -> str:
         return str(self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False))
@@ -158,8 +171,11 @@ def tokenizer_facts(name: str, pretrained: Path | None = None) -> TokenizerFacts
 
 
 def import_tokenizer(pretrained: Path, folder: Path) -> TokenizerFacts:
-    """Copy the tokenizer of a pretrained model to `folder`/tokenizer.json; UserError as in `tokenizer_facts`."""
-    facts, tokenizer = _of_pretrained(pretrained)
+    """Copy the tokenizer of a pretrained model to `folder`/tokenizer.json; UserError as in `tokenizer_facts`.
+
+    A note says what stood in the model's file and would have changed documents.
+    """
+    facts, tokenizer = _of_pretrained(pretrained, note)
     path = folder / TOKENIZER_FILE
     write_bytes(path, tokenizer.to_str().encode())
     return dataclasses.replace(facts, path=path)
@@ -191,36 +207,81 @@ def _read_tokenizer(path: Path) -> "tokenizers.Tokenizer":
     return tokenizers.Tokenizer.from_file(str(path))
 
 
-def _of_pretrained(folder: Path) -> "tuple[TokenizerFacts, tokenizers.Tokenizer]":
+def _of_pretrained(
+    folder: Path, say: Callable[[str], None] = lambda text: None
+) -> "tuple[TokenizerFacts, tokenizers.Tokenizer]":
     """Read the tokenizer in a model's folder.
 
-    UserError if the library `tokenizers` runs none of its tokenizers, if it changes text, or if it has no token for the
-    end of a text.
+    UserError if the library `tokenizers` runs none of its tokenizers, if it changes text, if it is code in the folder,
+    or if it has no token for the end of a text alone. `say`: told what was switched off.
     """
     # Read it with transformers, which know all formats of a model's folder.
     transformers = import_transformers("data.tokenizer base")
+    check_model_folder(folder)
     found = gguf_files(folder)
     gguf = {"gguf_file": found[0]} if found else {}
     try:
-        wrapped = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **gguf)
-        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **gguf).get_text_config()
+        wrapped = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL, **gguf)
+        settings = transformers.AutoConfig.from_pretrained(folder, **LOCAL, **gguf).get_text_config()
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{folder}: transformers cannot read a tokenizer ({reason}); give another base.path") from None
+        raise UserError(f"{folder}: transformers cannot read a tokenizer ({reason}); {ANOTHER_PATH}") from None
     tokenizer = getattr(wrapped, "backend_tokenizer", None)
     if tokenizer is None:
-        raise UserError(f"{folder}: its tokenizer does not belong to the library `tokenizers`; give another base.path")
-    # The end of a text: GPT-2's token if the tokenizer has it, else the model's own.
-    eot_id = tokenizer.token_to_id(END_OF_TEXT)
-    eot_id = wrapped.eos_token_id if eot_id is None else eot_id
-    if eot_id is None:
-        raise UserError(f"{folder}: its tokenizer has no {END_OF_TEXT} and no end-of-sequence token")
+        raise UserError(f"{folder}: its tokenizer does not belong to the library `tokenizers`; {ANOTHER_PATH}")
+    if cleared := _as_text(tokenizer):
+        say(f"{folder}: {' and '.join(cleared)} of its tokenizer are not applied to documents")
+    eot_id = _end_of_text(tokenizer, wrapped.eos_token_id, folder)
     # The tokenizer must return text unchanged, and the model must predict each of its tokens.
     ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
     if tokenizer.decode(ids, skip_special_tokens=False) != PROBE:
         raise UserError(
-            f"{folder}: its tokenizer does not give text back as it was (byte-level ones do); give another base.path"
+            f"{folder}: its tokenizer does not give text back as it was (byte-level ones do); {ANOTHER_PATH}"
         )
     if max(tokenizer.get_vocab().values()) >= settings.vocab_size:
         raise UserError(f"{folder}: its tokenizer has tokens beyond the {settings.vocab_size} that the model predicts")
     return TokenizerFacts(OF_THE_BASE, settings.vocab_size, eot_id), tokenizer
+
+
+def _as_text(tokenizer: "tokenizers.Tokenizer") -> list[str]:
+    """Make a tokenizer map each text by itself, whole, and always alike; return in words what was switched off.
+
+    Padding and truncation get into tokenizer.json with the first call that asks for them, and dropout of merges is a
+    device of training.
+    """
+    tokenizer.encode_special_tokens = True  # names of special tokens are ordinary text
+    cleared = []
+    if tokenizer.padding is not None:
+        tokenizer.no_padding()
+        cleared.append("padding")
+    if tokenizer.truncation is not None:
+        tokenizer.no_truncation()
+        cleared.append("truncation")
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+        cleared.append("dropout")
+    return cleared
+
+
+def _end_of_text(tokenizer: "tokenizers.Tokenizer", own: int | None, folder: Path) -> int:
+    """Return the token for the end of a text: GPT-2's if the tokenizer has it, else the model's own.
+
+    If it is not a special token, it becomes one, so that its name in a text is ordinary text. UserError if there is no
+    such token, or if it is a piece of text as well.
+    """
+    import tokenizers
+
+    eot_id: int | None = tokenizer.token_to_id(END_OF_TEXT)
+    eot_id = own if eot_id is None else eot_id
+    name = None if eot_id is None else tokenizer.id_to_token(eot_id)
+    if eot_id is None or name is None:
+        raise UserError(f"{folder}: its tokenizer has no {END_OF_TEXT} and no end-of-sequence token")
+    added = tokenizer.get_added_tokens_decoder().get(eot_id)
+    if added is None or not added.special:
+        tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
+    if eot_id in tokenizer.encode(name, add_special_tokens=False).ids:
+        raise UserError(
+            f"{folder}: its end-of-text token {printable(name, 40)!r} stands for text as well, so it cannot mark the "
+            f"end of a document; {ANOTHER_PATH}"
+        )
+    return eot_id

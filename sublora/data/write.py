@@ -84,6 +84,8 @@ def _meta(
             "duplicates": spill.added - spill.excluded - kept,
             "in_base_corpus": spill.excluded,
             "kept": kept,
+            # Kept, in the form that the tokenizer of the base gives them.
+            **({"normalized": counts.normalized} if counts.normalized else {}),
         },
         "excluded_texts": None if spill.exclude is None else spill.exclude.facts(),
         "provenance": provenance | {"unparsable_files": counts.unparsable_files},

@@ -23,17 +23,25 @@ from sublora.models.linear_maps import Attachment, LinearMap, linear_map_space, 
 from sublora.models.lora import Adapters
 from sublora.models.spaces import HEAD, lora_groups
 from sublora.system.digests import json_sha256, tensors_sha256
-from sublora.system.errors import UserError
+from sublora.system.errors import UserError, printable
 from sublora.system.files import atomic_path
-from sublora.system.pretrained import gguf_files, import_transformers
+from sublora.system.pretrained import (
+    ANOTHER_PATH,
+    LOCAL,
+    check_loaded,
+    check_model_folder,
+    gguf_files,
+    import_transformers,
+)
 from sublora.system.versions import BASE_FORMAT
 
 WITHOUT_EFFECT = re.compile(
     r".*dropout|.*pdrop|summary_.*|(bos|eos|pad)_token_id|initializer_range|use_cache|pretraining_tp"
 )
 """Keys of an architecture that say nothing of what a frozen model computes."""
-ANOTHER_PATH = "give another base.path"
 MAKE_AGAIN = "make the base again (sublora base)"
+CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
+"""Where an architecture has its longest context; MPT uses the second."""
 PROBE_TOKENS = 8
 HEAD_TOLERANCE = 1e-3
 """Largest difference, relative to the largest logit, between the model's own logits and hidden states times W."""
@@ -55,10 +63,8 @@ class HuggingFaceBase:
         It covers the architecture, and names, shapes and float32 values of the tensors, in whatever type they are
         stored; -0.0 counts as 0.0, and a key with the value that transformers gives it anyway is left out.
         """
-        _, defaults = _known_keys(self.architecture)
-        chosen = {key: value for key, value in self.architecture.items() if defaults.get(key, _NO_DEFAULT) != value}
         values = ((name, tensor.float() + 0.0) for name, tensor in sorted(self.tensors.items()))
-        return tensors_sha256(values, after=json_sha256(_one_spelling(chosen)))
+        return tensors_sha256(values, after=_chosen_sha256(self.architecture))
 
     def seen_sha256(self, positions: int) -> str:
         """Return the digest of what documents of at most that many targets see of the base: all of it."""
@@ -70,6 +76,18 @@ class HuggingFaceBase:
 
 
 _NO_DEFAULT = object()
+
+
+def config_sha256(facts: Mapping[str, Any]) -> str:
+    """Return the digest of a config.json as far as it decides what its model computes; UserError as below."""
+    return _chosen_sha256(known_architecture(facts))
+
+
+def _chosen_sha256(architecture: Mapping[str, Any]) -> str:
+    """Return the digest of known keys whose values differ from the defaults of transformers."""
+    _, defaults = _known_keys(architecture)
+    chosen = {key: value for key, value in architecture.items() if defaults.get(key, _NO_DEFAULT) != value}
+    return json_sha256(_one_spelling(chosen))
 
 
 def known_architecture(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,11 +132,13 @@ def _one_spelling(value: Any) -> Any:
 def read_pretrained(folder: Path) -> HuggingFaceBase:
     """A model of a local folder: config.json and safetensors, or one .gguf file, whose weights are dequantized.
 
-    UserError if the folder is no such model, or its logits are not the last hidden states times one matrix.
+    UserError if the folder is no such model, lacks some of its tensors, or its logits are not the last hidden states
+    times one matrix.
     """
     from safetensors import SafetensorError
 
     transformers = _transformers()
+    check_model_folder(folder)
     found = gguf_files(folder)
     if not (folder / "config.json").exists() and len(found) != 1:
         raise UserError(
@@ -128,14 +148,15 @@ def read_pretrained(folder: Path) -> HuggingFaceBase:
     gguf = {"gguf_file": found[0]} if found else {}
     options: dict[str, Any] = {} if gguf else {"use_safetensors": True}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, dtype="auto", **gguf, **options
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", output_loading_info=True, **LOCAL, **gguf, **options
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{folder}: transformers cannot read a causal language model ({reason}); {ANOTHER_PATH}"
         ) from None
+    check_loaded(info, folder)
     base = HuggingFaceBase(known_architecture(model.config.to_dict()), _without_ties(model))
     _check_form(build_module(base, torch.float32), folder)
     return base
@@ -175,14 +196,19 @@ def build_module(base: HuggingFaceBase, dtype: torch.dtype) -> nn.Module:
     try:
         settings = transformers.AutoConfig.for_model(facts.pop("model_type"), **facts)
         kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
-        module = kind.from_pretrained(None, config=settings, state_dict=dict(base.tensors), dtype=dtype)
+        module, info = kind.from_pretrained(
+            None, config=settings, state_dict=dict(base.tensors), dtype=dtype, output_loading_info=True
+        )
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"base: transformers cannot build {base.architecture.get('model_type')} ({reason})") from None
+    # Every tensor of the model must be in the file: transformers would draw it at random. And the other way round.
+    if info["missing_keys"]:
+        raise UserError(f"base: tensor {min(info['missing_keys'])} is missing; {MAKE_AGAIN}")
     loaded = module.state_dict()
-    missing = sorted(name for name in base.tensors if name not in loaded)
-    if missing:
-        raise UserError(f"base: the model has no tensor {missing[0]}; {MAKE_AGAIN}")
+    spare = sorted(name for name in base.tensors if name not in loaded)
+    if spare:
+        raise UserError(f"base: the model has no tensor {printable(spare[0], 80)}; {MAKE_AGAIN}")
     return cast(nn.Module, module.requires_grad_(False).eval())
 
 
@@ -231,6 +257,14 @@ def _backbone(module: nn.Module) -> nn.Module:
     return cast(Any, module).base_model
 
 
+def _text_network(module: nn.Module) -> nn.Module:
+    """The part of a backbone that reads tokens: all of it, unless the model reads images or sound as well."""
+    settings = cast(Any, module).config
+    if settings.get_text_config() is settings:
+        return _backbone(module)
+    return cast(nn.Module, cast(Any, module).get_decoder())
+
+
 class HuggingFaceBackbone:
     """A frozen model of transformers up to its last hidden states, adapters hooked onto its linear maps."""
 
@@ -267,11 +301,11 @@ class HuggingFaceBackbone:
 def _adapted_maps(module: nn.Module, model: config.HuggingFaceModel, lora: config.Lora) -> tuple[LinearMap, ...]:
     """The maps that `lora.targets` name, layer by layer, then the head. UserError if a layer has none of them."""
     patterns = [target for target in lora.targets if target != HEAD]
-    backbone = _backbone(module)
-    prefix = next(name for name, found in module.named_modules() if found is backbone)
+    text = _text_network(module)
+    prefix = next(name for name, found in module.named_modules() if found is text)
     try:
-        # Within the backbone: there a pattern never fits the head.
-        found = linear_maps(backbone, patterns) if patterns else ()
+        # Within the backbone: there a pattern never fits the head, nor the part of a model that reads images.
+        found = linear_maps(text, patterns) if patterns else ()
     except ValueError as error:
         raise UserError(f"lora.targets: {error}") from None
     maps = [dataclasses.replace(each, name=f"{prefix}.{each.name}") for each in found]
@@ -291,12 +325,13 @@ def _adapted_maps(module: nn.Module, model: config.HuggingFaceModel, lora: confi
 def _check_sizes(architecture: Mapping[str, Any], model: config.HuggingFaceModel) -> None:
     """UserError if layers or context of the settings are not the model's."""
     facts = dict(architecture)
-    full = _transformers().AutoConfig.for_model(facts.pop("model_type"), **facts)
-    layers = getattr(full, "num_hidden_layers", None)
+    # A model that reads images or sound as well has the sizes of its language model in a part of its own.
+    text = _transformers().AutoConfig.for_model(facts.pop("model_type"), **facts).get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
     if layers != model.n_layer:
         raise UserError(f"model.n_layer is {model.n_layer}, the pretrained model has {layers} layers; give that number")
-    longest = getattr(full, "max_position_embeddings", None)
-    if isinstance(longest, int) and longest < model.context_length:
+    longest = next((getattr(text, key) for key in CONTEXT_KEYS if isinstance(getattr(text, key, None), int)), None)
+    if longest is not None and longest < model.context_length:
         raise UserError(
             f"model.context_length is {model.context_length}, the pretrained model was made for at most {longest} "
             "positions; lower it"

@@ -17,6 +17,7 @@ from sublora import config
 from sublora.system.digests import tensors_sha256
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, read_json
+from sublora.system.pretrained import check_model_folder, renaming_hint
 from sublora.system.streams import generator
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -129,12 +130,19 @@ def pretrained_weights(folder: Path, model: config.Model, vocab_size: int) -> di
     A context shorter than the pretrained one keeps the first positions. UserError if the folder is no such model, or
     the model's sizes are not those of the settings.
     """
+    check_model_folder(folder)
     description = _read_object(folder / "config.json")
     _check_description(description, folder / "config.json", model, vocab_size)
     tensors: dict[str, NDArray[Any]] = {}
     for name in _tensor_files(folder):
         tensors |= _read_tensors(folder / name, ANOTHER_PATH)
     tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    head = tensors.get("lm_head.weight")
+    if head is not None and not np.array_equal(head, tensors.get("wte.weight", head)):
+        raise UserError(
+            f"{folder}: lm_head.weight differs from the embedding, but config.json ties the two; set model.kind: "
+            f"huggingface and tie_word_embeddings: false in config.json, or {ANOTHER_PATH}"
+        )
     shapes = weight_shapes(model, vocab_size)
     stored_shapes = {name: shape[::-1] if name.endswith(CONV1D) else shape for name, shape in shapes.items()}
     stored_shapes["wpe.weight"] = (description["n_positions"], model.n_embd)
@@ -209,9 +217,10 @@ def _fitted(
 ) -> dict[str, NDArray[np.float32]]:
     """The tensors in the order of `shapes`; UserError naming the first that is missing or has another shape."""
     weights = {}
+    hint = renaming_hint([name for name in shapes if name not in tensors], tensors.keys() - shapes.keys())
     for name, shape in shapes.items():
         if name not in tensors:
-            raise UserError(f"{path}: tensor {name} is missing, expected one of shape {shape}; {fix}")
+            raise UserError(f"{path}: tensor {name} is missing, expected one of shape {shape}; {hint or fix}")
         if tensors[name].shape != shape:
             raise UserError(
                 f"{path}: tensor {name} has shape {tensors[name].shape}, expected {shape} by the model section of the "

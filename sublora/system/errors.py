@@ -1,5 +1,6 @@
 """Errors that a user can cause and fix, and the line that each of them becomes."""
 
+import sys
 from typing import Literal
 
 EXIT_BAD_INPUT: Literal[2] = 2
@@ -24,6 +25,11 @@ def printable(text: object, limit: int | None = None) -> str:
     """
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
     return escaped if limit is None or len(escaped) <= limit else f"{escaped[: limit - 3]}..."
+
+
+def note(text: str) -> None:
+    """Print one line on stderr: what was found in the user's files and is not an error."""
+    print(f"note: {printable(text)}", file=sys.stderr, flush=True)
 
 
 EXTRAS = {

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from sublora.bounds.certify import Certified, certify
 from sublora.bounds.smoothing import TokenSmoothing
 from sublora.config.classify import ClassifyAdapters, ClassifySettings
 from sublora.data.classification import Example, labels_of, read_examples, split_examples
-from sublora.system.errors import UserError
+from sublora.system.errors import UserError, note
 from sublora.system.files import atomic_path, write_bytes, write_json
+from sublora.system.pretrained import LOCAL, check_loaded, check_model_folder
 from sublora.system.streams import generator, stream_key
 from sublora.wrapping.message import EncodedMessage, decode, encode
 from sublora.wrapping.module import Wrapped, wrap
@@ -32,7 +33,6 @@ from sublora.wrapping.price import message_bits
 MESSAGE_NAME, LOSSES_NAME, BOUNDS_NAME = "message.bin", "losses.npz", "bounds.json"
 SCORING_BATCH = 64
 CLASSES = 2
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
 """What transformers raises for a folder with other contents; its errors have no type of their own."""
 
@@ -60,12 +60,14 @@ def classify(settings: ClassifySettings, *, root: Path, out: Path, message: Path
     # Read and split the examples, and tokenize all of them alike.
     torch.set_num_threads(settings.training.threads)
     path = root / settings.data.path
-    examples = read_examples(path, settings.data.task)
+    examples = read_examples(path, settings.data.task, broken_rows=settings.data.broken_rows)
+    if examples.broken_rows:
+        note(f"{path}: {examples.broken_rows} broken rows are left out (data.broken_rows: skip)")
     test, training = split_examples(
-        examples, test_examples=settings.data.test_examples, seed=settings.data.shuffle_seed, path=path
+        examples.distinct, test_examples=settings.data.test_examples, seed=settings.data.shuffle_seed, path=path
     )
     tokens = tokenize(root / settings.model.path, training + test, settings.data.max_tokens)
-    build = functools.partial(build_network, settings, root)
+    build = functools.partial(build_network, settings, root, tokens)
     # Train a message, or read one.
     if message is None:
         data = train_classifier(settings, _wrapped(build(), settings.adapters), tokens, len(training)).data
@@ -78,6 +80,8 @@ def classify(settings: ClassifySettings, *, root: Path, out: Path, message: Path
     probabilities = class_probabilities(predictor, tokens)
     losses = Losses.of(probabilities, tokens.labels.numpy(), len(training), settings.bound.smoothing[read.choice])
     record = bounds_record(losses, read, settings, labels_of(training))
+    if examples.broken_rows:
+        record["broken_rows_left_out"] = examples.broken_rows
     write_bytes(out / MESSAGE_NAME, data)
     with atomic_path(out / LOSSES_NAME) as temporary, open(temporary, "wb") as handle:
         np.savez(handle, **dataclasses.asdict(losses))
@@ -96,10 +100,12 @@ def _read(message: Path) -> bytes:
 def tokenize(folder: Path, examples: list[Example], max_tokens: int) -> Tokens:
     """Tokenize all examples with the tokenizer in the model's folder.
 
-    They are padded on the right to one length of at most `max_tokens`. UserError if there is no tokenizer.
+    They are padded on the right to one length of at most `max_tokens`. UserError if there is no tokenizer, or if it is
+    code in the folder.
     """
     from transformers import AutoTokenizer
 
+    check_model_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **LOCAL)
     except UNREADABLE as error:
@@ -119,10 +125,10 @@ def tokenize(folder: Path, examples: list[Example], max_tokens: int) -> Tokens:
     return Tokens(dict(encoded), torch.from_numpy(labels_of(examples)))
 
 
-def build_network(settings: ClassifySettings, root: Path) -> nn.Module:
+def build_network(settings: ClassifySettings, root: Path, tokens: Tokens) -> nn.Module:
     """Return the frozen network in evaluation mode, the same in every call: new weights are drawn from the seed.
 
-    UserError if the folder holds no classifier.
+    UserError if the folder holds no classifier, lacks tensors other than those of the head, or does not fit the tokens.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -139,12 +145,36 @@ def build_network(settings: ClassifySettings, root: Path) -> nn.Module:
         if settings.model.weights == "random":
             network = AutoModelForSequenceClassification.from_config(config)
         else:
-            network = AutoModelForSequenceClassification.from_pretrained(
-                str(folder), config=config, use_safetensors=True, **LOCAL
+            network, info = AutoModelForSequenceClassification.from_pretrained(
+                str(folder), config=config, use_safetensors=True, output_loading_info=True, **LOCAL
             )
+            check_loaded(info, folder, new=functools.partial(_is_new, network.base_model_prefix))
     except UNREADABLE as error:
         raise UserError(f"{folder}: no classifier of transformers ({_first_line(error)})") from None
-    return network.float().eval()
+    network = network.float().eval()
+    _check_fit(network, tokens, folder)
+    return network
+
+
+def _is_new(prefix: str, name: str) -> bool:
+    """Return whether a tensor belongs to the head: outside the encoder, or in a pooler, which language models lack."""
+    return not name.startswith(f"{prefix}.") or "pooler" in name.split(".")
+
+
+@torch.no_grad()
+def _check_fit(network: nn.Module, tokens: Tokens, folder: Path) -> None:
+    """Refuse a network that cannot read the tokens: its vocabulary or its context is too small."""
+    known = cast(Any, network).get_input_embeddings().weight.shape[0]
+    largest = int(tokens.columns["input_ids"].max())
+    if largest >= known:
+        raise UserError(f"{folder}: its tokenizer has token {largest}, its network knows {known}; the two do not fit")
+    try:
+        network(**tokens.rows(slice(1)))
+    except (IndexError, RuntimeError, TypeError) as error:
+        length = tokens.columns["input_ids"].shape[1]
+        raise UserError(
+            f"{folder}: the network cannot read inputs of {length} tokens ({_first_line(error)}); lower data.max_tokens"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
