@@ -37,59 +37,6 @@ def test_batches_of_texts_are_bounded():
     assert all(sum(map(len, batch.documents[:-1])) < BATCH_CHARACTERS for batch in batches)
 
 
-# Folder
-
-
-def folder(path="texts", field="text"):
-    return config.FolderCorpus(kind="folder", path=str(path), text_field=field, unit_field=None)
-
-
-@pytest.fixture
-def texts(tmp_path):
-    (tmp_path / "texts" / "b").mkdir(parents=True)
-    return tmp_path / "texts"
-
-
-def test_folder_reads_text_files_whole_and_jsonl_by_line(texts, tmp_path):
-    (texts / "b" / "two.txt").write_bytes(b"line\r\nline\n")
-    (texts / "one.txt").write_bytes("é".encode())
-    (texts / "many.jsonl").write_text('{"text": "first", "id": 1}\n\n{"text": "sec\\nond"}', encoding="utf-8")
-    (texts / "image.png").write_bytes(b"\xff")
-    (texts / ".hidden").mkdir()
-    (texts / ".hidden" / "draft.txt").write_text("draft")
-    reader = open_reader(folder(), tmp_path)
-    assert documents_of(reader) == ["line\r\nline\n", "first", "sec\nond", "é"]
-    assert reader.provenance() == {"files": 3, "bytes": 11 + 2 + 48}
-    assert documents_of(open_reader(folder(texts), Path("/elsewhere"))) == documents_of(reader)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"ab\xff", r"a.txt: not UTF-8 at byte 2; convert"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a.jsonl, line 2: not valid JSON"),
-        ("a.jsonl", b'"x"', r"a.jsonl, line 1: expected a JSON object, found str"),
-        ("a.jsonl", b'{"body": "x", "id": 1}', r"line 1: no key 'text', found 'body', 'id'; fix data.corpus.text_fi"),
-        ("a.jsonl", b'{"text": 3}', r"line 1: key 'text' holds int, expected text"),
-        ("a.jsonl", b'{"text": "\xff"}', r"line 1: not UTF-8 at byte 10"),
-    ],
-)
-def test_folder_names_the_file_and_line_that_is_wrong(texts, tmp_path, name, content, message):
-    (texts / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        documents_of(open_reader(folder(), tmp_path))
-
-
-def test_folder_without_text_says_what_it_found(texts, tmp_path):
-    (texts / "b" / "paper.pdf").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no .txt or .jsonl file in folder .*texts \(1 other files\)"):
-        open_reader(folder(), tmp_path)
-    with pytest.raises(UserError, match=r"data.corpus.path: .*/absent does not exist; relative paths start at"):
-        open_reader(folder("absent"), tmp_path)
-    with pytest.raises(UserError, match="is a file, expected a folder"):
-        open_reader(folder("texts/b/paper.pdf"), tmp_path)
-
-
 # Docstrings
 
 SOURCE = b'''

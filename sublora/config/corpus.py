@@ -60,7 +60,7 @@ class HuggingFaceCorpus(AnyCorpus):
     text_field: str = "text"
     """Column of the text."""
     unit_field: str | None = None
-    """Column of text that names the source of a document; given if and only if data.unit is source."""
+    """Column of text or whole numbers that names the source of a document; given if and only if data.unit is source."""
 
     def overlap(self, other: Section) -> str | None:
         if not isinstance(other, HuggingFaceCorpus):
@@ -75,17 +75,22 @@ class HuggingFaceCorpus(AnyCorpus):
 
 
 class FolderCorpus(AnyCorpus):
-    """A folder of .txt files (one document each) and .jsonl files (one document per line)."""
+    """A folder of .txt files (one document each), .jsonl and .ndjson files (one document per line), and .csv and
+    .parquet files (one document per row).
+
+    All but .parquet may be compressed (.gz, .bz2, .xz, .zst). Linked folders are read, each once. Other files are not
+    read, and `sublora prepare` names them.
+    """
 
     kind: Literal["folder"]
     """Text files."""
     path: str
     """Relative to the folder above config/, or absolute."""
     text_field: str = "text"
-    """Key of the text in a .jsonl line."""
+    """Key of the text in a line, or the column of the text."""
     unit_field: str | None = None
-    """Key of the text that names the source of a .jsonl line, for data.unit: source; a .txt file is its own source.
-    null with data.unit: document, and for a folder that has only .txt files."""
+    """Key or column of the text or whole number that names the source of a line or row, for data.unit: source; a .txt
+    file is its own source. null with data.unit: document, and for a folder that has only .txt files."""
 
     def overlap(self, other: Section) -> str | None:
         if not isinstance(other, FolderCorpus):

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sublora import config
-from sublora.data.corpora.reader import TextBatch
+from sublora.data.corpora.reader import TextBatch, source_name
 from sublora.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,20 +44,26 @@ class HuggingFaceReader:
         self.total = self._dataset.num_rows
 
     def batches(self) -> Iterator[TextBatch]:
-        fields = [field for field in (self.settings.text_field, self.settings.unit_field) if field is not None]
-        rows = self._dataset.select_columns(sorted(set(fields))).with_format("arrow")
+        text_field, unit_field = self.settings.text_field, self.settings.unit_field
+        fields = sorted({field for field in (text_field, unit_field) if field is not None})
+        rows = self._dataset.select_columns(fields).with_format("arrow")
         for number, table in enumerate(rows.iter(batch_size=BATCH_ROWS)):
-            texts, *sources = (self._texts(table[field].to_pylist(), field, number * BATCH_ROWS) for field in fields)
-            yield TextBatch(texts, [*sources[0]] if sources else None)
+            first_row = number * BATCH_ROWS
+            texts = [
+                value if isinstance(value, str) else self._refuse(value, text_field, row, "text")
+                for row, value in enumerate(table[text_field].to_pylist(), start=first_row)
+            ]
+            if unit_field is None:
+                yield TextBatch(texts)
+                continue
+            sources = [
+                source_name(value) or self._refuse(value, unit_field, row, "text or a whole number")
+                for row, value in enumerate(table[unit_field].to_pylist(), start=first_row)
+            ]
+            yield TextBatch(texts, [*sources])
 
-    def _texts(self, values: list[object], field: str, first_row: int) -> list[str]:
-        texts = [value for value in values if isinstance(value, str)]
-        if len(texts) < len(values):
-            row, wrong = next((row, value) for row, value in enumerate(values) if not isinstance(value, str))
-            raise UserError(
-                f"{self.where}: row {first_row + row} holds {type(wrong).__name__} in field '{field}', expected text"
-            )
-        return texts
+    def _refuse(self, value: object, field: str, row: int, expected: str) -> NoReturn:
+        raise UserError(f"{self.where}: row {row} holds {type(value).__name__} in field '{field}', expected {expected}")
 
     def provenance(self) -> dict[str, object]:
         return {"rows": self.total, "commit": self._commit, "datasets_version": self._version}

@@ -78,6 +78,14 @@ class TextBatch:
         return Texts(self.documents, sources=self.sources)
 
 
+def source_name(value: object) -> str | None:
+    """Return the name of a source from the field that holds it; None if it is neither text nor a whole number.
+
+    A whole number and its digits as text are one author, customer or file.
+    """
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
 def batch_texts(documents: Iterable[tuple[str, str | None]]) -> Iterator[TextBatch]:
     """Group texts, each with the name of its source, so that a batch holds about BATCH_CHARACTERS characters."""
     texts: list[str] = []
