@@ -209,7 +209,7 @@ class Normed(nn.Module):
 
 def test_statistics_of_batch_normalization_are_part_of_the_frozen_module() -> None:
     model = wrapped("uniform", Normed(), budget=20).train()
-    before = model.base_sha256
+    before = model.identity.base_sha256
     model(inputs())
     assert base_sha256(model.module) == before and not model.module.norm.training and model.module.first.training
 

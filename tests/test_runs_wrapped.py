@@ -191,3 +191,110 @@ def test_the_same_module_and_seed_give_the_same_bytes() -> None:
     one, two = sublora.encode(trained()), sublora.encode(trained())
     assert one == two and dataclasses.asdict(one) == dataclasses.asdict(two)
     assert len(one.data) < 1200 and np.isfinite(one.bits)
+
+
+# The same weights in another architecture
+
+
+def llama(**changes) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    rope = {"rope_type": "default", "rope_theta": changes.pop("rope_theta", 10000.0)}
+    values = {"vocab_size": 64, "num_key_value_heads": 4, "bos_token_id": None, "eos_token_id": None} | sizes | changes
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(rope_parameters=rope, **values)).eval()
+
+
+def message_of(module: nn.Module, *targets: str) -> bytes:
+    model = sublora.wrap(module, targets, rank=2, budget=20, seed=0)
+    with torch.no_grad():
+        model.subspace.subspace_params.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+    model.quantize()
+    return sublora.encode(model).data
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": 1e6},
+        {"rms_norm_eps": 1e-2},
+        {"num_attention_heads": 8, "num_key_value_heads": 8},
+        {"hidden_act": "relu"},
+    ],
+    ids=str,
+)
+def test_the_same_weights_with_another_configuration_are_refused(changes) -> None:
+    data = message_of(llama(), "q_proj", "v_proj")
+    with pytest.raises(UserError, match="computes something else with them"):
+        sublora.decode(data, llama(**changes))
+
+
+def test_what_a_configuration_says_of_training_and_files_is_no_difference() -> None:
+    data = message_of(llama(), "q_proj", "v_proj")
+    other = llama(attention_dropout=0.3, use_cache=False, name_or_path="elsewhere")
+    sublora.decode(data, other)
+
+
+class Attention(nn.Module):
+    """Heads, a scale and a mask that no state dict holds."""
+
+    def __init__(self, heads: int = 2, *, scale: float = 0.5, theta: float = 10.0, window: int = 3) -> None:
+        super().__init__()
+        self.heads, self.scale, self.calls = heads, scale, None
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.norm, self.drop = nn.LayerNorm(8), nn.Dropout(0.1)
+        position = torch.arange(6)
+        self.register_buffer("angles", theta ** -(torch.arange(4) / 4), persistent=False)
+        self.register_buffer("seen", (position[:, None] - position).abs() < window, persistent=False)
+        self.register_buffer("mask", torch.zeros(6, 6).masked_fill(~self.seen, -torch.inf), persistent=False)
+
+    def forward(self, x):
+        q, k, v = (each.view(len(x), 6, self.heads, -1).transpose(1, 2) for each in self.qkv(x).chunk(3, dim=-1))
+        weights = (self.scale * q @ k.transpose(2, 3) + self.mask).softmax(-1)
+        return self.norm(self.out((weights @ v).transpose(1, 2).reshape(len(x), 6, 8)) + self.angles.sum())
+
+
+def attention(**changes) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), Attention(**changes)).eval()
+
+
+@pytest.mark.parametrize("changes", [{"heads": 4}, {"scale": 0.25}, {"theta": 11.0}, {"window": 4}], ids=str)
+def test_attributes_and_unsaved_buffers_belong_to_a_module(changes) -> None:
+    data = message_of(attention(), "qkv", "out")
+    sublora.decode(data, attention())
+    with pytest.raises(UserError, match="computes something else with them"):
+        sublora.decode(data, attention(**changes))
+
+
+@pytest.mark.parametrize("change", ["eps", "class"])
+def test_settings_of_torch_s_own_modules_belong_to_it(change) -> None:
+    data = message_of(attention(), "qkv", "out")
+    other = attention()
+    if change == "eps":
+        other[1].norm.eps = 1e-2
+    else:
+        other[0].__class__ = type("Doubled", (nn.Linear,), {"forward": lambda self, x: 2 * nn.Linear.forward(self, x)})
+    with pytest.raises(UserError, match="computes something else with them"):
+        sublora.decode(data, other)
+
+
+def test_the_last_bits_of_a_buffer_are_no_difference() -> None:
+    """inv_freq = theta^(-2i/d) is computed anew on every machine, whose powers differ in the last bit."""
+    data = message_of(attention(), "qkv", "out")
+    other = attention()
+    other[1].angles = torch.nextafter(other[1].angles, torch.tensor(9.0))
+    other[1].drop.p = 0.5
+    assert not torch.equal(other[1].angles, attention()[1].angles)
+    sublora.decode(data, other)
+
+
+def test_a_cache_that_a_forward_pass_fills_is_no_change() -> None:
+    """The module is described when it is wrapped, before it computes anything."""
+    module = attention()
+    model = sublora.wrap(module, ["qkv"], rank=2, budget=20, seed=0)
+    with torch.no_grad():
+        model.subspace.subspace_params.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+    module[1].angles = module[1].angles.repeat(2)
+    model.quantize()
+    sublora.decode(sublora.encode(model).data, attention())

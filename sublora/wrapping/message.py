@@ -46,6 +46,8 @@ class WrappedHeader(Strict):
     choices: PositiveInt
     extra_bits: NonNegativeFloat
     base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    architecture_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    buffers: Annotated[float, Field(allow_inf_nan=False)]
     origin_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     projection_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -93,7 +95,7 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
         raise ValueError(f"extra_bits must be finite and not negative, found {extra_bits}")
     if wrapped.mask_width > 0.0:
         raise ValueError("the gates are still soft, which no message names: call anneal(1.0) and score the model after")
-    if base_sha256(wrapped.module) != wrapped.base_sha256:
+    if base_sha256(wrapped.module) != wrapped.identity.base_sha256:
         raise ValueError(
             "the frozen module changed since it was wrapped (running statistics?); its message would be wrong"
         )
@@ -106,7 +108,9 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
         arguments=wrapped.arguments,
         choices=choices,
         extra_bits=float(extra_bits),
-        base_sha256=wrapped.base_sha256,
+        base_sha256=wrapped.identity.base_sha256,
+        architecture_sha256=wrapped.identity.architecture_sha256,
+        buffers=wrapped.identity.buffers,
         origin_sha256=lora_init_sha256(wrapped.subspace),
         projection_sha256=projection_sha256(wrapped.subspace),
     )
@@ -127,8 +131,8 @@ def decode(data: bytes, module: nn.Module) -> Decoded:
         alternatives and extra_bits are taken from the sender.
 
     Raises:
-        UserError: the bytes are damaged, or belong to other weights, other arguments or another version of the
-            projection.
+        UserError: the bytes are damaged, or belong to other weights, another architecture, other arguments or another
+            version of the projection.
     """
     # Wrap the module, and compare it with the sender's.
     certificate = parse_certificate(data, WHAT)
@@ -184,6 +188,12 @@ def _check_same(header: WrappedHeader, wrapped: Wrapped) -> None:
         raise UserError(f"{WHAT}: wrapped with {key} {theirs[key]!r}, this module with {ours[key]!r}")
     if base_sha256(wrapped.module) != header.base_sha256:
         raise UserError(f"{WHAT}: the weights of this module are not those of the message (sha256 differs)")
+    identity = wrapped.identity
+    if identity.architecture_sha256 != header.architecture_sha256 or not identity.same_buffers(header.buffers):
+        raise UserError(
+            f"{WHAT}: this module has the weights of the message and computes something else with them (its "
+            "configuration, the attributes of its modules or its unsaved buffers differ)"
+        )
     if (lora_init_sha256(wrapped.subspace), projection_sha256(wrapped.subspace)) != (
         header.origin_sha256,
         header.projection_sha256,

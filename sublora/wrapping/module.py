@@ -33,7 +33,8 @@ from sublora.subspace.allocations import parse_allocation, soft_width
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.streams import generator
 from sublora.system.validation import describe
-from sublora.wrapping.frozen import PassWatch, base_sha256, check_values
+from sublora.wrapping.frozen import PassWatch, check_values
+from sublora.wrapping.identity import ModuleIdentity
 from sublora.wrapping.targets import WrapArguments, lay_out
 
 FARTHEST_LOGIT = 40.0
@@ -134,8 +135,8 @@ class Wrapped(nn.Module):
         module.requires_grad_(False)
         self.subspace.to(_device(module))
         self.log_step.data = self.log_step.data.to(_device(module))
-        self.base_sha256 = base_sha256(module)
-        """Identifies the frozen weights and buffers at the time of wrapping."""
+        self.identity = ModuleIdentity.of(module)
+        """The frozen module at the time of wrapping."""
         self._checked_modes: set[bool] = set()
         """The modes, training or not, in which a pass was found to leave the module unchanged."""
         self.train(module.training)
@@ -150,7 +151,7 @@ class Wrapped(nn.Module):
         the first pass of a mode, if the module changes its own parameters or buffers.
         """
         check_state = self.training not in self._checked_modes
-        watch = PassWatch(self.module, self.base_sha256, check_state=check_state)
+        watch = PassWatch(self.module, self.identity.base_sha256, check_state=check_state)
         theta_D = self.theta()
         attached = self._moving(theta_D, watch) if self.arguments.rank is None else self._attached(theta_D, watch)
         with attached as call:
