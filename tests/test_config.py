@@ -1,4 +1,4 @@
-"""Settings: strictness, the texts of errors, and what a stage hangs on."""
+"""Settings: strictness, the texts of errors, and what a stage depends on."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 from conftest import REPOSITORY, TINY, demo_values, merged
 
 from sublora import config
+from sublora.config.loading import read_yaml
 from sublora.config.section import Mark, ReachesThrough
 from sublora.system.errors import UserError
 
@@ -95,6 +96,32 @@ def test_files_that_are_no_settings(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match=r"config\.yaml: (not valid YAML|expected a mapping)"):
         config.load_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("seeds: [042]", "line 1: YAML reads 042 as 34; write the number without leading zeros or colons"),
+        ("a: 1\nb: -010", "line 2: YAML reads -010 as -8"),
+        ("time: 1:30", "line 1: YAML reads 1:30 as 90"),
+        ("time: 1:30.5", "line 1: YAML reads 1:30.5 as 90.5"),
+    ],
+)
+def test_numbers_that_yaml_reads_in_another_base_are_refused(tmp_path, line, expected):
+    """[042] was the seed 34 without a word."""
+    path = tmp_path / "config.yaml"
+    path.write_text(line)
+    with pytest.raises(UserError) as caught:
+        config.load_settings(path)
+    assert expected in str(caught.value)
+
+
+def test_numbers_and_text_that_are_what_they_look_like_stay_so():
+    text = "{a: 0, b: 42, c: 1_000, d: 0x1F, e: '042', f: 2024-06-30, g: 0.5, h: -7, i: 00, j: 2024-06-30 12:00:00}"
+    assert read_yaml(text) == {
+        **{"a": 0, "b": 42, "c": 1000, "d": 31, "e": "042", "f": "2024-06-30", "g": 0.5, "h": -7, "i": 0},
+        "j": "2024-06-30 12:00:00",
+    }
 
 
 @pytest.mark.parametrize("name", ["fixed-0", "fixed-1", "fixed-1.5", "fixed-", "fixed-nan", "fixd-0.5", ""])

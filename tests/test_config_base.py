@@ -1,6 +1,9 @@
 """Settings of the base: its kinds, what base and target must not share, and which stages its keys reach."""
 
+import datetime
+
 import pytest
+import yaml
 from conftest import PRETRAINED, TINY, TRAINED, demo_values, merged
 
 from sublora import config
@@ -59,6 +62,19 @@ def test_mistakes_are_named(base, expected):
 def test_what_makes_a_pretrained_base_independent_must_be_said(key, text):
     independence = PRETRAINED["independence"] | {key: text}
     assert f"base.independence.{key}: " in complaint(PRETRAINED | {"independence": independence})
+
+
+def test_a_date_needs_no_quotes(tmp_path):
+    """YAML makes a date of it, Snakemake's reader as well."""
+    independence = PRETRAINED["independence"] | {"training_cutoff": "2023-06-01"}
+    values = merged(demo_values(), TINY) | {"base": PRETRAINED | {"independence": independence}}
+    text = yaml.safe_dump(values).replace("'2023-06-01'", "2023-06-01")
+    (tmp_path / "config.yaml").write_text(text)
+    read_by_snakemake = yaml.safe_load(text)
+    assert isinstance(read_by_snakemake["base"]["independence"]["training_cutoff"], datetime.date)
+    ours = config.load_settings(tmp_path / "config.yaml")
+    assert ours == config.parse_settings(read_by_snakemake, "a module") == config.parse_settings(values, "x.yaml")
+    assert config.with_text_dates(read_by_snakemake) == values
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,10 @@ from sublora.config.loading import (
     origin_of,
     parse_run,
     parse_settings,
+    read_values,
     root_of,
     settings_text,
+    with_text_dates,
     with_typed_overrides,
     write_resolved,
 )
@@ -94,9 +96,11 @@ __all__ = [
     "parse_run",
     "part_rank",
     "parse_settings",
+    "read_values",
     "root_of",
     "settings_text",
     "stage_settings",
+    "with_text_dates",
     "with_typed_overrides",
     "write_resolved",
 ]

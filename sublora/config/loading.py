@@ -1,8 +1,10 @@
 """Settings files: read, checked, and written with every key; whatever is wrong with one becomes one line."""
 
+import datetime
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,7 +59,7 @@ def parse_section(kind: type[Whole], values: object, source: str) -> Whole:
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a mapping with the keys {', '.join(kind.model_fields)}")
     try:
-        return kind.model_validate(with_tuples(values))
+        return kind.model_validate(with_tuples(with_text_dates(values)))
     except ValidationError as error:
         raise UserError(f"{source}: {describe(error, _schema(kind))}") from None
 
@@ -72,6 +74,18 @@ def with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: with_tuples(item) for key, item in value.items()}
     return tuple(with_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def with_text_dates(value: Any) -> Any:
+    """Return the values with dates as the text that stands in the file: no setting is a date.
+
+    `read_yaml` reads no dates, but other readers of YAML, such as Snakemake's, do.
+    """
+    if isinstance(value, Mapping):
+        return {key: with_text_dates(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_text_dates(item) for item in value]
+    return str(value) if isinstance(value, datetime.date) else value
 
 
 def root_of(config_path: Path) -> Path:
@@ -139,8 +153,8 @@ def _parsed(value: Any) -> Any:
         return [_parsed(item) for item in value]
     if isinstance(value, str):
         try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
+            return read_yaml(value)
+        except ValueError:
             return value
     return value
 
@@ -149,10 +163,23 @@ LARGEST_NODES = 100_000
 """Values in a file, counted as often as aliases repeat them. A settings file has some hundred."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 except for dates, which stay the text that stands there."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+OTHER_BASE = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*|.*:.*")
+"""Numbers that YAML 1.1 reads in base 8 or 60: 042 is 34, and 1:30 is 90."""
+
+
 def read_yaml(text: str) -> Any:
     """The values of a YAML text. ValueError, in one line, if it is no YAML, ambiguous or too large."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -178,6 +205,11 @@ def _count(node: yaml.Node, counted: dict[int, int]) -> int:
         return known
     counted[id(node)] = 0
     total = 1
+    if node.tag in NUMBERS and OTHER_BASE.fullmatch(node.value):
+        raise ValueError(
+            f"{_where(node)}: YAML reads {node.value} as {yaml.safe_load(node.value)}; write the number without "
+            "leading zeros or colons, or text in quotes"
+        )
     if isinstance(node, yaml.MappingNode):
         _refuse_repeated_keys(node)
         total += sum(_count(key, counted) + _count(value, counted) for key, value in node.value)

@@ -17,8 +17,10 @@ from snakemake.utils import validate
 from sublora.config import (
     load_settings,
     parse_settings,
+    read_values,
     root_of,
     stage_settings,
+    with_text_dates,
     with_typed_overrides,
     write_resolved,
 )
@@ -78,6 +80,8 @@ def resolved_settings():
     source = settings_source()
     if not is_module() and len(settings_files()) == 1 and not overrides():
         return load_settings(settings_files()[0]), source
+    for path in settings_files():
+        read_values(path)  # refuses what Snakemake's own reader lets pass: a key given twice, 042 for 34
     config.update(with_typed_overrides(config, overrides()))
     return parse_settings(config, source), source
 
@@ -89,7 +93,7 @@ try:
 except UserError as error:
     stop(str(error))
 # `set_default`: SETTINGS have the defaults; Snakemake would mix those of all kinds of a base.
-validate(config, "../schemas/config.schema.json", set_default=False)
+validate(with_text_dates(config), "../schemas/config.schema.json", set_default=False)
 
 RUNS = SETTINGS.grid.runs()
 # Name of a run's folder, with the wildcards that the grid has.
