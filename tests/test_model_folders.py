@@ -86,7 +86,7 @@ def test_habits_of_a_stored_tokenizer_do_not_reach_the_data(habit: str, tmp_path
     assert stored["model"][habit] if habit == "dropout" else stored[habit]
     one, other = prepared(tmp_path / "one", tokenizer, documents), prepared(tmp_path / "other", clean, documents)
     assert one.data_hash == other.data_hash
-    assert f"{habit} of its tokenizer are not applied to documents" in capsys.readouterr().err
+    assert f"switched off in its tokenizer: {habit}" in capsys.readouterr().err
     assert not json.loads((one.folder / "tokenizer.json").read_text())["padding"]
     # A reader of a certificate tokenizes prompts with the folder's own file.
     (long,) = pretrained_tokenizer(tmp_path / "one/model").encode_batch([max(documents, key=len)])

@@ -230,7 +230,7 @@ def _of_pretrained(
     if tokenizer is None:
         raise UserError(f"{folder}: its tokenizer does not belong to the library `tokenizers`; {ANOTHER_PATH}")
     if cleared := _as_text(tokenizer):
-        say(f"{folder}: {' and '.join(cleared)} of its tokenizer are not applied to documents")
+        say(f"{folder}: switched off in its tokenizer: {', '.join(cleared)}")
     eot_id = _end_of_text(tokenizer, wrapped.eos_token_id, folder)
     # The tokenizer must return text unchanged, and the model must predict each of its tokens.
     ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
