@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -27,7 +28,15 @@ from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_all
 from sublora.data.tokenizers import pretrained_tokenizer, tokenizer_facts
-from sublora.models.huggingface import HuggingFaceBase, build_module, load_huggingface_base, read_pretrained, save_base
+from sublora.models.huggingface import (
+    HuggingFaceBackbone,
+    HuggingFaceBase,
+    build_module,
+    load_huggingface_base,
+    read_pretrained,
+    save_base,
+)
+from sublora.models.lora import Adapters
 from sublora.runs.base import make_base
 from sublora.system.errors import UserError
 from sublora.system.pretrained import renaming_hint
@@ -358,3 +367,48 @@ def test_the_hint_names_the_part_that_fits_most() -> None:
     assert "'x.'" in str(renaming_hint(missing, ["x.a.weight", "x.b.c.weight", "b.y.c.weight"]))
     assert renaming_hint(missing, ["other", "a.bias"]) is None
     assert renaming_hint(missing, []) is None
+
+
+# Sizes under other names
+
+
+def gemma3() -> Any:
+    """A language model that reads images as well: its sizes are in a part of config.json."""
+    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    text |= {"num_key_value_heads": 1, "vocab_size": VOCABULARY, "max_position_embeddings": 64, "sliding_window": 64}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    tokens = {"boi_token_index": 2, "eoi_token_index": 3, "image_token_index": 1, "mm_tokens_per_image": 4}
+    torch.manual_seed(0)
+    settings = transformers.Gemma3Config(text_config=text, vision_config=vision, **tokens)
+    return transformers.Gemma3ForConditionalGeneration(settings).eval()
+
+
+def backbone(folder: Path, targets: tuple[str, ...], **sizes: int) -> HuggingFaceBackbone:
+    lora = config.Lora(rank=2, alpha=4.0, dropout=0.0, targets=targets, init="zero_b")
+    model = config.HuggingFaceModel(kind="huggingface", **({"n_layer": 2, "context_length": 16} | sizes))
+    base = read_pretrained(folder)
+    return HuggingFaceBackbone(base, model, lora, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "language_model.*.q_proj"])
+def test_the_language_model_of_a_model_with_images_is_adapted(target: str, tmp_path: Path) -> None:
+    gemma3().save_pretrained(tmp_path)
+    found = backbone(tmp_path, (target,))
+    assert len(found.maps) == 2 and all(".language_model.layers." in each.name for each in found.maps)
+    rng = np.random.default_rng(0)
+    theta_D = torch.from_numpy(rng.normal(0, 0.3, found.space.size).astype(np.float32))
+    tokens_NT = torch.arange(4, 16)[None]
+    hidden = [
+        found.hidden(tokens_NT, a) for a in (None, Adapters(found.space, theta_D, scale=1.0, dtype=torch.float32))
+    ]
+    assert not torch.allclose(*hidden)
+    assert "3, the pretrained model has 2 layers" in refusal(lambda: backbone(tmp_path, (target,), n_layer=3))
+    assert "at most 64 positions" in refusal(lambda: backbone(tmp_path, (target,), context_length=65))
+
+
+def test_the_longest_context_of_mpt_is_known(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "vocab_size": VOCABULARY}
+    transformers.MptForCausalLM(transformers.MptConfig(**sizes)).save_pretrained(tmp_path)
+    assert len(backbone(tmp_path, ("Wqkv",), context_length=32).maps) == 2
+    assert "at most 32 positions; lower it" in refusal(lambda: backbone(tmp_path, ("Wqkv",), context_length=64))

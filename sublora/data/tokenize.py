@@ -126,7 +126,7 @@ def _difference(text: str, given_back: str) -> TokenizedBatch:
 
 
 def _excerpt(text: str, start: int) -> str:
-    return repr(printable(text[max(0, start - EXCERPT // 2) : start + EXCERPT]))
+    return f"'{printable(text[max(0, start - EXCERPT // 2) : start + EXCERPT])}'"
 
 
 def permuted_words(text: str, seed: int) -> str:

@@ -257,12 +257,13 @@ def _backbone(module: nn.Module) -> nn.Module:
     return cast(Any, module).base_model
 
 
-def _text_network(module: nn.Module) -> nn.Module:
-    """The part of a backbone that reads tokens: all of it, unless the model reads images or sound as well."""
+def _name_of_text_network(module: nn.Module, backbone: nn.Module) -> str:
+    """Return where the names of maps begin that read tokens: "", unless the model reads images or sound as well."""
     settings = cast(Any, module).config
     if settings.get_text_config() is settings:
-        return _backbone(module)
-    return cast(nn.Module, cast(Any, module).get_decoder())
+        return ""
+    text = cast(Any, module).get_decoder()
+    return next((f"{name}." for name, found in backbone.named_modules() if found is text and name), "")
 
 
 class HuggingFaceBackbone:
@@ -301,14 +302,16 @@ class HuggingFaceBackbone:
 def _adapted_maps(module: nn.Module, model: config.HuggingFaceModel, lora: config.Lora) -> tuple[LinearMap, ...]:
     """The maps that `lora.targets` name, layer by layer, then the head. UserError if a layer has none of them."""
     patterns = [target for target in lora.targets if target != HEAD]
-    text = _text_network(module)
-    prefix = next(name for name, found in module.named_modules() if found is text)
+    backbone = _backbone(module)
+    prefix = next(name for name, found in module.named_modules() if found is backbone)
     try:
-        # Within the backbone: there a pattern never fits the head, nor the part of a model that reads images.
-        found = linear_maps(text, patterns) if patterns else ()
+        # Within the backbone: there a pattern never fits the head.
+        found = linear_maps(backbone, patterns) if patterns else ()
     except ValueError as error:
         raise UserError(f"lora.targets: {error}") from None
-    maps = [dataclasses.replace(each, name=f"{prefix}.{each.name}") for each in found]
+    # The part of a model that reads images or sound does nothing for text.
+    inside = _name_of_text_network(module, backbone)
+    maps = [dataclasses.replace(each, name=f"{prefix}.{each.name}") for each in found if each.name.startswith(inside)]
     if HEAD in lora.targets:
         head = cast(nn.Module, head_of(module))
         maps.append(LinearMap(HEAD, *sizes(head), group=HEAD, target=HEAD))
