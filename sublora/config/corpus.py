@@ -234,7 +234,8 @@ class Data(Section):
     """What is drawn independently from the population, and what n counts. document: each document. source: the group
     that a document belongs to, fixed before the sample: the source file of docstrings and functions, the .txt file, the
     value of corpus.unit_field, the leading parts of a path in a wheel. A unit's loss is the mean over its documents,
-    and no unit is split between train, val and test."""
+    and no unit is split between train, val and test. A text that occurs in several sources stays with one of them; the
+    claim is about sources without the texts that others keep."""
     tokenizer: Annotated[Literal["gpt2", "bytes", "base"], Mark("data", "base", "train")]
     """gpt2: byte-pair encoding, 50,257 tokens; bytes: 256 values and the end-of-text token; base: that of the
     pretrained base, byte-level byte-pair encoding."""
@@ -251,7 +252,8 @@ class Data(Section):
     test_documents: PositiveInt
     """Documents whose losses are only ever reported."""
     shuffle_seed: Annotated[NonNegativeInt, Mark("data", "base", "train")] = 2357
-    """Key of the hash of a text (or of a source's name) that decides whether it goes to train, val or test."""
+    """Key of the hash of a text that decides whether it goes to train, val or test; with unit: source, key of two
+    hashes of a source's name, one for which source keeps a text that several share, one for the split."""
     permute: Annotated[Literal["words", "tokens"] | None, Mark(claim="population", premise=True, null_counts=False)] = (
         None
     )
