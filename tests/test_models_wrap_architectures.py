@@ -80,3 +80,41 @@ def test_what_is_merged_is_what_was_trained(name) -> None:
     torch.testing.assert_close(found, merged, atol=1e-4 * scale, rtol=1e-3)
     model(**given)[0].square().mean().backward()
     assert model.subspace.subspace_params.grad.norm() > 0
+
+
+RWKV = SMALL | {"attention_hidden_size": 32, "num_hidden_layers": 8, "use_cache": False}
+del RWKV["num_attention_heads"]
+REFORMER = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "attention_head_size": 8,
+    "num_attention_heads": 4,
+    "feed_forward_size": 48,
+    "attn_layers": ["local", "local"],
+    "axial_pos_embds": False,
+    "is_decoder": True,
+    "local_attn_chunk_length": 4,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_a_network_that_rescales_its_weights_is_refused_in_its_first_pass(rank) -> None:
+    model = sublora.wrap(
+        transformers.RwkvForCausalLM(transformers.RwkvConfig(**RWKV)).eval(), "*", rank=rank, budget=8, seed=0
+    )
+    with pytest.raises(ValueError, match=r"evaluation mode changes 'rwkv.blocks.0.attention.output(.weight)?',"):
+        model(input_ids=IDS)
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_reversible_layers_are_refused_and_compute_what_they_compute_merged(rank) -> None:
+    """They recompute in a backward pass of their own."""
+    module = transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**REFORMER)).eval()
+    model = sublora.wrap(module, "*", rank=rank, budget=8, seed=0)
+    with pytest.raises(ValueError, match="'reformer.encoder.layers.0.attention.* ran without gradients"):
+        model(input_ids=IDS)
+    with torch.no_grad():
+        model.subspace.subspace_params.fill_(1.0)
+        found, expected = (each(input_ids=IDS).logits for each in (model, model.merge()))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)

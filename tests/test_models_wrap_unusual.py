@@ -88,6 +88,39 @@ def test_reads_pass_through_every_function_and_end_as_they_began() -> None:
     assert layer.weight is plain and type(layer) is nn.Linear
 
 
+class Listed(nn.Module):
+    """Reads its weights from a list as well, which no move by name reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.weights = [self.first.weight]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x)) + x @ self.weights[0].T)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "weights"])
+def test_what_reads_a_weight_past_its_name_reads_the_frozen_one_in_both(kind) -> None:
+    model = moved(wrapped(kind, Listed(), budget=20))
+    torch.testing.assert_close(model(inputs()), model.merge()(inputs()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["embedding.weight", "head.weight"])
+def test_a_shared_parameter_stays_shared_where_it_moves_itself(pattern) -> None:
+    module = Tied()
+    if pattern == "head.weight":
+        # The first name of a shared parameter is the one that patterns fit.
+        with pytest.raises(ValueError, match="fits no parameter"):
+            wrapped("weights", module, targets=pattern, budget=20)
+        return
+    model = moved(wrapped("weights", module, targets=pattern, budget=20))
+    merged = model.merge()
+    assert merged.head.weight is merged.embedding.weight
+    torch.testing.assert_close(model(torch.arange(7)), merged(torch.arange(7)))
+
+
 class Tied(nn.Module):
     """A head that shares its weight with the embedding, and is read by its owner."""
 

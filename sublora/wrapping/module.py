@@ -35,7 +35,7 @@ from sublora.system.streams import generator
 from sublora.system.validation import describe
 from sublora.wrapping.frozen import PassWatch, check_values
 from sublora.wrapping.identity import ModuleIdentity
-from sublora.wrapping.targets import WrapArguments, lay_out
+from sublora.wrapping.targets import WrapArguments, lay_out, replace_parameters
 
 FARTHEST_LOGIT = 40.0
 """The logit of a gate that gives everything to one side."""
@@ -180,8 +180,7 @@ class Wrapped(nn.Module):
         with torch.no_grad():
             theta_D = self.theta()
             if self.arguments.rank is None:
-                for name, value in self._moved(theta_D).items():
-                    merged.get_parameter(name).copy_(value)
+                replace_parameters(merged, self._moved(theta_D))
             else:
                 self._merge_adapters(merged, theta_D)
         for name, parameter in merged.named_parameters():

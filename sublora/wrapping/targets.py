@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from sublora.models.linear_maps import LinearMap, group_of, linear_map_space, linear_maps, matches
 from sublora.models.lora import initial_theta
@@ -86,3 +86,19 @@ def parameter_space(module: nn.Module, patterns: Iterable[str]) -> ParameterSpac
         groups.setdefault(group_of(name), []).append(name)  # type: ignore[attr-defined]
     described = [(name, tuple(known[name].shape), group, ROLE) for group, names in groups.items() for name in names]
     return ParameterSpace.of(described)
+
+
+def replace_parameters(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Register new parameters with these values under every name that the present ones have.
+
+    As in a forward pass on moved parameters, a shared parameter stays shared, and what else holds the present one (a
+    list of the module's own) is left alone.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for name, value in values.items():
+        moved = nn.Parameter(value.detach().clone())
+        for each in names[id(module.get_parameter(name))]:
+            owner, _, attribute = each.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, moved)
