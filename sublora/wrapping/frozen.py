@@ -4,10 +4,12 @@ A message describes the predictor only if the module computes the same function 
 only if the gradient in w is the true one. Both are checked in the passes themselves, before a training is spent.
 """
 
+import inspect
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import disable_saved_tensors_hooks
 
 from sublora.system.digests import tensors_sha256
@@ -61,7 +63,10 @@ class PassWatch:
             self._lent.append((name, lent))
         if not self._gradients:
             return
-        (self._with_gradients if torch.is_grad_enabled() else self._without_gradients).add(name)
+        if torch.is_grad_enabled():
+            self._with_gradients.add(name)
+        elif _in_own_function():
+            self._without_gradients.add(name)
         saving = _saving_hooks()
         if saving not in (None, self._saving) and not _harmless(saving):
             raise ValueError(
@@ -71,14 +76,14 @@ class PassWatch:
     def finish(self) -> None:
         """Check the pass once it is over.
 
-        ValueError if something that w moves was only used without gradients, or if the module changed its own tensors;
-        changed buffers get their values back.
+        ValueError if something that w moves was only used inside an autograd.Function, which computes its gradient by
+        itself, or if the module changed its own tensors; changed buffers get their values back.
         """
         if lost := sorted(self._without_gradients - self._with_gradients):
             raise ValueError(
                 f"{_some(lost)} ran without gradients, so the gradient in w would be wrong. Turn off what did this "
-                "(gradient checkpointing with use_reentrant=True, a backward pass of the module's own, torch.no_grad), "
-                "choose other targets, or call the wrapped module under torch.no_grad() if only outputs are needed"
+                "(gradient checkpointing with use_reentrant=True, or a backward pass of the module's own), choose "
+                "other targets, or call the wrapped module under torch.no_grad() if only outputs are needed"
             )
         if self._check_state and (changed := self._changed()):
             mode = "training" if self._module.training else "evaluation"
@@ -141,6 +146,16 @@ def _saving_hooks() -> object:
             return None
     except RuntimeError:
         return True
+
+
+def _in_own_function() -> bool:
+    """Return whether the forward pass of an autograd.Function is running, by the context among its local variables."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if any(isinstance(value, FunctionCtx) for value in frame.f_locals.values()):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _harmless(saving: object) -> bool:

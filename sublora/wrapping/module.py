@@ -147,8 +147,8 @@ class Wrapped(nn.Module):
         """Return the module's output with theta in place, differentiable in w, gates and step.
 
         ValueError, with the name of what is wrong, if the module recomputes activations in the backward pass (gradient
-        checkpointing), since it would do so without w; if something that w moves is used only without gradients; or, in
-        the first pass of a mode, if the module changes its own parameters or buffers.
+        checkpointing, reversible layers), since it would do so without w; or, in the first pass of a mode, if the
+        module changes its own parameters or buffers.
         """
         check_state = self.training not in self._checked_modes
         watch = PassWatch(self.module, self.identity.base_sha256, check_state=check_state)
