@@ -5,12 +5,13 @@ The public names, each imported from its module when it is first asked for, so t
     certify                   losses and bits to bounds, or two models compared (numpy alone)
     Certified, CertifiedComparison, CertifiedExcess   what it returns
     anchored_losses           losses of a language model mixed with its base, for certify
+    adapt                     from documents and a pretrained model to a certificate
     wrap, Wrapped             any torch.nn.Module with d trained numbers
     message_bits              the price of the message, differentiable
     encode, decode, EncodedMessage   the trained module as bytes, and back
     AnnealCallback            annealing inside transformers' Trainer
 
-What needs torch is in the extra `train`, the callback in `hf`.
+What needs torch is in the extra `train`; the callback and `adapt` are in `hf`.
 """
 
 import importlib
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sublora.bounds.certify import certify as certify
     from sublora.bounds.certify_pairs import CertifiedComparison as CertifiedComparison
     from sublora.bounds.certify_pairs import CertifiedExcess as CertifiedExcess
+    from sublora.tools.adapt.adapt import adapt as adapt
     from sublora.wrapping.message import EncodedMessage as EncodedMessage
     from sublora.wrapping.message import decode as decode
     from sublora.wrapping.message import encode as encode
@@ -39,6 +41,7 @@ _EXPORTS = {
     "CertifiedExcess": "sublora.bounds.certify_pairs",
     "EncodedMessage": "sublora.wrapping.message",
     "Wrapped": "sublora.wrapping.module",
+    "adapt": "sublora.tools.adapt.adapt",
     "anchored_losses": "sublora.bounds.anchor",
     "certify": "sublora.bounds.certify",
     "decode": "sublora.wrapping.message",

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": LIBRARY,
     "tools": LIBRARY | {"nn", "wrapping", "analysis", "runs"},
     "cli": LIBRARY | {"wrapping", "analysis", "runs", "tools"},
-    "": {"bounds", "wrapping", "system"},
+    "": {"bounds", "wrapping", "tools.adapt.adapt", "system"},
 }
 """Each package, '' for sublora itself, and the packages or modules of ours that it may import beside its own.
 

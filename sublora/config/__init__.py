@@ -21,6 +21,7 @@ from sublora.config.corpus import (
 )
 from sublora.config.grid import ALL, Grid, RunSpec, allocation_modes
 from sublora.config.loading import (
+    given_values,
     load_settings,
     origin_of,
     parse_run,
@@ -91,6 +92,7 @@ __all__ = [
     "allocation_modes",
     "data_settings",
     "digest",
+    "given_values",
     "load_settings",
     "origin_of",
     "parse_run",

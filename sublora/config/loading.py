@@ -93,6 +93,16 @@ def root_of(config_path: Path) -> Path:
     return Path(config_path).resolve().parent.parent
 
 
+def given_values(section: Section) -> dict[str, Any]:
+    """Return what a person would write for a section: keys without a default, and those with another value than it."""
+    plain, values = section.model_dump(mode="json"), {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if field.is_required() or value != field.get_default(call_default_factory=True):
+            values[name] = given_values(value) if isinstance(value, Section) else plain[name]
+    return values
+
+
 HEADER = (
     "# The settings in force, written by the workflow for its jobs. Change the workflow's own config, not this file.\n"
 )

@@ -35,7 +35,7 @@ def note(text: str) -> None:
 EXTRAS = {
     "train": ("datasets", "huggingface_hub", "pandas", "pyarrow", "safetensors", "tiktoken", "torch"),
     "workflow": ("docutils", "jinja2", "markupsafe", "matplotlib", "mpl_toolkits", "scipy", "seaborn", "snakemake"),
-    "hf": ("accelerate", "gguf", "tokenizers", "transformers"),
+    "hf": ("accelerate", "gguf", "peft", "tokenizers", "transformers"),
     "duplicates": ("datasketch",),
     "tracking": ("tensorboardX",),
 }

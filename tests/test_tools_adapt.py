@@ -1,0 +1,491 @@
+"""`sublora adapt`: from documents and a small Llama to a verified certificate, stopped in between, refused, planned."""
+
+import io
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from adapt_samples import write_adapt_inputs
+from conftest import REPOSITORY
+from killing import exit_status, in_child, killing_itself_at, outcome
+from typer.testing import CliRunner
+
+import sublora
+from sublora import config
+from sublora.cli import app
+from sublora.coding.certificate import read_certificate
+from sublora.config.section import LARGEST_BUDGET
+from sublora.system.errors import UserError
+from sublora.tools import throughput
+from sublora.tools.adapt import adapt as adapt_module
+from sublora.tools.adapt import settings as adapt_settings_module
+from sublora.tools.adapt.display import Display
+from sublora.tools.adapt.plan import BUDGETS, candidates, choose_budget, chosen_steps, shortfall
+from sublora.tools.adapt.request import AdaptRequest
+from sublora.tools.adapt.settings import (
+    COUNTED,
+    DocumentFacts,
+    ModelFacts,
+    adapt_settings,
+    peft_targets,
+    write_settings_file,
+)
+from sublora.tools.expected_bound import KnownData
+from sublora.tools.throughput import Throughput
+from sublora.training import checkpoint
+
+pytest.importorskip("transformers")
+
+DOCUMENTS, STEPS, RUN = 600, 60, "results/runs/d50_uniform_seed42"
+COMMAND = ["documents", "--model", "model", "--device", "cpu", "--steps", str(STEPS)]
+LLAMA = ModelFacts(layers=2, context=64, targets=("q_proj", "v_proj"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """One thread, and no long measurement of the speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "MEASURE_SECONDS", 0.1)
+        patch.setattr(adapt_settings_module, "_threads", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory: documents/ and model/."""
+    folder = tmp_path_factory.mktemp("adapt")
+    write_adapt_inputs(folder, documents=DOCUMENTS)
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def call(*words: str, command: str = "adapt") -> tuple[int, str, str]:
+    """(exit status, stdout, stderr or the error's line)."""
+    result = CliRunner().invoke(app, [command, *words])
+    if result.exception is not None and not isinstance(result.exception, UserError | SystemExit):
+        raise result.exception
+    error = str(result.exception) if isinstance(result.exception, UserError) else result.stderr
+    return (2 if isinstance(result.exception, UserError) else result.exit_code), result.stdout, error
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> tuple[Path, str, str]:
+    """(the folder, stdout, stderr) of the whole command."""
+    status, out, err = call(*COMMAND, "--out", "tickets")
+    assert status == 0, err
+    return place / "tickets", out, err
+
+
+@pytest.fixture
+def copy_of_finished(finished: tuple[Path, str, str], place: Path, tmp_path: Path) -> Iterator[Path]:
+    """The finished folder with documents and model beside it, and the working directory around them."""
+    for name in ("documents", "model", "tickets"):
+        shutil.copytree(place / name, tmp_path / name)
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(place)
+
+
+# The whole command
+
+
+def test_the_command_ends_with_a_card_and_a_readme_that_say_what_the_bound_says(finished) -> None:
+    folder, out, err = finished
+    record = json.loads((folder / RUN / "bounds.json").read_text())
+    sentence = out.splitlines()[0]
+    bound, base, gain = (float(each) for each in re.findall(r"at (?:most|least) ([\d.]+\d)", sentence))
+    assert 0.0 <= bound - record["bound_value"] < 1e-3 and 0.0 <= base - record["anchor"]["base_bound"] < 1e-3
+    assert gain > 0.0 and 0.0 <= record["certified_gain_bits"] - gain < 1e-3
+    n, bits = record["n_units"], math.ceil(record["code_bits"])
+    assert "(95 %)" in sentence and f"n = {n:,} texts, message {bits:,} bits." in sentence
+    page = (folder / "README.md").read_text()
+    assert sentence in page and "not stated (--independence)" in page and "Verified on this machine" in page
+    assert "note: why the model has not read these documents is not stated" in err
+    # Plain lines, each with its stage.
+    lines = err.splitlines()
+    assert all(re.match(r"[1-8]/8 \w+: |note: ", line) for line in lines), err
+    assert [line for line in lines if re.fullmatch(r"5/8 train: step \d+ of 60, .+ left", line)]
+    assert "$ " in (folder / "logs/adapt/train.log").read_text()
+
+
+def test_the_command_that_the_readme_names_verifies_the_claim(finished, place) -> None:
+    (block,) = re.findall(r"```sh\n(sublora verify .*?)```", (finished[0] / "README.md").read_text(), re.DOTALL)
+    os.chdir(finished[0])
+    try:
+        status, out, err = call(*shlex.split(block)[2:], command="verify")
+    finally:
+        os.chdir(place)
+    assert status == 0 and "verified" in out, (out, err)
+
+
+def test_the_settings_are_those_that_a_person_would_write(finished) -> None:
+    written = yaml.safe_load((finished[0] / "config/config.yaml").read_text())
+    statement = dict.fromkeys(("training_cutoff", "document_dates", "how_checked"), "not stated")
+    assert written == {
+        "grid": {"budgets": [50], "allocations": ["uniform"], "seeds": [42]},
+        "data": {
+            "name": "documents",
+            "corpus": {"kind": "folder", "path": "../documents"},
+            "unit": "document",
+            "tokenizer": "base",
+            "min_tokens": 10,
+            "val_documents": 30,
+            "test_documents": 60,
+            "workers": 1,
+        },
+        "base": {"kind": "pretrained", "path": "../model", "independence": statement},
+        "model": {"kind": "huggingface", "n_layer": 2, "context_length": 64},
+        "lora": {"targets": ["q_proj", "v_proj"]},
+        "training": {
+            "steps": STEPS,
+            "tokens_per_step": 512,
+            "micro_batch_sequences": 8,
+            "learning_rate": 0.02,
+            "final_learning_rate": 0.001,
+        },
+        "compute": {"device": "cpu"},
+        "message": {"extra_bits": 0.0},
+        "scoring": {
+            "documents": "all",
+            "sliding_window": 64,
+            "anchor_k0": 12,
+            "base_documents": "all",
+            "val_documents": 30,
+            "test_documents": 60,
+        },
+        "bound": {"delta": 0.05, "delta_sample": 0.045, "delta_base": 0.01},
+    }
+
+
+def test_the_same_command_again_computes_nothing(finished) -> None:
+    folder, out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file()}
+    status, again, err = call(*COMMAND, "--out", "tickets")
+    assert status == 0 and again == out
+    assert err.count("done before") == len(adapt_module.STAGES) and "done in" not in err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_snakemake_takes_the_folder_as_it_is(finished, place) -> None:
+    """It finds the run complete, and would run the other stages of a larger grid on the same data and base."""
+
+    def dry_run(*words: str) -> str:
+        command = [str(Path(sys.executable).parent / "snakemake"), "--directory", "tickets", "-n", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    (place / "workflow").symlink_to(REPOSITORY / "workflow")
+    assert "Nothing to be done" in dry_run("bounds", "results/yardsticks.json")
+    larger = dry_run("trainings", "--config", "grid={budgets: [50, 100], allocations: [uniform, learned], seeds: [42]}")
+    assert re.search(r"^train +3$", larger, re.MULTILINE) and not re.search("^(prepare|base) ", larger, re.MULTILINE)
+
+
+# Stopped in between
+
+
+def test_it_goes_on_after_ctrl_c_and_after_a_kill_and_ends_with_the_same_run(finished, place) -> None:
+    def start(before_step):
+        return sublora.adapt(
+            "documents", model="model", out="stopped", device="cpu", steps=STEPS, before_step=before_step
+        )
+
+    def press(step: int) -> None:
+        if step == 23:
+            signal.raise_signal(signal.SIGINT)
+
+    # The first Ctrl-C saves the state after the step.
+    with pytest.raises(KeyboardInterrupt):
+        start(press)
+    (state,) = (place / "stopped" / RUN / "state").glob("*.pt")
+    assert checkpoint.load(state)["history"]["step"] == 24
+    # A kill loses the steps since the last save, which is made every 20 steps.
+    assert exit_status(in_child(lambda: start(killing_itself_at(47, while_saving=False)))) == -signal.SIGKILL
+    assert checkpoint.load(state)["history"]["step"] == 40
+    status, _, err = call(*COMMAND, "--out", "stopped")
+    assert status == 0 and "train: goes on at step 40 of 60" in err
+    assert err.count("done before") == 4  # prepare, base, plan, yardsticks
+    found, wanted = (outcome(place / name / RUN) for name in ("stopped", "tickets"))
+    assert found == wanted
+    payloads = [read_certificate(place / name / RUN / "certificate.bin").payload for name in ("stopped", "tickets")]
+    assert payloads[0] == payloads[1]
+
+
+def test_a_statement_of_independence_may_come_later(copy_of_finished) -> None:
+    stated = "the documents were written after the model was published"
+    status, out, err = call(*COMMAND, "--out", "tickets", "--independence", stated)
+    assert status == 0 and f"fixed without these documents: {stated}." in out and "note: why" not in err
+    done = set(re.findall(r"\d/8 (\w+): done before", err))
+    assert done == {"prepare", "base", "plan", "yardsticks", "train"}
+    header = read_certificate(Path("tickets", RUN, "certificate.bin")).header
+    assert header["settings"]["base"]["independence"]["how_checked"] == stated
+
+
+# Planned, and refused
+
+
+def test_a_dry_run_prints_the_plan_and_decides_nothing(place) -> None:
+    status, out, err = call(*COMMAND, "--out", "planned", "--dry-run")
+    assert status == 0, err
+    assert re.search(r"^n = 510 texts; the frozen model needs \d\.\d{3} bits per token on val$", out, re.MULTILINE)
+    assert "budget d = 50" in out and "a certified gain of" in out and f"time: {STEPS} steps, about" in out
+    assert "GiB (measured" in out
+    assert (place / "planned/data/documents/meta.json").exists() and (place / "planned/results/base").exists()
+    for name in ("config", "README.md", "results/adapt.json", "results/runs", "results/yardsticks.json"):
+        assert not (place / "planned" / name).exists()
+
+
+def test_too_few_documents_are_refused_before_the_training_with_the_n_that_would_do(place, monkeypatch) -> None:
+    lines = (place / "documents/tickets.jsonl").read_text().splitlines()
+    (place / "few").mkdir()
+    (place / "few/tickets.jsonl").write_text("\n".join(lines[:150]))
+    command = ["few", *COMMAND[1:], "--out", "refused"]
+    status, _, line = call(*command)
+    assert status == 2 and "\n" not in line
+    found = re.fullmatch(
+        r"n = 110 documents are too few to certify a gain over the frozen model with any d from 25 to 500: it would "
+        r"take about n = ([\d,]+), if adapting gains what it gained in the demo; give more documents, or go on with "
+        r"--anyway",
+        line,
+    )
+    assert found is not None, line
+    assert 110 < int(found[1].replace(",", "")) < 10_000
+    assert not (place / "refused/config").exists() and not (place / "refused/results/runs").exists()
+
+    # With --anyway it would train.
+    def ran(job, settings, plan) -> adapt_module.Adapted:
+        return adapt_module.Adapted(job.root, plan, "ran")
+
+    monkeypatch.setattr(adapt_module._Job, "run", ran)
+    status, out, _ = call(*command, "--anyway")
+    assert status == 0 and out == "ran\n" and (place / "refused/config/config.yaml").exists()
+
+
+def known(base_loss: float, n: int) -> KnownData:
+    losses_U = np.random.default_rng(1).normal(base_loss, 0.3, 200)
+    return KnownData(n, 50_000, 60.0, losses_U)
+
+
+def large_settings(**arguments) -> config.Settings:
+    request = AdaptRequest("documents", "model", device="cpu", **arguments)
+    return adapt_settings(request, LLAMA, DocumentFacts(5000, 200), revision=None, n_units=4250)
+
+
+def test_more_documents_get_a_larger_budget() -> None:
+    settings = large_settings()
+    chosen = {}
+    for n in (300, 3000, 100_000):
+        data = known(4.0, n)
+        choice = choose_budget(settings, data, BUDGETS, data.base_losses_U)
+        chosen[n] = choice.prediction.budget
+        assert (shortfall(settings, data, BUDGETS, choice) is None) == choice.certifies
+    assert chosen[300] < chosen[3000] <= chosen[100_000] <= LARGEST_BUDGET
+
+
+def test_the_n_that_would_do_is_the_smallest_at_which_some_budget_pays() -> None:
+    settings = large_settings()
+    data = known(4.0, 40)
+    choice = choose_budget(settings, data, BUDGETS, data.base_losses_U)
+    line = shortfall(settings, data, BUDGETS, choice)
+    n = int(re.search(r"about n = ([\d,]+)", line)[1].replace(",", ""))
+    for count, pays in ((n, True), (n - 1, False)):
+        some = known(4.0, count)
+        assert choose_budget(settings, some, BUDGETS, some.base_losses_U).prediction.is_worth_it == pays
+
+
+def test_a_model_that_is_worse_than_guessing_is_refused() -> None:
+    data = known(17.0, 1000)
+    with pytest.raises(UserError, match="guessing among its 50,000 tokens 15.610; give a model that fits"):
+        choose_budget(large_settings(), data, BUDGETS, data.base_losses_U)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rate", "expected"),
+    [({}, 1000.0, 300), ({"steps": 20}, 1000.0, 20), ({"hours": 0.5}, 256.0, 225), ({"hours": 9e4}, 1e4, 5000)],
+)
+def test_steps_follow_from_hours_and_speed(arguments, rate, expected) -> None:
+    settings = large_settings(**arguments)
+    assert settings.training.tokens_per_step == 2048 // 4  # the context is the model's own, 64
+    request = AdaptRequest("documents", "model", **arguments)
+    steps = chosen_steps(request, settings, Throughput(rate * 512 / 2048, None, "a test"))
+    assert steps == expected
+
+
+def test_too_few_hours_and_too_large_budgets_are_refused() -> None:
+    request = AdaptRequest("documents", "model", hours=0.001)
+    with pytest.raises(UserError, match=r"--hours 0.001: enough for 0 steps here \(100 tokens/s\)"):
+        chosen_steps(request, large_settings(), Throughput(100.0, None, "a test"))
+    with pytest.raises(UserError, match="--budget 900: more than the 448 parameters of the adapters"):
+        candidates(AdaptRequest("documents", "model", budget=900), 448)
+    assert candidates(AdaptRequest("documents", "model"), 448) == (25, 50, 125, 250)
+
+
+# What settings are derived
+
+
+def test_splits_scoring_and_context_follow_from_documents_model_and_device() -> None:
+    facts = DocumentFacts(COUNTED, 700)
+    request = AdaptRequest("documents", "org/model", unit="customer", device="cuda", independence="by dates")
+    settings = adapt_settings(request, ModelFacts(30, 2048, ("q",)), facts, revision="a" * 40, n_units=43_000)
+    assert (settings.data.val_documents, settings.data.test_documents) == (500, 1000)
+    assert settings.data.unit == "source" and settings.data.corpus.unit_field == "customer"
+    assert settings.model.context_length == 1024 and settings.scoring.documents == 10_000
+    assert settings.bound.delta_excess_sample == 0.036 and settings.base.revision == "a" * 40
+    assert settings.base.independence.how_checked == "by dates"
+    on_cpu = adapt_settings(AdaptRequest("a", "b", device="cpu"), LLAMA, DocumentFacts(150, 30), revision=None)
+    assert (on_cpu.data.val_documents, on_cpu.data.test_documents, on_cpu.model.context_length) == (20, 20, 32)
+
+
+@pytest.mark.parametrize("name", ["demo/config/config.yaml", "config/config.yaml", "config/smollm2.yaml"])
+def test_a_settings_file_without_defaults_says_the_same(name, tmp_path) -> None:
+    settings = config.load_settings(REPOSITORY / name)
+    write_settings_file(settings, tmp_path / "config.yaml")
+    assert config.load_settings(tmp_path / "config.yaml") == settings
+    # Every key is needed: without it the file is refused, or means something else.
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for section, keys in written.items():
+        for key in keys:
+            fewer = written | {section: {name: value for name, value in keys.items() if name != key}}
+            try:
+                assert config.parse_settings(fewer, source="fewer") != settings, key
+            except UserError:
+                continue
+
+
+def test_targets_are_those_of_peft_or_are_asked_for(monkeypatch) -> None:
+    assert peft_targets("llama") == ("q_proj", "v_proj") and peft_targets("gpt_neox") == ("query_key_value",)
+    for kind in ("gemma4", "unheard_of"):  # a regular expression, and nothing
+        with pytest.raises(UserError, match=f"no list of maps to adapt for models of type {kind}; name them"):
+            peft_targets(kind)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.delitem(sys.modules, "peft.utils", raising=False)
+    with pytest.raises(UserError, match=r"pip install 'sublora\[hf\]', or name them with --targets"):
+        peft_targets("llama")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nowhere"], "nowhere: no such file or folder; give the documents' file or folder"),
+        (["documents", "--out", "documents/new"], "lies in the folder of the documents"),
+        (
+            ["documents", "--model", "./nothing"],
+            "--model ./nothing: no such folder; expected a folder with",
+        ),
+        (["documents", "--model", "documents/tickets.jsonl"], "--model documents/tickets.jsonl: a file; expected"),
+        (
+            ["documents", "--model", "documents"],
+            "expected config.json and safetensors, or one .gguf file; give",
+        ),
+        (["documents", "--revision", "main"], "--revision main: model is a folder, which has no revisions"),
+        (["documents", "--hours", "1", "--steps", "50"], "--hours and --steps: give one of them"),
+        (["documents", "--hours", "-1"], "--hours -1: expected more than 0"),
+        (["documents", "--steps", "3"], "--steps 3: expected at least 10"),
+        (["documents", "--budget", "0"], "--budget 0: expected at least 1"),
+        (["documents", "--independence", " "], "--independence: blank; say in words"),
+        (["documents", "--text", "body"], "no key 'body', found 'text', 'customer'; fix --text"),
+        (["documents", "--unit", "author"], "no key 'author', found 'text', 'customer'; fix --unit"),
+        (["ten"], "10 distinct documents of at least 10 tokens (10 of any length), expected at least 100"),
+        (["documents", "--targets", "nothing_like_it"], "lora.targets: "),
+    ],
+)
+def test_every_error_is_one_line(place, words, line) -> None:
+    ten = place / "ten"
+    if not ten.exists():
+        ten.mkdir()
+        lines = (place / "documents/tickets.jsonl").read_text().splitlines()
+        (ten / "tickets.jsonl").write_text("\n".join(lines[:10] * 3))
+    options = [("--model", "model"), ("--out", "erroneous"), ("--device", "cpu")]
+    words = [*words, *(word for pair in options if pair[0] not in words for word in pair)]
+    status, _, found = call(*words)
+    assert status == 2 and line in found and "\n" not in found, found
+    assert not (place / "erroneous/config").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(copy_of_finished, finished) -> None:
+    status, _, line = call(*COMMAND[:-1], "61", "--out", "tickets")
+    assert status == 2 and "(steps: 60 there, 61 here); give another folder with --out" in line
+    # Documents that have changed.
+    path = copy_of_finished / "documents/tickets.jsonl"
+    path.write_text(path.read_text() + '\n{"text": "one more", "customer": "new"}')
+    status, _, line = call(*COMMAND, "--out", "tickets")
+    assert status == 2 and "the documents have changed since" in line
+    # Files that were there before.
+    for name in ("config/config.yaml", "README.md"):
+        target = copy_of_finished / "own" / name
+        target.parent.mkdir(parents=True)
+        target.write_text("mine")
+        status, _, line = call(*COMMAND, "--out", "own")
+        assert status == 2 and f"{name}: not written by sublora adapt" in line and target.read_text() == "mine"
+        shutil.rmtree(copy_of_finished / "own")
+    # A damaged state.
+    state = copy_of_finished / "tickets/results/adapt.json"
+    for text in ("{", "{}", '{"format": 1, "request": {}, "plan": {}, "stages": {}}'):
+        state.write_text(text)
+        status, _, line = call(*COMMAND, "--out", "tickets")
+        assert status == 2 and "adapt.json" in line and "\n" not in line
+
+
+# The display
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_bar_for_each_stage_and_notes_are_shown_once(tmp_path, monkeypatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Display(("base", "train"), tmp_path) as display:
+        display.skip("base")
+        for _ in range(2):
+            with display.stage("train", "20 steps", steps=20) as advance:
+                for step in range(8, 20):
+                    advance(step)
+                print("$ a start line\nnote: 3 files are not read", file=sys.stderr)
+                kept = sys.stderr
+    print("written later", file=kept)
+    text = terminal.getvalue()
+    assert "1/2 base" in text and "done before" in text and "2/2 train" in text
+    assert text.count("note: 3 files are not read") == 1 and "$ a start line" not in text and "written later" in text
+    assert (tmp_path / "train.log").read_text().count("$ a start line") == 2
+
+
+def test_the_time_left_of_a_resumed_training_counts_its_own_steps_alone(tmp_path, monkeypatch, capsys) -> None:
+    now = [100.0]
+    monkeypatch.setattr("sublora.tools.adapt.display.time.monotonic", lambda: now[0])
+    with Display(("train",), tmp_path) as display, display.stage("train", "training", steps=100, seconds=50) as advance:
+        for step in range(40, 100):
+            advance(step)
+            now[0] += 2.0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        "1/1 train: training, about 50 s",
+        "1/1 train: goes on at step 40 of 100",
+        "1/1 train: step 50 of 100, 2 min left",
+    ]
+    assert "1/1 train: step 90 of 100, 20 s left" in lines and lines[-1] == "1/1 train: done in 2 min"
+
+
+def test_a_stage_that_fails_leaves_stderr_as_it_was(tmp_path, capsys) -> None:
+    before = sys.stderr
+    with pytest.raises(UserError), Display(("base",), tmp_path) as display, display.stage("base", "importing"):
+        raise UserError("no model")
+    assert sys.stderr is before and capsys.readouterr().err == "1/1 base: importing\n"
