@@ -1,4 +1,7 @@
-"""What docs/guide/own_documents.md tells a reader to type works, in order, on a tiny GPT-2 and a JSONL file."""
+"""What docs/guide/own_documents.md tells a reader to type works, in order, on tiny models and a JSONL file.
+
+test_tools_adapt.py compares what its first commands print with the page.
+"""
 
 import json
 import re
@@ -12,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from adapt_samples import VOCABULARY as ADAPT_VOCABULARY
+from adapt_samples import write_adapt_inputs
 from conftest import REPOSITORY, TINY, merged
 from huggingface_samples import texts, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
@@ -75,7 +80,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The root of a repository, with what the reader and the receiver have."""
     for name in ("config", "workflow"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
-    write_inputs(tmp_path / "tickets")
+    write_inputs(tmp_path / "by_hand")
+    write_adapt_inputs(tmp_path / "tickets", documents=400)
     for name in ("documents", "model"):
         shutil.copytree(tmp_path / "tickets" / name, tmp_path / "auditor" / name)
     monkeypatch.chdir(tmp_path)
@@ -84,12 +90,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_the_page_from_its_first_command_to_its_last(folder: Path) -> None:
-    output = {}
+    output, named, found = {}, re.search(r"(?<=tickets/results/runs/)\w+", PAGE)[0], ""
     for words in commands():
-        output[tuple(words[:2])] = call(words)
+        words = [word.replace(named, found or named) for word in words]
+        if words[1] == "adapt":
+            words += ["--device", "cpu", "--steps", "20", "--anyway"]
+        output.setdefault(tuple(words[:2]), call(words))
+        if words[1] == "adapt" and not found:
+            (run,) = (folder / "tickets/results/runs").iterdir()
+            found = run.name
+            shutil.copytree(folder / "tickets/config", folder / "auditor/config")
         if words[0] == "cp":
             edit(folder / words[-1])
-            shutil.copytree((folder / words[-1]).parent, folder / "auditor/config")
     text = output["sublora", "plan"]
     assert "d = 1,000: n = " in text and "is too small" in text  # a few hundred documents are no sample
     assert re.search(r"train +29\n", output["snakemake", "--directory"])  # of 30, one was done by hand
@@ -99,7 +111,7 @@ def test_the_page_from_its_first_command_to_its_last(folder: Path) -> None:
 
     from peft import PeftModel
 
-    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (2, 32)))
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, ADAPT_VOCABULARY, (2, 32)))
     load = transformers.AutoModelForCausalLM.from_pretrained
     whole = load(folder / "merged").eval()
     adapted = PeftModel.from_pretrained(load(folder / "tickets/model"), folder / "adapters").eval()
@@ -112,6 +124,12 @@ def test_the_page_from_its_first_command_to_its_last(folder: Path) -> None:
 def test_the_settings_that_are_shipped_are_complete_and_every_command_is_on_the_page() -> None:
     settings = config.load_settings(REPOSITORY / SETTINGS)
     assert len(settings.grid.runs()) == 30
-    assert {words[1] for words in commands() if words[0] == "sublora"} >= {"prepare", "plan", "train", "verify"}
+    assert {words[1] for words in commands() if words[0] == "sublora"} >= {
+        "adapt",
+        "prepare",
+        "plan",
+        "train",
+        "verify",
+    }
     marked = set(re.findall(r"^ *(\w+):.*# change", (REPOSITORY / SETTINGS).read_text(encoding="utf-8"), re.MULTILINE))
     assert {"path", "text_field", "unit_field", "independence", "n_layer", "targets", "extra_bits"} <= marked

@@ -263,7 +263,7 @@ class _Job:
         config_path, path = self.folder.config_path, self.folder.run_folder(settings)
         if independence_in_words(settings).startswith(NOT_STATED):
             self.display.say(
-                "note: why the model has not read these documents is not stated, and the certificate will say so; "
+                "note: why the model has not read these documents is not stated, and so it stands in the certificate; "
                 'state it with --independence "..."'
             )
         if not self.folder.is_done("yardsticks", settings):
@@ -332,7 +332,7 @@ class _Job:
             else f"NOT verified on this machine, differs in: {', '.join(facts['differs_in'])}."
         )
         run = path.relative_to(self.root).as_posix()
-        page = readme(record, settings, run, verified=verdict)
+        page = readme(record, settings, self.root, run, verified=verdict)
         write_bytes(self.folder.readme_path, page.encode())
         text = card(record, settings, self.root, run, verified=verdict)
         return Adapted(self.root, plan, text, record, facts["verified"])

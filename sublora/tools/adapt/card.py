@@ -1,6 +1,7 @@
 """What `sublora adapt` ends with: the sentence that the certificate allows, its premises, and how to check it."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,20 @@ def card(record: dict[str, Any], settings: config.Settings, folder: Path, run: s
 
     verified: the verdict of this machine in words.
     """
-    check = f"sublora verify {folder / run} --config {folder / 'config/config.yaml'}"
+    check = shlex.join(["sublora", "verify", str(folder / run), "--config", str(folder / "config/config.yaml")])
     listed = "\n".join(f"  - {each}" for each in premises(settings))
     return f"{sentence(record, settings)}\nPremises:\n{listed}\n{verified}\nTo check it: {check}"
 
 
-def readme(record: dict[str, Any], settings: config.Settings, run: str, *, verified: str) -> str:
-    """Return README.md of the folder; commands on the page run in that folder."""
+def readme(record: dict[str, Any], settings: config.Settings, root: Path, run: str, *, verified: str) -> str:
+    """Return README.md of the folder `root`; commands on the page run in that folder."""
     assert isinstance(settings.base, config.PretrainedBase) and isinstance(settings.data.corpus, config.FolderCorpus)
     listed = "\n".join(f"- {each}" for each in premises(settings))
     d, revision, maps = settings.grid.budgets[0], settings.base.revision, ", ".join(settings.lora.targets)
     of_revision = f" (revision {revision})" if revision else ""
+    # A folder of a model says where the tokenizer is; a name on the hub is looked up by whoever uses the model.
+    is_folder = (root / settings.base.path).is_dir()
+    own = f" --pretrained {shlex.quote(settings.base.path)}" if is_folder else ""
     rows = [
         ("adapted model, certified", _up(record["bound_value"])),
         ("frozen model, certified", _up(record["anchor"]["base_bound"])),
@@ -102,8 +106,8 @@ sublora verify {run} --config config/config.yaml
 ## Use
 
 ```sh
-sublora generate {run} --prompt "..."
-sublora export {run} --format peft --out adapters
+sublora generate {run}{own} --prompt "..."
+sublora export {run}{own} --format peft --out adapters
 ```
 
 Both compute the adapted network alone; the certificate is about its mixture with the base.

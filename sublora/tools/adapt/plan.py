@@ -58,9 +58,9 @@ class AdaptPlan:
     budget: int
     message_bits: float
     base_loss_bits: float
-    """Of the frozen base, on val."""
+    """Mean loss of the frozen base on val."""
     assumed_loss_bits: float
-    """Of the adapted network."""
+    """Loss of the adapted network, a guess."""
     base_bound: float
     bound: float
     gain: float
@@ -70,7 +70,7 @@ class AdaptPlan:
     steps: int
     training_hours: float
     scoring_hours: float
-    """Of one pass over all scored documents; base, adapted network and verification take one to two passes each."""
+    """Time of one pass over all scored documents; base, adapted network and verification take one to two passes each."""
     memory_mib: float
     measured_on: str
 
@@ -140,7 +140,7 @@ def choose_budget(
 
 
 def candidates(request: AdaptRequest, parameters: int) -> tuple[int, ...]:
-    """Return the budgets to choose from, none above the number of trained parameters; UserError if there is none."""
+    """Return the budgets to choose from, none above the number of trained parameters; UserError if all are."""
     wanted = BUDGETS if request.budget is None else (request.budget,)
     found = tuple(budget for budget in wanted if budget <= parameters)
     if not found:
@@ -157,8 +157,12 @@ def shortfall(settings: config.Settings, data: KnownData, budgets: Sequence[int]
         return None
     base_loss = data.base_losses_U
     assert base_loss is not None
-    needed = [choose_budget(settings, data, [budget], base_loss).prediction.n_needed for budget in budgets]
-    enough = min((n for n in needed if n is not None), default=None)
+    # The smallest n of all budgets; most of them are asked about one n alone.
+    enough = chosen.prediction.n_needed
+    for budget in budgets:
+        prediction = choose_budget(settings, data, [budget], base_loss).prediction
+        if enough is None or (enough > 1 and prediction.pays_at(enough - 1)):
+            enough = prediction.n_needed
     kind = "documents" if settings.data.unit == "document" else "units"
     at = f"d = {budgets[0]:,}" if len(budgets) == 1 else f"any d from {budgets[0]:,} to {budgets[-1]:,}"
     remedy = "no n would do" if enough is None else f"it would take about n = {enough:,}"

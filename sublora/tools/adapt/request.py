@@ -58,7 +58,7 @@ class AdaptRequest:
         return dataclasses.asdict(self) | {"targets": None if self.targets is None else list(self.targets)}
 
     def difference(self, found: dict[str, Any]) -> str | None:
-        """Return in words the first argument that another request has otherwise, None if there is none.
+        """Return in words the first argument that another request has otherwise; None if they agree.
 
         The statement of independence may be given later: it reaches the certificate alone, not the training.
         """

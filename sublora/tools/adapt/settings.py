@@ -21,7 +21,7 @@ MIN_TOKENS = 10
 """Shorter documents are left out: the range of a document's loss, and with it the bound, grows as they get shorter."""
 FEWEST_DOCUMENTS = 100
 SHARES = {"val": (0.05, 20, 500), "test": (0.1, 20, 1000)}
-"""Of each split that is not trained on: its share of the documents, and its smallest and largest size."""
+"""Share of the documents in each split that is not trained on, and its smallest and largest size."""
 SCORED = {"cpu": 2_000, "cuda": 10_000}
 """Training units that are scored: all of them up to this number, else a draw of it."""
 VAL_SCORED = 200
