@@ -125,8 +125,21 @@ def test_a_folder_without_text_says_what_it_found(texts: Path, tmp_path: Path) -
         open_reader(folder(), tmp_path)
     with pytest.raises(UserError, match=r"data.corpus.path: .*/absent does not exist; relative paths start at"):
         open_reader(folder("absent"), tmp_path)
-    with pytest.raises(UserError, match="is a file, expected a folder"):
+    with pytest.raises(
+        UserError, match=r"texts/b/paper.pdf is no text file that can be read, expected one of .txt, .jso"
+    ):
         open_reader(folder("texts/b/paper.pdf"), tmp_path)
+
+
+def test_one_file_takes_the_place_of_a_folder(texts: Path, tmp_path: Path) -> None:
+    """Its neighbours are not read, and a .txt file has the name that it has in its folder as its source."""
+    (texts / "one.jsonl").write_text('{"text": "a line"}\n{"text": "another"}')
+    (texts / "b" / "two.txt").write_text("two")
+    reader = open_reader(folder("texts/one.jsonl"), tmp_path)
+    assert [text for batch in reader.batches() for text in batch.read().documents] == ["a line", "another"]
+    assert reader.provenance()["files"] == 1 and reader.where == f"file {texts / 'one.jsonl'}"
+    (batch,) = open_reader(folder("texts/b/two.txt"), tmp_path).batches()
+    assert batch.read().sources == ["file two.txt"]
 
 
 def test_linked_folders_are_read_once(texts: Path, tmp_path: Path) -> None:

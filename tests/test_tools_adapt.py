@@ -33,7 +33,7 @@ from sublora.tools import throughput
 from sublora.tools.adapt import adapt as adapt_module
 from sublora.tools.adapt import settings as adapt_settings_module
 from sublora.tools.adapt.display import Display
-from sublora.tools.adapt.plan import BUDGETS, candidates, choose_budget, chosen_steps, shortfall
+from sublora.tools.adapt.plan import BUDGETS, candidate_budgets, choose_budget, chosen_steps, shortfall
 from sublora.tools.adapt.request import AdaptRequest
 from sublora.tools.adapt.settings import (
     COUNTED,
@@ -267,7 +267,7 @@ def test_too_few_documents_are_refused_before_the_training_with_the_n_that_would
     lines = (place / "tickets/documents/tickets.jsonl").read_text().splitlines()
     (place / "few").mkdir()
     (place / "few/tickets.jsonl").write_text("\n".join(lines[:150]))
-    command = ["few", *UNSTATED[1:], "--out", "refused"]
+    command = ["few/tickets.jsonl", *UNSTATED[1:], "--out", "refused"]
     status, _, line = call(*command)
     assert status == 2 and "\n" not in line
     found = re.fullmatch(
@@ -345,8 +345,8 @@ def test_too_few_hours_and_too_large_budgets_are_refused() -> None:
     with pytest.raises(UserError, match=r"--hours 0.001: enough for 0 steps here \(100 tokens/s\)"):
         chosen_steps(request, large_settings(), Throughput(100.0, None, "a test"))
     with pytest.raises(UserError, match="--budget 900: more than the 448 parameters of the adapters"):
-        candidates(AdaptRequest("documents", "model", budget=900), 448)
-    assert candidates(AdaptRequest("documents", "model"), 448) == (25, 50, 125, 250)
+        candidate_budgets(AdaptRequest("documents", "model", budget=900), 448)
+    assert candidate_budgets(AdaptRequest("documents", "model"), 448) == (25, 50, 125, 250)
 
 
 # What settings are derived

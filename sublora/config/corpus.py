@@ -85,7 +85,7 @@ class FolderCorpus(AnyCorpus):
     kind: Literal["folder"]
     """Text files."""
     path: str
-    """Relative to the folder above config/, or absolute."""
+    """The folder, or one file of these kinds; relative to the folder above config/, or absolute."""
     text_field: str = "text"
     """Key of the text in a line, or the column of the text."""
     unit_field: str | None = None

@@ -1,4 +1,4 @@
-"""Documents in a folder of text files, and of files that hold a document per line or row.
+"""Documents in a folder of text files, and of files that hold a document per line or row; or in one such file.
 
     .txt               a document, UTF-8
     .jsonl, .ndjson    a document per line: an object with the text under a key
@@ -62,7 +62,7 @@ OPENERS: Mapping[str, Callable[[Path], IO[bytes]]] = {
 
 
 class FolderReader:
-    """Reads the text files below a folder, in UTF-8.
+    """Reads the text files below a folder, or one file, in UTF-8.
 
     Subfolders are included, linked ones as well; hidden files and folders are not. Memory is bounded by the largest
     .txt file or line, and by LARGEST_BYTES.
@@ -73,17 +73,21 @@ class FolderReader:
 
     def __init__(self, settings: config.FolderCorpus, root: Path) -> None:
         self.settings = settings
-        self.folder = Path(root) / settings.path
-        self.where = f"folder {self.folder}"
-        if not self.folder.is_dir():
-            found = "is a file, expected a folder" if self.folder.exists() else "does not exist"
+        place = Path(root) / settings.path
+        if place.is_file():
+            self.folder, self.where, present = place.parent, f"file {place}", [place]
+        elif place.is_dir():
+            self.folder, self.where, present = place, f"folder {place}", sorted(_files_below(place))
+        else:
             raise UserError(
-                f"data.corpus.path: {self.folder} {found}; "
-                "relative paths start at the folder above config/, correct the path"
+                f"data.corpus.path: {place} does not exist; relative paths start at the folder above config/, correct "
+                "the path"
             )
-        present = sorted(_files_below(self.folder))
         self.files = [path for path in present if path.is_file() and _kind(path)[0] is not None]
         others = [path for path in present if not path.is_file() or _kind(path)[0] is None]
+        if place in others:
+            expected = ", ".join(KINDS)
+            raise UserError(f"data.corpus.path: {place} is no text file that can be read, expected one of {expected}")
         if not self.files:
             raise UserError(
                 f"data.corpus.path: no .txt or .jsonl file in {self.where}, and none of {', '.join(KINDS[2:])}"

@@ -36,7 +36,7 @@ from sublora.tools.adapt.display import Display
 from sublora.tools.adapt.folder import AdaptFolder
 from sublora.tools.adapt.plan import (
     AdaptPlan,
-    candidates,
+    candidate_budgets,
     choose_budget,
     chosen_steps,
     make_adapt_plan,
@@ -200,7 +200,7 @@ class _Job:
         base_losses_U, parameters = self._base_on_val(settings, dataset)
         targets = float(np.mean(dataset.document_lengths("train"))) + 1.0
         known = KnownData(dataset.n_units, dataset.vocab_size, targets, base_losses_U)
-        budgets = candidates(self.request, parameters)
+        budgets = candidate_budgets(self.request, parameters)
         chosen = choose_budget(settings, known, budgets, base_losses_U)
         # Steps, time and memory, from the speed of this machine.
         settings = settings_with(budget=chosen.prediction.budget)

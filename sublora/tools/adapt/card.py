@@ -27,7 +27,7 @@ def sentence(record: dict[str, Any], settings: config.Settings) -> str:
     )
 
 
-def premises(settings: config.Settings) -> list[str]:
+def premises_in_words(settings: config.Settings) -> list[str]:
     """Return what the sentence presupposes, one statement each."""
     unit = _unit(settings)
     drawn = "each document" if unit is None else f"all documents of each value of {printable(unit)}"
@@ -54,14 +54,14 @@ def card(record: dict[str, Any], settings: config.Settings, folder: Path, run: s
     verified: the verdict of this machine in words.
     """
     check = shlex.join(["sublora", "verify", str(folder / run), "--config", str(folder / "config/config.yaml")])
-    listed = "\n".join(f"  - {each}" for each in premises(settings))
+    listed = "\n".join(f"  - {each}" for each in premises_in_words(settings))
     return f"{sentence(record, settings)}\nPremises:\n{listed}\n{verified}\nTo check it: {check}"
 
 
 def readme(record: dict[str, Any], settings: config.Settings, root: Path, run: str, *, verified: str) -> str:
     """Return README.md of the folder `root`; commands on the page run in that folder."""
     assert isinstance(settings.base, config.PretrainedBase) and isinstance(settings.data.corpus, config.FolderCorpus)
-    listed = "\n".join(f"- {each}" for each in premises(settings))
+    listed = "\n".join(f"- {each}" for each in premises_in_words(settings))
     d, revision, maps = settings.grid.budgets[0], settings.base.revision, ", ".join(settings.lora.targets)
     of_revision = f" (revision {revision})" if revision else ""
     # A folder of a model says where the tokenizer is; a name on the hub is looked up by whoever uses the model.

@@ -34,7 +34,7 @@ FEWEST_STEPS, MOST_STEPS = 50, 5000
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class BudgetChoice:
     """A budget, and the prediction by which it was chosen."""
 
     prediction: Prediction
@@ -70,7 +70,7 @@ class AdaptPlan:
     steps: int
     training_hours: float
     scoring_hours: float
-    """Time of one pass over all scored documents; base, adapted network and verification take one to two passes each."""
+    """Time of one pass over all scored documents; base and adapted network take one, the verification two."""
     memory_mib: float
     measured_on: str
 
@@ -118,7 +118,7 @@ def assumed_loss(base_loss_bits: float, budget: int) -> float:
 
 def choose_budget(
     settings: config.Settings, data: KnownData, budgets: Sequence[int], base_losses_U: NDArray[np.float64]
-) -> Choice:
+) -> BudgetChoice:
     """Return the budget with the largest gain to be expected.
 
     base_losses_U: losses of the anchor on val, bits per token. UserError for a base that is worse than guessing.
@@ -135,11 +135,11 @@ def choose_budget(
         grid = settings.grid.model_copy(update={"budgets": (budget,)})
         loss = assumed_loss(base_loss, budget)
         (prediction,) = predict(settings.model_copy(update={"grid": grid}), data, Guess(loss))
-        found.append(Choice(prediction, loss))
+        found.append(BudgetChoice(prediction, loss))
     return max(found, key=lambda each: each.prediction.gain or -np.inf)
 
 
-def candidates(request: AdaptRequest, parameters: int) -> tuple[int, ...]:
+def candidate_budgets(request: AdaptRequest, parameters: int) -> tuple[int, ...]:
     """Return the budgets to choose from, none above the number of trained parameters; UserError if all are."""
     wanted = BUDGETS if request.budget is None else (request.budget,)
     found = tuple(budget for budget in wanted if budget <= parameters)
@@ -151,7 +151,7 @@ def candidates(request: AdaptRequest, parameters: int) -> tuple[int, ...]:
     return found
 
 
-def shortfall(settings: config.Settings, data: KnownData, budgets: Sequence[int], chosen: Choice) -> str | None:
+def shortfall(settings: config.Settings, data: KnownData, budgets: Sequence[int], chosen: BudgetChoice) -> str | None:
     """Return in words why no gain is to be expected and the n that would do; None if one is expected."""
     if chosen.certifies:
         return None
@@ -188,7 +188,7 @@ def chosen_steps(request: AdaptRequest, settings: config.Settings, throughput: T
 def make_adapt_plan(
     settings: config.Settings,
     dataset: TokenDataset,
-    choice: Choice,
+    choice: BudgetChoice,
     short: str | None,
     *,
     base_loss_bits: float,
