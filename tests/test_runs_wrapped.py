@@ -298,3 +298,46 @@ def test_a_cache_that_a_forward_pass_fills_is_no_change() -> None:
     module[1].angles = module[1].angles.repeat(2)
     model.quantize()
     sublora.decode(sublora.encode(model).data, attention())
+
+
+class Plain(nn.Module):
+    """A network whose activation stands in its code alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.drop = nn.Linear(6, 12), nn.Linear(12, 4), nn.Dropout(0.5)
+
+    def forward(self, x, *, scale: float = 1.0):
+        return {"logits": self.second(self.drop(self.activation(self.first(x)))) * scale, "ids": torch.arange(3)}
+
+    def activation(self, x):
+        return torch.tanh(x)
+
+
+def plain(activation=torch.tanh) -> nn.Module:
+    torch.manual_seed(0)
+    module = Plain().train()
+    module.__class__ = type("Plain", (Plain,), {"activation": lambda self, x: activation(x)})
+    return module
+
+
+@pytest.mark.parametrize(
+    "probe", [inputs(), (inputs(),), {"x": inputs(), "scale": 2.0}], ids=["tensor", "tuple", "dict"]
+)
+def test_a_probe_sees_what_only_the_code_says(probe) -> None:
+    model = sublora.wrap(plain(), ["first", "second"], rank=2, budget=20, seed=0)
+    with torch.no_grad():
+        model.subspace.subspace_params.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+    model.quantize()
+    without, data = sublora.encode(model).data, sublora.encode(model, probe=probe).data
+    assert model.module.training and model.module.drop.training
+    sublora.decode(without, plain(torch.relu))  # nothing tells
+    sublora.decode(data, plain(), probe=probe)
+    with pytest.raises(UserError, match="other outputs for the probe"):
+        sublora.decode(data, plain(torch.relu), probe=probe)
+    with pytest.raises(UserError, match="encoded with a probe; give decode the same probe"):
+        sublora.decode(data, plain())
+    with pytest.raises(UserError, match="encoded without a probe; give decode no probe"):
+        sublora.decode(without, plain(), probe=probe)
+    with pytest.raises(ValueError, match="no finite numbers"):
+        sublora.encode(model, probe=torch.full((2, 6), torch.nan))

@@ -7,6 +7,7 @@ A program cannot compare code; it compares
     architecture    the configuration of a model of transformers, of other modules their classes and plain attributes,
                     and the integers and booleans in buffers that no state dict holds
     buffers         the other numbers in such buffers, up to rounding: machines compute them anew, and not always alike
+    probe           on request, outputs for given inputs: the only way to see what is written in a `forward`
 """
 
 import dataclasses
@@ -25,6 +26,9 @@ from sublora.wrapping.frozen import base_sha256
 WITHOUT_EFFECT = re.compile(r".*drop.*|training|inplace|device|.*name|.*path|.*checkpointing|layer_idx")
 """Attributes that say nothing of what a frozen module computes."""
 LONGEST_TUPLE = 16
+PROBE_TOLERANCE = 1e-3
+"""By how much the outputs for a probe may differ, relative to their scale: devices sum in different orders."""
+PROBE_SUMS = 4
 TOLERANCE = 1e-5
 """By how much `ModuleIdentity.buffers` may differ, relative to its scale: float32 rounds at 6e-8."""
 
@@ -143,3 +147,51 @@ def _sums(module: nn.Module) -> tuple[float, float]:
         total += float(flat @ weights)
         scale += float(flat.abs().sum())
     return (total, scale) if math.isfinite(total) else (0.0, 0.0)
+
+
+Probe = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""Inputs of a module: one tensor, positional arguments, or keyword arguments."""
+
+
+@torch.no_grad()
+def probe_sums(module: nn.Module, probe: Probe) -> tuple[float, ...]:
+    """Return weighted sums of a module's outputs for some inputs, in evaluation mode, and last their scale.
+
+    ValueError if the outputs hold no finite numbers.
+    """
+    modes = {each: each.training for each in module.modules()}
+    try:
+        module.eval()
+        if isinstance(probe, Mapping):
+            output = module(**probe)
+        else:
+            output = module(*(probe if isinstance(probe, tuple) else (probe,)))
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
+    values = [value.detach().cpu().double().flatten() for value in _tensors(output)]
+    if not values or not all(bool(value.isfinite().all()) for value in values):
+        raise ValueError("the outputs for the probe hold no finite numbers; choose other inputs")
+    flat = torch.cat(values)
+    positions = torch.arange(1, len(flat) + 1, dtype=torch.float64)
+    sums = (float(flat @ torch.cos(positions * (k + 1))) for k in range(PROBE_SUMS))
+    return (*sums, float(flat.norm()))
+
+
+def same_outputs(ours: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
+    """Return whether two results of `probe_sums` are those of one function, up to rounding."""
+    scale = PROBE_TOLERANCE * ours[-1]
+    return len(ours) == len(theirs) and all(abs(a - b) <= scale for a, b in zip(ours, theirs, strict=True))
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the floating-point tensors in a module's output, in its order."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from _tensors(value)

@@ -29,6 +29,7 @@ from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.errors import UserError
 from sublora.system.validation import NonNegativeFloat, PositiveInt, Strict, describe
 from sublora.wrapping.frozen import base_sha256
+from sublora.wrapping.identity import Probe, probe_sums, same_outputs
 from sublora.wrapping.module import Wrapped
 from sublora.wrapping.targets import WrapArguments
 
@@ -48,6 +49,7 @@ class WrappedHeader(Strict):
     base_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     architecture_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     buffers: Annotated[float, Field(allow_inf_nan=False)]
+    probe: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None
     origin_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     projection_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -75,7 +77,9 @@ class Decoded(NamedTuple):
     message: EncodedMessage
 
 
-def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: float = 0.0) -> EncodedMessage:
+def encode(
+    wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: float = 0.0, probe: Probe | None = None
+) -> EncodedMessage:
     """Encode a trained module as a message; its present outputs are those of the decoded predictor.
 
     Args:
@@ -83,6 +87,9 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
         choice: index of whatever else the training data chose (a run of a sweep, a smoothing), below `choices`.
         choices: number of those alternatives, listed before the data were seen; costs ceil(log2 choices) bits.
         extra_bits: log2 of the number of alternatives tried by hand on the training data, which no message names.
+        probe: inputs (a tensor, a tuple of arguments, or a mapping of keywords) that do not depend on the training
+            data. The header then holds sums of the frozen module's outputs for them, and a reader has to give the same
+            inputs. For modules whose `forward` decides what neither a configuration nor attributes say.
 
     Raises:
         ValueError: w is not quantized or not finite, masks are soft, the module's weights or buffers changed since it
@@ -111,13 +118,14 @@ def encode(wrapped: Wrapped, *, choice: int = 0, choices: int = 1, extra_bits: f
         base_sha256=wrapped.identity.base_sha256,
         architecture_sha256=wrapped.identity.architecture_sha256,
         buffers=wrapped.identity.buffers,
+        probe=None if probe is None else probe_sums(wrapped.module, probe),
         origin_sha256=lora_init_sha256(wrapped.subspace),
         projection_sha256=projection_sha256(wrapped.subspace),
     )
     return _message(certificate_bytes(header.model_dump(mode="json"), payload), payload, contents, header)
 
 
-def decode(data: bytes, module: nn.Module) -> Decoded:
+def decode(data: bytes, module: nn.Module, *, probe: Probe | None = None) -> Decoded:
     """Rebuild the predictor of a message on the receiver's module.
 
     Args:
@@ -125,6 +133,7 @@ def decode(data: bytes, module: nn.Module) -> Decoded:
         module: the network that was wrapped, with the same weights, either plain or wrapped with the arguments that the
             receiver expects. A plain module is wrapped as the header says; check `predictor.arguments` then. It is
             frozen.
+        probe: the inputs with which the message was encoded, if it was encoded with any.
 
     Returns:
         The predictor in evaluation mode, quantized, and the message with C counted from its own bits. The number of
@@ -138,7 +147,7 @@ def decode(data: bytes, module: nn.Module) -> Decoded:
     certificate = parse_certificate(data, WHAT)
     header = _header(certificate.header)
     wrapped = module if isinstance(module, Wrapped) else _wrapped(module, header.arguments)
-    _check_same(header, wrapped)
+    _check_same(header, wrapped, probe)
     # Decode the payload; encoding its contents again must give the same bytes.
     try:
         contents, payload = read_payload(certificate.payload_bytes, _context(wrapped, header.choices))
@@ -180,7 +189,7 @@ def _wrapped(module: nn.Module, arguments: WrapArguments) -> Wrapped:
         raise UserError(f"{WHAT}: its arguments do not fit this module: {error}") from None
 
 
-def _check_same(header: WrappedHeader, wrapped: Wrapped) -> None:
+def _check_same(header: WrappedHeader, wrapped: Wrapped, probe: Probe | None) -> None:
     """Raise UserError unless the receiver's module is the sender's."""
     ours, theirs = wrapped.arguments.model_dump(), header.arguments.model_dump()
     if different := [key for key in ours if ours[key] != theirs[key]]:
@@ -194,6 +203,16 @@ def _check_same(header: WrappedHeader, wrapped: Wrapped) -> None:
             f"{WHAT}: this module has the weights of the message and computes something else with them (its "
             "configuration, the attributes of its modules or its unsaved buffers differ)"
         )
+    if (header.probe is None) != (probe is None):
+        one, other = ("without a", "no") if header.probe is None else ("with a", "the same")
+        raise UserError(f"{WHAT}: encoded {one} probe; give decode {other} probe")
+    if header.probe is not None and probe is not None:
+        try:
+            sums = probe_sums(wrapped.module, probe)
+        except ValueError as error:
+            raise UserError(f"{WHAT}: {error}") from None
+        if not same_outputs(sums, header.probe):
+            raise UserError(f"{WHAT}: this module has the weights of the message and other outputs for the probe")
     if (lora_init_sha256(wrapped.subspace), projection_sha256(wrapped.subspace)) != (
         header.origin_sha256,
         header.projection_sha256,
