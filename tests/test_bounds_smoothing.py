@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sublora.bounds.smoothing import (
     LARGEST_A,
     LARGEST_K,
+    SMALLEST_A,
     DocumentMixture,
     TokenSmoothing,
     document_losses_bits,
@@ -28,7 +29,7 @@ def flat(documents):
     return np.concatenate(documents), np.concatenate([[0], np.cumsum([len(document) for document in documents])])
 
 
-@given(st.one_of(st.floats(0.0, LARGEST_A, exclude_min=True).map(TokenSmoothing),
+@given(st.one_of(st.floats(SMALLEST_A, LARGEST_A).map(TokenSmoothing),
                  st.integers(1, LARGEST_K).map(DocumentMixture)))  # fmt: skip
 def test_a_name_says_everything(smoothing):
     assert parse_smoothing(smoothing.name) == smoothing

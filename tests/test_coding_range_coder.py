@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sublora.coding import range_coder
 from sublora.coding.bits import bits_to_uint
-from sublora.coding.range_coder import TOTAL, RangeDecoder, RangeEncoder, flag_frequencies, scale_frequencies
+from sublora.coding.range_coder import (
+    TOTAL,
+    AdaptiveFlag,
+    RangeDecoder,
+    RangeEncoder,
+    flag_frequencies,
+    scale_frequencies,
+)
 from sublora.system.streams import generator
 
 
@@ -133,19 +141,52 @@ def test_kraft_over_all_messages(counts, length):
     assert 0.25 < math.fsum(2.0 ** -len(string) for string in strings) <= 1
 
 
-def test_flags_decoded_one_by_one():
-    random = generator(3, "flags")
-    ones = random.integers(1, TOTAL, size=500)
-    flags = (random.random(500) < ones / TOTAL).astype(int)
-    tail_frequencies = scale_frequencies([5, 1, 1])
-    encoder = RangeEncoder()
-    encoder.encode(flags, flag_frequencies(ones))
-    encoder.encode(np.array([0, 2, 1]), tail_frequencies)
+def adaptive_rows(flags, model):
+    """The frequencies of each flag from the definition, flag by flag."""
+    ones, total, rows = model.ones, model.total, []
+    for flag in flags:
+        rows.append(1 + ones * (TOTAL - 2) // total)
+        ones, total = ones + model.unit * int(flag), total + model.unit
+    return flag_frequencies(np.array(rows, dtype=np.int64))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("model", [AdaptiveFlag(1, 2, 2), AdaptiveFlag(4000, 32 << 12, 1 << 12)])
+def test_adaptive_flags_between_other_symbols(share, model):
+    """Flags are decoded in Python and all else by constriction: one hands its state to the other, in every order."""
+    random = generator(3, "flags", int(1000 * share), model.total)
+    others, parts = scale_frequencies([5, 1, 1]), [0, 1, 2, 700, 3, 0, 40]
+    encoder, whole, encoded = RangeEncoder(), RangeEncoder(), []
+    for count in parts:
+        flags, symbols = (random.random(count) < share).astype(np.uint8), random.integers(3, size=4)
+        encoder.encode_flags(flags, model)
+        whole.encode(flags.astype(np.int64), adaptive_rows(flags, model)) if count else None
+        for each in (encoder, whole):
+            each.encode(symbols, others)
+        encoded.append((flags.tolist(), symbols.tolist()))
     bits = encoder.finish()
-    decoder = RangeDecoder(with_tail(bits, [1, 0, 1]))
-    assert [decoder.decode_flag(int(one)) for one in ones] == flags.tolist()
-    assert decoder.decode(tail_frequencies, 3).tolist() == [0, 2, 1]
-    assert decoder.finish() == len(bits)
+    assert np.array_equal(bits, whole.finish())
+    for tail in ([], [1, 0, 1], [1] * 90):
+        decoder = RangeDecoder(with_tail(bits, tail))
+        for flags, symbols in encoded:
+            assert decoder.decode_flags(model, len(flags)).tolist() == flags
+            assert decoder.decode(others, 4).tolist() == symbols
+        assert decoder.finish() == len(bits)
+
+
+def test_flags_in_several_blocks(monkeypatch):
+    flags, model = (generator(3, "blocks").random(1000) < 0.2).astype(np.uint8), AdaptiveFlag(1, 2, 2)
+    encoder, blocks = RangeEncoder(), RangeEncoder()
+    encoder.encode_flags(flags, model)
+    monkeypatch.setattr(range_coder, "BLOCK_FLAGS", 7)
+    blocks.encode_flags(flags, model)
+    assert np.array_equal(blocks.finish(), encoder.finish())
+
+
+def test_bits_of_no_flags_are_refused():
+    """The last 2^-24 of an interval belongs to no symbol; a flag that is all but certain leaves the most of it."""
+    with pytest.raises(ValueError, match="not a range-coded message"):
+        RangeDecoder(np.ones(256, dtype=np.uint8)).decode_flags(AdaptiveFlag(1, 3, 1 << 30), 3000)
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=40))

@@ -17,7 +17,7 @@ def test_settings_come_back_as_they_were(tmp_path, path):
 
 def test_odd_text_and_small_numbers_come_back(tmp_path):
     base = PRETRAINED | {"path": "a folder/größe: 1 # no comment"}
-    changes = {"bound": {"delta": 1e-7, "delta_sample": 1e-300, "delta_base": None}}
+    changes = {"bound": {"delta": 1e-7, "delta_sample": 1e-30, "delta_base": None}}
     settings = config.parse_settings(merged(demo_values() | {"base": base}, changes), "x")
     config.write_resolved(settings, tmp_path / "settings.yaml")
     assert config.load_settings(tmp_path / "settings.yaml") == settings

@@ -65,7 +65,7 @@ def test_all_weights_of_gpt2_are_refused_before_anything_is_built(tiny_root, tmp
     weights = model_parameters(settings.for_run(spec).model, 257)
     expected = (
         rf"w has {weights:,} coordinates, a message of about 1\d\d,.*training loss of 0 the bound would be .*"
-        r"guessing: 8.01.*at most 8,388,608 coordinates; train a subspace"
+        r"guessing: 8.01.*at most 1,000,000 coordinates; train a subspace"
     )
     with pytest.raises(UserError, match=expected):
         train_run(settings, spec, root=tiny_root, out=tmp_path / "out")

@@ -45,11 +45,33 @@ def check_split(delta: float, delta_sample: float) -> None:
         raise ValueError(f"delta_sample {delta_sample} must be smaller than delta {delta}, of which it is a part")
 
 
+LARGEST_COUNT = 2**53
+"""Beyond it a count is no exact floating-point number."""
+
+
 def check_count(name: str, value: int) -> None:
-    """Raise ValueError unless the value is a positive whole number; `name` names it."""
-    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and value % 1 == 0
-    if not whole or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, found {value}")
+    """Raise ValueError unless the value is a positive whole number up to 2^53; `name` names it."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 1 <= value <= LARGEST_COUNT or value % 1:
+        raise ValueError(f"{name} must be a positive whole number up to 2^53, found {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it, in few characters however long the value is."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of {math.ceil(value.bit_length() * math.log10(2.0))} digits"
+    text = repr(value) if isinstance(value, str | bytes) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def real_number(name: str, value: object) -> float:
+    """Return a number as a float. ValueError for text, a truth value, and what no float can hold."""
+    if isinstance(value, str | bytes | bool | np.bool_):
+        raise ValueError(f"{name} must be a number, found {shown(value)}")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be a number, found {shown(value)}") from None
 
 
 def complexity_nats(code_bits: float, delta: float) -> float:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sublora.bounds.checks import LN2, check_count, check_probability
-from sublora.bounds.smoothing_names import LARGEST_A, LARGEST_K, parse_name
+from sublora.bounds.smoothing_names import LARGEST_A, LARGEST_K, SMALLEST_A, parse_name
 
 
 class LossRange(NamedTuple):
@@ -63,6 +63,8 @@ class TokenSmoothing:
 
     def __post_init__(self) -> None:
         check_probability("token(a): a", self.a)
+        if self.a < SMALLEST_A:
+            raise ValueError(f"token(a): a is at least {SMALLEST_A:g}, found {self.a}")
         if self.a > LARGEST_A:
             raise ValueError(f"token(a): a is at most {LARGEST_A}, found {self.a}: beyond it there is only guessing")
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 LARGEST_A = 0.999999
 """The largest a; nearer to 1 the loss range shrinks to rounding errors."""
+SMALLEST_A = 1e-30
+"""The smallest a; with a smaller one the loss of an impossible token, log2(V / a), is not even finite in the end."""
 LARGEST_K = 64
 """The largest k, a prior of 2^-64 on guessing; smaller priors change no loss noticeably."""
 
@@ -28,13 +30,13 @@ def parse_name(text: str) -> SmoothingName:
     """Parse a name such as `token(0.1)` or `document(8)`. ValueError, in one line, for any other text."""
     match = re.fullmatch(r"\s*(token|document)\s*\(\s*([0-9.eE+-]+)\s*\)\s*", text)
     try:
-        if match and match[1] == "token" and 0.0 < float(match[2]) <= LARGEST_A:
+        if match and match[1] == "token" and SMALLEST_A <= float(match[2]) <= LARGEST_A:
             return SmoothingName("token", float(match[2]))
         if match and match[1] == "document" and 1 <= int(match[2]) <= LARGEST_K:
             return SmoothingName("document", int(match[2]))
     except ValueError:
         pass
     raise ValueError(
-        f"smoothing {text[:40]!r}: expected token(a) with 0 < a <= {LARGEST_A}, as in token(0.1), "
+        f"smoothing {text[:40]!r}: expected token(a) with {SMALLEST_A:g} <= a <= {LARGEST_A}, as in token(0.1), "
         f"or document(k) with a whole k from 1 to {LARGEST_K}, as in document(8)"
     )

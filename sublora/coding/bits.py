@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Bits = NDArray[np.uint8]
 """Zeros and ones, most significant bit first."""
+FEW_BITS = 64
 
 
 def index_bits(count: int) -> int:
@@ -130,12 +131,23 @@ class BitReader:
 
     def read_elias_gamma(self) -> int:
         """Read a positive integer in Elias' gamma code."""
-        zeros = 0
-        while not self.read_bits(1)[0]:
-            zeros += 1
-        return (1 << zeros) + self.read_uint(zeros)
+        # Look at a few bits first: the rest may be long, and few integers begin with that many zeros.
+        rest = self.rest()
+        ones = np.flatnonzero(rest[:FEW_BITS])
+        if not len(ones):
+            ones = np.flatnonzero(rest)
+        if not len(ones):
+            raise ValueError(f"the bit string ends early: no one after bit {self.position} of {len(self._bits)}")
+        zeros = int(ones[0])
+        self.position += zeros
+        return self.read_uint(zeros + 1)
 
     def read_elias_delta(self) -> int:
         """Read a positive integer in Elias' delta code."""
         digits = self.read_elias_gamma()
+        # Compare before a number of that length is made: 71 bits name a length of 2^35, 4 GB.
+        if digits - 1 > len(self._bits) - self.position:
+            raise ValueError(
+                f"the bit string ends early: an integer of more digits than bits after bit {self.position}"
+            )
         return (1 << (digits - 1)) + self.read_uint(digits - 1)

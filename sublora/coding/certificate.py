@@ -16,7 +16,6 @@ give equal bytes.
 """
 
 import hashlib
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +25,16 @@ from typing import Any
 from sublora.coding.payload import Payload
 from sublora.system.digests import SHA256_BYTES, canonical_json
 from sublora.system.errors import UserError
-from sublora.system.files import write_bytes
+from sublora.system.files import parse_json, read_regular, write_bytes
 from sublora.system.versions import CERTIFICATE_FORMAT
 
 MAGIC = b"SUBLORA\x00"
 FIX = "write it again with `sublora encode`"
+LARGEST_HEADER = 1 << 18
+"""Bytes of the header; one of the demo has 3,500."""
+LARGEST_PAYLOAD_BITS = 1 << 24
+"""Bits of the payload: 16 for each of the coefficients that a code holds at most."""
+LARGEST_CERTIFICATE = LARGEST_HEADER + LARGEST_PAYLOAD_BITS // 8 + 4096
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,22 @@ class Certificate:
 
 
 def write_certificate(path: Path, header: Mapping[str, Any], payload: Payload) -> None:
-    """Write certificate.bin. ValueError for a header that is not plain JSON (NaN, infinity)."""
+    """Write certificate.bin. ValueError as for `certificate_bytes`."""
     write_bytes(path, certificate_bytes(header, payload))
 
 
 def certificate_bytes(header: Mapping[str, Any], payload: Payload) -> bytes:
-    """Return the bytes of certificate.bin. ValueError for a header that is not plain JSON (NaN, infinity)."""
+    """Return the bytes of certificate.bin.
+
+    ValueError for a header that is not plain JSON (NaN, infinity), and for more than what a reader takes.
+    """
     text = canonical_json(dict(header))
+    if len(text) > LARGEST_HEADER or payload.bits > LARGEST_PAYLOAD_BITS:
+        raise ValueError(
+            f"a header of {len(text):,} bytes and a payload of {payload.bits:,} bits; a certificate holds at most "
+            f"{LARGEST_HEADER:,} bytes and {LARGEST_PAYLOAD_BITS:,} bits: shorten the lists in the settings, or choose "
+            "a smaller budget"
+        )
     body = b"".join(
         [
             MAGIC,
@@ -69,11 +82,11 @@ def read_certificate(path: Path) -> Certificate:
 
     Raises:
         UserError: the file is missing, is not a certificate, has another format version, is truncated, is longer than
-            it says, or does not match its checksum.
+            it says or than a certificate may be, or does not match its checksum.
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_regular(path, most_bytes=LARGEST_CERTIFICATE)
     except FileNotFoundError:
         raise UserError(f"{path}: no such certificate; {FIX}") from None
     return parse_certificate(data, path)
@@ -93,8 +106,10 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
         )
     (header_bytes,) = struct.unpack(">I", fields.take(4, "header length"))
     text = fields.take(header_bytes, "header")
+    fields.check("header", header_bytes, LARGEST_HEADER, "bytes")
     (payload_bits,) = struct.unpack(">Q", fields.take(8, "payload length"))
     payload_bytes = fields.take((payload_bits + 7) // 8, "payload")
+    fields.check("payload", payload_bits, LARGEST_PAYLOAD_BITS, "bits")
     body_bytes = fields.position
     # The checksum covers everything before it, and ends the file.
     checksum = fields.take(SHA256_BYTES, "checksum")
@@ -108,9 +123,9 @@ def parse_certificate(data: bytes, path: Path) -> Certificate:
 def _header(path: Path, text: bytes) -> dict[str, Any]:
     """Return the header's fields. Only their canonical text is accepted: no repeated key, no NaN, no other spelling."""
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         canonical = isinstance(header, dict) and canonical_json(header) == text
-    except (ValueError, RecursionError):
+    except ValueError:
         canonical = False
     if not canonical:
         raise UserError(f"{path}: its header is not canonical JSON; {FIX}")
@@ -134,3 +149,8 @@ class _Fields:
         field = self._data[self.position : end]
         self.position = end
         return field
+
+    def check(self, name: str, found: int, most: int, unit: str) -> None:
+        """Raise UserError if a field is longer than a certificate's may be."""
+        if found > most:
+            raise UserError(f"{self._path}: its {name} has {found:,} {unit}, expected at most {most:,}; {FIX}")

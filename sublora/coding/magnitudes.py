@@ -20,13 +20,13 @@ All probabilities are integers (pseudo-counts in units of 1/UNIT), hence the sam
 """
 
 import math
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublora.coding.bits import BitReader, BitWriter, elias_delta_bits
-from sublora.coding.range_coder import TOTAL, RangeDecoder, RangeEncoder, flag_frequencies
+from sublora.coding.range_coder import AdaptiveFlag, RangeDecoder, RangeEncoder
 
 MAX_PLANES = 64
 PRIOR_STRENGTH = 32
@@ -37,12 +37,14 @@ less than 1 %.
 """
 
 UNIT = 1 << 12
-MAX_COEFFICIENTS = 1 << 23
-"""Limit that keeps every product below within 63 bits."""
+MAX_COEFFICIENTS = 10**6
+MAX_FLAGS = 3 * 10**6
+"""Limits on a message, so that whoever is handed one decodes it in seconds: flags are decoded one after another. They
+also keep every product within 63 bits."""
+TOO_MANY_FLAGS = f"the magnitudes take more than {MAX_FLAGS} flags"
 MAX_MAGNITUDE = (1 << 31) - 1
 
 Integers = NDArray[np.int64]
-Count = TypeVar("Count", int, Integers)
 
 
 class Prior(NamedTuple):
@@ -128,40 +130,41 @@ def magnitude_bits(magnitudes: Integers, *, learned_from: NDArray) -> NDArray[np
     return bits
 
 
-def _frequency_of_one(ones: Count, total: Count) -> Count:
-    """Return an integer frequency in [1, TOTAL - 1]; `ones` and `total` count prior and flags in units of 1/UNIT."""
-    return 1 + ones * (TOTAL - 2) // total
-
-
 def encode_magnitudes(encoder: RangeEncoder, magnitudes: Integers) -> None:
-    """Append the flag planes of magnitudes, shape (d,), to a range coder."""
+    """Append the flag planes of magnitudes, shape (d,), to a range coder.
+
+    ValueError for more than MAX_FLAGS flags.
+    """
+    if int(np.minimum(magnitudes + 1, MAX_PLANES).sum()) > MAX_FLAGS:
+        raise ValueError(f"{TOO_MANY_FLAGS}; choose a larger step or a smaller budget")
     prior, remaining = FRESH, magnitudes
     for plane in range(MAX_PLANES):
         if not len(remaining):
             return
-        flags = (remaining > plane).astype(np.int64)
-        seen = np.arange(len(flags), dtype=np.int64)
-        ones = _frequency_of_one(prior.ones + UNIT * (np.cumsum(flags) - flags), prior.total + UNIT * seen)
-        encoder.encode(flags, flag_frequencies(ones))
-        prior = next_prior(plane, prior, len(flags), int(flags.sum()))
+        flags = (remaining > plane).astype(np.uint8)
+        encoder.encode_flags(flags, AdaptiveFlag(prior.ones, prior.total, UNIT))
+        prior = next_prior(plane, prior, len(flags), int(np.count_nonzero(flags)))
         remaining = remaining[flags == 1]
 
 
 def decode_magnitudes(decoder: RangeDecoder, count: int) -> Integers:
-    """Invert `encode_magnitudes`, except that magnitudes of MAX_PLANES and more come back as MAX_PLANES."""
+    """Invert `encode_magnitudes`, except that magnitudes of MAX_PLANES and more come back as MAX_PLANES.
+
+    ValueError if the bits are no such message; nothing is allocated for more than MAX_COEFFICIENTS.
+    """
+    if count > MAX_COEFFICIENTS:
+        raise ValueError(f"at most {MAX_COEFFICIENTS} coefficients, got {count}")
     magnitudes = np.zeros(count, dtype=np.int64)
-    prior, remaining = FRESH, np.arange(count)
+    prior, remaining, flags_left = FRESH, np.arange(count), MAX_FLAGS
     for plane in range(MAX_PLANES):
         if not len(remaining):
             break
-        ones, total, flags = prior.ones, prior.total, []
-        for _ in range(len(remaining)):
-            flag = decoder.decode_flag(_frequency_of_one(ones, total))
-            flags.append(flag)
-            ones += UNIT * flag
-            total += UNIT
-        prior = next_prior(plane, prior, len(flags), sum(flags))
-        remaining = remaining[np.array(flags) == 1]
+        flags_left -= len(remaining)
+        if flags_left < 0:
+            raise ValueError(TOO_MANY_FLAGS)
+        flags = decoder.decode_flags(AdaptiveFlag(prior.ones, prior.total, UNIT), len(remaining))
+        prior = next_prior(plane, prior, len(flags), int(np.count_nonzero(flags)))
+        remaining = remaining[flags == 1]
         magnitudes[remaining] = plane + 1
     return magnitudes
 

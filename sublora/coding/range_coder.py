@@ -19,6 +19,8 @@ self-delimiting, and no length has to be charged. Messages of equally many symbo
 disjoint), and L < log2(1 / (high - low)) + 2.
 """
 
+from typing import NamedTuple
+
 import constriction
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +33,10 @@ TOTAL = 1 << PRECISION_BITS
 
 WORD_BITS = 32
 STATE_BITS = 64
+STATE_MASK = (1 << STATE_BITS) - 1
+BLOCK_FLAGS = 1 << 18
+"""Flags whose frequencies are in memory at once."""
+NO_MESSAGE = "these bits are not a range-coded message of this model"
 
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
 
@@ -48,6 +54,27 @@ def scale_frequencies(counts: ArrayLike) -> NDArray[np.int64]:
     frequencies = 1 + counts * (TOTAL - len(counts)) // counts.sum()
     frequencies[np.argmax(counts)] += TOTAL - frequencies.sum()
     return frequencies
+
+
+class AdaptiveFlag(NamedTuple):
+    """A model of flags that counts what it has seen: P(one) is near ones / total.
+
+    Both counts are in units of 1 / unit flags and grow by `unit` with each flag, `ones` with each one.
+    """
+
+    ones: int
+    total: int
+    unit: int
+
+    def after(self, flags: int, ones: int) -> "AdaptiveFlag":
+        """Return the model after that many flags, that many of them ones."""
+        return AdaptiveFlag(self.ones + self.unit * ones, self.total + self.unit * flags, self.unit)
+
+    def frequencies_of_one(self, flags: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the integer frequency of a one, from 1 to TOTAL - 1, before each of these flags; shape (flags,)."""
+        seen = np.arange(len(flags), dtype=np.int64)
+        ones = self.ones + self.unit * (np.cumsum(flags, dtype=np.int64) - flags)
+        return 1 + ones * (TOTAL - 2) // (self.total + self.unit * seen)
 
 
 def flag_frequencies(ones: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -106,6 +133,18 @@ class RangeEncoder:
         else:
             self._encoder.encode(symbols, constriction.stream.model.Categorical(weights, perfect=False))
 
+    def encode_flags(self, flags: NDArray[np.integer], adaptive: AdaptiveFlag) -> None:
+        """Append flags, zeros and ones, whose frequencies adapt after each one."""
+        for start in range(0, len(flags), BLOCK_FLAGS):
+            block = flags[start : start + BLOCK_FLAGS]
+            self.encode(block, flag_frequencies(adaptive.frequencies_of_one(block)))
+            adaptive = adaptive.after(len(block), int(np.count_nonzero(block)))
+
+    def state(self) -> tuple[int, tuple[int, int]]:
+        """Return the words before the state, and the state: the interval's lower end modulo 2^64, and its width."""
+        position, (low, width) = self._encoder.pos()
+        return position, (low, width)
+
     def finish(self) -> Bits:
         """Return the shortest bits every continuation of which decodes to the symbols; no bits for no symbols."""
         if self._encoder.is_empty():
@@ -133,13 +172,10 @@ class RangeDecoder:
     def __init__(self, bits: Bits) -> None:
         self._bits = np.asarray(bits, dtype=np.uint8)
         padded = np.concatenate([self._bits, np.zeros(-len(self._bits) % WORD_BITS, dtype=np.uint8)])
-        words = np.packbits(padded).view(">u4").astype(np.uint32)
-        self._decoder = constriction.stream.queue.RangeDecoder(words)
+        self._words = np.packbits(padded).view(">u4").astype(np.uint32)
+        self._decoder = constriction.stream.queue.RangeDecoder(self._words)
         # Encoding the decoded symbols again shows where the message ended.
         self._mirror = RangeEncoder()
-        self._flags: list[int] = []
-        self._ones: list[int] = []
-        self._flag_weights = np.zeros((1, 2), dtype=np.float32)
 
     def decode(self, frequencies: ArrayLike, count: int | None = None) -> NDArray[np.int32]:
         """Decode the next symbols: one per row of (d, alphabet) frequencies, or `count` with one row (alphabet,).
@@ -160,41 +196,51 @@ class RangeDecoder:
             else:
                 symbols = self._decoder.decode(constriction.stream.model.Categorical(weights, perfect=False), count)
         except AssertionError:
-            raise ValueError("these bits are not a range-coded message of this model") from None
-        # The mirror encodes in the same order: first the flags that were decoded one by one.
-        self._mirror_flags()
+            raise ValueError(NO_MESSAGE) from None
         self._mirror.encode(symbols, frequencies)
         return symbols
 
-    def decode_flag(self, frequency_of_one: int) -> int:
-        """Decode the next symbol of the alphabet {0, 1}, for models that adapt after each one.
+    def decode_flags(self, adaptive: "AdaptiveFlag", count: int) -> NDArray[np.uint8]:
+        """Decode the next `count` symbols of the alphabet {0, 1}, whose frequencies adapt after each one.
 
-        ValueError as in `decode`.
+        This is constriction's decoder in whole numbers of Python: a call of the library for each flag would take three
+        times as long. ValueError as in `decode`.
         """
-        weights = self._flag_weights
-        weights[0, 0] = TOTAL - 1 - frequency_of_one
-        weights[0, 1] = frequency_of_one - 1
-        try:
-            flag = int(self._decoder.decode(_FAMILY, weights)[0])
-        except AssertionError:
-            raise ValueError("these bits are not a range-coded message of this model") from None
-        self._flags.append(flag)
-        self._ones.append(frequency_of_one)
-        return flag
-
-    def _mirror_flags(self) -> None:
-        """Encode the flags that were decoded since the last call."""
-        self._mirror.encode(
-            np.array(self._flags, dtype=np.int32), flag_frequencies(np.array(self._ones, dtype=np.int64))
-        )
-        self._flags, self._ones = [], []
+        # The state: the width of the interval, and how far above its lower end the message lies.
+        position, (low, width) = self._mirror.state()
+        words = self._words[position:].tolist()
+        words += [0] * (2 - len(words))
+        offset = ((words[0] << WORD_BITS | words[1]) - low) & STATE_MASK
+        flags, read, ones, total = bytearray(count), 2, adaptive.ones, adaptive.total
+        for index in range(count):
+            unit = width >> PRECISION_BITS
+            zeros_width = unit * (TOTAL - 1 - ones * (TOTAL - 2) // total)
+            if offset < zeros_width:
+                width = zeros_width
+            else:
+                offset -= zeros_width
+                width = (unit << PRECISION_BITS) - zeros_width
+                if offset >= width:
+                    raise ValueError(NO_MESSAGE)
+                flags[index] = 1
+                ones += adaptive.unit
+            total += adaptive.unit
+            if width < 1 << WORD_BITS:
+                width <<= WORD_BITS
+                offset = offset << WORD_BITS | (words[read] if read < len(words) else 0)
+                read += 1
+        # Encode the same flags, and let constriction go on from there; beyond the last word there are zeros.
+        decoded = np.frombuffer(flags, dtype=np.uint8)
+        self._mirror.encode_flags(decoded, adaptive)
+        position, state = self._mirror.state()
+        self._decoder.seek(min(position, len(self._words)), state)
+        return decoded
 
     def finish(self) -> int:
         """Return the length of the message in bits; all its symbols must have been decoded.
 
         ValueError if these bits are not what RangeEncoder writes for the decoded symbols.
         """
-        self._mirror_flags()
         message = self._mirror.finish()
         if not np.array_equal(message, self._bits[: len(message)]):
             raise ValueError("these bits are not a range-coded message of this model, or they end early")

@@ -44,7 +44,7 @@ from sublora.config.network import (
     SubspaceSettings,
     part_rank,
 )
-from sublora.config.section import STAGES, Section, Stage
+from sublora.config.section import STAGES, Budget, Section, Stage
 from sublora.config.settings import Settings
 from sublora.config.stages import data_settings, stage_settings
 from sublora.config.training import Compute, Optimization, RatePhaseSettings, Tracking, Training
@@ -58,6 +58,7 @@ __all__ = [
     "AnyModel",
     "Base",
     "Bound",
+    "Budget",
     "Compute",
     "Corpus",
     "Data",

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sublora.config.section import Mark, Section, SmoothingName, trains_for_the_message
-from sublora.system.validation import NonNegativeFloat, PositiveInt, Probability
+from sublora.config.section import LARGEST_SIZE, Extent, Mark, Section, SmoothingName, trains_for_the_message
+from sublora.system.validation import PositiveInt, Probability
 
 IS_SCORED = Mark("score", "yardsticks", "bound", decoder=True, premise=True)
 IS_ANCHORED = Mark("score", "yardsticks", "bound", decoder=True, premise=True, null_counts=False)
@@ -16,14 +16,20 @@ IN_THE_OBJECTIVE = Mark("train", when=trains_for_the_message)
 
 def _all_or_a_number(value: object) -> object:
     """One complaint instead of one per alternative of the union."""
-    if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    if value == "all":
+        return value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"expected all or a whole number of at least 1, found {value!r}")
+    if value > LARGEST_SIZE:
+        raise ValueError(f"expected all or at most {LARGEST_SIZE}, found {value}")
     return value
 
 
+LARGEST_EXTRA_BITS = 900.0
+"""Beyond it a share of delta, 2^-bits, is hardly a number any more."""
 Exponent = Annotated[int, Field(ge=1, le=64)]
 """k of a prior weight 2^-k."""
-DocumentsToScore = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_or_a_number)]
+DocumentsToScore = Annotated[Literal["all"] | Extent, BeforeValidator(_all_or_a_number)]
 
 
 class MessageSettings(Section):
@@ -36,7 +42,7 @@ class MessageSettings(Section):
     of training optimizes for."""
     levels: Annotated[int, Field(ge=2, le=255), Mark(decoder=True)] = 11
     """Levels of the plain quantizer."""
-    extra_bits: Annotated[NonNegativeFloat, Mark(claim="condition", premise=True)]
+    extra_bits: Annotated[float, Field(ge=0.0, le=LARGEST_EXTRA_BITS), Mark(claim="condition", premise=True)]
     """Bits owed for choices made by hand on these data: log2 of the number of alternatives tried."""
 
 
@@ -46,18 +52,18 @@ class Scoring(Section):
     documents: Annotated[DocumentsToScore, IS_SCORED, IN_THE_OBJECTIVE]
     """m, the number of training documents (units, with data.unit: source) drawn with replacement after the message is
     frozen. all: each of the n once, with the full-sample inequality; needs no draw and no bound.delta_sample."""
-    sources: Annotated[PositiveInt | None, Mark("score", "bound", claim="source_bound")] = None
+    sources: Annotated[Extent | None, Mark("score", "bound", claim="source_bound")] = None
     """Source files drawn with replacement for a second bound, on the mean over source files, beside the one over
     documents; one training document of each is scored. Only for a corpus of packages with data.unit: document; null:
     no second bound."""
-    sliding_window: Annotated[PositiveInt, IS_SCORED, IN_THE_OBJECTIVE]
+    sliding_window: Annotated[Extent, IS_SCORED, IN_THE_OBJECTIVE]
     """Tokens by which the window moves in documents longer than the context."""
-    smoothing: Annotated[tuple[SmoothingName, ...], Field(min_length=1), IS_SCORED, IN_THE_OBJECTIVE] = tuple(
-        f"document({k})" for k in (1, 2, 3, 4, 6, 8, 12, 16)
-    )
+    smoothing: Annotated[
+        tuple[SmoothingName, ...], Field(min_length=1, max_length=1000), IS_SCORED, IN_THE_OBJECTIVE
+    ] = tuple(f"document({k})" for k in (1, 2, 3, 4, 6, 8, 12, 16))
     """Candidates for the predictor that is bounded; one is chosen on val and named in the message.
 
-    token(a): p_a = (1 - a) p + a / V for every token, 0 < a <= 0.999999; document(k): the mixture
+    token(a): p_a = (1 - a) p + a / V for every token, 1e-30 <= a <= 0.999999; document(k): the mixture
     q(x) = (1 - 2^-k) prod_t p(x_t | x_<t) + 2^-k V^-T of network and guessing, 1 <= k <= 64.
     """
     anchor: Annotated[Literal["base", "guessing"] | None, IS_ANCHORED, IN_THE_OBJECTIVE] = None

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from sublora.config.section import Mark, Section
+from sublora.config.section import LONGEST_LIST, Mark, Section
 from sublora.system.validation import NonNegativeInt, PositiveInt
 
 STDLIB = "stdlib"
@@ -103,7 +103,7 @@ class FolderCorpus(AnyCorpus):
 class PackageCorpus(AnyCorpus):
     """Base of the corpora made of the source files of Python packages."""
 
-    packages: Annotated[tuple[str, ...], Field(min_length=1)]
+    packages: Annotated[tuple[str, ...], Field(min_length=1, max_length=LONGEST_LIST)]
     """Import names; 'stdlib' is the standard library."""
 
     has_sources: ClassVar[bool] = True

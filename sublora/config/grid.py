@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sublora.config.network import SizeName, TrainedPart, is_whole, named_part
-from sublora.config.section import LARGEST_BUDGET, Budget, Mark, Section
+from sublora.config.section import LARGEST_BUDGET, LONGEST_LIST, Budget, Mark, Section
 from sublora.subspace import allocations
 from sublora.subspace.allocations import Uniform, allocation_forms, parse_allocation
-from sublora.system.validation import NonNegativeInt
+from sublora.system.validation import LARGEST_INT, NonNegativeInt
 
 ALL: Literal["all"] = "all"
 """The budget of a run without a subspace: d = D, a coordinate for each trained parameter."""
@@ -30,6 +30,7 @@ def _number_or_all(value: object) -> object:
     return value
 
 
+LISTED = Field(min_length=1, max_length=LONGEST_LIST)
 AnyBudget = Annotated[Budget | Literal["all"], BeforeValidator(_number_or_all)]
 
 
@@ -87,17 +88,17 @@ class Grid(Section):
     that compares what is trained such a run stands once for each seed (and size).
     """
 
-    budgets: Annotated[tuple[AnyBudget, ...], Field(min_length=1), Mark(premise=True)]
+    budgets: Annotated[tuple[AnyBudget, ...], LISTED, Mark(premise=True)]
     """Subspace dimensions d; [all] with subspace.projection: identity, where w is every trained parameter."""
     allocations: Annotated[
-        tuple[str, ...], Field(min_length=1, description=f"Any of {allocation_forms()}."), Mark(premise=True)
+        tuple[str, ...], LISTED, Field(description=f"Any of {allocation_forms()}."), Mark(premise=True)
     ]
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Mark(premise=True)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], LISTED, Mark(premise=True)]
     """Seeds of base weights, LoRA init and batch order."""
-    trained: Annotated[tuple[TrainedPart, ...], Field(min_length=1)] | None = None
+    trained: Annotated[tuple[TrainedPart, ...], LISTED] | None = None
     """Compares what is trained: any of <adapt>-<projection>, for example lora-kronecker_qr and weights-identity, which
     take the place of subspace.adapt and subspace.projection. null: what section subspace says alone."""
-    sizes: Annotated[tuple[SizeName, ...], Field(min_length=1)] | None = None
+    sizes: Annotated[tuple[SizeName, ...], LISTED] | None = None
     """Compares networks: names of published sizes (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or <layers>x<heads>x<width>,
     which take the place of those of section model. Needs base.kind random. null: section model alone."""
 
@@ -114,6 +115,8 @@ class Grid(Section):
             values = getattr(self, name) or ()
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} holds a value twice: {list(values)}")
+        if self.n_runs > LARGEST_INT:
+            raise ValueError(f"{self.n_runs:,} runs, expected at most {LARGEST_INT:,}; shorten the lists")
         return self
 
     @property
@@ -121,8 +124,26 @@ class Grid(Section):
         """Whether runs differ in more than budget, allocation and seed."""
         return self.trained is not None or self.sizes is not None
 
+    @property
+    def n_runs(self) -> int:
+        """The number of runs, which is what the arm's index costs in the message; counted without listing them."""
+        arms = sum(
+            len(self._budgets_of(trained)) * len(self._allocations_of(trained)) for trained in self.trained or (None,)
+        )
+        return len(self.sizes or (None,)) * arms * len(self.seeds)
+
+    def holds(self, run: RunSpec) -> bool:
+        """Return whether a run is one of the grid's, without listing them."""
+        return (
+            run.size in (self.sizes or (None,))
+            and run.trained in (self.trained or (None,))
+            and run.budget in self._budgets_of(run.trained)
+            and run.allocation in self._allocations_of(run.trained)
+            and run.seed in self.seeds
+        )
+
     def runs(self) -> tuple[RunSpec, ...]:
-        """All runs, seeds fastest. Their number is what the arm's index costs in the message."""
+        """All runs, seeds fastest."""
         return tuple(
             RunSpec(budget=budget, allocation=allocation, seed=seed, trained=trained, size=size)
             for size in self.sizes or (None,)

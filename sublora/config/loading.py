@@ -60,6 +60,8 @@ def parse_section(kind: type[Whole], values: object, source: str) -> Whole:
         raise UserError(f"{source}: expected a mapping with the keys {', '.join(kind.model_fields)}")
     try:
         return kind.model_validate(with_tuples(with_text_dates(values)))
+    except UnicodeEncodeError:
+        raise UserError(f"{source}: a text in it is no valid Unicode (half of a surrogate pair)") from None
     except ValidationError as error:
         raise UserError(f"{source}: {describe(error, _schema(kind))}") from None
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sublora.config.section import LayerCount, Mark, Section
+from sublora.config.section import LARGEST_LAYERS, Extent, LayerCount, Mark, Section
 from sublora.subspace.projections import IDENTITY, PROJECTIONS
 from sublora.system.validation import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -36,9 +36,11 @@ def parse_size(name: str) -> Size:
     found = FREE.fullmatch(name)
     if found is None:
         raise ValueError(
-            f"size '{name}' is not one of {', '.join(PUBLISHED)} or <layers>x<heads>x<width> (for example 4x2x64)"
+            f"size '{name[:40]}' is not one of {', '.join(PUBLISHED)} or <layers>x<heads>x<width> (for example 4x2x64)"
         )
     size = Size(*map(int, found.groups()))
+    if size.n_layer > LARGEST_LAYERS:
+        raise ValueError(f"size '{name}': {size.n_layer} layers, expected at most {LARGEST_LAYERS}")
     if size.n_embd % size.n_head:
         raise ValueError(f"size '{name}': width {size.n_embd} is not a multiple of {size.n_head} heads")
     return size
@@ -54,7 +56,7 @@ SizeName = Annotated[str, AfterValidator(_known_size)]
 
 def _known_projection(name: str) -> str:
     if name not in PROJECTIONS:
-        raise ValueError(f"projection '{name}' is not one of {', '.join(PROJECTIONS)}")
+        raise ValueError(f"projection '{name[:40]}' is not one of {', '.join(PROJECTIONS)}")
     return name
 
 
@@ -70,7 +72,7 @@ def named_part(name: str) -> tuple[Adapted, str]:
     for adapt in ADAPTED:
         if adapt == head and projection in PROJECTIONS:
             return adapt, projection
-    raise ValueError(f"'{name}' is not <adapt>-<projection> of {', '.join(ADAPTED)} and {', '.join(PROJECTIONS)}")
+    raise ValueError(f"'{name[:40]}' is not <adapt>-<projection> of {', '.join(ADAPTED)} and {', '.join(PROJECTIONS)}")
 
 
 def is_whole(name: str) -> bool:
@@ -104,11 +106,11 @@ class Model(Section):
     """GPT-2."""
     n_layer: Annotated[LayerCount, Mark(decoder=True)]
     """Transformer blocks."""
-    n_head: Annotated[PositiveInt, Mark(decoder=True)]
+    n_head: Annotated[Extent, Mark(decoder=True)]
     """Attention heads per block; divides n_embd."""
-    n_embd: Annotated[PositiveInt, Mark(decoder=True)]
+    n_embd: Annotated[Extent, Mark(decoder=True)]
     """Width of the residual stream."""
-    context_length: Annotated[PositiveInt, Mark(decoder=True)]
+    context_length: Annotated[Extent, Mark(decoder=True)]
     """Tokens of a window, and positions that have an embedding."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the frozen weights; 0.02 in GPT-2."""
@@ -153,7 +155,7 @@ class HuggingFaceModel(Section):
     """A causal language model of transformers."""
     n_layer: Annotated[LayerCount, Mark(decoder=True)]
     """Layers, as config.json counts them: one gate each where the allocation is learned."""
-    context_length: Annotated[PositiveInt, Mark(decoder=True)]
+    context_length: Annotated[Extent, Mark(decoder=True)]
     """Tokens of a window; at most what the model was made for."""
 
 
@@ -167,13 +169,13 @@ HEAD_TARGET = "head"
 class Lora(Section):
     """Low-rank adapters on the frozen weights: W x + (alpha / rank) B A x."""
 
-    rank: Annotated[PositiveInt, Mark(decoder=True, premise=True)] = 4
+    rank: Annotated[Extent, Mark(decoder=True, premise=True)] = 4
     """r, the inner dimension of B A."""
     alpha: Annotated[PositiveFloat, Mark(decoder=True, premise=True)] = 16.0
     """Adapters are scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0), Mark(claim="no_effect")] = 0.0
     """Dropout on the input of an adapter during training."""
-    targets: Annotated[tuple[str, ...], Field(min_length=1), Mark(decoder=True)]
+    targets: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000), Mark(decoder=True)]
     """Linear maps that have adapters. GPT-2: query and value projections and the two maps of the MLP (mlp_in, mlp_out)
     of every block, and the LM head. A model of transformers: names or shell-style patterns of its linear maps, for
     example q_proj, and head."""

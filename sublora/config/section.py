@@ -15,8 +15,15 @@ class Section(Strict):
     """Base of all groups of settings."""
 
 
-LayerCount = Annotated[int, Field(gt=0, le=10_000)]
-LARGEST_BUDGET = 10**9
+LARGEST_LAYERS = 1000
+LayerCount = Annotated[int, Field(gt=0, le=LARGEST_LAYERS)]
+LARGEST_BUDGET = 10**6
+"""Coefficients of a message, as many as the codes hold (`sublora.coding.magnitudes.MAX_COEFFICIENTS`)."""
+LONGEST_LIST = 10_000
+"""Entries of a list in the settings: whoever is handed a certificate reads all of them."""
+LARGEST_SIZE = 10**7
+"""Largest width, rank, context, batch or draw in the settings."""
+Extent = Annotated[int, Field(gt=0, le=LARGEST_SIZE)]
 Budget = Annotated[int, Field(gt=0, le=LARGEST_BUDGET)]
 
 

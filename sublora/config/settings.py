@@ -33,7 +33,7 @@ class Settings(Section):
 
     grid: Annotated[
         Grid,
-        ReachesThrough("sweep_size", lambda grid: len(grid.runs()), "score", "bound"),
+        ReachesThrough("sweep_size", lambda grid: grid.n_runs, "score", "bound"),
         ReachesThrough("first_seed", lambda grid: grid.seeds[0], "yardsticks"),
     ]
     data: Annotated[Data, Mark("data", "train")]

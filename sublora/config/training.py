@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sublora.config.section import Mark, Section, SmoothingName
+from sublora.config.section import Extent, Mark, Section, SmoothingName
 from sublora.system.validation import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
@@ -106,7 +106,7 @@ class Compute(Section):
     """GPUs per training, one process each; SLURM jobs request as many. With device cpu: the number of processes."""
     threads: Annotated[PositiveInt, Mark("train", "yardsticks")] = 1
     """CPU threads of a training or scoring process."""
-    scoring_batch_tokens: Annotated[PositiveInt, Mark(no_stage=True)] = 4096
+    scoring_batch_tokens: Annotated[Extent, Mark(no_stage=True)] = 4096
     """Tokens that go through the model at once when documents are scored."""
 
 

@@ -27,7 +27,7 @@ def bounded_loss(settings: config.Settings, *, vocab_size: int, n_units: int, n_
         delta=settings.bound.delta,
         m_units=None if all_scored else int(scored),
         delta_sample=None if all_scored else settings.bound.delta_sample,
-        sweep_size=len(settings.grid.runs()),
+        sweep_size=settings.grid.n_runs,
         unit=settings.data.unit,
         n_documents=n_documents,
     )

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from sublora.models.protocol import LanguageModel
+from sublora.system.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,17 @@ def continuation(
     """Return the token ids that follow the prompt (at least one token, T), without `end_id`, which ends the text.
 
     The model sees as many of the last tokens as fit into its context. Every token takes a full pass: nothing is cached.
+    UserError if it predicts no numbers.
     """
     written = [int(token) for token in prompt_T]
     # Choose token after token until the text ends.
     for _ in range(most_tokens):
         seen_NT = torch.tensor([written[-model.context_length :]], device=device)
         logits_KV = model.logits(model.hidden(seen_NT)[0, -1:])
-        token = choice.next_token(logits_KV[0].cpu().numpy(), stream)
+        logits_V = logits_KV[0].cpu().numpy()
+        if not np.isfinite(logits_V).all():
+            raise UserError("the network's logits are no numbers: its weights are too large; take another certificate")
+        token = choice.next_token(logits_V, stream)
         if token == end_id:
             break
         written.append(token)

@@ -19,8 +19,9 @@ from sublora.bounds.smoothing import DocumentMixture
 from sublora.data.dataset import TokenDataset
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.runs.message import Sha256
+from sublora.system.arrays import read_npz
 from sublora.system.errors import UserError
-from sublora.system.files import atomic_path, read_npz
+from sublora.system.files import atomic_path
 from sublora.system.streams import generator
 from sublora.system.validation import describe
 from sublora.system.versions import NUMERICS_VERSIONS

@@ -83,8 +83,18 @@ class DecodedRun:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the documents: of a pretrained base, from the folder that the reader named or from the data.
 
-        UserError if neither is here, or the folder's tokenizer has another vocabulary.
+        UserError if neither is here, or if the tokenizer has another vocabulary than the network.
         """
+        tokenizer, known = self._named_tokenizer(), self.message.header.vocab_size
+        if tokenizer.vocab_size != known:
+            raise UserError(
+                f"{self.files.certificate}: its network knows {known} tokens, its tokenizer has "
+                f"{tokenizer.vocab_size}; the two do not belong together"
+            )
+        return tokenizer
+
+    def _named_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer that the settings name."""
         settings, vocab_size = self.message.settings, self.message.header.vocab_size
         if settings.data.tokenizer != OF_THE_BASE:
             return load_tokenizer(settings.data.tokenizer)

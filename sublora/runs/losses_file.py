@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from sublora.losses import TOP_K
 from sublora.runs.message import Message, Sha256
+from sublora.system.arrays import read_npz
 from sublora.system.errors import UserError, printable
-from sublora.system.files import UNREADABLE, atomic_path, read_npz
+from sublora.system.files import atomic_path, parse_json
 from sublora.system.provenance import Amount, TrainingFacts
 from sublora.system.validation import Strict, describe
 
@@ -65,10 +66,9 @@ def read_losses(path: Path) -> dict[str, Any]:
     try:
         if PROVENANCE not in arrays:
             raise ValueError(f"it lacks {PROVENANCE}")
-        facts = json.loads(str(arrays.pop(PROVENANCE)))
-    except (*UNREADABLE, OSError) as error:
-        reason = printable(error, 100) or type(error).__name__
-        raise UserError(f"{path}: damaged ({reason}); {fix}") from None
+        facts = parse_json(str(arrays.pop(PROVENANCE)).encode())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({printable(error, 100)}); {fix}") from None
     try:
         provenance = LossesProvenance.model_validate(facts).model_dump()
     except ValidationError as error:

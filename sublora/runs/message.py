@@ -23,7 +23,7 @@ from sublora.losses.bounded import bounded_loss
 from sublora.models.spaces import lora_groups
 from sublora.subspace.allocations import Gate, parse_allocation
 from sublora.system.errors import UserError
-from sublora.system.validation import describe
+from sublora.system.validation import NonNegativeInt, PositiveInt, describe
 
 
 def run_gates(settings: config.Settings, spec: config.RunSpec) -> tuple[Gate, ...]:
@@ -50,16 +50,19 @@ def payload_context(settings: config.Settings, spec: config.RunSpec, parameters:
 
 def charged_bits(items: dict[str, int], settings: config.Settings) -> tuple[float, dict[str, float]]:
     """Return C and its items for a payload of these items."""
-    return total_code_bits(items, sweep_size=len(settings.grid.runs()), extra_bits=settings.message.extra_bits)
+    return total_code_bits(items, sweep_size=settings.grid.n_runs, extra_bits=settings.message.extra_bits)
 
 
+MOST_FACTS = 100
+LARGEST_VOCABULARY = 1 << 24
+"""Tokens; the largest published vocabularies have 2^18."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SourceFacts(config.Section):
     """The sources of the training documents, where a bound over sources is asked for."""
 
-    n: Annotated[int, Field(ge=1)]
+    n: PositiveInt
     sha256: Sha256
     """Hash of the file that says which document is from which source."""
 
@@ -69,12 +72,12 @@ class Header(config.Section):
 
     run: config.RunSpec
     settings: dict[str, Any]
-    vocab_size: Annotated[int, Field(ge=2)]
-    n_units: Annotated[int, Field(ge=1)]
-    n_documents: Annotated[int, Field(ge=1)]
+    vocab_size: Annotated[int, Field(ge=2, le=LARGEST_VOCABULARY)]
+    n_units: PositiveInt
+    n_documents: PositiveInt
     data_hash: Sha256
     sources: SourceFacts | None
-    longest_targets: Annotated[int, Field(ge=1)]
+    longest_targets: PositiveInt
     """Targets of the longest train document."""
     base_sha256: Sha256
     seen_base_sha256: Sha256
@@ -83,10 +86,10 @@ class Header(config.Section):
     """Names, shapes and order of the trained parameters."""
     lora_init_sha256: Sha256
     projection_sha256: Sha256
-    parameters: Annotated[int, Field(ge=1)] | None = None
+    parameters: config.Budget | None = None
     """D, in the header of a run with budget all and of no other."""
-    numerics_versions: dict[str, int]
-    environment: dict[str, str]
+    numerics_versions: Annotated[dict[str, NonNegativeInt], Field(max_length=MOST_FACTS)]
+    environment: Annotated[dict[str, str], Field(max_length=MOST_FACTS)]
     """Versions of the packages that encoded; nothing depends on them."""
 
 

@@ -22,6 +22,7 @@ from sublora.models.weights import (
     save_weights,
     weights_sha256,
 )
+from sublora.system.device import free_memory_bytes
 from sublora.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 AnyBase = Union[Base, "HuggingFaceBase"]
 
+BYTES_PER_WEIGHT, BYTES_PER_TRAINED = 8, 12
+"""Bytes of memory for each weight (in the base and in the network), and for each trained parameter (theta, its start,
+its place in the projection)."""
 CERTIFIED_DTYPE = "float32"
 """The type in which everything that is reported is computed, whatever `compute.dtype` says.
 
@@ -38,7 +42,8 @@ float32: neither rounded weights nor a device's reduced products are part of its
 
 
 def random_base(settings: config.Settings, vocab_size: int, seed: int) -> Base:
-    """The base that is drawn from a seed."""
+    """The base that is drawn from a seed. UserError if it does not fit into memory."""
+    _check_memory(settings, vocab_size)
     weights = random_weights(gpt2(settings), vocab_size, seed)
     return Base(weights, weights_sha256(weights))
 
@@ -78,9 +83,10 @@ def make_network(
 ) -> tuple[Network, NDArray[np.float32]]:
     """(the base with what is trained in place, theta at the start), on the device; seed: of the LoRA matrices.
 
-    dtype: what the network computes in, a training's `compute.dtype`.
+    dtype: what the network computes in, a training's `compute.dtype`. UserError if it does not fit into memory.
     """
     compute_type = DTYPES[dtype]
+    _check_memory(settings, vocab_size)
     backbone: Backbone
     if not isinstance(base, Base):
         backbone = adapted = _huggingface_backbone(settings, base, vocab_size, device, compute_type)
@@ -134,6 +140,23 @@ def weights_network(
     gpt = GPT(model, vocab_size, dtype=DTYPES[dtype], use_compiler=settings.compute.compile)
     network = WeightsNetwork(gpt.to(device), space, base.sha256)
     return network, weights_theta(base.weights, space)
+
+
+def _check_memory(settings: config.Settings, vocab_size: int) -> None:
+    """UserError if a GPT-2 of these sizes, whose settings may be a stranger's, does not fit into memory.
+
+    The sizes of a model of transformers are in its own file, which is as large as the model.
+    """
+    model = settings.model
+    if not isinstance(model, config.Model):
+        return
+    weights, trained = model_parameters(model, vocab_size), trained_parameters(settings, vocab_size) or 0
+    needed, free = BYTES_PER_WEIGHT * weights + BYTES_PER_TRAINED * trained, free_memory_bytes()
+    if needed > free:
+        raise UserError(
+            f"model: {weights:,} weights and {trained:,} trained parameters take about {needed / 2**30:,.1f} GiB, this "
+            f"process can take {free / 2**30:,.1f} GiB; use a machine with more memory"
+        )
 
 
 def trained_parameters(settings: config.Settings, vocab_size: int | None) -> int | None:

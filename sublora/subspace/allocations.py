@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INITIAL_GATE_LOGIT = 0.0
 """The logit of a gate at the start of training: gamma = 1/2, an equal split."""
-_PLAIN_SHARE = re.compile(r"[0-9]*\.?[0-9]+(?:e-[0-9]+)?")
+_PLAIN_SHARE = re.compile(r"[0-9]{0,20}\.?[0-9]{1,20}(?:e-[0-9]{1,2})?")
 SHARINGS = ("shared", "per_layer")
 """Whether each gate divides all of w, or its own d / gates of the coordinates."""
 
@@ -194,7 +194,7 @@ def parse_allocation(text: str) -> Allocation:
             return allocation
     # Kinds with one name come first, since the others need an explanation.
     kinds = sorted(ALLOCATIONS, key=lambda kind: kind.rule() != kind.mode)
-    raise ValueError(f"allocation '{text}' is not one of {', '.join(kind.rule() for kind in kinds)}")
+    raise ValueError(f"allocation '{text[:40]}' is not one of {', '.join(kind.rule() for kind in kinds)}")
 
 
 def soft_mask(boundary_G: "Tensor", length: int, width: float) -> "Tensor":

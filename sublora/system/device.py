@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import os
 import random
+import resource
 import shutil
 import socket
 import subprocess
@@ -52,6 +53,17 @@ def gpu_is_present() -> bool:
         listing = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
         return listing.returncode == 0 and "GPU " in listing.stdout
     return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def free_memory_bytes() -> int:
+    """Return how much memory this process can still take: that of the machine, or of its own limit (ulimit -v)."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = page * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    statm = Path("/proc/self/statm")
+    if limit != resource.RLIM_INFINITY and statm.exists():
+        free = min(free, limit - page * int(statm.read_text().split()[0]))
+    return max(0, free)
 
 
 @contextlib.contextmanager
@@ -158,6 +170,4 @@ def peak_memory_mib(device: "torch.device") -> float:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

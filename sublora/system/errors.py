@@ -23,7 +23,9 @@ def printable(text: object, limit: int | None = None) -> str:
     For everything that may come from a stranger's file. A line break is escaped like the rest. `limit`: the result is
     cut after this many characters.
     """
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+    # No character becomes shorter, so what lies beyond the limit need not be looked at.
+    shown = str(text) if limit is None else str(text)[: limit + 1]
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in shown)
     return escaped if limit is None or len(escaped) <= limit else f"{escaped[: limit - 3]}..."
 
 

@@ -1,22 +1,22 @@
-"""Write files so that no reader ever sees half of one, read JSON and arrays, and hash files in bounded memory."""
+"""Write files so that no reader ever sees half of one, and read and hash files in bounded memory."""
 
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import lzma
 import os
 import re
+import stat
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sublora.system.errors import UserError, missing_extra, printable
+from sublora.system.errors import UserError, missing_extra
 
 
 @contextlib.contextmanager
@@ -127,14 +127,83 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path, *, missing: str, fix: str) -> Any:
-    """Read JSON. UserError if the file is missing, ending in `missing`, or is not JSON, ending in `fix`."""
+LARGEST_JSON = 1 << 26
+"""Bytes of a JSON file that is read."""
+NO_FILE = "a pipe or a device, expected a file; write what it gives to a file"
+DEEPEST_JSON = 64
+"""Values inside values in JSON; what this package writes has fewer than 10."""
+
+
+def check_regular(path: Path) -> int:
+    """Return the bytes of a file. UserError if it is a named pipe or a device, which could keep a reader waiting."""
+    facts = os.stat(path)
+    if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
+        raise UserError(f"{path}: {NO_FILE}")
+    return facts.st_size
+
+
+def read_regular(path: Path, *, most_bytes: int) -> bytes:
+    """Return the bytes of a file. UserError if it is longer, or is no regular file.
+
+    A named pipe or a device could keep its reader waiting, or never end. Errors of the operating system pass.
+    """
+    # Without O_NONBLOCK already opening a named pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        facts = os.fstat(descriptor)
+        if stat.S_ISDIR(facts.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(facts.st_mode):
+            raise UserError(f"{path}: {NO_FILE}")
+        if facts.st_size > most_bytes:
+            raise UserError(f"{path}: {facts.st_size:,} bytes, expected at most {most_bytes:,}")
+        with open(descriptor, "rb", closefd=False) as handle:
+            return handle.read(facts.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path, *, missing: str, fix: str, most_bytes: int = LARGEST_JSON, distinct: bool = False) -> Any:
+    """Read JSON. UserError if the file is missing, ending in `missing`, or is not JSON, ending in `fix`.
+
+    distinct: refuse an object that names a key twice, of which readers may take either.
+    """
+    try:
+        return parse_json(read_regular(path, most_bytes=most_bytes), distinct=distinct)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{missing}") from None
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of too many digits, nested too deep
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); {fix}") from None
+
+
+def parse_json(data: bytes, *, distinct: bool = False) -> Any:
+    """Parse JSON. ValueError for other text, no Unicode, values nested too deep and, with `distinct`, a key twice."""
+    hook = _distinct_keys if distinct else None
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=hook)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    # Whoever walks through the value, as printing it does, must not run out of stack.
+    level, depth = [value], 0
+    while level := [each for item in level if isinstance(item, dict | list) for each in _inside(item)]:
+        depth += 1
+        if depth > DEEPEST_JSON:
+            raise ValueError("nested too deep")
+    # Half of a surrogate pair can be written as an escape in JSON, and in no file as text.
+    if b"\\u" in data:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return values
 
 
 UNREADABLE = (
@@ -146,30 +215,6 @@ UNREADABLE = (
 MemoryError where a header promises more than the file holds, RuntimeError where it claims that a member is encrypted;
 RecursionError is a RuntimeError.
 """
-
-
-def read_npz(path: Path, *, missing: str, fix: str) -> dict[str, Any]:
-    """Return the arrays of an archive by name, nothing unpickled.
-
-    UserError if it is not there, ending in `missing`, or is damaged, ending in `fix`.
-    """
-    import numpy as np  # other users of this module do without
-
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: {missing}") from None
-    try:
-        # From memory: where a damaged archive points outside itself, a file would blame the operating system.
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} has another checksum")
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (*UNREADABLE, OSError) as error:
-        reason = printable(error, 100) or type(error).__name__
-        raise UserError(f"{path}: damaged ({reason}); {fix}") from None
 
 
 def sha256_of_file(path: Path, block_bytes: int = 1 << 20) -> str:

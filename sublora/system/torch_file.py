@@ -8,12 +8,13 @@ sha256 of all bytes before them. Other readers of zip archives and of torch's fi
 import hashlib
 import io
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from sublora.system.errors import UserError
-from sublora.system.files import write_bytes
+from sublora.system.errors import UserError, printable
+from sublora.system.files import UNREADABLE, check_regular, write_bytes
 
 PICKLE_PROTOCOL = 2
 """The protocol that torch.save uses."""
@@ -35,7 +36,7 @@ def sealed(archive: bytes | memoryview) -> bytes:
 
 def check_seal(path: Path, *, fix: str, block_bytes: int = 1 << 20) -> None:
     """Read a sealed file through. UserError, ending in `fix`, if it has no seal or one that does not match."""
-    digest, left = hashlib.sha256(), path.stat().st_size - SEAL_BYTES
+    digest, left = hashlib.sha256(), check_regular(path) - SEAL_BYTES
     with open(path, "rb") as handle:
         while left > 0 and (block := handle.read(min(left, block_bytes))):
             digest.update(block)
@@ -45,6 +46,45 @@ def check_seal(path: Path, *, fix: str, block_bytes: int = 1 << 20) -> None:
         raise UserError(f"{path}: no checksum at its end: cut short, or written by an older version; {fix}")
     if seal != SEAL_PREFIX + digest.hexdigest().encode():
         raise UserError(f"{path}: damaged: its contents do not have the checksum at its end; {fix}")
+
+
+TENSORS_NEED = frozenset(
+    {
+        "collections OrderedDict",
+        "torch._utils _rebuild_tensor_v2",
+        "torch.serialization _get_layout",
+        *(f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")),
+    }
+)
+"""What the pickles of files that this package writes name."""
+
+
+def check_members(path: Path, *, fix: str) -> None:
+    """Check a file of torch.save before `torch.load` unpacks it. UserError, ending in `fix`.
+
+    Even with weights_only=True, a pickle may ask for a gigabyte of zeros, and a compressed archive may hold one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+                raise ValueError("it unpacks to more than it holds")
+            for member in members:
+                if member.filename.endswith(".pkl"):
+                    _check_pickle(archive.read(member))
+    except FileNotFoundError:
+        raise
+    except (*UNREADABLE, OSError) as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({printable(reason)}); {fix}") from None
+
+
+def _check_pickle(data: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(data):
+        names_something = opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+        if names_something and not (opcode.name == "GLOBAL" and argument in TENSORS_NEED):
+            raise ValueError(f"it names {argument or opcode.name}, which no tensor needs")
 
 
 def save_numbers(path: Path, numbers: Mapping[str, int | float]) -> None:

@@ -19,16 +19,24 @@ LARGEST_INT = 2**53 - 1
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST_INT)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+SMALLEST_PROBABILITY = 1e-30
+"""A share of a probability among all alternatives that can be charged must still be a number above 0."""
+Probability = Annotated[float, Field(ge=SMALLEST_PROBABILITY, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
+MOST_COMPLAINTS = 20
+"""Complaints in one line; finding the nearest key to each of thousands of unknown ones would take minutes."""
+LONGEST_KEY = 80
+LONGEST_COMPLAINT = 5000
+
+
 def describe(error: ValidationError, schema: dict[str, Any]) -> str:
-    """All complaints in one line; unknown keys with the nearest one that the JSON schema of the settings knows."""
-    complaints = []
-    for item in error.errors(include_url=False):
-        location = [str(part) for part in item["loc"]]
+    """The first complaints in one line; unknown keys with the nearest one that the settings' JSON schema knows."""
+    complaints, items = [], error.errors(include_url=False)
+    for item in items[:MOST_COMPLAINTS]:
+        location = [printable(part, LONGEST_KEY) for part in item["loc"]]
         key = ".".join(_written(location, schema))
         if item["type"] == "extra_forbidden":
             complaints.append(f"unknown key '{key}'{_nearest_key(location, schema)}")
@@ -39,13 +47,17 @@ def describe(error: ValidationError, schema: dict[str, Any]) -> str:
         elif item["type"] == "union_tag_not_found":
             complaints.append(f"key '{key}.kind' is missing; kinds: {_kinds(location, schema)}")
         elif item["type"] == "union_tag_invalid":
-            complaints.append(f"{key}.kind: expected one of {_kinds(location, schema)}, found '{item['ctx']['tag']}'")
+            complaints.append(
+                f"{key}.kind: expected one of {_kinds(location, schema)}, found '{printable(item['ctx']['tag'], 40)}'"
+            )
         else:
-            text = item["msg"].removeprefix("Value error, ")
+            text = printable(item["msg"].removeprefix("Value error, "), LONGEST_COMPLAINT)
             text = text[:1].lower() + text[1:]
             prefix = f"{key}: " if key else ""
             found = f", found {_shown(item['input'])}" if item["type"] != "value_error" else ""
             complaints.append(f"{prefix}{text}{found}{_yaml_number_hint(item)}")
+    if len(items) > MOST_COMPLAINTS:
+        complaints.append(f"and {len(items) - MOST_COMPLAINTS:,} more")
     return "; ".join(complaints)
 
 

@@ -40,8 +40,8 @@ from sublora.data.dataset import dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.losses.bounded import bounded_loss
+from sublora.system.arrays import read_npz
 from sublora.system.errors import UserError
-from sublora.system.files import read_npz
 from sublora.system.names import BASE_LOSSES_PATH
 from sublora.tools.message_cost import code_bits
 

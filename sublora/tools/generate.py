@@ -1,6 +1,7 @@
 """Text written by a certified network."""
 
 import dataclasses
+import os
 from typing import Literal
 
 import numpy as np
@@ -39,7 +40,9 @@ def generate_text(files: CertificateFiles, writing: Writing, *, device: Literal[
     the same text on one machine. UserError as for `decode_certificate`, and for a prompt that is not valid text.
     """
     message = read_message(files.certificate)
-    compute = message.settings.compute.model_copy(update={"device": device, "gpus_per_training": 1})
+    threads = min(message.settings.compute.threads, os.cpu_count() or 1)
+    changes = {"device": device, "gpus_per_training": 1, "threads": threads}
+    compute = message.settings.compute.model_copy(update=changes)
     with claim_device(compute) as claimed:
         return write(decode_message(message, files, claimed), writing)
 

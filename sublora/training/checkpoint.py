@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sublora import config
 from sublora.models.adapted import LoraNetwork
 from sublora.models.gpt import GPT
 from sublora.system.errors import UserError
-from sublora.system.files import write_bytes
+from sublora.system.files import UNREADABLE, write_bytes
 from sublora.system.provenance import Provenance, TrainingFacts
-from sublora.system.torch_file import check_seal, sealed
+from sublora.system.torch_file import check_members, check_seal, sealed
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training.run import Run
+
+TRAIN_AGAIN = "delete it and train again"
 
 
 @dataclasses.dataclass
@@ -47,19 +50,18 @@ def save(path: Path, value: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Load what `save` wrote, with weights_only=True; UserError if the file is missing or a single bit has changed."""
     try:
-        check_seal(path, fix="delete it and train again")
+        check_seal(path, fix=TRAIN_AGAIN)
+        check_members(path, fix=TRAIN_AGAIN)
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such checkpoint; train the run first (sublora train --out {path.parent})"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it and train again"
-        ) from None
+    except (*UNREADABLE, pickle.UnpicklingError, IndexError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}); {TRAIN_AGAIN}") from None
     if not isinstance(value, dict) or value.get("format") != CHECKPOINT_FORMAT:
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
-        raise UserError(f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; delete it and train again")
+        raise UserError(f"{path}: checkpoint format {found}, expected {CHECKPOINT_FORMAT}; {TRAIN_AGAIN}")
     return value
 
 
@@ -109,14 +111,16 @@ def check_settings(own: config.Settings, settings: config.Settings, path: Path) 
 
 def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
     """Load w and gates into a run; UserError unless its base has the weights that the checkpoint was trained on."""
-    sha256, state = checkpoint.get("base_sha256"), checkpoint.get("raw_model")
-    if not isinstance(sha256, str) or not isinstance(state, dict):
-        raise UserError(f"{path}: holds no base_sha256 and raw_model of a trained run; delete it and train again")
-    if run.network.base_sha256 != sha256:
+    state, base_sha256 = checkpoint.get("raw_model"), checkpoint.get("base_sha256")
+    if not (isinstance(state, dict) and all(isinstance(each, Tensor) for each in state.values())):
+        raise UserError(f"{path}: raw_model is no table of tensors; {TRAIN_AGAIN}")
+    if not isinstance(base_sha256, str):
+        raise UserError(f"{path}: base_sha256 is missing; {TRAIN_AGAIN}")
+    if run.network.base_sha256 != base_sha256:
         raise UserError(
             f"{path}: the base's weights hash to {run.network.base_sha256[:12]}..., the checkpoint was trained on "
-            f"{sha256[:12]}...; bring that base back, or for a random one the versions that drew it, of sublora and "
-            "numpy"
+            f"{base_sha256[:12]}...; bring that base back, or for a random one the versions that drew "
+            "it, of sublora and numpy"
         )
     try:
         run.subspace.load_state_dict(state)

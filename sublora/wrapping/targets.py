@@ -21,7 +21,7 @@ ROLE = "weight"
 class WrapArguments(Strict):
     """What others need beside the module to wrap it in the same way; every key is an argument of `wrap`."""
 
-    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    targets: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
     budget: PositiveInt
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     rank: PositiveInt | None

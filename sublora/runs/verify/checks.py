@@ -1,6 +1,7 @@
 """Claimed against recomputed values, and how far apart they may be."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,6 +63,10 @@ MISSING = Missing()
 """Equal to nothing but itself."""
 
 KeyPath = tuple[str, ...]
+MOST_FACTS = 50
+"""Facts about machines that are shown of a claim; a record has some twenty."""
+MOST_UNKNOWN_KEYS = 50
+"""Keys of a claim that no record has and that are listed one by one."""
 
 
 def record_checks(
@@ -76,8 +81,13 @@ def record_checks(
     Facts about machines (ENVIRONMENT_KEYS) are not numbers that can be computed; of them only the keys are compared.
     """
     claims, stored, fresh = (dict(_leaves(record)) for record in (claimed, *records))
+    # A claim may be full of keys that no record has: the first of them, and how many more there are, say enough.
+    known = stored.keys() | fresh.keys()
+    unknown = sorted(claims.keys() - known)
     checks = []
-    for path in sorted(claims.keys() | stored.keys() | fresh.keys()):
+    if len(unknown) > MOST_UNKNOWN_KEYS:
+        checks.append(Check("further keys that no record has", len(unknown) - MOST_UNKNOWN_KEYS, 0))
+    for path in sorted(known | set(unknown[:MOST_UNKNOWN_KEYS])):
         name, value, wanted = ".".join(path), claims.get(path, MISSING), stored.get(path, MISSING)
         if path[0] in ENVIRONMENT_KEYS:
             if path not in claims or path not in stored:
@@ -120,8 +130,9 @@ def _leaves(record: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[K
 
 
 def environment_facts(claimed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a claim says about machines, by dotted key."""
-    return {".".join(path): value for path, value in _leaves(claimed) if path[0] in ENVIRONMENT_KEYS}
+    """Return what a claim says about machines, by dotted key: the first MOST_FACTS of it."""
+    facts = ((path, value) for path, value in _leaves(claimed) if path[0] in ENVIRONMENT_KEYS)
+    return {".".join(path): value for path, value in itertools.islice(facts, MOST_FACTS)}
 
 
 def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray]) -> list[Check]:

@@ -1,7 +1,6 @@
 """The files that a claim consists of, and what the verifier asks for."""
 
 import dataclasses
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,8 @@ from sublora.bounds.record import RECORD_FORMAT
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.runs.base_files import base_weights_for_verifier
 from sublora.runs.folder import find_root
-from sublora.system.errors import UserError
+from sublora.system.errors import UserError, printable
+from sublora.system.files import read_json
 from sublora.system.names import (
     BOUNDS_NAME,
     CERTIFICATE_NAME,
@@ -20,6 +20,8 @@ from sublora.system.names import (
     LOSSES_NAME,
 )
 
+LARGEST_CLAIM = 1 << 20
+"""Bytes of a bounds.json that is read: 300 times the demo's."""
 NAME_OF_A_RUN = re.compile(r"(.+_)?d(\d+|all)_.+_seed\d+")
 
 
@@ -131,24 +133,13 @@ class Options:
 def read_claim(path: Path) -> dict[str, Any]:
     """Return what bounds.json claims; UserError if it is missing, damaged, or names a key twice."""
     fix = f"compute the bound again (sublora bound {path.parent})"
-    try:
-        claim = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct_keys)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; compute the bound first (sublora bound {path.parent})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {fix}") from None
+    missing = f"; compute the bound first (sublora bound {path.parent})"
+    claim = read_json(path, missing=missing, fix=fix, most_bytes=LARGEST_CLAIM, distinct=True)
     if not isinstance(claim, dict):
         raise UserError(f"{path}: expected a JSON object; {fix}")
     if claim.get("format") != RECORD_FORMAT:
         raise UserError(
-            f"{path}: record format {claim.get('format')!r}, this release reads {RECORD_FORMAT}; {fix}, or verify "
-            "with the release that wrote it"
+            f"{path}: record format {printable(repr(claim.get('format')), 40)}, this release reads {RECORD_FORMAT}; "
+            f"{fix}, or verify with the release that wrote it"
         )
     return claim
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return values

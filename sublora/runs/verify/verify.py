@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sublora import config
@@ -54,6 +55,8 @@ OWN_NUMBERS = (
     "code_bits",
 )
 """What the verdict names of the record that the verifier computes."""
+LARGEST_BATCH_TOKENS = 1 << 14
+"""Tokens that go through the network at once, whatever the claim's own machine could take."""
 HELD_OUT = ("test_loss_bits", "bound_held_out")
 """What it names apart: numbers from test documents, which hold only if the prover chose nothing on them."""
 
@@ -214,7 +217,7 @@ def _identity_checks(material: Material) -> list[Check]:
     """Whose claim it is: the folder, the grid, the certificate that bounds.json was computed from."""
     claim, message, claimed = material.claim, material.message, material.claimed
     checks = [
-        Check("the run is one of its own grid", True, message.spec in message.settings.grid.runs()),
+        Check("the run is one of its own grid", True, message.settings.grid.holds(message.spec)),
         Check("certificate sha256", claimed.get("certificate_sha256"), message.certificate_sha256),
         Check(
             "certificate sha256 in losses.npz",
@@ -243,8 +246,11 @@ def _read_base(message: Message, claim: Claim, vocab_size: int) -> AnyBase:
 
 
 def _overridden(compute: config.Compute, options: Options) -> config.Compute:
-    """Where this verification computes; never with more threads than there are cores."""
-    changes: dict[str, Any] = {"threads": min(compute.threads, os.cpu_count() or 1)}
+    """Where this verification computes; never with more threads than there are cores, nor in batches of any size."""
+    changes: dict[str, Any] = {
+        "threads": min(compute.threads, os.cpu_count() or 1),
+        "scoring_batch_tokens": min(compute.scoring_batch_tokens, LARGEST_BATCH_TOKENS),
+    }
     if options.device is not None and options.device != compute.device:
         changes |= {"device": options.device, "compile": False}
     elif compute.device == "cuda" and not torch.cuda.is_available():
@@ -255,6 +261,10 @@ def _overridden(compute: config.Compute, options: Options) -> config.Compute:
 def _rescored(verdict: Verdict, run: Run, material: Material, own_documents: OwnDocuments | None) -> Verdict:
     """The verdict after scoring: losses, every number of bounds.json, and the verifier's own bounds."""
     message, options = material.message, material.options
+    # A draw is made only if losses of as many documents are there.
+    sizes = _draw_checks(message, material.stored)
+    if sizes:
+        return verdict.with_checks(*sizes)
     predictor, anchoring = decoded_predictor(run, message), run.loss.anchoring
     base = None if anchoring is None else compute_base_losses(run, anchoring)
     own: dict[str, Any] = score_message(run, message, predictor, base)
@@ -266,6 +276,8 @@ def _rescored(verdict: Verdict, run: Run, material: Material, own_documents: Own
         checks, before = unquantized_losses(run, message, material.claim.checkpoint)
         verdict = verdict.with_checks(*checks)
         own |= before
+    if not all(np.isfinite(values).all() for values in own.values()):
+        return verdict.with_checks(Check("losses of the decoded network are numbers", True, False))
     verdict = verdict.with_checks(*loss_checks(material.stored, own))
     verdict = _with_record(verdict, material, own)
     # Documents of the verifier's own choosing.
@@ -275,6 +287,20 @@ def _rescored(verdict: Verdict, run: Run, material: Material, own_documents: Own
     if own_documents is not None:
         verdict = verdict.with_bounds(own_documents.numbers(run, predictor, message))
     return dataclasses.replace(verdict, scored_on=run.settings.compute.device)
+
+
+def _draw_checks(message: Message, stored: dict[str, Any]) -> list[Check]:
+    """Return the draws that losses.npz does not hold as many documents of as the settings ask for."""
+    scoring, anchoring = message.settings.scoring, message.loss.anchoring
+    wanted = {"indices": message.loss.premises.m_units, "source_documents": scoring.sources}
+    if anchoring is not None:
+        wanted |= {"base_indices": anchoring.base_documents, "base_source_documents": anchoring.base_sources}
+    checks = [
+        Check(f"length of {name} in losses.npz", np.size(stored.get(name, ())), length)
+        for name, length in wanted.items()
+        if length is not None
+    ]
+    return [check for check in checks if not check.agrees]
 
 
 def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> Verdict:
