@@ -24,7 +24,7 @@ def losses(m: int = M, seed: int = 1) -> np.ndarray:
 
 
 def drawn_losses(m: int = M, n: int = N, seed: int = 1) -> np.ndarray:
-    """Of a draw with replacement, in which some examples come twice."""
+    """Losses of a draw with replacement, in which some examples come twice."""
     return losses(n)[np.random.default_rng(seed).integers(n, size=m)]
 
 
@@ -138,6 +138,18 @@ def test_json_is_plain_and_complete():
         (losses(), {"n": N, "subsample": True, "counts": [1, 2]}, "2 counts for 2000 losses"),
         ([4.0, 5.0], {"n": N, "subsample": True, "counts": [1, 0]}, "counts: row 2 is 0, expected a whole number"),
         ([4.0, 5.0], {"n": N, "subsample": True, "counts": [1.5, 1]}, "counts: row 1 is 1.5"),
+        ([4.0, 5.0], {"n": N, "subsample": True, "counts": [1, 10**7]}, "a draw of 10,000,001 examples, expected at"),
+        (losses(), {"n": 10**400}, r"n must be a positive whole number up to 2\^53, found a number of 401 digits"),
+        (losses(), {"alternatives": 10**5000}, "alternatives must be .*, found a number of 5001 digits"),
+        (losses(), {"n": "2000"}, "n must be a positive whole number up to .*, found '2000'"),
+        (losses(), {"code_bits": "300"}, "code_bits must be a number, found '300'"),
+        (losses(), {"code_bits": 10**400}, "code_bits must be a number, found a number of 401 digits"),
+        (losses(), {"delta": "0.05"}, "delta must be a number, found '0.05'"),
+        (losses(), {"upper": True}, "upper must be a number, found True"),
+        (losses(), {"upper": 1e101}, r"the loss range \[0.2, 1e\+101\] cannot be computed with"),
+        ([0.0, 0.0], {"n": 2, "lower": 0.0, "upper": 5e-324}, "cannot be computed with; give losses in another unit"),
+        (np.ma.array([4.0, 99.0], mask=[0, 1]), {"n": 2}, "losses: 1 values are masked"),
+        ([[4.0], [4.0, 5.0]], {"n": 2}, "losses must be numbers"),
     ],
 )
 def test_bad_input_is_one_clear_line(values, changes, expected):
@@ -162,6 +174,31 @@ def test_bad_input_is_one_clear_line(values, changes, expected):
 def test_unusual_input_is_asked_about(values, changes, expected):
     warnings = certify(values, **DRAWN | changes).warnings
     assert len(warnings) == 1 and expected in warnings[0]
+
+
+def test_one_example_has_a_bound_though_no_variance():
+    """Every inequality but empirical Bernstein's holds for n = 1."""
+    shared = {"code_bits": 1.0, "n": 1, "lower": 0.0, "upper": 1.0}
+    result = certify([0.25], **shared)
+    names = [each.__name__ for each in inequalities.FULL_SAMPLE if each is not inequalities.empirical_bernstein]
+    assert list(result.bounds) == names and result.quoted == "betting"
+    for name in names:
+        assert result.bounds[name] == getattr(inequalities, name)([0.25], delta=0.05, **shared)
+    drawn = certify([0.25], counts=[7], subsample=True, **shared)
+    assert drawn.m == 7 and drawn.quoted == "betting_subsampled"
+    assert certify([0.25, 0.5, 0.75, 0.3, 0.4, 0.6, 0.7], subsample=True, **shared).warnings
+
+
+def test_ranges_of_every_size():
+    """Losses in any unit give the bound in that unit."""
+    values = losses(200)
+    for unit in (1e-90, 1e-3, 1.0, 1e25, 1e90):
+        scaled = certify(values * unit, code_bits=C, n=200, lower=LOWER * unit, upper=UPPER * unit)
+        assert scaled.value / unit == pytest.approx(certify(values, code_bits=C, n=200, **RANGE).value, rel=1e-9)
+
+
+def test_masks_that_hide_nothing_are_no_matter():
+    assert certify(np.ma.array(losses()), **FULL) == certify(losses(), **FULL)
 
 
 def test_losses_of_single_tokens_are_asked_about():

@@ -1,19 +1,28 @@
 """sublora certify: every file format, the table, the JSON, and one line for each bad input."""
 
+import io
 import json
+import os
 import re
 import shlex
 import sys
+import zipfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
+from hostile import encrypted, npy_header, zipped
 
 from sublora import certify, cli
+from sublora.system.errors import UserError
 from sublora.tools.certify import _up, read_example_losses
 
+CASES = Path(__file__).parent / "cases"
 LOSSES = np.random.default_rng(1).normal(4.2, 0.3, 500)
 COUNTS = np.random.default_rng(2).integers(1, 4, 500)
 OPTIONS = ["--code-bits", 300, "--lower", 0.2, "--upper", 15.6]
@@ -110,12 +119,25 @@ def test_csv_delimiters_and_columns_without_a_header(tmp_path, delimiter):
     assert list(read_example_losses(path, "2")[0]) == [4.25, 3.5]
 
 
+def parquet(rows: int) -> bytes:
+    """A file of equal losses, which take next to nothing in it."""
+    buffer = io.BytesIO()
+    values = pa.array([4.25]).take(pa.array(np.zeros(rows, dtype=np.int32)))
+    pq.write_table(pa.table({"loss": values}), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+ZEROS = npy_header("<f8", (1 << 24,)) + bytes(1 << 27)
+BOMB, BZIP2 = zipped({"losses.npy": ZEROS}), zipped({"losses.npy": ZEROS}, zipfile.ZIP_BZIP2)
+ENCRYPTED = encrypted(zipped({"losses.npy": b"x" * 100}))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
         ("a.csv", b"", "is empty"),
         ("a.csv", b"loss\n", "holds a header and no losses"),
-        ("a.csv", b"0\n4.25\n3.5\n", "line 1 holds '0' above losses with decimals"),
+        ("a.csv", b"0\n4.25\n3.5\n", "line 1 holds '0' above losses with decimals: delete it if it is a header"),
         ("a.csv", b"4.2x\n3.5\n", "line 1 holds '4.2x', neither a number nor the name of a column"),
         ("a.csv", b"loss\n4.25\nloss\n3.5\n", "line 3 holds 'loss', expected a number"),
         ("a.csv", b'loss\n4.25\n"4,25"\n', "line 3 holds '4,25', expected a number with a decimal point"),
@@ -131,6 +153,21 @@ def test_csv_delimiters_and_columns_without_a_header(tmp_path, delimiter):
         ("a.npy", b"4.25", "not a readable .npy file"),
         ("a.npz", b"4.25", "not a readable .npz file"),
         ("a.parquet", b"4.25", "not a readable parquet file"),
+        ("a.csv", b"loss\n4_2\n3.5\n", "line 2 holds '4_2', expected a number"),
+        ("a.csv", b"4_2\n3.5\n", "line 1 holds '4_2', neither a number nor the name of a column"),
+        ("a.csv", "loss\n4.25\n".encode("utf-16-le"), "not a readable CSV file in UTF-8: it looks like UTF-16"),
+        ("a.csv", "loss\n4.25\n".encode("utf-16"), "not a readable CSV file in UTF-8: it looks like UTF-16"),
+        ("a.csv", "loss\n４.25\n".encode(), "line 2 holds '４.25', expected a number"),
+        ("a.csv", b"a," * 600_000, "a line of more than 1,048,576 characters"),
+        ("a.npz", BOMB, "losses.npy unpacks to 134,217,856 bytes, more than 16 times the file"),
+        ("a.npz", BZIP2, "losses.npy is packed or encrypted in a way that NumPy does not write"),
+        ("a.npz", ENCRYPTED, "packed or encrypted"),
+        ("a.npz", zipped({"losses.npy": b"no array"}), "not a readable .npz file of numbers: losses.npy"),
+        ("a.npz", zipped({"losses.npy": npy_header("<f8", (1 << 40,))}), "which takes 8796093022208 bytes, in 0 bytes"),
+        ("a.npz", zipped({"losses.npy": npy_header([("a", "<f8")], (2,)) + bytes(16)}), "expected numbers or text"),
+        ("a.npy", npy_header("<f8", (1 << 40,)) + bytes(16), "which takes 8796093022208 bytes, in 16 bytes"),
+        ("a.npy", zipped({"losses.npy": b""}), "it holds several arrays: an .npz file under another name"),
+        ("a.parquet", parquet(20_000_000), "20,000,000 rows in a file of"),
         ("a.json", b"[4.25]", "expected a name that ends in .csv, .npz, .npy, .parquet"),
     ],
 )
@@ -139,6 +176,60 @@ def test_bad_files_stop_with_one_line(tmp_path, monkeypatch, capfd, name, conten
     path.write_bytes(content)
     status, _, error = run(monkeypatch, capfd, path, *OPTIONS, "--n", 2)
     assert status == 2 and error.startswith(f"error: {path}: ") and error.count("\n") == 1 and expected in error
+
+
+WHOLE = "delete it if it is a header"
+
+
+@pytest.mark.parametrize("text", [(CASES / "digit_header_errors.csv").read_text(), "0\n1\n0\n1\n", "7\n1\n0\n"])
+def test_a_first_line_of_whole_numbers_above_a_draw_of_errors(tmp_path, monkeypatch, capfd, text):
+    """Pandas writes 0, 1, ... above columns without names; in a draw the number of lines does not tell."""
+    path = tmp_path / "errors.csv"
+    path.write_text(text)
+    options = ["--code-bits", 100, "--n", 5000, "--lower", 0, "--upper", 1]
+    status, _, error = run(monkeypatch, capfd, path, *options, "--subsample")
+    assert status == 2 and "line 1 holds " in error and "does not tell" in error and WHOLE in error
+    # With a name above it, or as the losses of all n, the line is a loss.
+    n = len(text.splitlines())
+    assert read_example_losses(path)[0].size == n
+    path.write_text("error\n" + text)
+    assert read_example_losses(path, drawn=True)[0].size == n
+
+
+def test_two_columns_of_whole_numbers_in_a_draw(tmp_path):
+    path = tmp_path / "errors.csv"
+    path.write_text("0,1\n0,1\n1,0\n")
+    with pytest.raises(UserError, match="line 1 holds '0, 1', and the number of rows does not tell"):
+        read_example_losses(path, "2", drawn=True)
+    path.write_text("0,1\n0,1.0\n1,0.5\n")
+    with pytest.raises(UserError, match="line 1 holds '0, 1', and the number of rows does not tell"):
+        read_example_losses(path, "2", drawn=True)
+    path.write_text("0,1.0\n1,0.5\n")
+    assert list(read_example_losses(path, "2", drawn=True)[0]) == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npz", ".npy", ".parquet"])
+def test_a_pipe_is_no_file(tmp_path, monkeypatch, capfd, suffix):
+    path = tmp_path / f"losses{suffix}"
+    os.mkfifo(path)
+    status, _, error = run(monkeypatch, capfd, path, *OPTIONS, "--n", 2)
+    assert status == 2 and "a pipe or a device, expected a file" in error
+
+
+def test_a_large_range_is_printed(tmp_path, monkeypatch, capfd):
+    path = write(tmp_path / "losses.npy", {"a": LOSSES})
+    options = ["--code-bits", 300, "--n", 500, "--lower", 0, "--upper", "1e25"]
+    status, text, error = run(monkeypatch, capfd, path, *options)
+    assert (status, error) == (0, "") and re.search(r"\d\.\d{7}E\+24", text)
+    assert Decimal(_up(1e25 / 3)) >= Decimal(1e25 / 3)
+
+
+@pytest.mark.parametrize("option", ["--n", "--code-bits", "--upper", "--alternatives"])
+@pytest.mark.parametrize("value", ["3_0", "x", "9" * 500])
+def test_options_that_are_no_numbers(tmp_path, monkeypatch, capfd, option, value):
+    path = write(tmp_path / "losses.npy", {"a": LOSSES})
+    status, _, error = run(monkeypatch, capfd, path, *OPTIONS, "--n", 500, option, value)
+    assert status == 2 and "Traceback" not in error
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".npz", ".npy", ".parquet"])

@@ -23,6 +23,8 @@ from sublora.bounds.checks import (
     check_split,
     checked_losses,
     complexity_nats,
+    real_number,
+    shown,
 )
 from sublora.bounds.inequalities import hoeffding_subsampled
 from sublora.bounds.premises import RATES, Premises, all_bounds
@@ -52,6 +54,12 @@ ON_TRUST_OF_A_DRAW = (
     DRAWN_ON_TRUST,
     "their losses helped to choose among no more than the stated alternatives",
 )
+
+LARGEST_LOSS = 1e100
+"""The largest end of a loss range; products of larger ones would leave the range of floating-point numbers."""
+
+LARGEST_DRAW = 1 << 20
+"""The largest draw that is given by counts."""
 
 WIDE_SPREAD = 0.12
 """Standard deviation, as a share of the range, above which losses look like those of single tokens."""
@@ -198,9 +206,19 @@ def certify(
     """
     # Check every input; distinct losses with counts become the whole draw.
     values = _numbers("losses", losses)
+    lower, upper = real_number("lower", lower), real_number("upper", upper)
+    delta = real_number("delta", delta)
+    code_bits = None if code_bits is None else real_number("code_bits", code_bits)
+    excess_upper = None if excess_upper is None else real_number("excess_upper", excess_upper)
+    delta_sample = None if delta_sample is None else real_number("delta_sample", delta_sample)
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise ValueError(f"the loss range needs finite lower < upper, found [{lower}, {upper}]")
-    loss_range = LossRange(float(lower), float(upper))
+    if not (max(abs(lower), abs(upper)) <= LARGEST_LOSS and upper - lower >= 1 / LARGEST_LOSS):
+        raise ValueError(
+            f"the loss range [{lower}, {upper}] cannot be computed with; give losses in another unit: ends of at most "
+            f"{LARGEST_LOSS:g}, and at least {1 / LARGEST_LOSS:g} apart"
+        )
+    loss_range = LossRange(lower, upper)
     if against is not None:
         if counts is not None or delta_sample is not None or alternatives != 1:
             raise ValueError("counts, delta_sample and alternatives have no meaning with against")
@@ -233,13 +251,13 @@ def certify(
     share = DRAW_SHARE * delta if delta_sample is None else delta_sample
     premises = Premises(
         n_units=int(n),
-        delta=float(delta),
+        delta=delta,
         m_units=drawn.size if subsample else None,
-        delta_sample=float(share) if subsample else None,
+        delta_sample=share if subsample else None,
         sweep_size=int(alternatives),
     )
     drawn = checked_losses(drawn, lower=lower, upper=upper)
-    bounds = _bounds(drawn, loss_range, float(code_bits), premises)
+    bounds = _bounds(drawn, loss_range, code_bits, premises)
     warnings = _warnings(drawn, loss_range, premises) + _precision_warnings(np.asarray(losses))
     if code_bits == 0:
         warnings.append("code_bits is 0: right only for a model that does not depend on the n examples")
@@ -249,7 +267,7 @@ def certify(
         bounds=bounds,
         quoted=premises.headline,
         mean_loss=float(drawn.mean()),
-        code_bits=float(code_bits),
+        code_bits=code_bits,
         n=premises.n_units,
         m=drawn.size,
         lower=loss_range.lower,
@@ -313,15 +331,20 @@ def _bounds(
 def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     """Return numbers as float64, shape (m,).
 
-    ValueError for text, objects, truth values, other shapes, no numbers at all, and NaN.
+    ValueError for text, objects, truth values, masked values, other shapes, no numbers at all, and NaN.
     """
-    values = np.asarray(given)
+    if np.ma.isMaskedArray(given) and (masked := int(np.count_nonzero(np.ma.getmaskarray(given)))):
+        raise ValueError(f"{name}: {masked} values are masked: score those examples, or leave them out of n as well")
+    try:
+        values = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be numbers: {' '.join(str(error).split())}") from None
     if values.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, one per example, found shape {values.shape}")
     if values.size == 0:
         raise ValueError(f"{name} are empty")
     if values.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must be numbers, found {values.dtype} (first: {values[0]!r})")
+        raise ValueError(f"{name} must be numbers, found {values.dtype} (first: {shown(values[0])})")
     values = values.astype(np.float64)
     if not (finite := np.isfinite(values)).all():
         row = int(np.argmin(finite))
@@ -351,6 +374,11 @@ def _checked_counts(counts: ArrayLike, size: int) -> NDArray[np.int64]:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise ValueError(f"counts: row {row + 1} is {values[row]:g}, expected a whole number of at least 1")
+    if values.sum() > LARGEST_DRAW:
+        raise ValueError(
+            f"counts: a draw of {values.sum():,.0f} examples, expected at most {LARGEST_DRAW:,}; are these counts of "
+            "tokens? Else give every loss as often as it was drawn"
+        )
     return values.astype(np.int64)
 
 
@@ -384,7 +412,7 @@ def _warnings(drawn_D: NDArray[np.float64], loss_range: LossRange, premises: Pre
         if m > n:
             found.append(f"the draw of {m} is larger than n = {n}: scoring all n once gives a smaller bound")
         if m * (m - 1) / (2 * n) > REPEATS_EXPECTED and np.unique(drawn_D).size == m:
-            repeats = m + n * math.expm1(m * math.log1p(-1 / n))
+            repeats = m - 1 if n == 1 else m + n * math.expm1(m * math.log1p(-1 / n))
             found.append(
                 f"no loss occurs twice, though a draw of {m} from {n} with replacement repeats about {repeats:.0f}: "
                 "was it drawn without replacement, or are its counts missing?"

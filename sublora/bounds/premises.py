@@ -17,6 +17,7 @@ from sublora.bounds.inequalities import (
     SUBSAMPLED,
     betting,
     betting_subsampled,
+    empirical_bernstein,
     hoeffding,
     hoeffding_subsampled,
 )
@@ -175,6 +176,9 @@ def all_bounds(losses_D: ArrayLike, loss_range: LossRange, code_bits: float, pre
     """
     arguments = _arguments(loss_range, code_bits, premises)
     inequalities = FULL_SAMPLE if premises.delta_sample is None else SUBSAMPLED
+    if premises.n_units == 1:
+        # One loss has no variance; every other inequality holds for it.
+        inequalities = tuple(each for each in inequalities if each is not empirical_bernstein)
     return {inequality.__name__: inequality(losses_D, **arguments) for inequality in inequalities}
 
 

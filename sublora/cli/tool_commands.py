@@ -1,5 +1,6 @@
 """Commands beside the pipeline: they check, use, export or predict what the stages make."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +21,23 @@ PretrainedOption = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="The pretrained base's own folder, with its tokenizer. Default: none is read."),
 ]
+
+
+def number(text: object) -> float:
+    """Parse a number. float() would take 3_0 for 30."""
+    if "_" in str(text):
+        raise typer.BadParameter(f"{text!r} is no number")
+    try:
+        return float(str(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number") from None
+
+
+def whole(text: object) -> int:
+    """Parse a whole number. int() would take 3_0 for 30."""
+    if not re.fullmatch(r"[-+]?[0-9]{1,400}", str(text)):
+        raise typer.BadParameter(f"{str(text)[:40]!r} is no whole number")
+    return int(str(text))
 
 
 @app.command("duplicates")
@@ -112,11 +130,12 @@ def certify_command(
             show_default=False,
         ),
     ],
-    lower: Annotated[float, typer.Option(help="Smallest loss that any example can have.")],
-    upper: Annotated[float, typer.Option(help="Largest loss that any example can have.")],
+    lower: Annotated[float, typer.Option(parser=number, help="Smallest loss that any example can have.")],
+    upper: Annotated[float, typer.Option(parser=number, help="Largest loss that any example can have.")],
     code_bits: Annotated[
         float | None,
         typer.Option(
+            parser=number,
             help="C: every bit that a decoder needs beyond what was fixed without the n examples. Not needed for a "
             "comparison on held-out examples.",
             show_default=False,
@@ -126,11 +145,12 @@ def certify_command(
         int | None,
         typer.Option(
             "--n",
+            parser=whole,
             help="Number of independent examples that the message was chosen with; never tokens.",
             show_default=False,
         ),
     ] = None,
-    delta: Annotated[float, typer.Option(help="Probability with which the bound may fail.")] = 0.05,
+    delta: Annotated[float, typer.Option(parser=number, help="Probability with which the bound may fail.")] = 0.05,
     subsample: Annotated[
         bool,
         typer.Option(
@@ -139,10 +159,14 @@ def certify_command(
         ),
     ] = False,
     delta_sample: Annotated[
-        float | None, typer.Option(help="Part of delta spent on the draw. Default: nine tenths.", show_default=False)
+        float | None,
+        typer.Option(parser=number, help="Part of delta spent on the draw. Default: nine tenths.", show_default=False),
     ] = None,
     alternatives: Annotated[
-        int, typer.Option(help="Number of models or smoothings that the losses of the draw helped to choose from.")
+        int,
+        typer.Option(
+            parser=whole, help="Number of models or smoothings that the losses of the draw helped to choose from."
+        ),
     ] = 1,
     column: Annotated[
         str | None,
@@ -169,6 +193,7 @@ def certify_command(
     excess_upper: Annotated[
         float | None,
         typer.Option(
+            parser=number,
             help="With --against and C: how much more than the reference the model can lose on any example.",
             show_default=False,
         ),

@@ -3,13 +3,17 @@
 This module knows no runs, settings or networks; heavy readers are imported only for the formats that need them.
 """
 
+import array
+import codecs
 import contextlib
 import csv
+import dataclasses
+import io
+import itertools
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +25,22 @@ from rich.table import Table
 from rich.text import Text
 
 from sublora.bounds.certify import Certified, certify
+from sublora.system.arrays import LARGEST_FILE, Archive, most_unpacked, read_array
 from sublora.system.errors import UserError
-from sublora.system.files import write_json
+from sublora.system.files import UNREADABLE, read_regular, write_json
 
 Columns = dict[str, Callable[[], NDArray]]
 """Columns or arrays: what reads each of them, by name. Those that are not used may hold anything."""
 
 DELIMITERS = (",", ";", "\t")
+LONGEST_LINE = 1 << 20
+"""Characters of a line of a CSV file."""
+MOST_NAMES = 20
+"""Names of columns in an error message."""
 DECIMALS = 4
 """The number of decimals of printed bounds, which are rounded up; JSON has all digits."""
+LARGEST_PLAIN = 1e12
+"""Numbers from here on are printed with an exponent."""
 
 
 def certify_file(
@@ -40,7 +51,7 @@ def certify_file(
     column, counts: as in `read_example_losses`; arguments: those of `sublora.bounds.certify.certify` other than losses
     and counts. UserError in one line, which begins with the file, for every bad input.
     """
-    losses, multiplicities = read_example_losses(path, column, counts)
+    losses, multiplicities = read_example_losses(path, column, counts, drawn=bool(arguments.get("subsample")))
     try:
         result = certify(losses, counts=multiplicities, **arguments)
     except ValueError as error:
@@ -61,14 +72,16 @@ def write_certified(path: Path | None, contents: dict[str, Any]) -> None:
 
 
 def read_example_losses(
-    path: Path, column: str | None = None, counts: str | None = None
+    path: Path, column: str | None = None, counts: str | None = None, *, drawn: bool = False
 ) -> tuple[NDArray, NDArray | None]:
     """Return losses and, if `counts` is given, how often each was drawn; as stored, with unchecked values.
 
     column: a column of a CSV or parquet file, or an array of an .npz file; not needed if there is only one. counts: the
-    same for the counts; for an .npy file, another .npy file. UserError, which names the file, if it cannot be read.
+    same for the counts; for an .npy file, another .npy file. drawn: the losses belong to a draw, so their number does
+    not tell whether a first line of whole numbers in a CSV file is a header. UserError, which names the file, if it
+    cannot be read.
     """
-    columns = _columns(path)
+    columns = _columns(path, drawn=drawn)
     losses = columns[_chosen(path, columns, column, besides=counts)]()
     if counts is None:
         return losses, None
@@ -79,19 +92,25 @@ def read_example_losses(
 
 def read_identified(path: Path, column: str | None, id_column: str | None) -> tuple[NDArray, tuple[str, ...] | None]:
     """Return values and, if a column for it is named, what identifies each example; errors as `read_example_losses`."""
-    columns = _columns(path)
+    columns = _columns(path, drawn=True)
     values = columns[_chosen(path, columns, column, besides=id_column)]()
     if id_column is None:
         return values, None
     chosen = _chosen(path, columns, id_column)
     if path.suffix == ".csv":
-        names, rows = _csv_rows(path)
-        return values, tuple(cells[names.index(chosen)].strip() for _, cells in rows)
+        table = CsvText.read(path)
+        names, skipped = _header(table, drawn=True)
+        return values, tuple(cells[names.index(chosen)].strip() for _, cells in table.below(skipped))
     return values, tuple(map(str, columns[chosen]().tolist()))
 
 
-def _columns(path: Path) -> Columns:
-    readers = {".csv": _csv_columns, ".npz": _npz_columns, ".npy": _npy_columns, ".parquet": _parquet_columns}
+def _columns(path: Path, *, drawn: bool = False) -> Columns:
+    readers: dict[str, Callable[[Path], Columns]] = {
+        ".csv": partial(_csv_columns, drawn=drawn),
+        ".npz": _npz_columns,
+        ".npy": _npy_columns,
+        ".parquet": _parquet_columns,
+    }
     if path.suffix not in readers:
         raise UserError(f"{path}: expected a name that ends in {', '.join(readers)}")
     return readers[path.suffix](path)
@@ -102,7 +121,8 @@ def _chosen(path: Path, columns: Columns, asked: str | None, besides: str | None
     names = [name for name in columns if name != besides]
     if asked is None and len(names) == 1:
         return names[0]
-    there = ", ".join(map(repr, columns)) or "nothing"
+    there = ", ".join(map(repr, itertools.islice(columns, MOST_NAMES))) or "nothing"
+    there += f" and {len(columns) - MOST_NAMES:,} more" if len(columns) > MOST_NAMES else ""
     if asked is None:
         raise UserError(f"{path}: holds {there}; name the losses with --column (of a table) or --key (of an .npz file)")
     if asked not in columns:
@@ -117,17 +137,17 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, csv.Error) as error:
-        raise UserError(f"{path}: not a readable {what}: {str(error).splitlines()[0]}") from error
+    except (*UNREADABLE, OSError, csv.Error) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: not a readable {what}: {reason}") from error
 
 
 def _npy(path: Path) -> NDArray:
     with _reading(path, ".npy file of numbers"):
-        values = np.load(path, allow_pickle=False)
-    if not isinstance(values, np.ndarray):
-        values.close()
-        raise UserError(f"{path}: holds several arrays: an .npz file under another name")
-    return values
+        data = read_regular(path, most_bytes=LARGEST_FILE)
+        if data.startswith(b"PK"):
+            raise ValueError("it holds several arrays: an .npz file under another name")
+        return read_array(io.BytesIO(data), len(data))
 
 
 def _npy_columns(path: Path) -> Columns:
@@ -135,92 +155,156 @@ def _npy_columns(path: Path) -> Columns:
 
 
 def _npz_columns(path: Path) -> Columns:
-    def array(name: str) -> NDArray:
-        with _reading(path, ".npz file of numbers"), np.load(path, allow_pickle=False) as archive:
-            return archive[name]
+    with _reading(path, ".npz file"):
+        archive = Archive(read_regular(path, most_bytes=LARGEST_FILE))
 
-    with _reading(path, ".npz file"), zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-    return {name: partial(array, name) for name in names}
+    def unpacked(name: str) -> NDArray:
+        with _reading(path, ".npz file of numbers"):
+            return archive.read(name)
+
+    return {name: partial(unpacked, name) for name in archive.names}
 
 
 def _parquet_columns(path: Path) -> Columns:
-    import pandas as pd
+    """Return the columns of a parquet file, each read when it is asked for; those of pandas' index are left out."""
+    import pyarrow as arrow
+    from pyarrow import parquet
 
     with _reading(path, "parquet file"):
-        table = pd.read_parquet(path)
-    return {str(name): partial(_series_values, table[name]) for name in table.columns}
+        data = read_regular(path, most_bytes=LARGEST_FILE)
+        file = parquet.ParquetFile(arrow.BufferReader(data))
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+        index = (schema.pandas_metadata or {}).get("index_columns", [])
+
+    def cells(name: str) -> NDArray:
+        """Return numbers unchanged, missing ones as NaN, which `certify` refuses, and texts, equal ones only once."""
+        kind, types = schema.field(name).type, arrow.types
+        if 8 * rows > most_unpacked(len(data)):
+            raise UserError(f"{path}: {rows:,} rows in a file of {len(data):,} bytes; write the losses to an .npy file")
+        with _reading(path, "parquet file"):
+            if types.is_integer(kind) or types.is_floating(kind):
+                return file.read(columns=[name]).column(0).to_numpy()
+            if not (types.is_string(kind) or types.is_large_string(kind)):
+                raise ValueError(f"{name!r} holds {str(kind)[:40]}, expected numbers or text")
+            reader = parquet.ParquetFile(arrow.BufferReader(data), read_dictionary=[name])
+            chunks = reader.read(columns=[name]).column(0).chunks
+            if any(chunk.null_count for chunk in chunks):
+                raise ValueError(f"{name!r} has empty cells")
+            texts = [chunk.dictionary.to_numpy(zero_copy_only=False)[chunk.indices.to_numpy()] for chunk in chunks]
+            return np.concatenate(texts) if texts else np.zeros(0, dtype=object)
+
+    if len(set(schema.names)) < len(schema.names):
+        raise UserError(f"{path}: two columns have the same name")
+    return {name: partial(cells, name) for name in schema.names if name not in index}
 
 
-def _series_values(series: Any) -> NDArray:
-    """Return numbers unchanged, missing ones as NaN; `certify` refuses NaN, text and objects."""
-    numbers = series.dtype.kind in "fiu"
-    return series.to_numpy(dtype=np.float64, na_value=np.nan) if numbers and series.hasnans else series.to_numpy()
+@dataclasses.dataclass(frozen=True)
+class CsvText:
+    """The text of a CSV file, gone through line by line: as lists of cells it would take thirty times the file."""
+
+    path: Path
+    text: str
+    delimiter: str
+
+    @classmethod
+    def read(cls, path: Path) -> "CsvText":
+        """UserError if the file is missing, too long, or in another encoding than UTF-8."""
+        with _reading(path, "CSV file in UTF-8"):
+            data = read_regular(path, most_bytes=LARGEST_FILE)
+            # Without its byte-order mark UTF-16 is valid UTF-8, with a NUL beside every letter.
+            if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4096]:
+                raise ValueError("it looks like UTF-16; save it as UTF-8")
+            text = data.decode("utf-8-sig")
+        first = text[:LONGEST_LINE].partition("\n")[0]
+        return cls(path, text, next((each for each in DELIMITERS if each in first), ","))
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield line numbers in the file, and cells, of all lines that are not blank."""
+        with _reading(self.path, "CSV file in UTF-8"):
+            reader = csv.reader(self._lines(), delimiter=self.delimiter)
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    yield reader.line_num, cells
+
+    def _lines(self) -> Iterator[str]:
+        handle = io.StringIO(self.text, newline="")
+        while line := handle.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
+            yield line
+
+    def below(self, skipped: int) -> Iterator[tuple[int, list[str]]]:
+        """Yield the rows without the first `skipped` ones."""
+        return itertools.islice(self.rows(), skipped, None)
+
+    def numbers(self, index: int, *, skipped: int) -> NDArray[np.float64]:
+        """Return a column as numbers, without the first `skipped` rows."""
+        values = array.array("d")
+        for line, cells in self.below(skipped):
+            if not _is_number(cells[index]):
+                raise UserError(
+                    f"{self.path}: line {line} holds {cells[index][:40]!r}, expected a number with a decimal point (a "
+                    "second header? a decimal comma? an empty cell?)"
+                )
+            values.append(float(cells[index]))
+        return np.frombuffer(values, dtype=np.float64)
 
 
-def _csv_columns(path: Path) -> Columns:
-    """Return columns by name, or as "1", "2", ... without a header."""
-    names, rows = _csv_rows(path)
-    return {name: partial(_csv_numbers, path, rows, index) for index, name in enumerate(names)}
-
-
-def _csv_rows(path: Path) -> tuple[list[str], "Rows"]:
-    """Return the names of the columns, and the rows. Cells are separated by comma, semicolon or tab."""
-    with _reading(path, "CSV file in UTF-8"), open(path, encoding="utf-8-sig", newline="") as handle:
-        first = handle.readline()
-        handle.seek(0)
-        reader = csv.reader(handle, delimiter=next((each for each in DELIMITERS if each in first), ","))
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    if not rows:
-        raise UserError(f"{path}: is empty")
-    names, rows = _without_header(path, rows)
-    for line, cells in rows:
+def _csv_columns(path: Path, *, drawn: bool) -> Columns:
+    """Return columns by name, or as "1", "2", ... without a header. Cells are separated by comma, semicolon or tab."""
+    table = CsvText.read(path)
+    names, skipped = _header(table, drawn=drawn)
+    for line, cells in table.below(skipped):
         if len(cells) != len(names):
             raise UserError(f"{path}: line {line} has {len(cells)} cells, expected {len(names)}")
-    return names, rows
+    return {name: partial(table.numbers, index, skipped=skipped) for index, name in enumerate(names)}
 
 
-Rows = list[tuple[int, list[str]]]
-"""Line numbers in the file, and cells."""
+def _header(table: CsvText, *, drawn: bool) -> tuple[list[str], int]:
+    """Return the names of the columns and how many rows hold them. A first row that is not all numbers is a header.
 
-
-def _without_header(path: Path, rows: Rows) -> tuple[list[str], Rows]:
-    """Return the names of the columns and the rows below. A first line that is not all numbers is a header."""
-    (line, first), below = rows[0], rows[1:]
+    A first row of whole numbers may be one too: pandas writes 0, 1, ... for columns without names. Above losses with
+    decimals it is refused, and in a draw or a comparison, where the number of rows does not tell, always.
+    """
+    path, rows = table.path, table.rows()
+    line, first = next(rows, (0, []))
+    if not first:
+        raise UserError(f"{path}: is empty")
     first = [cell.strip() for cell in first]
-    alone = len(first) == 1
+    alone, below = len(first) == 1, next(rows, None)
     if all(map(_is_number, first)):
-        if alone and below and first[0].isdigit() and not any(cells[0].strip().isdigit() for _, cells in below):
+        whole = all(map(_is_whole, first))
+        decimals_below = (
+            alone and below is not None and not any(_is_whole(cells[0].strip()) for _, cells in table.below(1))
+        )
+        if whole and (drawn or decimals_below):
+            where = ", and the number of rows does not tell what it is" if drawn else " above losses with decimals"
             raise UserError(
-                f"{path}: line {line} holds {first[0]!r} above losses with decimals: delete it if it is a header, "
-                "or write it with decimals if it is a loss"
+                f"{path}: line {line} holds {', '.join(first)[:40]!r}{where}: delete it if it is a header, as pandas "
+                "writes it for columns without names, or write a line with the names of the columns above it"
             )
-        return [str(index + 1) for index in range(len(first))], rows
+        return [str(index + 1) for index in range(len(first))], 0
     if alone and re.match(r"[-+]?\.?\d", first[0]):
-        raise UserError(f"{path}: line {line} holds {first[0]!r}, neither a number nor the name of a column")
-    if not below:
+        raise UserError(f"{path}: line {line} holds {first[0][:40]!r}, neither a number nor the name of a column")
+    if below is None:
         raise UserError(f"{path}: holds a header and no losses")
     if len(set(first)) != len(first):
-        raise UserError(f"{path}: two columns have the same name: {', '.join(map(repr, first))}")
-    return first, below
+        raise UserError(f"{path}: two columns have the same name: {', '.join(map(repr, first[:MOST_NAMES]))}")
+    return first, 1
 
 
-def _csv_numbers(path: Path, rows: Rows, index: int) -> NDArray[np.float64]:
-    for line, cells in rows:
-        if not _is_number(cells[index]):
-            raise UserError(
-                f"{path}: line {line} holds {cells[index]!r}, expected a number with a decimal point (a second header? "
-                "a decimal comma? an empty cell?)"
-            )
-    return np.array([float(cells[index]) for _, cells in rows])
+NUMBER = re.compile(
+    r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*|\s*[-+]?(nan|inf|infinity)\s*", re.ASCII | re.IGNORECASE
+)
+"""A number as other programs write it: float() would also take 3_0 for 30."""
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return NUMBER.fullmatch(text) is not None
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def print_certified(result: Certified) -> None:
@@ -240,7 +324,8 @@ def print_certified(result: Certified) -> None:
     if result.alternatives > 1:
         price += f", for {result.alternatives:,} alternatives at once"
     print(
-        f"n = {result.n:,} examples, {draw}; mean loss {result.mean_loss:.4f} in [{result.lower:g}, {result.upper:g}]"
+        f"n = {result.n:,} examples, {draw}; mean loss {_shown(result.mean_loss)} "
+        f"in [{result.lower:g}, {result.upper:g}]"
     )
     print(f"C = {result.code_bits:,g} bits, delta = {result.delta:g}{price}")
     Console().print(table)
@@ -258,4 +343,10 @@ def print_certified(result: Certified) -> None:
 
 def _up(value: float) -> str:
     """Return the value rounded up, so that the printed number is a bound as well."""
+    if abs(value) >= LARGEST_PLAIN:
+        return str(Context(prec=8, rounding=ROUND_CEILING).plus(Decimal(value)))
     return str(Decimal(value).quantize(Decimal(1).scaleb(-DECIMALS), rounding=ROUND_CEILING))
+
+
+def _shown(value: float) -> str:
+    return f"{value:.{DECIMALS}f}" if abs(value) < LARGEST_PLAIN else f"{value:.7e}"
