@@ -128,3 +128,15 @@ def test_a_closed_pipe_ends_a_command_silently(tiny_root):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_a_fault_of_a_command_has_a_status_of_its_own(tmp_path, monkeypatch, capfd):
+    """Neither 2, bad input, nor 1, which Python would take."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr("sublora.tools.status.print_status", fail)
+    status, error = call(monkeypatch, capfd, "status", "--config", write_settings(tmp_path))
+    assert status == 3 and "Traceback" in error and "KeyError: 'a fault'" in error
+    assert error.rstrip().endswith("error: a fault of sublora, not of its input; please report the lines above")

@@ -162,8 +162,15 @@ def test_only_the_folder_that_the_reader_names_is_copied_from_and_it_must_hold_t
         model.transformer.ln_f.weight.add_(0.01)
     model.save_pretrained(other)
     wrong = CertificateFiles.of(run, pretrained=other)
-    assert "--pretrained" in complaint(lambda: export_network(wrong, tmp_path / "wrong", "peft"))
-    assert not (tmp_path / "wrong").exists()
+    line = complaint(lambda: export_network(wrong, tmp_path / "wrong", "peft"))
+    assert "--pretrained" in line and "weights hash to" in line and not (tmp_path / "wrong").exists()
+
+
+def test_a_base_that_is_drawn_has_no_folder(data_root: Path, tmp_path: Path) -> None:
+    folder = certified(data_root, tmp_path, {"targets": ["head"]}, {"kind": "random"})
+    files = CertificateFiles.of(folder, pretrained=data_root / PRETRAINED["path"])
+    line = complaint(lambda: export_network(files, tmp_path / "out", "merged"))
+    assert "the certificate's base is random; leave it out" in line
 
 
 def test_an_export_names_its_certificate_and_overwrites_nothing(run: Path, tmp_path: Path) -> None:

@@ -128,6 +128,10 @@ def test_the_tokenizer_of_a_base_is_found_in_the_data_or_in_the_folder_that_is_n
     # The model is where the settings say, which are a prover's: nobody looks there.
     assert "its tokenizer is that of the base, and there is no " in complaint(lambda: written(files))
     assert written(CertificateFiles.of(folder, pretrained=tmp_path / "model")) == expected
+    (tmp_path / "other").mkdir()
+    pretrained_root(tmp_path / "other", vocab_size=310)
+    wrong = CertificateFiles.of(folder, pretrained=tmp_path / "other/model")
+    assert "its tokenizer has 310 tokens" in complaint(lambda: written(wrong))
 
 
 def test_a_base_of_another_kind_is_refused(data_root: Path, tmp_path: Path) -> None:

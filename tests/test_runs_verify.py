@@ -3,6 +3,7 @@
 Dishonest claims are in test_attacks.py.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -160,6 +161,17 @@ def test_a_fault_of_the_package_is_neither_refused_nor_bad_input(honest, tmp_pat
     found = valid(json_path)
     assert (found["verdict"], found["exit_status"]) == ("failed", 3)
     assert type(error).__name__ in found["reason"] or "a file ended early" in found["reason"]
+
+
+def test_an_error_of_the_operating_system_is_bad_input(honest, tmp_path, monkeypatch, capfd):
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "train.bin")
+
+    monkeypatch.setattr("sublora.runs.verify.verify.data_checks", fail)
+    json_path = tmp_path / "verdict.json"
+    status, output = call(monkeypatch, capfd, honest, "--json", json_path)
+    assert status == 2 and "error: train.bin: Permission denied" in output and "Traceback" not in output
+    assert valid(json_path)["reason"].startswith("train.bin: Permission denied")
 
 
 def test_a_verification_that_is_interrupted_or_killed_leaves_no_verdict(honest, tmp_path, monkeypatch, capfd):
