@@ -46,6 +46,9 @@ def test_the_set_is_small_and_complete():
     assert folders == {made.name for made in FORGERIES}, "run `make conformance`"
     assert sum(path.stat().st_size for path in CASES.rglob("*") if path.is_file()) < LARGEST_SET_BYTES
     assert {made.exit_status for made in FORGERIES} == {0, 1, 2}
+    # The bounds that are quoted say something: guessing costs 8 bits.
+    for family in ("direct", "anchored"):
+        assert expected(CASES / f"{family}-honest")["bounds_from_own_losses"]["bound_value"] < 7.0
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
-"""The tiny experiments behind the conformance set: one with the direct bound, one that is anchored on a base.
+"""The tiny experiments behind the conformance set: a direct bound, one anchored on the base, one on a random base.
 
-Nothing is trained. w and the weights of the anchored experiment's base come from named random streams, so that a
-certificate has the same bytes on every machine; losses differ by float32 rounding.
+Nothing is trained: w comes from a random stream, and the base is a table of byte frequencies in the form of a network.
+So certificates have the same bytes on every machine, while losses differ by float32 rounding.
 """
 
 import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -32,8 +33,8 @@ from sublora.system.provenance import Provenance
 from sublora.system.streams import generator
 
 SETTINGS = Path(__file__).resolve().parent / "settings.yaml"
-SPEC = config.RunSpec(budget=20, allocation="learned", seed=1)
-OTHER_SPEC = config.RunSpec(budget=20, allocation="uniform", seed=2)
+SPEC = config.RunSpec(budget=5, allocation="learned", seed=1)
+OTHER_SPEC = config.RunSpec(budget=5, allocation="uniform", seed=2)
 TRAINED = {
     "kind": "trained",
     "name": "apart",
@@ -58,14 +59,15 @@ TRAINED = {
     "threads": 1,
 }
 FAMILIES = {
-    "direct": {},
+    "random": {},
+    "direct": {"base": TRAINED},
     "anchored": {
         "base": TRAINED,
         "scoring": {
             "anchor": "base",
             "anchor_k0": 12,
-            "base_documents": 30,
-            "sources": 10,
+            "base_documents": 300,
+            "sources": 100,
             "base_sources": "all",
         },
         "bound": {"delta_base": 0.01, "delta_base_sample": 0.009, "delta_excess_sample": 0.036},
@@ -106,13 +108,28 @@ def make_experiment(root: Path, family: str) -> config.Settings:
     prepare_all(settings, root)
     dataset = open_target(settings, root)
     if settings.base.kind != "random":
-        weights = random_weights(settings.model, dataset.vocab_size, 11)
         path = own_base_weights(root)
         path.parent.mkdir(parents=True)
-        write_base(path, Base(weights, weights_sha256(weights)))
+        write_base(path, frequencies_as_a_base(settings.model, dataset.vocab_size))
     for spec in (SPEC, OTHER_SPEC):
         write_run(root, settings.for_run(spec), spec)
     return settings
+
+
+def frequencies_as_a_base(model: config.Model, vocab_size: int) -> Base:
+    """A GPT-2 that predicts bytes by about how often they are in a function, whatever the context, with a little noise.
+
+    The last norm gives a vector that is nearly constant, and the first column of the embedding has the logits. Powers
+    of two stand for frequencies, so that no logarithm is rounded differently elsewhere.
+    """
+    weights = random_weights(model, vocab_size, 11)
+    weights["ln_f.weight"][:], weights["ln_f.bias"][:] = 0.05, 0.0
+    weights["ln_f.bias"][0] = 1.0
+    counts = np.bincount(list(b"def f0(x):\n    return x + 1234567890\n"), minlength=vocab_size)
+    counts[-1] = 1  # end of text
+    weights["wte.weight"][:, 0] = [0.7 * int(count).bit_length() for count in counts]
+    weights["wte.weight"][:, 0] -= 4.0 * (counts == 0)
+    return Base(weights, weights_sha256(weights))
 
 
 def base_of(root: Path, settings: config.Settings, spec: config.RunSpec, vocab_size: int) -> AnyBase:
@@ -128,7 +145,7 @@ def write_run(root: Path, settings: config.Settings, spec: config.RunSpec) -> Pa
     run = assemble_run(settings, spec, dataset, base, torch.device("cpu"))
     # The message.
     context = payload_context(settings, spec)
-    symbols_d = generator("conformance", spec.name).integers(-3, 4, size=context.budget)
+    symbols_d = generator("conformance", spec.name).integers(-2, 3, size=context.budget)
     gates = tuple(size // 3 for size in context.gate_sizes)
     contents = MessageContents(EntropyWeights(symbols_d, nearest_step_index(STEP)), gates, smoothing_index=2)
     header = certificate_header(run, Provenance.of_this_process()).model_dump(mode="json", exclude_unset=True)
