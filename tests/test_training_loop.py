@@ -239,9 +239,9 @@ def test_state_of_another_config_is_not_used(tiny_root, tmp_path, capfd):
 
 
 HOLD_LOCK = """
-import sys, time
-from filelock import FileLock
-with FileLock(sys.argv[1]):
+import fcntl, sys, time
+with open(sys.argv[1], "w") as handle:
+    fcntl.flock(handle, fcntl.LOCK_EX)
     print("held", flush=True)
     time.sleep(0.5)
 """

@@ -12,7 +12,6 @@ test until each holds as many documents as the settings ask for.
 """
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +46,7 @@ from sublora.data.tokenizers import (
 from sublora.data.write import write_dataset
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path, remove_stale_temporaries, writing
+from sublora.system.locks import ProcessLock
 from sublora.system.pretrained import pretrained_folder
 
 LOCK_FILE = ".prepare.lock"
@@ -152,11 +152,10 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context(open(folder / LOCK_FILE, "w"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another `sublora prepare` is writing here; wait for it or stop it") from None
+        lock = ProcessLock(folder / LOCK_FILE)
+        if not lock.acquire():
+            raise UserError(f"{folder}: another `sublora prepare` is writing here; wait for it or stop it")
+        stack.callback(lock.release)
         work = folder / WORK_FOLDER
         # Remove what a killed process left:
         shutil.rmtree(work, ignore_errors=True)

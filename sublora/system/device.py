@@ -14,15 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from filelock import FileLock, Timeout
-
 from sublora.system.errors import UserError
+from sublora.system.locks import ProcessLock
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 POLL_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 7 * 86400.0
+"""For the GPUs of a machine to get free."""
 
 
 class ComputeSettings(Protocol):
@@ -127,25 +128,33 @@ def claim_devices(compute: ComputeSettings, count: int) -> Iterator[list["torch.
             lock.release()
 
 
-def _claim_gpus(count: int) -> dict[int, FileLock]:
-    """Lock `count` GPUs or none: two jobs that each hold a part of what the other needs would wait forever."""
+def _claim_gpus(count: int) -> dict[int, ProcessLock]:
+    """Lock `count` GPUs or none: two jobs that each hold a part of what the other needs would wait forever.
+
+    UserError if they do not get free within LONGEST_WAIT_SECONDS.
+    """
     import torch
 
     folder = Path(tempfile.gettempdir()) / f"sublora-gpus-{getpass.getuser()}"
     folder.mkdir(exist_ok=True)
+    started = time.monotonic()
     while True:
-        held: dict[int, FileLock] = {}
+        held: dict[int, ProcessLock] = {}
         for index in range(torch.cuda.device_count()):
             name = getattr(torch.cuda.get_device_properties(index), "uuid", index)
-            lock = FileLock(folder / f"{name}.lock", blocking=False)
-            with contextlib.suppress(Timeout):
-                lock.acquire()
+            lock = ProcessLock(folder / f"{name}.lock")
+            if lock.acquire():
                 held[index] = lock
             if len(held) == count:
                 return held
         # Too few are free: give back what was locked, and try again at a moment that differs between jobs.
         for lock in held.values():
             lock.release()
+        if time.monotonic() - started > LONGEST_WAIT_SECONDS:
+            raise UserError(
+                f"{folder}: other processes have held the GPUs of this machine for "
+                f"{LONGEST_WAIT_SECONDS / 86400:g} days; end those that hang (nvidia-smi shows them) and start again"
+            )
         time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
 

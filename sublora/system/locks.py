@@ -1,10 +1,12 @@
 """One process at a time in a folder of results, and a small file that shows which one and how far it is.
 
-Only the lock keeps processes apart. The file is for `sublora status`, and nothing is decided by it: one that a killed
-process left behind says only that the process died.
+Only the lock keeps processes apart. The file is for `sublora status`, and for a process that waits, which gives up when
+the holder of the lock has given no sign for hours. A file that a killed process left behind says only that it died.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -14,10 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from sublora.system.errors import UserError
-from sublora.system.files import remove_stale_temporaries, write_bytes, writing
+from sublora.system.errors import UserError, printable
+from sublora.system.files import os_reason, remove_stale_temporaries, write_bytes, writing
 
 LOCK_NAME = ".lock"
 """Stays in the folder for good: a process that has a deleted lock file open would lock out nobody."""
@@ -25,7 +25,52 @@ RUNNING_NAME = ".running.json"
 SILENT_SECONDS = 1800.0
 """A process on another machine, which cannot be asked whether it lives, counts as dead after this long without a
 sign."""
+LONGEST_SILENCE_SECONDS = 6 * 3600.0
+"""A waiting process gives up when the holder of the lock has given no sign for this long, the longest scoring."""
 _WRITE_SECONDS = 2.0
+_POLL_SECONDS = 0.05, 1.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What flock answers where it does not work: NFS without its lock service, Lustre without the mount option."""
+
+
+class ProcessLock:
+    """A lock on a file, held by one process; the system takes it back when the process ends, however it ends.
+
+    `flock` alone: a lock by existence, which libraries fall back on where flock is missing, would outlive its process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Lock the file without waiting; return False if another process holds it.
+
+        Raises:
+            UserError: the file system has no locks, or the file cannot be written.
+        """
+        with writing(self.path):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                return False
+            if error.errno in _NO_LOCKS:
+                raise UserError(
+                    f"{self.path.parent}: this file system has no locks ({os_reason(error)}); mount it with the option "
+                    "flock (Lustre) or with its lock service (NFS: not with nolock), or work on another one"
+                ) from None
+            raise
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Give the lock back, if this process holds it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class Presence:
@@ -89,17 +134,17 @@ def sole_writer(out: Path, presence: Presence, say: Callable[[str], None] = say_
 
     The lock belongs to the process, so a killed one leaves none behind; what it had half written is deleted.
     `presence` shows in the folder who holds the lock.
+
+    Raises:
+        UserError: the file system has no locks, or the process that holds the lock gives no sign any more.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK_NAME)
-    waited = False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = ProcessLock(out / LOCK_NAME)
+    waited = not lock.acquire()
+    if waited:
         say(f"{out}: another process is at work here; waiting for it to end")
-        waited = True
-        lock.acquire()
+        _wait_for(lock, out)
     try:
         for folder in (out, out / "state"):
             remove_stale_temporaries(folder)
@@ -107,3 +152,23 @@ def sole_writer(out: Path, presence: Presence, say: Callable[[str], None] = say_
             yield waited
     finally:
         lock.release()
+
+
+def _wait_for(lock: ProcessLock, out: Path) -> None:
+    """Return when the lock is free and held. UserError if its holder gives no sign for LONGEST_SILENCE_SECONDS."""
+    pause, longest_pause = _POLL_SECONDS
+    last_sign, since = None, time.monotonic()
+    while not lock.acquire():
+        # A sign is a new date of the holder's file, by whatever clock.
+        with contextlib.suppress(OSError):
+            if (sign := (out / RUNNING_NAME).stat().st_mtime_ns) != last_sign:
+                last_sign, since = sign, time.monotonic()
+        if time.monotonic() - since > LONGEST_SILENCE_SECONDS:
+            holder = read_presence(out) or {}
+            who = f"{printable(holder.get('stage'))} on {printable(holder.get('host'))}, process {holder.get('pid')}"
+            raise UserError(
+                f"{lock.path}: held by another process ({who if holder else 'unknown'}) that has given no sign for "
+                f"{LONGEST_SILENCE_SECONDS / 3600:g} hours; end it and start again"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, longest_pause)
