@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import TINY, demo_values, merged
 
+from sublora import config
 from sublora.bounds.record import RECORD_FORMAT
-from sublora.config import Grid, RunSpec
+from sublora.coding.certificate import write_certificate
+from sublora.coding.payload import Payload
+from sublora.config import Grid, RunSpec, Settings
 from sublora.system.streams import generator
+from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.yardsticks.record import YARDSTICKS_FORMAT, Row, Yardsticks, write_yardsticks
 
 VOCAB_SIZE = 257
@@ -75,8 +80,35 @@ def write_results(
     return directories
 
 
-def write_yardsticks_of(folder: Path, losses_and_bounds: Mapping[str, tuple[float, float]] = YARDSTICKS) -> Path:
-    """yardsticks.json with the given (loss on test documents, bound) of each model, beside guessing."""
+def settings_of(grid: Grid, **changes: dict) -> Settings:
+    """The tiny settings with this grid and further keys of sections."""
+    changes = {"grid": grid.model_dump(mode="json"), "lora": {"rank": 16, "alpha": 8.0}} | changes
+    return config.parse_settings(merged(merged(demo_values(), TINY), changes), source="made up")
+
+
+def certify_results(folders: list[Path], settings: Settings, numerics: Mapping[str, int] = NUMERICS_VERSIONS) -> None:
+    """Give runs of `write_results` a certificate.bin, of nothing, that says which settings made them."""
+    runs = {run.name: run for run in settings.grid.runs()}
+    for folder in folders:
+        made_with = settings.for_run(runs[folder.name]).model_dump(mode="json")
+        path = folder / "certificate.bin"
+        write_certificate(path, {"settings": made_with, "numerics_versions": dict(numerics)}, Payload(b"", 0, {}))
+        made = json.loads((folder / "bounds.json").read_text())
+        made["certificate_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (folder / "bounds.json").write_text(json.dumps(made))
+
+
+def write_yardsticks_of(
+    folder: Path,
+    losses_and_bounds: Mapping[str, tuple[float, float]] = YARDSTICKS,
+    settings: Settings | None = None,
+) -> Path:
+    """yardsticks.json with the given (loss on test documents, bound) of each model, beside guessing.
+
+    Of the base of a run below the folder, else of seed 42.
+    """
+    records = sorted(folder.rglob("bounds.json"))
+    base_sha256 = json.loads(records[0].read_text())["base"]["sha256"] if records else random_base_sha256(42)
     guess, guesses = math.log2(VOCAB_SIZE), (math.log2(VOCAB_SIZE),) * 2
     message_bits = {"guessing": 0.0, "unigram": 1288.0, "bigram": 9123.0, "order3": 0.0, "frozen_base": 3.0}
     rows = {}
@@ -100,7 +132,9 @@ def write_yardsticks_of(folder: Path, losses_and_bounds: Mapping[str, tuple[floa
             seconds=1.5 if estimated else 0.0,
         )
     path = folder / "yardsticks.json"
-    write_yardsticks(path, Yardsticks(format=YARDSTICKS_FORMAT, data_hash=DATA_HASH, rows=rows))
+    made_with = {} if settings is None else config.stage_settings(settings, "yardsticks")
+    facts = {"format": YARDSTICKS_FORMAT, "data_hash": DATA_HASH, "base_sha256": base_sha256, "settings": made_with}
+    write_yardsticks(path, Yardsticks(**facts, rows=rows))
     return path
 
 
@@ -215,12 +249,16 @@ def record(run: RunSpec, *, layers: int = 4, sweep: int = 30, all_scored: bool =
         "slurm_job_ids": {"train": None, "score": None},
         "base": {
             "kind": "random",
-            "sha256": hashlib.sha256(f"base {run.seed}".encode()).hexdigest(),
+            "sha256": random_base_sha256(run.seed),
             "independence": None,
         },
         "data_hash": DATA_HASH,
         "certificate_sha256": hashlib.sha256(run.name.encode()).hexdigest(),
     }
+
+
+def random_base_sha256(seed: int) -> str:
+    return hashlib.sha256(f"base {seed}".encode()).hexdigest()
 
 
 def anchor_of(made: Mapping[str, Any]) -> dict[str, Any]:

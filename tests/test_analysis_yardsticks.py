@@ -1,6 +1,7 @@
 """The yardsticks' table, and that the words say no more than the numbers show."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from analysis_data import (
     TEST_DOCUMENTS,
     YARDSTICKS,
     losses_of_test,
+    settings_of,
     write_results,
     write_yardsticks_of,
 )
@@ -204,3 +206,21 @@ def test_yardsticks_of_other_data_or_without_a_model_are_refused(runs, tmp_path)
     write_yardsticks(path, yardsticks.model_copy(update={"rows": rows}))
     with pytest.raises(UserError, match="holds the models bigram, guessing, order3, unigram, expected .*frozen_base"):
         load_yardsticks(path, runs)
+
+
+def test_yardsticks_of_another_base_or_other_settings_are_refused(runs, tmp_path):
+    """As where data/ or results/ of another experiment was copied or linked."""
+    settings = settings_of(SMALL)
+    path = write_yardsticks_of(tmp_path, settings=settings)
+    assert [each.name for each in load_yardsticks(path, runs, settings)] == list(LABELS)
+    for changes, difference in (
+        ({"model": {"n_layer": 3}}, "model.n_layer: 2 there, 3 here"),
+        ({"scoring": {"documents": 49}}, "scoring.documents: 50 there, 49 here"),
+        ({"scoring": {"smoothing": ["document(3)"]}}, "scoring.smoothing: "),
+        ({"bound": {"delta": 0.06}}, "bound.delta: 0.05 there, 0.06 here"),
+    ):
+        with pytest.raises(UserError, match=re.escape(difference)) as stopped:
+            load_yardsticks(path, runs, settings_of(SMALL, **changes))
+        assert str(stopped.value).startswith(f"{path}: made with other settings") and "\n" not in str(stopped.value)
+    with pytest.raises(UserError, match=r"the frozen base is [0-9a-f]{12}\.\.\., the runs adapt abababababab"):
+        load_yardsticks(path, runs.assign(base_sha256="ab" * 32))

@@ -16,7 +16,9 @@ from sublora.yardsticks import targets
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.order3 import Order3
 from sublora.yardsticks.record import (
+    YARDSTICKS_FORMAT,
     Scored,
+    Yardsticks,
     drawn_units,
     guessing_row,
     read_yardsticks,
@@ -73,7 +75,9 @@ def loss_of(dataset, *, min_targets=MIN_LENGTH + 1, **changes):
 
 
 def computed(dataset, loss=None, test_documents=40):
-    return compute_yardsticks(dataset, loss or loss_of(dataset), val_documents=50, test_documents=test_documents)
+    rows = compute_yardsticks(dataset, loss or loss_of(dataset), val_documents=50, test_documents=test_documents)
+    facts = {"format": YARDSTICKS_FORMAT, "data_hash": dataset.data_hash, "base_sha256": "b5" * 32, "settings": {}}
+    return Yardsticks(**facts, rows=rows)
 
 
 def without_seconds(contents):
@@ -246,7 +250,7 @@ def test_file_round_trip(tmp_path, contents):
     [
         (lambda text: text[:-9], "not valid JSON"),
         (lambda text: "[]", "no 'format'"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "format 2, this version reads 1"),
+        (lambda text: text.replace('"format": 3', '"format": 2'), "format 2, this version reads 3"),
         (lambda text: text.replace('"m": 300', '"m": 301'), "damaged"),
         (lambda text: text.replace('"sha256"', '"md5"'), "damaged"),
     ],

@@ -51,7 +51,7 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (budget, allocation), values in table.iterrows():
         arm = arms[allocation]
-        row = {"Budget": budget, "Mode": arm.mode, "Ratio": arm.ratio}
+        row = {"Budget": budget, "Mode": arm.mode, "Ratio": math.nan if arm.ratio is None else arm.ratio}
         for heading, column, _, _ in COLUMNS:
             row |= {heading: values[(column, "mean")], f"{heading}_std": values[(column, "std")]}
         rows.append(row | {"Seeds": int(values[("seeds", "")]), "Among_best": best[budget, allocation]})

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sublora import config
 from sublora.analysis.arms import best_of_all
 from sublora.analysis.runs_table import is_anchored
 from sublora.bounds.paired import Comparison, Verdict, compare, holm, p_value, paired_differences
@@ -17,7 +18,7 @@ from sublora.bounds.smoothing import LossRange
 from sublora.system.arrays import read_npz
 from sublora.system.errors import UserError
 from sublora.system.names import LOSSES_NAME
-from sublora.yardsticks.record import BIGRAM, FROZEN_BASE, GUESSING, ORDER3, UNIGRAM, Row, read_yardsticks
+from sublora.yardsticks.record import BIGRAM, FIX, FROZEN_BASE, GUESSING, ORDER3, UNIGRAM, Row, read_yardsticks
 
 LABELS = {
     GUESSING: "guessing",
@@ -108,16 +109,28 @@ class YardstickVerdict:
         return f"The network is {self.outcome} than {label} by at least {_bits(by)}."
 
 
-def load_yardsticks(path: Path | str, runs: pd.DataFrame) -> list[Yardstick]:
-    """The yardsticks of the runs' dataset: the trivial models, then the frozen base.
+def load_yardsticks(path: Path | str, runs: pd.DataFrame, settings: config.Settings | None = None) -> list[Yardstick]:
+    """The yardsticks of the runs' dataset and base: the trivial models, then the frozen base.
 
-    UserError if the file is missing, damaged, of another dataset than the runs, or lacks a model.
+    settings: those that the runs were made with, to compare those of the yardsticks with them.
+
+    UserError if the file is missing, damaged, of another dataset, another base or other settings, or lacks a model.
     """
-    rows = read_yardsticks(Path(path), runs["data_hash"].iloc[0]).rows
+    found = read_yardsticks(Path(path), runs["data_hash"].iloc[0])
+    # Of a random base, which each seed draws anew, the yardsticks are about one.
+    if found.base_sha256 not in set(runs["base_sha256"]):
+        raise UserError(
+            f"{path}: the frozen base is {found.base_sha256[:12]}..., the runs adapt "
+            f"{runs['base_sha256'].iloc[0][:12]}...; {FIX}"
+        )
+    if settings is not None:
+        wanted = config.stage_settings(settings, "yardsticks")
+        if (difference := config.first_difference(found.settings, wanted)) is not None:
+            raise UserError(f"{path}: made with other settings than those in force ({difference}); {FIX}")
+    rows = found.rows
     if rows.keys() != LABELS.keys():
         raise UserError(
-            f"{path}: holds the models {', '.join(sorted(rows))}, expected {', '.join(sorted(LABELS))}; "
-            "delete it and run the workflow again"
+            f"{path}: holds the models {', '.join(sorted(rows))}, expected {', '.join(sorted(LABELS))}; {FIX}"
         )
     return [_yardstick(name, rows[name]) for name in LABELS]
 

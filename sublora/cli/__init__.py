@@ -10,6 +10,7 @@ from sublora.cli.application import OutputClosed, app
 from sublora.system.errors import EXIT_BAD_INPUT, EXIT_FAULT, printable
 from sublora.system.files import user_line
 from sublora.system.signals import outlive_announcements
+from sublora.system.versions import check_library
 
 __all__ = ["adapt_command", "app", "main", "stage_commands", "tool_commands"]
 
@@ -25,6 +26,7 @@ def main() -> None:
     """
     outlive_announcements()
     try:
+        check_library()
         app()
     except OutputClosed:
         # Python would write what is still buffered once more when it exits.

@@ -46,7 +46,7 @@ from sublora.config.network import (
 )
 from sublora.config.section import STAGES, Budget, Section, Stage
 from sublora.config.settings import Settings
-from sublora.config.stages import data_settings, stage_settings
+from sublora.config.stages import data_settings, first_difference, stage_settings
 from sublora.config.training import Compute, Optimization, RatePhaseSettings, Tracking, Training
 from sublora.system.digests import json_sha256 as digest
 
@@ -93,6 +93,7 @@ __all__ = [
     "allocation_modes",
     "data_settings",
     "digest",
+    "first_difference",
     "given_values",
     "load_settings",
     "origin_of",

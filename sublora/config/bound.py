@@ -4,7 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from sublora.config.section import LARGEST_SIZE, Extent, Mark, Section, SmoothingName, trains_for_the_message
+from sublora.config.section import (
+    LARGEST_SIZE,
+    Extent,
+    Mark,
+    Section,
+    SmoothingName,
+    anchors_on_the_base,
+    trains_for_the_message,
+)
 from sublora.system.validation import PositiveInt, Probability
 
 IS_SCORED = Mark("score", "yardsticks", "bound", decoder=True, premise=True)
@@ -42,7 +50,12 @@ class MessageSettings(Section):
     of training optimizes for."""
     levels: Annotated[int, Field(ge=2, le=255), Mark(decoder=True)] = 11
     """Levels of the plain quantizer."""
-    extra_bits: Annotated[float, Field(ge=0.0, le=LARGEST_EXTRA_BITS), Mark(claim="condition", premise=True)]
+    extra_bits: Annotated[
+        float,
+        Field(ge=0.0, le=LARGEST_EXTRA_BITS),
+        Mark("score", "bound", claim="condition", premise=True),
+        Mark("yardsticks", when=anchors_on_the_base),
+    ]
     """Bits owed for choices made by hand on these data: log2 of the number of alternatives tried."""
 
 

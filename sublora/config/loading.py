@@ -3,7 +3,6 @@
 import datetime
 import functools
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from sublora.config.grid import RunSpec
 from sublora.config.section import Section
 from sublora.config.settings import Settings
 from sublora.system.errors import UserError
-from sublora.system.files import write_bytes
+from sublora.system.files import absolute, name_below, write_bytes
 from sublora.system.validation import describe
 
 Whole = TypeVar("Whole", bound=Section)
@@ -91,8 +90,12 @@ def with_text_dates(value: Any) -> Any:
 
 
 def root_of(config_path: Path) -> Path:
-    """Return the folder that data/ and results/ of a settings file are relative to: the one above config/."""
-    return Path(config_path).resolve().parent.parent
+    """Return the folder that data/ and results/ of a settings file are relative to: the one above config/.
+
+    Links are not followed: where results/ or config/ is a link to another disk, data/ and results/ still lie beside the
+    link.
+    """
+    return absolute(config_path).parent.parent
 
 
 def given_values(section: Section) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def write_resolved(settings: Settings, path: Path | str, origin: Path | str | No
     origin: the settings file that they come from, if there is one; `origin_of` reads it back.
     """
     path = Path(path)
-    name = None if origin is None else os.path.relpath(Path(origin).resolve(), root_of(path))
+    name = None if origin is None else name_below(root_of(path), origin)
     data = settings_text(settings, name).encode()
     if not path.is_file() or path.read_bytes() != data:
         write_bytes(path, data)

@@ -121,6 +121,11 @@ def trains_for_the_message(settings: Any) -> bool:
     return bool(settings.message.quantizer == "entropy")
 
 
+def anchors_on_the_base(settings: Any) -> bool:
+    """Whether the bound is anchored on the base."""
+    return bool(settings.anchors_on_the_base)
+
+
 def tokenizes_as_the_base(settings: Any) -> bool:
     """Whether the data are made with the tokenizer of the pretrained base."""
     return bool(settings.data.tokenizer == "base")

@@ -1,5 +1,6 @@
 """What a stage's results depend on, collected from the marks beside the keys."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,3 +47,28 @@ def _keys_that_count(section: Section, inherited: Sequence[Mark], counts: Callab
         elif any(map(counts, marks)):
             values[name] = plain[name]
     return values
+
+
+def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """Return `section.key: 1 there, 2 here` for two settings of a stage, None if they are equal.
+
+    Keys that both have come first.
+    """
+    flat_found, flat_wanted = _flat(found), _flat(wanted)
+    differing = [
+        key for key in flat_wanted | flat_found if flat_found.get(key, "absent") != flat_wanted.get(key, "absent")
+    ]
+    if not differing:
+        return None
+    key = min(differing, key=lambda key: not (key in flat_found and key in flat_wanted))
+    return f"{key}: {flat_found.get(key, 'absent')} there, {flat_wanted.get(key, 'absent')} here"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value)
+    return flat

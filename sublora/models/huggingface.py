@@ -171,8 +171,8 @@ def save_base(path: Path, base: HuggingFaceBase) -> None:
         save_file({name: value.contiguous() for name, value in base.tensors.items()}, temporary, metadata=metadata)
 
 
-def load_huggingface_base(path: Path) -> HuggingFaceBase:
-    """Read what `save_base` wrote. UserError if it is missing, damaged, or no such file."""
+def load_huggingface_base(path: Path, *, fix: str = MAKE_AGAIN) -> HuggingFaceBase:
+    """Read what `save_base` wrote. UserError, ending in `fix`, if it is missing, damaged, or no such file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -181,11 +181,11 @@ def load_huggingface_base(path: Path) -> HuggingFaceBase:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         architecture = json.loads(text or "null")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {MAKE_AGAIN}") from None
+        raise UserError(f"{path}: no such file; {fix}") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); {MAKE_AGAIN}") from None
+        raise UserError(f"{path}: not a readable safetensors file ({error}); {fix}") from None
     if not isinstance(architecture, dict) or "model_type" not in architecture:
-        raise UserError(f"{path}: has no architecture in its metadata, it is the base of another kind; {MAKE_AGAIN}")
+        raise UserError(f"{path}: has no architecture in its metadata, it is the base of another kind; {fix}")
     return HuggingFaceBase(known_architecture(architecture), tensors)
 
 

@@ -119,9 +119,11 @@ def save_weights(path: Path, weights: Weights) -> None:
         save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, temporary)
 
 
-def load_weights(path: Path, model: config.Model, vocab_size: int) -> dict[str, NDArray[np.float32]]:
-    """Read what `save_weights` wrote. UserError if it is missing, damaged, or of another network."""
-    return _fitted(_read_tensors(path, MAKE_AGAIN), weight_shapes(model, vocab_size), path, MAKE_AGAIN)
+def load_weights(
+    path: Path, model: config.Model, vocab_size: int, *, fix: str = MAKE_AGAIN
+) -> dict[str, NDArray[np.float32]]:
+    """Read what `save_weights` wrote. UserError, ending in `fix`, if it is missing, damaged, or of another network."""
+    return _fitted(_read_tensors(path, fix), weight_shapes(model, vocab_size), path, fix)
 
 
 def pretrained_weights(folder: Path, model: config.Model, vocab_size: int) -> dict[str, NDArray[np.float32]]:

@@ -15,11 +15,13 @@ from typing import Any
 
 from sublora import config
 from sublora.system.errors import UserError
-from sublora.system.files import read_json
+from sublora.system.files import absolute, read_json
 from sublora.system.names import BASE_FOLDER, BASE_JSON_NAME, BASE_WEIGHTS_NAME
 from sublora.system.versions import BASE_FORMAT
 
 MAKE_AGAIN = "make the base again (sublora base)"
+NAME_IT = "name the certificate's own base with --base FILE, or make it again (sublora base)"
+"""What cures a base that is missing or damaged, for those who were sent a certificate."""
 
 
 def own_base_weights(root: Path) -> Path:
@@ -51,14 +53,15 @@ def base_weights_for_verifier(certificate: Path, own_root: Path | None) -> Path:
 def base_weights_for_reader(certificate: Path) -> Path:
     """Return the base of a reader who names neither file nor root: beside the certificate, else in a folder above.
 
-    Folders above are those of the certificate and then those of the working directory.
+    Folders above are those of the certificate as it is named, those of what a link leads to, and those of the working
+    directory.
 
     Raises:
         UserError: none of these folders has one.
     """
-    beside = certificate.resolve().parent
-    above = [folder / BASE_FOLDER for start in (beside, Path.cwd()) for folder in (start, *start.parents)]
-    for folder in (beside, *above):
+    beside = [absolute(certificate).parent, certificate.resolve().parent]
+    above = [folder / BASE_FOLDER for start in (*beside, Path.cwd()) for folder in (start, *start.parents)]
+    for folder in (*beside, *above):
         if (folder / BASE_WEIGHTS_NAME).exists():
             return folder / BASE_WEIGHTS_NAME
     raise UserError(

@@ -12,7 +12,7 @@ from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
 from sublora.models.protocol import LanguageModel, Network
-from sublora.runs.base_files import base_weights_for_reader, own_base_weights
+from sublora.runs.base_files import NAME_IT, base_weights_for_reader, own_base_weights
 from sublora.runs.build import adaptable
 from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
@@ -155,7 +155,7 @@ def _base(message: Message, files: CertificateFiles) -> AnyBase:
         where, base = "the random base", random_base(settings, header.vocab_size, message.spec.seed)
     else:
         path = files.base_weights()
-        where, base = str(path), read_base(path, settings, header.vocab_size)
+        where, base = str(path), read_base(path, settings, header.vocab_size, fix=NAME_IT)
     if base.sha256 != header.base_sha256:
         raise UserError(
             f"{where}: weights hash to {base.sha256[:12]}..., {files.certificate} names {header.base_sha256[:12]}"

@@ -12,6 +12,7 @@ from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.runs.build import build_run
 from sublora.system.errors import UserError
+from sublora.system.files import absolute
 from sublora.system.names import CHECKPOINT_NAME
 from sublora.training import checkpoint
 from sublora.training.run import Run
@@ -65,9 +66,10 @@ class RunFolder:
 def find_root(path: Path, data_name: str) -> Path:
     """Return the nearest folder above a run, or above the working directory, that holds data/{data_name}.
 
-    UserError if no folder does.
+    Above the run as it is named, then above the folder that a link leads to: next to a linked results/ may lie other
+    people's data. UserError if no folder does.
     """
-    for start in (path.resolve(), Path.cwd()):
+    for start in (absolute(path), path.resolve(), Path.cwd()):
         for folder in (start, *start.parents):
             if (folder / "data" / data_name / "meta.json").exists():
                 return folder

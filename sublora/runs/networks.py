@@ -15,6 +15,7 @@ from sublora.models.gpt import DTYPES, GPT
 from sublora.models.protocol import Network
 from sublora.models.spaces import lora_space, model_parameters, weights_space, weights_theta
 from sublora.models.weights import (
+    MAKE_AGAIN,
     Base,
     load_weights,
     pretrained_weights,
@@ -48,11 +49,11 @@ def random_base(settings: config.Settings, vocab_size: int, seed: int) -> Base:
     return Base(weights, weights_sha256(weights))
 
 
-def read_base(path: Path, settings: config.Settings, vocab_size: int) -> AnyBase:
-    """A base from the file that `write_base` wrote. UserError if it is missing, damaged, or of another network."""
+def read_base(path: Path, settings: config.Settings, vocab_size: int, *, fix: str = MAKE_AGAIN) -> AnyBase:
+    """A base from the file that `write_base` wrote. UserError, ending in `fix`, if it is not there or damaged."""
     if isinstance(settings.model, config.HuggingFaceModel):
-        return huggingface().load_huggingface_base(path)
-    weights = load_weights(path, gpt2(settings), vocab_size)
+        return huggingface().load_huggingface_base(path, fix=fix)
+    weights = load_weights(path, gpt2(settings), vocab_size, fix=fix)
     return Base(weights, weights_sha256(weights))
 
 

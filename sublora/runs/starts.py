@@ -8,9 +8,8 @@ Light to import, since the workflow asks whose runs lie in the results before it
 """
 
 import dataclasses
-import json
-import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from pydantic import BaseModel
 
 from sublora import config
 from sublora.system.errors import UserError, printable
-from sublora.system.files import read_json, write_json
-from sublora.system.names import CERTIFICATE_NAME, CHECKPOINT_NAME, SETTINGS_NAME, STARTS_NAME
+from sublora.system.files import name_below, read_json, sha256_of_file, write_json
+from sublora.system.names import BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, SETTINGS_NAME, STARTS_NAME
 from sublora.system.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ FORMAT = 1
 ANNOUNCED_PACKAGES = ("torch", "numpy", "constriction")
 AFTER_TRAINING: tuple[config.Stage, ...] = ("train", "score", "bound")
 """Stages whose settings a certificate shows."""
+MAKE_RUN_AGAIN = "delete this folder, so that the run is made again, or bring those settings back"
 
 
 # The line that a stage begins with
@@ -114,12 +114,12 @@ class Owner:
 
     def difference(self, settings: config.Settings) -> str | None:
         """Return in words the first setting of the training that has another value in `settings`; None if none has."""
-        return _first_difference(self.train, config.stage_settings(settings, "train"))
+        return config.first_difference(self.train, config.stage_settings(settings, "train"))
 
 
 def write_owner(folder: Path, settings: config.Settings, settings_file: Path | None, root: Path) -> None:
     """Write settings.json when a training starts: before any result exists, and Snakemake leaves it in place."""
-    name = None if settings_file is None else os.path.relpath(settings_file.resolve(), root.resolve())
+    name = None if settings_file is None else name_below(root, settings_file)
     owner = Owner(name, config.stage_settings(settings, "train"))
     write_json(folder / SETTINGS_NAME, dataclasses.asdict(owner))
 
@@ -137,23 +137,70 @@ def read_owner(folder: Path) -> Owner | None:
 
 
 def foreign_setting(folder: Path, settings: config.Settings) -> str | None:
-    """Return in words the first setting in which the run in a folder differs from `settings`.
-
-    The certificate tells, where there is one, since scoring and bound depend on more settings than the training; else
-    settings.json, else the checkpoint. None if nothing differs, or if the folder holds nothing that can be read.
-    """
+    """Return `run_difference`, None also if the folder holds nothing that can be read."""
     try:
-        found = _settings_of_certificate(folder)
-        if found is not None:
-            differences = (
-                _first_difference(*(config.stage_settings(each, stage) for each in (found, settings)))
-                for stage in AFTER_TRAINING
-            )
-            return next(filter(None, differences), None)
-        owner = read_owner(folder) or _owner_of_checkpoint(folder)
+        return run_difference(folder, settings)
     except UserError:
         return None
-    return None if owner is None else owner.difference(settings)
+
+
+def run_difference(
+    folder: Path, settings: config.Settings, stages: Iterable[config.Stage] = AFTER_TRAINING
+) -> str | None:
+    """Return in words the first setting of these stages in which the run in a folder differs from `settings`.
+
+    The certificate tells, where there is one, since scoring and bound depend on more settings than the training; else
+    settings.json, else the checkpoint. None if nothing differs, or if the folder holds nothing that tells.
+
+    Raises:
+        UserError: what would tell is damaged.
+    """
+    found = _settings_of_certificate(folder)
+    if found is None:
+        owner = (read_owner(folder) or _owner_of_checkpoint(folder)) if "train" in stages else None
+        return None if owner is None else owner.difference(settings)
+    differences = (
+        config.first_difference(*(config.stage_settings(each, stage) for each in (found, settings))) for stage in stages
+    )
+    return next(filter(None, differences), None)
+
+
+def check_in_force(folders: Iterable[Path], settings: config.Settings) -> None:
+    """Check that the runs in some folders were made with these settings, since tables average over them.
+
+    Snakemake does not see the difference where its records are missing, where it was told to go by dates alone, and
+    after --touch.
+
+    Args:
+        folders: of bounded runs of the grid, by their names.
+        settings: of the whole grid.
+
+    Raises:
+        UserError: a run was made with other settings or by other numerics than another run, or its bound is that of
+            another certificate; names the folder.
+    """
+    from sublora.coding.certificate import read_certificate
+
+    specs = {run.name: run for run in settings.grid.runs()}
+    numerics: dict[str, tuple[int | None, Path]] = {}
+    for folder in folders:
+        # With which settings, as the certificate says, and whether the bound is that of the certificate.
+        certificate = folder / CERTIFICATE_NAME
+        header = read_certificate(certificate).header
+        if found := run_difference(folder, settings.for_run(specs[folder.name])):
+            raise UserError(f"{folder}: made with other settings than those in force ({found}); {MAKE_RUN_AGAIN}")
+        record = read_json(folder / BOUNDS_NAME, missing="", fix=MAKE_RUN_AGAIN)
+        if not isinstance(record, dict) or record.get("certificate_sha256") != sha256_of_file(certificate):
+            raise UserError(f"{folder / BOUNDS_NAME}: not the bound of {CERTIFICATE_NAME} beside it; {MAKE_RUN_AGAIN}")
+        # By which numerics. Those of the bound may be newer than the certificate.
+        for stage in ("train", "score"):
+            version = header.get("numerics_versions", {}).get(stage)
+            of_first, first = numerics.setdefault(stage, (version, folder))
+            if version != of_first:
+                raise UserError(
+                    f"{folder}: made by version {version} of the numerics of {stage}, {first} by {of_first}; delete "
+                    "the folder of the lower one, so that the run is made again"
+                )
 
 
 def _settings_of_certificate(folder: Path) -> config.Settings | None:
@@ -174,25 +221,3 @@ def _owner_of_checkpoint(folder: Path) -> Owner | None:
         return None
     trained, _ = checkpoint.settings_of(checkpoint.load(path), path)
     return Owner(None, config.stage_settings(trained, "train"))
-
-
-def _first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    """`section.key: 1 there, 2 here` for two settings of a stage; keys that both have come first."""
-    flat_found, flat_wanted = _flat(found), _flat(wanted)
-    differing = [
-        key for key in flat_wanted | flat_found if flat_found.get(key, "absent") != flat_wanted.get(key, "absent")
-    ]
-    if not differing:
-        return None
-    key = min(differing, key=lambda key: not (key in flat_found and key in flat_wanted))
-    return f"{key}: {flat_found.get(key, 'absent')} there, {flat_wanted.get(key, 'absent')} here"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value)
-    return flat

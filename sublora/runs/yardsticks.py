@@ -27,9 +27,11 @@ from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.record import (
     FROZEN_BASE,
+    YARDSTICKS_FORMAT,
     YARDSTICKS_PATH,
     Row,
     Scored,
+    Yardsticks,
     drawn_units,
     write_yardsticks,
     yardstick_row,
@@ -47,9 +49,7 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
     loss = bounded_loss(
         settings, vocab_size=dataset.vocab_size, n_units=dataset.n_units, n_documents=dataset.n_documents
     ).direct
-    yardsticks = compute_yardsticks(
-        dataset, loss, val_documents=scoring.val_documents, test_documents=scoring.test_documents
-    )
+    rows = compute_yardsticks(dataset, loss, val_documents=scoring.val_documents, test_documents=scoring.test_documents)
     # The frozen base, on the device that trains.
     with claim_device(settings.compute) as device:
         announce(settings, Provenance.of_this_process(), device)
@@ -62,7 +62,13 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
             started = time.perf_counter()
             losses = write_base_losses(root / BASE_LOSSES_PATH, run, anchoring)
             row = anchored_base_row(run, anchoring, losses, seconds=time.perf_counter() - started)
-        yardsticks = yardsticks.with_row(FROZEN_BASE, row)
+    yardsticks = Yardsticks(
+        format=YARDSTICKS_FORMAT,
+        data_hash=dataset.data_hash,
+        base_sha256=run.network.base_sha256,
+        settings=config.stage_settings(settings, "yardsticks"),
+        rows=rows | {FROZEN_BASE: row},
+    )
     path = root / YARDSTICKS_PATH
     write_yardsticks(path, yardsticks)
     return path

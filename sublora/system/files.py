@@ -70,6 +70,25 @@ def remove_stale_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def absolute(path: Path | str) -> Path:
+    """Return the absolute path as it was named: links are kept, and `..` leads where the system says.
+
+    A linked folder or file lies where its link is, beside the other folders of an experiment. Beside its target may lie
+    those of somebody else.
+    """
+    path = Path.cwd() / path
+    if ".." not in path.parts:
+        return path
+    after = len(path.parts) - path.parts[::-1].index("..")
+    return Path(*path.parts[:after]).resolve().joinpath(*path.parts[after:])
+
+
+def name_below(root: Path, path: Path | str) -> str:
+    """Return the name by which a file is found from the folder `root`, wherever both are moved together."""
+    path, root = absolute(path), absolute(root)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else os.path.relpath(path.resolve(), root.resolve())
+
+
 def os_reason(error: OSError) -> str:
     """Return what the operating system says, without the file's name."""
     return error.strerror or " ".join(str(error).split()) or type(error).__name__

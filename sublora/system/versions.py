@@ -5,6 +5,11 @@ while a refactoring that keeps the numbers reruns nothing. A test with golden va
 change and its version does not.
 """
 
+import os
+from pathlib import Path
+
+from sublora.system.errors import UserError
+
 NUMERICS_VERSIONS = {"data": 1, "base": 2, "train": 3, "score": 5, "yardsticks": 5, "bound": 4, "figures": 5}
 
 UNITS_VERSION = 2
@@ -21,3 +26,24 @@ CHECKPOINT_FORMAT = 3
 
 BASE_FORMAT = 1
 """Version of the layout of base.json."""
+
+LIBRARY_VARIABLE = "SUBLORA_LIBRARY"
+"""Environment variable in which a workflow tells its jobs the folder of the library that it runs with itself."""
+
+
+def library_folder() -> str:
+    """Return the folder of this package."""
+    return str(Path(__file__).resolve().parents[1])
+
+
+def check_library() -> None:
+    """Raise UserError if this process is a job of a workflow that runs with another copy of this library.
+
+    As with two checkouts and one environment: the settings and numerics of one would decide what the other computes.
+    """
+    wanted, found = os.environ.get(LIBRARY_VARIABLE), library_folder()
+    if wanted and wanted != found:
+        raise UserError(
+            f"{found}: this job runs this copy of sublora, but its workflow runs {wanted}; start the workflow in the "
+            f"environment of its own checkout, or install that one here: pip install -e {Path(wanted).parent}"
+        )

@@ -22,6 +22,7 @@ from sublora.runs.losses_file import read_losses
 from sublora.runs.networks import trained_parameters
 from sublora.runs.starts import foreign_setting
 from sublora.system.errors import UserError
+from sublora.system.files import absolute
 from sublora.system.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.tools.message_cost import MessageCost, message_cost
 from sublora.tools.throughput import Throughput, dataset_if_prepared, measure_throughput
@@ -190,7 +191,7 @@ def throughput_of_run(folder: Path, settings: config.Settings) -> Throughput:
     scoring = None
     if (folder / LOSSES_NAME).exists():
         seconds = read_losses(folder / LOSSES_NAME)["provenance"]["seconds"]
-        dataset = dataset_if_prepared(trained, folder.resolve().parents[2])
+        dataset = dataset_if_prepared(trained, absolute(folder).parents[2])
         if dataset is not None:
             scoring = scoring_tokens(trained, dataset) / (seconds["encode"] + seconds["score"])
     return Throughput(rate, scoring, f"{run.name}, measured on {provenance['gpu'] or 'a CPU'}")

@@ -26,10 +26,8 @@ from sublora.yardsticks.record import (
     GUESSING,
     ORDER3,
     UNIGRAM,
-    YARDSTICKS_FORMAT,
     Row,
     Scored,
-    Yardsticks,
     drawn_units,
     guessing_row,
     yardstick_row,
@@ -60,7 +58,7 @@ CHOICE_ROUNDS = 4
 
 def compute_yardsticks(
     dataset: TokenDataset, loss: BoundedLoss, *, val_documents: int, test_documents: int
-) -> Yardsticks:
+) -> dict[str, Row]:
     """Return the rows of guessing, unigram, bigram and order3 for a dataset.
 
     Two passes over the training split, in memory that does not grow with it, then the documents drawn.
@@ -97,7 +95,7 @@ def compute_yardsticks(
     since = time.perf_counter()
     order3 = Frozen(Order3(loss.vocab_size), len(loss.candidates) // 2, np.zeros(0, dtype=np.uint8), {})
     rows[ORDER3] = stage.row(ORDER3, order3, since)
-    return Yardsticks(format=YARDSTICKS_FORMAT, data_hash=dataset.data_hash, rows=rows)
+    return rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,11 @@
 """results/yardsticks.json: a yardstick's row, made from its losses, and the file, written and read as a whole.
 
-format     YARDSTICKS_FORMAT
-data_hash  identity of the prepared dataset (`TokenDataset.data_hash`)
-rows       one row per yardstick, by name (see `Row`)
-sha256     digest of the other three keys, as canonical JSON
+format       YARDSTICKS_FORMAT
+data_hash    identity of the prepared dataset (`TokenDataset.data_hash`)
+base_sha256  hash of the frozen base
+settings     what the numbers depend on besides: the settings of the stage, as they rerun it
+rows         one row per yardstick, by name (see `Row`)
+sha256       digest of the other keys, as canonical JSON
 """
 
 import json
@@ -11,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +29,7 @@ from sublora.system.streams import generator
 from sublora.system.validation import Strict, describe
 
 YARDSTICKS_PATH = Path("results") / "yardsticks.json"
-YARDSTICKS_FORMAT = 2
+YARDSTICKS_FORMAT = 3
 """Version of the layout; a reader refuses every other version."""
 
 GUESSING, UNIGRAM, BIGRAM, ORDER3, FROZEN_BASE = "guessing", "unigram", "bigram", "order3", "frozen_base"
@@ -69,11 +72,9 @@ class Yardsticks(Strict):
 
     format: int
     data_hash: str
+    base_sha256: str
+    settings: dict[str, Any]
     rows: dict[str, Row]
-
-    def with_row(self, name: str, row: Row) -> "Yardsticks":
-        """Return the yardsticks with one more row, the last."""
-        return self.model_copy(update={"rows": self.rows | {name: row}})
 
 
 def write_yardsticks(path: Path, yardsticks: Yardsticks) -> None:

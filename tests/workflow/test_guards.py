@@ -2,13 +2,17 @@
 
 import os
 import re
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from sublora.config import load_settings
 from sublora.runs.starts import write_owner
-from workflow.toy import SMALL_GRID, SMALL_GRID_RUNS, Toy
+from workflow.toy import REPOSITORY, SMALL_GRID, SMALL_GRID_RUNS, Toy
 
 NVIDIA_SMI = '#!/bin/sh\necho "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-0)"\n'
 RETRIED = {
@@ -270,3 +274,121 @@ def test_a_second_settings_file_in_a_folder_of_its_own_shares_the_data(finished:
     (finished.root / "wide/data").symlink_to("../data")
     plan = finished.plan("--directory", "wide")
     assert plan["train"] == SMALL_GRID_RUNS and "prepare" not in plan
+
+
+def test_runs_of_other_settings_are_not_kept_beside_new_ones(finished: Toy) -> None:
+    """One new seed after the learning rate was changed, and Snakemake was told to go by dates, or to --touch."""
+    settings = load_settings(finished.root / "config/config.yaml")
+    for run in settings.grid.runs():
+        folder = finished.root / "results/runs" / run.name
+        write_owner(folder, settings, finished.root / "config/config.yaml", finished.root)
+        (folder / "certificate.bin").unlink()  # the toy's does not say what it was made with
+    finished.write_settings(grid=SMALL_GRID | {"seeds": [1, 2]}, **OTHER_STEPS)
+    before = finished.calls
+    for arguments in (("--rerun-triggers", "mtime"), ("--touch",)):
+        outcome = finished.snakemake(*arguments)
+        assert outcome.exit_code == 1
+        assert re.match(
+            r"results/runs/d40_\S+: made with other settings than those of config/config\.yaml "
+            r"\(training\.steps: .* there, 7 here\); delete this folder",
+            outcome.message[-1],
+        ), outcome.text
+    assert finished.calls == before
+    # By default Snakemake itself trains such a run again, and others that are not asked for are no harm.
+    assert finished.snakemake("results/runs/d40_uniform_seed1/best_ckpt.pt").exit_code == 0
+    assert len(finished.calls) == len(before) + 1
+
+
+def test_an_input_dated_in_the_future_stops_before_any_job(finished: Toy) -> None:
+    """Snakemake would delete what a training leaves, which is older than its input, and train again and again."""
+    meta, target = finished.root / "data/docstrings/meta.json", "results/runs/d40_uniform_seed1/best_ckpt.pt"
+    soon = time.time() + 3600.0
+    os.utime(meta, (soon, soon))
+    (finished.root / target).unlink()
+    before = finished.calls
+    outcome = finished.snakemake(target)
+    assert outcome.exit_code == 1 and finished.calls == before
+    assert re.match(
+        r"data/docstrings/meta\.json: dated 3\d\d\d s in the future, by the clock of this machine \(.*touch data/docs",
+        outcome.message[-1],
+    ), outcome.text
+    meta.touch()
+    assert finished.snakemake(target).exit_code == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "gpt2/"])
+def test_a_job_on_a_machine_whose_clock_is_behind_stops_at_once(tmp_path: Path, prefix: str) -> None:
+    """As where another machine has written the data: the beginning of each job's command, alone and in a module."""
+    text = (REPOSITORY / "workflow/rules/settings.smk").read_text()
+    start_job = re.search(r'START_JOB = """(.*?)"""', text, re.DOTALL)[1].replace("\\\n", "")
+    meta, log = "data/functions/meta.json", f"{prefix}logs/train/RUN.log"
+    for path in (meta, log):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / prefix / meta).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / prefix / meta).touch()
+    command = f"{start_job.replace('FILES', f'{meta} results/base/base.json')} start_job {log}; echo trained"
+
+    def start() -> subprocess.CompletedProcess:
+        shell = ["bash", "-euo", "pipefail", "-c", command]
+        return subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert start().stdout == "trained\n" and (tmp_path / log).read_text() == ""
+    soon = time.time() + 3600.0
+    os.utime(tmp_path / prefix / meta, (soon, soon))
+    stopped = start()
+    assert (stopped.returncode, stopped.stdout) == (2, "")
+    assert (
+        (tmp_path / log).read_text().startswith(f"error: {prefix}{meta}: dated in the future by the clock of this mach")
+    )
+    assert (tmp_path / log).with_suffix(".2.log").read_text() == (tmp_path / log).read_text()
+
+
+SCRIPT_THAT_FAILS = """import os
+from sublora.analysis.scripting import user_errors_to
+
+with user_errors_to(snakemake.log[0]):
+    raise KeyError(os.environ["MPLBACKEND"])
+"""
+
+
+def test_a_failed_script_says_why_and_jobs_draw_without_jupyter(finished: Toy) -> None:
+    finished.write("workflow/scripts/figure.py", SCRIPT_THAT_FAILS)
+    backend = "module://matplotlib_inline.backend_inline"
+    outcome = finished.snakemake("results/figures/pareto_d40.png", MPLBACKEND=backend)
+    assert outcome.exit_code == 1
+    assert re.search(r"^logs/pareto/d40\.log: KeyError: 'Agg'$", outcome.text, re.MULTILINE), outcome.text
+
+
+def test_a_job_that_left_an_empty_log_is_not_said_never_to_have_started(finished: Toy) -> None:
+    finished.write("workflow/scripts/figure.py", "raise KeyError\n")
+    outcome = finished.snakemake("results/figures/pareto_d40.png")
+    assert "never started; the reason" not in outcome.text
+    assert re.search(r"^logs/pareto/d40\.log: \((empty|no) log: .*never started, or ended", outcome.text, re.MULTILINE)
+
+
+def test_jobs_that_run_another_copy_of_the_library_stop(toy: Toy) -> None:
+    """As with two checkouts and one environment."""
+    shutil.copytree(REPOSITORY / "sublora", toy.root / "other/sublora")
+    other = f"PYTHONPATH={toy.root / 'other'} exec {sys.executable} -m sublora.cli"
+    toy.add_command("sublora", f'#!/bin/sh\n{other} "$@"\n')
+    outcome = toy.snakemake("data")
+    assert outcome.exit_code == 1
+    complaint = rf"^logs/prepare/docstrings\.log: error: {toy.root}/other/sublora: this job runs this copy of sublora"
+    assert re.search(complaint, outcome.text, re.MULTILINE), outcome.text
+
+
+def test_linked_results_data_and_settings_stay_where_their_links_are(toy: Toy) -> None:
+    """results/ on a scratch disk, beside whose target lie the data of another experiment of the same name."""
+    scratch, disk = toy.root.parent / "scratch", toy.root.parent / "disk"
+    for folder in (scratch / "results", scratch / "data/docstrings", disk / "data", disk / "settings"):
+        folder.mkdir(parents=True)
+    (scratch / "data/docstrings/meta.json").write_text("of somebody else\n")
+    (toy.root / "config/config.yaml").rename(disk / "settings/mine.yaml")
+    (toy.root / "config/config.yaml").symlink_to(disk / "settings/mine.yaml")
+    (toy.root / "results").symlink_to(scratch / "results")
+    (toy.root / "data").symlink_to(disk / "data")
+    assert toy.snakemake("results/runs/d40_uniform_seed1/bounds.json").exit_code == 0
+    assert (scratch / "data/docstrings/meta.json").read_text() == "of somebody else\n"
+    assert (disk / "data/docstrings/meta.json").read_text() == "first\n"
+    assert (scratch / "results/runs/d40_uniform_seed1/bounds.json").exists()
+    assert toy.plan("results/runs/d40_uniform_seed1/bounds.json") == {}

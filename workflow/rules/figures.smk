@@ -79,6 +79,7 @@ rule runs_of_budget:
     benchmark:
         "logs/runs_of_budget/d{budget}.benchmark.tsv"
     params:
+        settings_file=settings_file,
         numerics=NUMERICS_VERSIONS["figures"],
     localrule: True
     script:
@@ -95,6 +96,7 @@ rule runs:
     benchmark:
         "logs/runs.benchmark.tsv"
     params:
+        settings_file=settings_file,
         numerics=NUMERICS_VERSIONS["figures"],
     localrule: True
     script:
@@ -125,6 +127,7 @@ for figure in FIGURES:
             f"logs/{folder}.benchmark.tsv"
         params:
             **({"steps": SETTINGS.training.steps} if HISTORIES.intersection(figure.reads.split()) else {}),
+            settings_file=settings_file,
             numerics=NUMERICS_VERSIONS["figures"],
             function=f"figures.{figure.module}.{figure.name}",
         localrule: True
@@ -153,6 +156,7 @@ for table in TABLES:
         benchmark:
             f"logs/{table.name}.benchmark.tsv"
         params:
+            settings_file=settings_file,
             numerics=NUMERICS_VERSIONS["figures"],
             function=table.function,
         localrule: True

@@ -1,12 +1,15 @@
 """What stops the workflow before its first job, and what it says when a job has failed."""
 
-from snakemake.settings.types import DeploymentMethod, SharedFSUsage
+import tempfile
 
-from sublora.runs.starts import read_owner
+from snakemake.settings.types import SharedFSUsage
+
+from sublora.runs.starts import AFTER_TRAINING, MAKE_RUN_AGAIN, read_owner, run_difference
 from sublora.system.device import gpu_is_present
 
 WORKFLOW = Path(str(workflow.current_basedir)).parent
 RULES_ON_GPU = {"base", "train", "score", "yardsticks", "verify_run"}
+CLOCKS_MAY_DIFFER_SECONDS = 2
 
 
 def refuse_paths_that_part_or_break():
@@ -55,6 +58,47 @@ def refuse_runs_of_another_file():
             )
 
 
+def refuse_runs_of_other_settings():
+    """Stop before a run that was made with other settings is kept among those of the settings in force.
+
+    Jobs that are about to run replace such a run. Snakemake keeps it where its records are missing, where it was told
+    to go by dates alone, and with --touch, which takes every file that is there for up to date.
+    """
+    # `dag`: which jobs make the files that are asked for, and which of those are about to run.
+    kept = {}
+    for job in workflow.dag.jobs:
+        if job.rule.name in AFTER_TRAINING and job.output and (executor().touch_exec or not workflow.dag.needrun(job)):
+            kept.setdefault(str(run_folder(None, job.output)), set()).add(job.rule.name)
+    for run in RUNS:
+        folder = Path("results/runs", run.name)
+        try:
+            found = str(folder) in kept and run_difference(folder, SETTINGS.for_run(run), kept[str(folder)])
+        except UserError:
+            continue  # a damaged file stops the job that reads it
+        if found:
+            stop(f"{folder}: made with other settings than those of {SETTINGS_SOURCE} ({found}); {MAKE_RUN_AGAIN}")
+
+
+def refuse_inputs_from_the_future():
+    """Stop if a file is dated later than one that is written now, by another machine's clock or a copy.
+
+    Snakemake deletes outputs that are older than an input, hours of training later, and then runs the job again.
+    """
+    inputs = {str(path) for job in workflow.dag.needrun_jobs() for path in job.input if os.path.exists(path)}
+    folder = "results" if os.path.isdir("results") else ".snakemake"
+    with tempfile.NamedTemporaryFile(dir=folder) as written_now:
+        now = os.stat(written_now.name).st_mtime
+    ahead = {path: os.stat(path).st_mtime - now for path in inputs}
+    late = sorted(path for path in ahead if ahead[path] > CLOCKS_MAY_DIFFER_SECONDS)
+    if late:
+        others = f" and {len(late) - 1} more files" if len(late) > 1 else ""
+        stop(
+            f"{late[0]}{others}: dated {ahead[late[0]]:.0f} s in the future, by the clock of this machine "
+            f"({os.uname().nodename}); set the clock that is wrong, then date them now: touch {' '.join(late[:4])}"
+            f"{' ...' if len(late) > 4 else ''}"
+        )
+
+
 def require_gpu():
     """Stop before the first job if networks would run on this machine and need a GPU that it does not have.
 
@@ -77,18 +121,21 @@ def print_last_log_lines():
     # `scheduler`: which jobs failed; the variable `log` of the hook is the path of Snakemake's own log.
     for job in sorted(workflow.scheduler.failed, key=str):
         for path in map(Path, job.log):
-            print(f"{path}: {last_line(path)}", file=sys.stderr)
+            print(f"{path}: {last_line(path, job.rule.name)}", file=sys.stderr)
 
 
-def last_line(path):
-    """Return the last line of a log that is not blank, or a remark in parentheses.
+def last_line(path, name):
+    """Return the last line of a log that is not blank, or a remark in parentheses; `name`: of the rule.
 
-    Snakemake may leave an empty log of a job that never ran; a job that ran kept its log under a second name.
+    Snakemake may leave an empty log of a job that never ran. A job of a network that ran kept its log under a second
+    name; of other jobs an empty log does not tell.
     """
     lines = path.read_text(errors="replace").split("\n") if path.exists() else []
     last = next((line for line in reversed(lines) if line.strip()), None)
     if last is None and path.with_suffix(".1.log").exists():
         return "(empty log: the job was ended before it said anything)"
+    if last is None and path.exists() and name not in RULES_ON_GPU:
+        return "(empty log: the job never started, or ended before it said anything; see above)"
     return last or "(no log: the job never started; the reason is printed above)"
 
 
@@ -100,6 +147,8 @@ if is_main_process() and not is_module():
 
 
 onstart:
+    refuse_runs_of_other_settings()
+    refuse_inputs_from_the_future()
     require_gpu()
 
 

@@ -31,6 +31,7 @@ rule html_report:
     benchmark:
         "logs/html_report.benchmark.tsv"
     params:
+        settings_file=settings_file,
         numerics=NUMERICS_VERSIONS["figures"],
     localrule: True
     script:

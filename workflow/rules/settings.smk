@@ -7,11 +7,13 @@ way tells the same; the comment beside it says what it tells.
 import functools
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import validate
 
 from sublora.config import (
@@ -25,7 +27,7 @@ from sublora.config import (
     write_resolved,
 )
 from sublora.system.errors import UserError
-from sublora.system.versions import NUMERICS_VERSIONS, UNITS_VERSION
+from sublora.system.versions import LIBRARY_VARIABLE, NUMERICS_VERSIONS, UNITS_VERSION, library_folder
 
 
 def stop(message):
@@ -65,7 +67,7 @@ def settings_source():
     if is_module():
         return "the config of the module"
     for path in settings_files():
-        if root_of(path) != Path.cwd():
+        if not root_of(path).samefile(Path.cwd()):
             stop(
                 f"{path}: its data/ and results/ lie in {root_of(path)}, the folder above that of the file, but "
                 f"Snakemake works in {Path.cwd()}; add --directory {root_of(path)}, or put the file into config/ here"
@@ -117,6 +119,15 @@ wildcard_constraints:
     },
 
 
+# Jobs check that they run the library that this process runs. A container has its own.
+if workflow.deployment_settings and DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+    os.environ.pop(LIBRARY_VARIABLE, None)
+else:
+    os.environ[LIBRARY_VARIABLE] = library_folder()
+
+# Jupyter names a backend in which no job can draw.
+os.environ.update(MPLBACKEND="Agg")
+
 # Jobs call `sublora`; with .venv/bin/snakemake and no activated environment it is found beside this interpreter.
 if shutil.which("sublora") is None:
     os.environ.update(PATH=os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]))
@@ -125,10 +136,16 @@ if shutil.which("sublora") is None:
 # Before a job's command. Snakemake deletes a job's log before it runs the job again: a second name,
 # logs/.../RUN.1.log for the first start, keeps it, however the start ends (on a file system with hard links). In a SLURM
 # job SIGTERM only announces the end (sublora/system/signals.py): the shell must not die of it while its command goes on.
-shell.prefix(
-    'start_job() {{ rm -f "$1"; : > "$1"; local n=1; while [ -e "${{1%.log}}.$n.log" ]; do n=$((n + 1)); done; '
-    'ln "$1" "${{1%.log}}.$n.log" || true; if [ -n "${{SLURM_JOB_ID:-}}" ]; then trap : TERM; fi; }}; '
-)
+# Data dated in the future by this machine's clock stop the job here: Snakemake would delete its outputs at the end.
+DATED = [f"data/{name}/meta.json" for name in (SETTINGS.data.name, getattr(SETTINGS.base, "name", None)) if name]
+DATED += ["results/base/base.json"]
+START_JOB = """start_job() {
+rm -f "$1"; : > "$1"; local n=1; while [ -e "${1%.log}.$n.log" ]; do n=$((n + 1)); done; ln "$1" "${1%.log}.$n.log" || true
+if [ -n "${SLURM_JOB_ID:-}" ]; then trap : TERM; fi
+for file in FILES; do file="${1%%logs/*}$file"; if [ "$file" -nt "$1" ]; then echo "error: $file: dated in the \
+future by the clock of this machine ($(uname -n)); set the clock that is wrong, then date the file now: touch $file" >> "$1"; exit 2; fi; done
+}; """
+shell.prefix(START_JOB.replace("FILES", shlex.join(DATED)).replace("{", "{{").replace("}", "}}"))
 
 
 def files_of_runs(*names):

@@ -17,8 +17,6 @@ rule yardsticks:
     params:
         *settings_of("yardsticks"),
         settings_file=settings_file,
-        # Charged to the bound on the base's loss, which is the row of the base where runs are anchored on it.
-        extra_bits=SETTINGS.message.extra_bits if SETTINGS.anchors_on_the_base else None,
     threads: SETTINGS.compute.threads
     resources:
         gpu=1,

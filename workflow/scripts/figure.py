@@ -8,9 +8,10 @@ from sublora.analysis.histories import read_gating_traces, read_metrics
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.scripting import user_errors_to
 from sublora.analysis.yardsticks import load_yardsticks
+from sublora.config import load_settings
 
 READERS = {
-    "yardsticks": load_yardsticks,
+    "yardsticks": lambda path, runs: load_yardsticks(path, runs, load_settings(snakemake.params.settings_file)),
     "metrics": lambda paths, runs: read_metrics(paths, runs, steps=snakemake.params.steps),
     "traces": lambda paths, runs: read_gating_traces(paths, runs, steps=snakemake.params.steps),
 }

@@ -2,6 +2,7 @@
 
 from sublora.analysis.report.page import write_report
 from sublora.analysis.scripting import user_errors_to
+from sublora.config import load_settings
 
 with user_errors_to(snakemake.log[0]):
     write_report(
@@ -13,4 +14,5 @@ with user_errors_to(snakemake.log[0]):
         figures=snakemake.input.figures,
         captions=snakemake.input.captions,
         near_duplicates_json=snakemake.input.get("near_duplicates"),
+        settings=load_settings(snakemake.params.settings_file),
     )

@@ -6,8 +6,12 @@ from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.scripting import user_errors_to
 from sublora.analysis.tables import write_latex, write_table_csv
 from sublora.analysis.yardsticks import load_test_losses, load_yardsticks
+from sublora.config import load_settings
 
-READERS = {"yardsticks": load_yardsticks, "test_losses_U": load_test_losses}
+READERS = {
+    "yardsticks": lambda path, runs: load_yardsticks(path, runs, load_settings(snakemake.params.settings_file)),
+    "test_losses_U": load_test_losses,
+}
 """From the files of an argument, and the runs, to its value."""
 
 with user_errors_to(snakemake.log[0]):

@@ -71,7 +71,8 @@ def allocation_grid(runs: pd.DataFrame) -> Figure:
     figure, panels = panels_in(PAGE_INCHES, 4.0, rows=2, columns=2)
     for axes, (column, label) in zip(panels, GRID_MEASURES, strict=False):
         _points_by_budget(axes, runs, column, label, "{:.3f}")
-    if (runs["mode"] == "uniform").any():
+    is_uniform = runs["mode"] == "uniform"
+    if is_uniform.any() and not is_uniform.all():
         improved = improvement_over_uniform(runs, "bound_value")
         _points_by_budget(
             panels[3], improved, "improvement_percent", "Bound below uniform's (%)", "{:+.2f}", of_mean=True
@@ -79,7 +80,8 @@ def allocation_grid(runs: pd.DataFrame) -> Figure:
         panels[3].axhline(0.0, color=INK, linewidth=0.6)
     else:
         panels[3].set_axis_off()
-        panels[3].text(0.5, 0.5, "no uniform arm in this grid", ha="center", transform=panels[3].transAxes)
+        missing = "arm beside uniform" if is_uniform.any() else "uniform arm"
+        panels[3].text(0.5, 0.5, f"no {missing} in this grid", ha="center", transform=panels[3].transAxes)
     for axes, letter in zip(panels, "abcd", strict=True):
         axes.set_title(f"({letter})", loc="left")
     vacuous = mark_vacuous([panels[1]], runs["vacuous_bits"].iloc[0])

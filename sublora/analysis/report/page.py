@@ -15,6 +15,7 @@ from docutils.core import publish_parts
 from docutils.utils import SystemMessage
 from markupsafe import Markup
 
+from sublora import config
 from sublora.analysis.figures.style import COLUMN_INCHES, PNG_DPI
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.report import facts
@@ -48,6 +49,7 @@ def write_report(
     figures: Sequence[Path | str],
     captions: Sequence[Path | str],
     near_duplicates_json: Path | str | None = None,
+    settings: config.Settings | None = None,
 ) -> None:
     """Write the page. Equal files give equal bytes: it holds no date, and of paths only names.
 
@@ -58,7 +60,9 @@ def write_report(
 
     near_duplicates_json: where it was measured, the report says what near duplicates mean for the best run.
 
-    UserError if a file is missing or damaged, the yardsticks are of another dataset, or a figure has no caption.
+    settings: those in force, which the yardsticks must have been made with.
+
+    UserError if a file is missing or damaged, the yardsticks are not those of the runs, or a figure has no caption.
     """
     runs = read_runs_csv(runs_csv, whole_sweep=True)
     hypotheses = _read_hypotheses(Path(hypotheses_csv), runs)
@@ -76,7 +80,9 @@ def write_report(
     page = environment.get_template("report.html.jinja").render(
         introduction=_html(texts[INTRODUCTION], INTRODUCTION),
         captions={name: _caption(texts[name], name) for name in TABLES},
-        yardsticks=yardstick_section(runs, load_yardsticks(yardsticks_json, runs), load_test_losses(losses, runs)),
+        yardsticks=yardstick_section(
+            runs, load_yardsticks(yardsticks_json, runs, settings), load_test_losses(losses, runs)
+        ),
         best=best,
         near_duplicates=None
         if near_duplicates_json is None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sublora import config
+from sublora.runs.base_files import NAME_IT
 from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import PT_KEYS
 from sublora.runs.build import assemble_run
@@ -242,7 +243,7 @@ def _read_base(message: Message, claim: Claim, vocab_size: int) -> AnyBase:
     settings = message.settings
     if settings.base.kind == "random":
         return random_base(settings, vocab_size, message.spec.seed)
-    return read_base(claim.base_weights(settings.data), settings, vocab_size)
+    return read_base(claim.base_weights(settings.data), settings, vocab_size, fix=NAME_IT)
 
 
 def _overridden(compute: config.Compute, options: Options) -> config.Compute:
