@@ -123,6 +123,14 @@ def test_the_excess_is_bounded_as_by_the_anchored_bound(subsample: bool) -> None
     assert ("drawn uniformly with replacement" in " ".join(found.on_trust)) == subsample
 
 
+def test_an_excess_that_rounding_lifts_above_its_end_is_taken() -> None:
+    reference, end = np.linspace(0.1, 0.9, 999), 2 / 31
+    losses = reference + end
+    assert (losses - reference).max() > end
+    found = certify_excess(losses, reference, UNIT, excess_upper=end, code_bits=1.0, n=999, delta=0.05, subsample=False)
+    assert found.excess_bound == end
+
+
 def test_an_excess_above_its_end_is_refused() -> None:
     with pytest.raises(ValueError, match=r"row 2: the model loses 0\.3 more than the reference"):
         certify_excess(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.bounds.anchor import FailureShare, betting_with_share
-from sublora.bounds.checks import check_count, check_probability
+from sublora.bounds.checks import RANGE_TOLERANCE, check_count, check_probability
 from sublora.bounds.paired import compare, paired_differences
 from sublora.bounds.smoothing import LossRange
 
@@ -195,7 +195,9 @@ def certify_excess(
     if not excess_range.lower < excess_upper:
         raise ValueError(f"excess_upper {excess_upper} is not above {excess_range.lower}, the smallest excess there is")
     excess_D = losses_D - reference_D
-    if (largest := float(excess_D.max())) > excess_upper:
+    # A mixture reaches its end exactly, and the difference of two losses may then be rounded above it.
+    slack = RANGE_TOLERANCE * (excess_upper - excess_range.lower)
+    if (largest := float(excess_D.max())) > excess_upper + slack:
         raise ValueError(
             f"row {int(excess_D.argmax()) + 1}: the model loses {largest:g} more than the reference, above "
             f"excess_upper {excess_upper:g}; mix the model with the reference, so that this holds for every example"
