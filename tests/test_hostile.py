@@ -287,7 +287,7 @@ HOSTILE: dict[str, tuple[Callable[[Stranger], object], str, str]] = {
     "10^15 parameters": (parameters, UNREADABLE, "parameters: input should be less than"),
     "10^15 units": (reheaded(n_units=10**15, n_documents=10**15), REFUSED, "training documents"),
     "a header nested 600 deep": (
-        header_text(lambda text: text[:-1] + ',"zzz":' + "[" * 600 + "]" * 600 + "}"),
+        header_text(lambda text: text.replace('"settings":{', '"settings":{"a":' + "[" * 600 + "]" * 600 + ",")),
         UNREADABLE,
         "not canonical JSON",
     ),

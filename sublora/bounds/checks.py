@@ -59,7 +59,7 @@ def check_count(name: str, value: int) -> None:
 def shown(value: object) -> str:
     """Return a value as an error message shows it, in few characters however long the value is."""
     if isinstance(value, int) and value.bit_length() > 200:
-        return f"a number of {math.ceil(value.bit_length() * math.log10(2.0))} digits"
+        return f"a number of about {round(value.bit_length() * math.log10(2.0))} digits"
     text = repr(value) if isinstance(value, str | bytes) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
