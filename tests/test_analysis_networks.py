@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_data import MODEL_PARAMETERS, PARAMETERS, write_results, write_yardsticks_of
+from analysis_data import MODEL_PARAMETERS, PARAMETERS, SMALL, settings_of, write_results, write_yardsticks_of
 from test_analysis_figures import clashes
 from test_analysis_scripts import files, run
 
@@ -20,7 +20,7 @@ from sublora.analysis.figures.networks import (
 from sublora.analysis.runs_table import collect_runs, read_runs_csv, write_runs_csv
 from sublora.analysis.tables import kinds_of_run, network_table
 from sublora.analysis.yardsticks import load_yardsticks
-from sublora.config import Grid
+from sublora.config import Grid, write_resolved
 from sublora.system.errors import UserError
 
 FOUR = ("weights-identity", "lora-kronecker_qr", "weights-kronecker_feistel", "lora-identity")
@@ -39,8 +39,11 @@ def results(tmp_path_factory) -> dict[str, SimpleNamespace]:
         folder = tmp_path_factory.mktemp(name.replace(" ", ""))
         folders = write_results(folder, grid)
         write_runs_csv(collect_runs(folders), folder / "runs.csv")
-        runs, yardsticks = read_runs_csv(folder / "runs.csv"), write_yardsticks_of(folder)
+        settings, settings_file = settings_of(SMALL), folder / "settings.yaml"
+        write_resolved(settings, settings_file)
+        runs, yardsticks = read_runs_csv(folder / "runs.csv"), write_yardsticks_of(folder, settings=settings)
         facts = {"folders": folders, "csv": folder / "runs.csv", "yardsticks_json": yardsticks, "runs": runs}
+        facts["settings_file"] = str(settings_file)
         found[name] = SimpleNamespace(**facts, yardsticks=load_yardsticks(yardsticks, runs), grid=grid)
     return found
 
@@ -140,14 +143,15 @@ def test_the_script_writes_the_same_figure_each_time(results, tmp_path, figure, 
     inputs = files(yardsticks=str(results[name].yardsticks_json), runs=str(results[name].csv))
     outputs = [files(png=str(tmp_path / f"{i}.png"), pdf=str(tmp_path / f"{i}.pdf")) for i in range(2)]
     for output in outputs:
-        run("figure", inputs, output, tmp_path / "job.log", f"figures.networks.{figure}")
+        run("figure", inputs, output, tmp_path / "job.log", results[name].settings_file, f"figures.networks.{figure}")
     assert Path(outputs[0].png).read_bytes() == Path(outputs[1].png).read_bytes()
 
 
 def test_the_table_s_script(results, tmp_path):
     csv = tmp_path / "networks.csv"
     runs = files(runs=str(results["both"].csv))
-    run("table", runs, files(csv=str(csv)), tmp_path / "job.log", "tables.network_table")
+    settings_file = results["both"].settings_file
+    run("table", runs, files(csv=str(csv)), tmp_path / "job.log", settings_file, "tables.network_table")
     table = pd.read_csv(csv)
     assert (
         list(table.columns[:5]) == ["size", "model_parameters", "trained", "budget", "allocation"] and len(table) == 4

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from analysis_data import INDEPENDENCE, LARGE, SMALL
+from analysis_data import DATA_HASH, INDEPENDENCE, LARGE, SMALL
 from report_data import captions, write_inputs
 
 from sublora.analysis.report.facts import best_run
@@ -22,6 +22,7 @@ from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.tables import among_best
 from sublora.config import Grid
 from sublora.system.errors import UserError
+from sublora.yardsticks.record import read_yardsticks, write_yardsticks
 
 ONE_SEED = Grid(budgets=(1000,), allocations=("uniform", "fixed-0.2"), seeds=(7,))
 
@@ -168,6 +169,8 @@ def test_a_pretrained_base_shows_what_its_independence_rests_on(tmp_path):
     inputs = write_inputs(tmp_path, ONE_SEED)
     columns = {f"base_{key}": text for key, text in INDEPENDENCE.items()}
     with_base(inputs, base_kind="pretrained", base_sha256="ab" * 32, **columns)
+    yardsticks = read_yardsticks(inputs["yardsticks_json"], DATA_HASH)
+    write_yardsticks(inputs["yardsticks_json"], yardsticks.model_copy(update={"base_sha256": "ab" * 32}))
     write_report(tmp_path / "report.html", **inputs)
     page = parsed(tmp_path / "report.html")
     beside_the_bound = page.find(".//section[@id='headline']//dl")
