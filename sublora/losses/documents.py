@@ -12,6 +12,7 @@ import torch
 
 from sublora.bounds.smoothing import Smoothing, document_losses_bits
 from sublora.losses import TOP_K
+from sublora.losses.causality import Batch, CausalityTest, ScoredText, SecondReading
 from sublora.losses.windows import WindowRule, sliding_windows, window_tokens
 from sublora.models.protocol import LanguageModel
 from sublora.system.device import to_device
@@ -64,10 +65,15 @@ class TargetScores:
 
 @torch.no_grad()
 def score_documents(
-    model: LanguageModel, documents: Sequence[np.ndarray], rule: ScoringRule, device: torch.device
+    model: LanguageModel,
+    documents: Sequence[np.ndarray],
+    rule: ScoringRule,
+    device: torch.device,
+    causality: CausalityTest | None = None,
 ) -> TargetScores:
     """Score every target of every document (token arrays without end-of-text) exactly once.
 
+    causality: tests that no prediction depends on later tokens, and changes no score; shapes must be fixed.
     No step waits for the GPU before the last batch is queued, so eight bytes per target stay on the device until then.
     """
     # Lay the documents end to end, each closed by end-of-text, and cut them into windows.
@@ -76,23 +82,36 @@ def score_documents(
     end = np.array([rule.eot_id])
     tokens_S = np.concatenate([part for document in documents for part in (document, end)]).astype(np.int64)
     windows = sliding_windows(counts_D, rule.windows)
-    batches = (_fixed_batches if rule.fixed_shapes else _batches)(windows.length, rule)
+    batches: Sequence[Batch] = list((_fixed_batches if rule.fixed_shapes else _batches)(windows.length, rule))
+    again = None
+    if causality is not None:
+        text = ScoredText(tokens_S, offsets[:-1], windows, rule.eot_id, model.vocab_size)
+        again = SecondReading(causality, text, batches)
+        batches = again.batches
     # Score batch by batch; on the host only the places of the scored targets are kept.
     scores, places = [], []
-    for rows_N, shape in batches:
+    for number, (rows_N, shape) in enumerate(batches):
         batch = window_tokens(tokens_S, offsets[:-1], windows[rows_N], eot_id=rule.eot_id, width=shape[1])
         filled_NT = np.full(shape, rule.eot_id)
         filled_NT[: len(rows_N)] = batch.inputs_NT
+        if again is not None:
+            again.fill(number, filled_NT)
         arrays = filled_NT, np.flatnonzero(batch.scored_NT), batch.targets_NT[batch.scored_NT]
         inputs_NT, positions_K, targets_K = (to_device(part, device) for part in arrays)
-        hidden_KC = model.hidden(inputs_NT).flatten(0, 1)[positions_K]
-        scores.append(model.target_scores(hidden_KC, targets_K))
+        hidden_NTC = model.hidden(inputs_NT)
+        if again is not None:
+            again.compare(number, hidden_NTC)
+        if not len(rows_N):
+            continue  # tests alone
+        scores.append(model.target_scores(hidden_NTC.flatten(0, 1)[positions_K], targets_K))
         places.append(batch.place_NT[batch.scored_NT])
     # Copy the scores to the host and put them in the order of the targets.
     log_p_S, rank_S = np.empty(offsets[-1], dtype=np.float32), np.empty(offsets[-1], dtype=np.int32)
     places_S = np.concatenate(places)
     for values, parts in zip((log_p_S, rank_S), zip(*scores, strict=True), strict=True):
         values[places_S] = torch.cat(parts).cpu().numpy()
+    if again is not None:
+        again.finish(model, log_p_S)
     return TargetScores(log_p_S, rank_S, offsets)
 
 
@@ -107,10 +126,6 @@ def blocks_of_documents(lengths_D: np.ndarray, block_tokens: int = BLOCK_TOKENS)
     return [slice(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(lengths_D)], strict=True)]
 
 
-Batch = tuple[np.ndarray, tuple[int, int]]
-"""Indices of windows that go through the model together, and the shape (N, T) of what it reads."""
-
-
 def _batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
     """Yield windows of similar length, at most `batch_tokens` positions per batch."""
     order = np.argsort(length_N, kind="stable")
@@ -123,14 +138,14 @@ def _batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
 
 
 def _fixed_batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
-    """Yield windows padded to a shape (N, T) that depends only on the window's own length and the rule.
+    """Yield windows padded to a shape (N, T) that depends only on the window's own length and the rule, widest first.
 
     T is given by `padded_widths`, N = batch_tokens / T; rows without a window are filled with end-of-text. A matrix
     product or an attention kernel may sum in another order if its shape differs; with one shape, its result for a row
     does not depend on the other rows.
     """
     width_N = padded_widths(length_N, rule.windows.context_length)
-    for width in np.unique(width_N).tolist():
+    for width in np.unique(width_N)[::-1].tolist():
         members, rows = np.flatnonzero(width_N == width), max(1, rule.batch_tokens // width)
         for start in range(0, len(members), rows):
             yield members[start : start + rows], (rows, width)

@@ -1,8 +1,9 @@
-"""Any causal language model of transformers as the frozen base.
+"""A causal language model of transformers as the frozen base.
 
 The backbone runs as transformers has it, with adapters hooked onto its linear maps. The head is computed by this
 library, a chunk of positions at a time, so the logits of all positions are never held. That is right for models whose
-logits are the last hidden states times one matrix, which is checked when a model is read, like its causality.
+logits are the last hidden states times one matrix, which is checked when a model is read, like its causality; which
+architectures are causal is in `sublora.models.architectures`.
 
 Shape legend: N sequences, T positions, K scored positions, C width, V vocabulary.
 """
@@ -10,7 +11,6 @@ Shape legend: N sequences, T positions, K scored positions, C width, V vocabular
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,26 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from sublora import config
+from sublora.models.architectures import (
+    ATTENTION,
+    OTHER_ATTENTION,
+    known_architecture,
+    quiet_transformers,
+    values_and_defaults,
+)
 from sublora.models.linear_maps import Attachment, LinearMap, linear_map_space, linear_maps, sizes
 from sublora.models.lora import Adapters
 from sublora.models.spaces import HEAD, lora_groups
 from sublora.system.digests import json_sha256, tensors_sha256
 from sublora.system.errors import UserError, printable
-from sublora.system.files import atomic_path
-from sublora.system.pretrained import (
-    ANOTHER_PATH,
-    LOCAL,
-    check_loaded,
-    check_model_folder,
-    gguf_files,
-    import_transformers,
-)
+from sublora.system.files import atomic_path, read_json
+from sublora.system.pretrained import ANOTHER_PATH, LOCAL, check_loaded, check_model_folder, gguf_files
 from sublora.system.versions import BASE_FORMAT
 
-WITHOUT_EFFECT = re.compile(
-    r".*dropout|.*pdrop|summary_.*|(bos|eos|pad)_token_id|initializer_range|use_cache|pretraining_tp"
-)
-"""Keys of an architecture that say nothing of what a frozen model computes."""
 MAKE_AGAIN = "make the base again (sublora base)"
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len")
 """Where an architecture has its longest context; MPT uses the second."""
@@ -79,45 +75,18 @@ _NO_DEFAULT = object()
 
 
 def config_sha256(facts: Mapping[str, Any]) -> str:
-    """Return the digest of a config.json as far as it decides what its model computes; UserError as below."""
-    return _chosen_sha256(known_architecture(facts))
+    """Return the digest of a config.json as far as it decides what its model computes, causal or not.
+
+    UserError for a `model_type` that transformers does not have.
+    """
+    return _chosen_sha256(values_and_defaults(facts, fix=MAKE_AGAIN)[0])
 
 
 def _chosen_sha256(architecture: Mapping[str, Any]) -> str:
     """Return the digest of known keys whose values differ from the defaults of transformers."""
-    _, defaults = _known_keys(architecture)
+    _, defaults = values_and_defaults(architecture, fix=MAKE_AGAIN)
     chosen = {key: value for key, value in architecture.items() if defaults.get(key, _NO_DEFAULT) != value}
     return json_sha256(_one_spelling(chosen))
-
-
-def known_architecture(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a config.json that decide what its model computes, defaults included, in plain JSON values.
-
-    Keys that the model's configuration class does not know, and those without an effect on a frozen model, are dropped:
-    each would give one predictor another digest. UserError for a `model_type` that transformers does not have.
-    """
-    values, _ = _known_keys(facts)
-    return values
-
-
-def _known_keys(facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (values in force, defaults) of the keys that decide what a model of this configuration computes."""
-    transformers = _transformers()
-    options = dict(facts)
-    kind = options.pop("model_type", None)
-    try:
-        found, default = transformers.AutoConfig.for_model(kind, **options), transformers.AutoConfig.for_model(kind)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"base: transformers has no such architecture ({reason}); {MAKE_AGAIN}") from None
-    # What every configuration has speaks of files, of generation and of output formats, except for the tie.
-    of_all = transformers.PretrainedConfig().to_dict().keys() - {"tie_word_embeddings"}
-    known = {key for key in default.to_dict() if key not in of_all and not WITHOUT_EFFECT.fullmatch(key)}
-    values, defaults = (
-        json.loads(json.dumps({key: value for key, value in settings.to_dict().items() if key in known}))
-        for settings in (found, default)
-    )
-    return values | {"model_type": kind}, defaults
 
 
 def _one_spelling(value: Any) -> Any:
@@ -132,12 +101,12 @@ def _one_spelling(value: Any) -> Any:
 def read_pretrained(folder: Path) -> HuggingFaceBase:
     """A model of a local folder: config.json and safetensors, or one .gguf file, whose weights are dequantized.
 
-    UserError if the folder is no such model, lacks some of its tensors, or its logits are not the last hidden states
-    times one matrix.
+    UserError if the folder is no such model, lacks some of its tensors, its architecture is not a listed one, or its
+    logits are not the last hidden states times one matrix.
     """
     from safetensors import SafetensorError
 
-    transformers = _transformers()
+    transformers = quiet_transformers()
     check_model_folder(folder)
     found = gguf_files(folder)
     if not (folder / "config.json").exists() and len(found) != 1:
@@ -145,6 +114,10 @@ def read_pretrained(folder: Path) -> HuggingFaceBase:
             f"{folder}: expected config.json and safetensors, or one .gguf file, found "
             f"{', '.join(found) or 'neither'}; {ANOTHER_PATH}"
         )
+    if not found:
+        # Before any weights are read; what the file says counts, even where transformers would not follow it.
+        facts = read_json(folder / "config.json", missing="", fix=ANOTHER_PATH)
+        known_architecture(facts if isinstance(facts, dict) else {}, fix=ANOTHER_PATH)
     gguf = {"gguf_file": found[0]} if found else {}
     options: dict[str, Any] = {} if gguf else {"use_safetensors": True}
     try:
@@ -157,7 +130,9 @@ def read_pretrained(folder: Path) -> HuggingFaceBase:
             f"{folder}: transformers cannot read a causal language model ({reason}); {ANOTHER_PATH}"
         ) from None
     check_loaded(info, folder)
-    base = HuggingFaceBase(known_architecture(model.config.to_dict()), _without_ties(model))
+    # Packed weights are refused above; those of a .gguf file have been unpacked.
+    facts = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    base = HuggingFaceBase(known_architecture(facts, fix=ANOTHER_PATH), _without_ties(model))
     _check_form(build_module(base, torch.float32), folder)
     return base
 
@@ -186,15 +161,19 @@ def load_huggingface_base(path: Path, *, fix: str = MAKE_AGAIN) -> HuggingFaceBa
         raise UserError(f"{path}: not a readable safetensors file ({error}); {fix}") from None
     if not isinstance(architecture, dict) or "model_type" not in architecture:
         raise UserError(f"{path}: has no architecture in its metadata, it is the base of another kind; {fix}")
-    return HuggingFaceBase(known_architecture(architecture), tensors)
+    return HuggingFaceBase(known_architecture(architecture, fix=fix), tensors)
 
 
 def build_module(base: HuggingFaceBase, dtype: torch.dtype) -> nn.Module:
-    """The model with its weights in this type, frozen. UserError if architecture and tensors do not fit."""
-    transformers = _transformers()
-    facts = dict(base.architecture)
+    """The model with its weights in this type, frozen. UserError if architecture and tensors do not fit.
+
+    It is built from the listed keys of its architecture alone (`known_architecture`).
+    """
+    transformers = quiet_transformers()
+    facts = known_architecture(base.architecture, fix=MAKE_AGAIN)
     try:
-        settings = transformers.AutoConfig.for_model(facts.pop("model_type"), **facts)
+        # The id of padding computes nothing, and the default one may lie outside the vocabulary.
+        settings = transformers.AutoConfig.for_model(facts.pop("model_type"), **facts, pad_token_id=None)
         kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
         module, info = kind.from_pretrained(
             None, config=settings, state_dict=dict(base.tensors), dtype=dtype, output_loading_info=True
@@ -209,15 +188,10 @@ def build_module(base: HuggingFaceBase, dtype: torch.dtype) -> nn.Module:
     spare = sorted(name for name in base.tensors if name not in loaded)
     if spare:
         raise UserError(f"base: the model has no tensor {printable(spare[0], 80)}; {MAKE_AGAIN}")
+    attention, kind = module.config._attn_implementation, base.architecture["model_type"]
+    if attention != ATTENTION and kind not in OTHER_ATTENTION:
+        raise UserError(f"base: transformers computes attention by {attention}, expected {ATTENTION}; {MAKE_AGAIN}")
     return cast(nn.Module, module.requires_grad_(False).eval())
-
-
-def _transformers() -> Any:
-    """The library, quiet. UserError without it."""
-    transformers = import_transformers("a model of the Hugging Face format")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def _without_ties(model: nn.Module) -> dict[str, Tensor]:
@@ -329,7 +303,7 @@ def _check_sizes(architecture: Mapping[str, Any], model: config.HuggingFaceModel
     """UserError if layers or context of the settings are not the model's."""
     facts = dict(architecture)
     # A model that reads images or sound as well has the sizes of its language model in a part of its own.
-    text = _transformers().AutoConfig.for_model(facts.pop("model_type"), **facts).get_text_config()
+    text = quiet_transformers().AutoConfig.for_model(facts.pop("model_type"), **facts).get_text_config()
     layers = getattr(text, "num_hidden_layers", None)
     if layers != model.n_layer:
         raise UserError(f"model.n_layer is {model.n_layer}, the pretrained model has {layers} layers; give that number")

@@ -17,6 +17,7 @@ from sublora import config
 from sublora.bounds.premises import Anchoring
 from sublora.bounds.smoothing import DocumentMixture
 from sublora.data.dataset import TokenDataset
+from sublora.losses.causality import CausalityTest
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.runs.message import Sha256
 from sublora.system.arrays import read_npz
@@ -119,8 +120,11 @@ def drawn_base_sources(facts: BaseLossesFacts, dataset: TokenDataset) -> np.ndar
     return documents
 
 
-def compute_base_losses(run: Run, anchoring: Anchoring) -> BaseLosses:
-    """Score the base of a run, at w = 0, on its own draws and on the val and test documents."""
+def compute_base_losses(run: Run, anchoring: Anchoring, causality: CausalityTest | None = None) -> BaseLosses:
+    """Score the base of a run, at w = 0, on its own draws and on the val and test documents.
+
+    causality: tests the base wherever it is scored.
+    """
     facts, dataset, anchor = base_facts_of(run, anchoring), run.dataset, DocumentMixture(anchoring.k0)
     model, vocab_size = run.base(), run.dataset.vocab_size
 
@@ -129,7 +133,8 @@ def compute_base_losses(run: Run, anchoring: Anchoring) -> BaseLosses:
         parts = []
         for block in blocks_of_documents(dataset.document_lengths(split)[rows_D]):
             documents = [dataset.document(split, int(i)) for i in rows_D[block]]
-            parts.append(score_documents(model, documents, run.scoring_rule, run.device).document_log_p_D())
+            scores = score_documents(model, documents, run.scoring_rule, run.device, causality)
+            parts.append(scores.document_log_p_D())
         return np.concatenate(parts)
 
     # The draw of units, and of sources where there is a bound over them; each document is scored once.
@@ -167,9 +172,16 @@ def compute_base_losses(run: Run, anchoring: Anchoring) -> BaseLosses:
 
 
 def write_base_losses(path: Path, run: Run, anchoring: Anchoring) -> BaseLosses:
-    """Compute the losses and write the file, which appears whole; return the losses."""
+    """Compute the losses and write the file, which appears whole; return the losses.
+
+    UserError if a prediction of the base depends on later tokens (`CausalityTest`).
+    """
     started = time.perf_counter()
-    losses, facts = compute_base_losses(run, anchoring), base_facts_of(run, anchoring)
+    facts = base_facts_of(run, anchoring)
+    causality = CausalityTest(generator("causality of the base", facts.seen_base_sha256, facts.data_hash))
+    losses = compute_base_losses(run, anchoring, causality)
+    if causality.refusal is not None:
+        raise UserError(f"base {run.network.base_sha256[:12]}...: {causality.refusal}")
     record = facts.model_dump() | {"seconds": time.perf_counter() - started}
     arrays = losses.arrays() | {
         "train_documents": losses.train_documents_D,

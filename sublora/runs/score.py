@@ -5,7 +5,7 @@ Shape legend: U units, D documents, K values of top-k.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from sublora.bounds.anchor import AnchoredMixture
 from sublora.bounds.smoothing import Smoothing
 from sublora.data.dataset import TokenDataset
-from sublora.losses.documents import blocks_of_documents, score_documents
+from sublora.losses.causality import CausalityTest
+from sublora.losses.documents import TargetScores, blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.runs.base_losses import BaseLosses, read_base_losses
 from sublora.runs.decoder import decoder_header
@@ -25,6 +26,7 @@ from sublora.runs.message import Message, read_message
 from sublora.runs.starts import announce, record_start
 from sublora.system.device import claim_device, gpu_name, peak_memory_mib
 from sublora.system.digests import canonical_json
+from sublora.system.errors import UserError
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BASE_LOSSES_PATH, CERTIFICATE_NAME, LOSSES_NAME
 from sublora.system.provenance import Provenance
@@ -62,6 +64,8 @@ class Predictor:
     smoothing: Smoothing | AnchoredMixture
     base: LanguageModel | None = None
     """The anchor's network; given if and only if the smoothing is anchored."""
+    causality: CausalityTest | None = None
+    """Tests both networks wherever they are scored."""
 
 
 KnownLogP = Callable[[np.ndarray], np.ndarray]
@@ -97,16 +101,19 @@ def record_documents(
     base_log_p_D: what the base says of these documents where that is known already, NaN elsewhere; None: of none.
     """
     parts, vocab_size = [], run.dataset.vocab_size
+
+    def score(model: LanguageModel, documents: Sequence[np.ndarray]) -> TargetScores:
+        return score_documents(model, documents, run.scoring_rule, run.device, predictor.causality)
+
     for block in blocks_of_documents(run.dataset.document_lengths(split)[rows_D]):
         documents = [run.dataset.document(split, int(i)) for i in rows_D[block]]
-        scores = score_documents(predictor.model, documents, run.scoring_rule, run.device)
+        scores = score(predictor.model, documents)
         log_p_D, counts_D = scores.document_log_p_D(), scores.counts_D
         if isinstance(predictor.smoothing, AnchoredMixture):
             base_D = np.full(len(documents), np.nan) if base_log_p_D is None else base_log_p_D[block].copy()
             if len(unknown := np.flatnonzero(np.isnan(base_D))):
                 assert predictor.base is not None
-                rest = [documents[i] for i in unknown]
-                base_D[unknown] = score_documents(predictor.base, rest, run.scoring_rule, run.device).document_log_p_D()
+                base_D[unknown] = score(predictor.base, [documents[i] for i in unknown]).document_log_p_D()
             losses_D = predictor.smoothing.losses_bits(log_p_D, base_D, counts_D, vocab_size)
             excess_D = predictor.smoothing.excess_bits(log_p_D, base_D, counts_D, vocab_size)
         else:
@@ -167,12 +174,12 @@ def scored_units(message: Message, data_hash: str) -> np.ndarray:
     return draw_units(decoder_header(message), data_hash, n=n, m=m)
 
 
-def decoded_predictor(run: Run, message: Message) -> Predictor:
+def decoded_predictor(run: Run, message: Message, causality: CausalityTest | None = None) -> Predictor:
     """Return the predictor that a message stands for: its network, its smoothing and, with an anchor, the base."""
     model = run.decoded(message.contents.weights.values(), message.contents.gates)
     if message.mixture is None:
-        return Predictor(model, message.smoothing)
-    return Predictor(model, message.mixture, run.base())
+        return Predictor(model, message.smoothing, causality=causality)
+    return Predictor(model, message.mixture, run.base(), causality)
 
 
 def score_message(run: Run, message: Message, predictor: Predictor, base: BaseLosses | None) -> dict[str, np.ndarray]:
@@ -214,7 +221,10 @@ def score_message(run: Run, message: Message, predictor: Predictor, base: BaseLo
 
 
 def score_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
-    """Encode the run in `path`, decode the certificate again, score it, and write losses.npz; returns its path."""
+    """Encode the run in `path`, decode the certificate again, score it, and write losses.npz; returns its path.
+
+    UserError if a prediction depends on later tokens (`CausalityTest`).
+    """
     folder = RunFolder.open(path, config_path, root)
     with sole_writer(path, Presence(path, "scoring")), claim_device(folder.settings.compute) as device:
         provenance = Provenance.of_this_process()
@@ -229,7 +239,11 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         started = time.monotonic()
         # What is scored is what a stranger decodes from the file, not what the encoder had in memory.
         message = read_message(path / CERTIFICATE_NAME)
-        arrays = score_message(run, message, decoded_predictor(run, message), base)
+        seed = canonical_json(decoder_header(message)), run.dataset.data_hash
+        causality = CausalityTest(generator("causality of a run", *seed))
+        arrays = score_message(run, message, decoded_predictor(run, message, causality), base)
+        if causality.refusal is not None:
+            raise UserError(f"{path}: {causality.refusal}")
         facts: dict[str, Any] = {
             "certificate_sha256": message.certificate_sha256,
             "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},

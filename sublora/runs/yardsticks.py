@@ -15,14 +15,17 @@ from sublora.bounds.smoothing import DocumentMixture
 from sublora.coding.bits import index_bits, uint_to_bits
 from sublora.data.base_and_target import open_target
 from sublora.losses.bounded import bounded_loss
+from sublora.losses.causality import CausalityTest
 from sublora.losses.documents import score_documents
 from sublora.runs.base_losses import BaseLosses, write_base_losses
 from sublora.runs.build import build_run
 from sublora.runs.score import Predictor, held_out_units, record_units
 from sublora.runs.starts import announce
 from sublora.system.device import claim_device
+from sublora.system.errors import UserError
 from sublora.system.names import BASE_LOSSES_PATH
 from sublora.system.provenance import Provenance
+from sublora.system.streams import generator
 from sublora.training.run import Run
 from sublora.yardsticks.compute import compute_yardsticks
 from sublora.yardsticks.record import (
@@ -76,7 +79,10 @@ def make_yardsticks(settings: config.Settings, *, root: Path) -> Path:
 
 @torch.no_grad()
 def frozen_base_row(run: Run) -> Row:
-    """Return the row of a base that no run is anchored on: its message is the index of its smoothing alone."""
+    """Return the row of a base that no run is anchored on: its message is the index of its smoothing alone.
+
+    UserError if a prediction of the base depends on later tokens (`CausalityTest`).
+    """
     started = time.perf_counter()
     loss, scoring = run.loss.direct, run.settings.scoring
     model = run.model_at(run.subspace.subspace_params)
@@ -91,13 +97,16 @@ def frozen_base_row(run: Run) -> Row:
     # The message seeds the draw that the bound is computed from.
     drawn_U = drawn_units(FROZEN_BASE, message, loss.premises, run.dataset.data_hash)
     smoothing = loss.candidates[chosen]
-    predictor = Predictor(model, smoothing)
+    causality = CausalityTest(generator("causality of the base", run.seen_base_sha256, run.dataset.data_hash))
+    predictor = Predictor(model, smoothing, causality=causality)
     scored = Scored(
         smoothing=smoothing,
         losses_D=record_units(run, predictor, "train", drawn_U).losses_U,
         val_losses_D=val_losses_UA[:, chosen],
         test_losses_D=held_out_units(run, predictor, "test", scoring.test_documents).losses_U,
     )
+    if causality.refusal is not None:
+        raise UserError(f"base {run.network.base_sha256[:12]}...: {causality.refusal}")
     seconds = time.perf_counter() - started
     return yardstick_row(scored, loss, code_bits={"smoothing": float(index_length)}, seconds=seconds)
 

@@ -6,6 +6,7 @@ the verdict names follow from the verifier's own losses.
 
 import dataclasses
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from sublora import config
+from sublora.losses.causality import CausalityTest
 from sublora.runs.base_files import NAME_IT
 from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import PT_KEYS
@@ -42,6 +44,7 @@ from sublora.system.device import claim_device
 from sublora.system.errors import UserError
 from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME, LOSSES_NAME
 from sublora.system.provenance import Provenance
+from sublora.system.streams import generator
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training import checkpoint
 from sublora.training.run import Run
@@ -60,6 +63,9 @@ LARGEST_BATCH_TOKENS = 1 << 14
 """Tokens that go through the network at once, whatever the claim's own machine could take."""
 HELD_OUT = ("test_loss_bits", "bound_held_out")
 """What it names apart: numbers from test documents, which hold only if the prover chose nothing on them."""
+TESTED_SHARE = 0.03
+"""Share of the scored windows that are tested for causality at least; more than in scoring, which is the prover's."""
+LOOKS_AHEAD = "positions whose predictions depend on later tokens or the length"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -266,8 +272,10 @@ def _rescored(verdict: Verdict, run: Run, material: Material, own_documents: Own
     sizes = _draw_checks(message, material.stored)
     if sizes:
         return verdict.with_checks(*sizes)
-    predictor, anchoring = decoded_predictor(run, message), run.loss.anchoring
-    base = None if anchoring is None else compute_base_losses(run, anchoring)
+    # The prover must not know where the networks are tested.
+    causality = CausalityTest(generator("causality of a claim", secrets.token_bytes(16)), share=TESTED_SHARE)
+    predictor, anchoring = decoded_predictor(run, message, causality), run.loss.anchoring
+    base = None if anchoring is None else compute_base_losses(run, anchoring, causality)
     own: dict[str, Any] = score_message(run, message, predictor, base)
     # The network before quantization is not in the certificate: only a checkpoint of it can be scored.
     if material.claim.checkpoint is None:
@@ -287,6 +295,11 @@ def _rescored(verdict: Verdict, run: Run, material: Material, own_documents: Own
         verdict = verdict.with_bounds({"bound_redraw": bound})
     if own_documents is not None:
         verdict = verdict.with_bounds(own_documents.numbers(run, predictor, message))
+    none = dataclasses.replace(causality, failed=0)
+    verdict = verdict.with_checks(Check(LOOKS_AHEAD, none.summary, causality.summary))
+    if causality.failed:
+        # Losses of such a network bound nothing.
+        verdict = dataclasses.replace(verdict, bounds={}, held_out={})
     return dataclasses.replace(verdict, scored_on=run.settings.compute.device)
 
 
