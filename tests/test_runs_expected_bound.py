@@ -115,6 +115,9 @@ def test_an_anchor_needs_the_base_s_loss_and_takes_the_measured_one() -> None:
     known, guessed = expected(Guess(2.9), measured, ANCHORED), expected(Guess(2.9, 3.2), settings=ANCHORED)
     for one, other in zip(known, guessed, strict=True):
         assert one.bound == pytest.approx(other.bound, abs=0.02)
+    # A measured base may be worse than guessing, which is then what a bound has to beat.
+    worse = dataclasses.replace(BYTES, base_losses_U=losses_U + 5.5)
+    assert all(each.target == each.guessing for each in expected(Guess(2.9), worse, ANCHORED))
 
 
 def test_with_an_anchor_a_gain_pays_from_far_fewer_documents_on() -> None:

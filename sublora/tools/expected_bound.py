@@ -175,9 +175,16 @@ def predict(settings: config.Settings, data: KnownData, guess: Guess) -> tuple[P
     """Return what to expect of each budget of the grid, for a run that was chosen beforehand.
 
     UserError if a guessed loss is above that of guessing, since no bound below guessing can follow from it, or if
-    bounds are anchored on a base whose loss is neither measured nor guessed.
+    bounds are anchored on a base whose loss is neither measured nor guessed. A measured base may be worse than
+    guessing.
     """
     guessing = float(np.log2(data.vocab_size))
+    for what, loss in (("--loss", guess.loss_bits), ("--base-loss", guess.base_loss_bits)):
+        if loss is not None and loss > guessing:
+            raise UserError(
+                f"{what} {loss:g}: guessing over {data.vocab_size:,} tokens costs {guessing:.3f} bits per token; "
+                "expected less"
+            )
     if settings.anchors_on_the_base and guess.base_loss_bits is None:
         if data.base_losses_U is None:
             raise UserError(
@@ -185,12 +192,6 @@ def predict(settings: config.Settings, data: KnownData, guess: Guess) -> tuple[P
                 "measure it with sublora yardsticks"
             )
         guess = dataclasses.replace(guess, base_loss_bits=float(data.base_losses_U.mean()))
-    for what, loss in (("--loss", guess.loss_bits), ("--base-loss", guess.base_loss_bits)):
-        if loss is not None and loss > guessing:
-            raise UserError(
-                f"{what} {loss:g}: guessing over {data.vocab_size:,} tokens costs {guessing:.3f} bits per token; "
-                "expected less"
-            )
     return tuple(
         _predict(settings, data, guess, _dimension(settings, data, budget)) for budget in settings.grid.budgets
     )
