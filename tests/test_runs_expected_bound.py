@@ -116,7 +116,7 @@ def test_an_anchor_needs_the_base_s_loss_and_takes_the_measured_one() -> None:
     for one, other in zip(known, guessed, strict=True):
         assert one.bound == pytest.approx(other.bound, abs=0.02)
     # A measured base may be worse than guessing, which is then what a bound has to beat.
-    worse = dataclasses.replace(BYTES, base_losses_U=losses_U + 5.5)
+    worse = dataclasses.replace(BYTES, base_losses_U=np.full(6000, 8.05))
     assert all(each.target == each.guessing for each in expected(Guess(2.9), worse, ANCHORED))
 
 

@@ -240,7 +240,7 @@ def test_it_goes_on_after_ctrl_c_and_after_a_kill_and_ends_with_the_same_run(fin
     assert certificates[0].payload_bytes == certificates[1].payload_bytes
     # Nothing was stated on independence; it may be stated later, and the training is not repeated.
     assert "note: why the model has not read these documents is not stated" in err
-    assert "fixed without these documents: not stated (--independence)." in out
+    assert "fixed without these documents: not stated." in out
     status, out, err = call(*UNSTATED, "--out", "stopped", "--independence", STATED)
     assert status == 0 and f"fixed without these documents: {STATED}." in out and "note: why" not in err
     assert set(re.findall(r"(\w+): done before", err)) == {"prepare", "base", "plan", "yardsticks", "train"}

@@ -31,7 +31,7 @@ from sublora.system.device import claim_device, peak_memory_mib
 from sublora.system.errors import UserError
 from sublora.system.files import read_json, write_bytes
 from sublora.system.names import BOUNDS_NAME
-from sublora.tools.adapt.card import card, independence_in_words, readme
+from sublora.tools.adapt.card import card, readme
 from sublora.tools.adapt.display import Display
 from sublora.tools.adapt.folder import AdaptFolder
 from sublora.tools.adapt.plan import (
@@ -44,7 +44,6 @@ from sublora.tools.adapt.plan import (
 )
 from sublora.tools.adapt.request import AdaptRequest, fixed_revision, in_options, located
 from sublora.tools.adapt.settings import (
-    NOT_STATED,
     DocumentFacts,
     ModelFacts,
     adapt_settings,
@@ -53,6 +52,7 @@ from sublora.tools.adapt.settings import (
 )
 from sublora.tools.expected_bound import KnownData
 from sublora.tools.plan import make_plan
+from sublora.tools.statement import NOT_STATED, independence_in_words
 from sublora.tools.throughput import measure_throughput
 from sublora.training.resumable import BeforeStep, Interrupted
 
@@ -261,7 +261,7 @@ class _Job:
     def run(self, settings: config.Settings, plan: AdaptPlan) -> Adapted:
         """Take the stages that are not done, write README.md, and return the card."""
         config_path, path = self.folder.config_path, self.folder.run_folder(settings)
-        if independence_in_words(settings).startswith(NOT_STATED):
+        if independence_in_words(settings) == NOT_STATED:
             self.display.say(
                 "note: why the model has not read these documents is not stated, and so it stands in the certificate; "
                 'state it with --independence "..."'

@@ -23,6 +23,7 @@ from sublora.tools.adapt.request import AdaptRequest
 from sublora.tools.adapt.settings import STEPS
 from sublora.tools.expected_bound import Guess, KnownData, Prediction, predict
 from sublora.tools.plan import Plan
+from sublora.tools.statement import grouped_by, units_in_words
 from sublora.tools.throughput import Throughput
 
 BUDGETS = (25, 50, 125, 250, 500, 1000, 2000)
@@ -96,12 +97,6 @@ class AdaptPlan:
             f"in all; memory {self.memory_mib / 1024:.1f} GiB ({self.measured_on})",
         ]
         return found if self.shortfall is None else [*found, self.shortfall]
-
-
-def units_in_words(n_units: int, n_documents: int, unit: str | None) -> str:
-    """Return the number of units, as in "812 texts" or "40 values of customer (812 texts)"."""
-    texts = f"{n_documents:,} texts"
-    return texts if unit is None else f"{n_units:,} values of {unit} ({texts})"
 
 
 def in_hours(hours: float) -> str:
@@ -199,11 +194,10 @@ def make_adapt_plan(
     """Return the plan of a run whose settings are complete."""
     expected = choice.prediction
     assert expected.base_bound is not None and expected.gain is not None
-    corpus = settings.data.corpus
     return AdaptPlan(
         n_units=dataset.n_units,
         n_documents=dataset.n_documents,
-        unit=corpus.unit_field if isinstance(corpus, config.FolderCorpus) else None,
+        unit=grouped_by(settings),
         budget=expected.budget,
         message_bits=expected.code_bits,
         base_loss_bits=base_loss_bits,

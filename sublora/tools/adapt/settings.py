@@ -16,6 +16,7 @@ from sublora.system.errors import UserError
 from sublora.system.files import write_bytes
 from sublora.system.pretrained import gguf_files, import_transformers
 from sublora.tools.adapt.request import AdaptRequest
+from sublora.tools.statement import ELSEWHERE, NOT_STATED
 
 MIN_TOKENS = 10
 """Shorter documents are left out: the range of a document's loss, and with it the bound, grows as they get shorter."""
@@ -34,7 +35,6 @@ SEQUENCES = 8
 """Windows of documents per step of the training."""
 STEPS = 300
 SEED = 42
-NOT_STATED = "not stated"
 HEADER = """\
 # Written by `sublora adapt`; a key that is not here has its default. Everything was fixed before the training.
 # For the whole grid, list more budgets, allocations and seeds under grid, and run snakemake --directory on the folder
@@ -209,8 +209,7 @@ def independence(statement: str | None) -> config.Independence:
     """Return the premise on the base as the settings hold it, from one statement in words or from none."""
     if statement is None:
         return config.Independence(training_cutoff=NOT_STATED, document_dates=NOT_STATED, how_checked=NOT_STATED)
-    elsewhere = "see how_checked"
-    return config.Independence(training_cutoff=elsewhere, document_dates=elsewhere, how_checked=statement)
+    return config.Independence(training_cutoff=ELSEWHERE, document_dates=ELSEWHERE, how_checked=statement)
 
 
 def write_settings_file(settings: config.Settings, path: Path) -> None:
