@@ -112,7 +112,7 @@ def main() -> Result:
     model = sublora.wrap(base, ["q_proj", "v_proj", "lm_head"], budget=100, seed=0)
     train(model, training)
     of_base = [log_probabilities(frozen, part) for part in (training, held_out)]
-    log_p, bits = log_probabilities(model, training), float(sublora.message_bits(model))
+    log_p, bits = log_probabilities(model, training), sublora.message_bits(model).item()
     bounds = [certified(mixed(log_p, of_base[0], k), bits).value for k in WEIGHTS]
     message = sublora.encode(model, choice=int(np.argmin(bounds)), choices=len(WEIGHTS))
 

@@ -17,9 +17,13 @@ from sublora.coding.payload import Payload
 from sublora.data.prepare import prepare_dataset
 from sublora.models.generation import Choice, continuation
 from sublora.runs.base import make_base
+from sublora.runs.bound import bound_run
 from sublora.runs.decode import CertificateFiles, decode_certificate
 from sublora.runs.encode import encode_run
+from sublora.runs.folder import RunFolder
+from sublora.runs.score import score_run
 from sublora.runs.train import train_run
+from sublora.runs.yardsticks import make_yardsticks
 from sublora.system.names import CERTIFICATE_NAME
 from sublora.system.streams import generator
 from sublora.tools.export import export_network
@@ -270,3 +274,27 @@ def test_a_certificate_that_travels_needs_its_own_base(run: Path, data_root: Pat
     model.save_pretrained(other / PRETRAINED["path"])
     make_base(settings, root=other)
     assert "weights hash to" in complaint(lambda: decode_certificate(CertificateFiles.of(apart, root=other), CPU))
+
+
+def test_the_card_says_what_is_certified(data_root: Path, tmp_path: Path) -> None:
+    """As the hub reads it; the files of the claim lie beside the weights, and bounds of another run are refused."""
+    from huggingface_hub import ModelCard
+
+    folder = certified(data_root, tmp_path, {"rank": 2})
+    files = CertificateFiles.of(folder)
+    card = ModelCard.load(export_network(files, tmp_path / "bare", "peft") / "README.md")
+    assert card.data.library_name == "peft" and "lora" in card.data.tags and card.data.base_model is None
+    assert "No bounds.json lay beside the certificate" in card.text
+    make_yardsticks(RunFolder.open(folder, None, tmp_path).settings, root=tmp_path)
+    score_run(folder, root=tmp_path)
+    record = json.loads(bound_run(folder).read_text(encoding="utf-8"))
+    out = export_network(files, tmp_path / "whole", "merged")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
+    assert f"needs at most {np.ceil(1000 * record['bound_value']) / 1000:.3f} bits per token (9" in card.text
+    assert "mixed* with guessing, document by document" in card.text and "fixed without these documents" in card.text
+    assert (out / CERTIFICATE_NAME).read_bytes() == (folder / CERTIFICATE_NAME).read_bytes()
+    assert json.loads((out / "bounds.json").read_text()) == record
+    (folder / "bounds.json").write_text(json.dumps(record | {"certificate_sha256": "0" * 64}))
+    assert "bounds of another certificate" in complaint(lambda: export_network(files, tmp_path / "other", "peft"))
+    assert not (tmp_path / "other").exists()

@@ -1,5 +1,6 @@
 """Export of a certified network as a folder that transformers or peft can load."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ from sublora.runs.decode import CertificateFiles, DecodedRun, decode_certificate
 from sublora.runs.networks import gpt2, import_base
 from sublora.system.errors import UserError
 from sublora.system.files import write_json
+from sublora.system.names import BOUNDS_NAME, CERTIFICATE_NAME
 from sublora.system.pretrained import TOKENIZER_FILES
+from sublora.tools.model_card import model_card, read_own_bounds
 
 Form = Literal["peft", "merged"]
 """peft: adapters for the base; merged: a whole model with the adapters in its weights."""
@@ -59,6 +62,7 @@ def export_network(files: CertificateFiles, out: Path, form: Form) -> Path:
         else:
             _write_peft(temporary, decoded, out)
         write_json(temporary / PROVENANCE_NAME, _provenance(decoded, form))
+        _write_claim(temporary, decoded, form)
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -128,6 +132,19 @@ def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file(dict(tensors), path, metadata={"format": "pt"})
+
+
+def _write_claim(folder: Path, decoded: DecodedRun, form: Form) -> None:
+    """Write what is certified as README.md, with the certificate and, where it lies beside it, its bounds.json."""
+    message, source = decoded.message, decoded.files.certificate
+    certificate, bounds = source.read_bytes(), source.with_name(BOUNDS_NAME)
+    if hashlib.sha256(certificate).hexdigest() != message.certificate_sha256:
+        raise UserError(f"{source}: changed while it was exported; export again")
+    record = read_own_bounds(bounds, message.certificate_sha256)
+    (folder / CERTIFICATE_NAME).write_bytes(certificate)
+    if record is not None:
+        shutil.copyfile(bounds, folder / BOUNDS_NAME)
+    (folder / "README.md").write_text(model_card(message, record, form), encoding="utf-8")
 
 
 def _provenance(decoded: DecodedRun, form: Form) -> dict[str, Any]:

@@ -18,18 +18,27 @@ ELSEWHERE = "see how_checked"
 def sentence(record: dict[str, Any], settings: config.Settings) -> str:
     """Return the certified statement.
 
-    record: the content of bounds.json of an anchored run.
+    record: the content of bounds.json.
     """
     confidence = f"{100 * (1 - record['delta']):g} %"
-    n = units_in_words(record["n_units"], record["n_documents"], grouped_by(settings))
-    facts = f"n = {n}, message {math.ceil(record['code_bits']):,} bits."
+    if not record["anchor"]:
+        return (
+            f"On new documents like these, the adapted model (mixed with guessing) needs at most "
+            f"{decimals_up(record['bound_value'])} bits per token ({confidence}); guessing needs "
+            f"{record['vacuous_bits']:.3f}. {_sizes(record, settings)}"
+        )
     bound, base = decimals_up(record["bound_value"]), decimals_up(record["anchor"]["base_bound"])
     gain = record["certified_gain_bits"]
     gains = f"adapting gains at least {decimals_down(gain)}" if gain > 0.0 else "no gain over it is certified"
     return (
         f"On new documents like these, the adapted model (mixed with its base) needs at most {bound} bits per token "
-        f"({confidence}); the frozen model at most {base}; {gains}. {facts}"
+        f"({confidence}); the frozen model at most {base}; {gains}. {_sizes(record, settings)}"
     )
+
+
+def _sizes(record: dict[str, Any], settings: config.Settings) -> str:
+    n = units_in_words(record["n_units"], record["n_documents"], grouped_by(settings))
+    return f"n = {n}, message {math.ceil(record['code_bits']):,} bits."
 
 
 def premises_in_words(settings: config.Settings) -> list[str]:
@@ -39,10 +48,16 @@ def premises_in_words(settings: config.Settings) -> list[str]:
     return [
         f"The documents are independent draws ({drawn}) from the population that the new ones come from; documents of "
         f"fewer than {settings.data.min_tokens} tokens are not in it.",
-        f"The model was fixed without these documents: {independence_in_words(settings)}.",
+        f"The model was fixed without these documents: {_why_fixed(settings)}.",
         "These settings are the only ones that were tried on these documents "
         f"(message.extra_bits: {settings.message.extra_bits:g}).",
     ]
+
+
+def _why_fixed(settings: config.Settings) -> str:
+    if isinstance(settings.base, config.PretrainedBase):
+        return independence_in_words(settings)
+    return "its weights are random" if settings.base.kind == "random" else "it was trained on documents of its own"
 
 
 def independence_in_words(settings: config.Settings) -> str:
