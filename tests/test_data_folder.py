@@ -85,7 +85,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "a.jsonl.xz": lambda: lzma.compress(lines("one", "two")),
     "a.jsonl.zst": lambda: zstandard(lines("one", "two")),
     "a.csv": lambda: b"id,text\r\n1,one\r\n\r\n2,two\r\n",
-    "a.csv.gz": lambda: gzip.compress(b'text\n"one"\ntwo\n'),
+    "a.csv.gz": lambda: gzip.compress(b'text\n"one"\ntwo\n', mtime=0),
     "a.parquet": lambda: parquet({"id": [1, 2], "text": ["one", "two"]}),
     "a.Parquet": lambda: parquet({"text": ["one", "two"]}),
 }
@@ -95,7 +95,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
 def test_every_kind_of_file_is_read(name: str, texts: Path, tmp_path: Path, capsys: Any) -> None:
     """Half the documents were left out without a word where .jsonl.gz lay beside .jsonl."""
     (texts / name).write_bytes(KINDS[name]())
-    (texts / "b" / "three.TXT.gz").write_bytes(gzip.compress(b"three"))
+    (texts / "b" / "three.TXT.gz").write_bytes(gzip.compress(b"three", mtime=0))
     (texts / "b" / "four.Txt").write_bytes(b"four")
     assert sorted(read(tmp_path)) == ["four", "one", "three", "two"]
     assert capsys.readouterr().err == ""
@@ -190,9 +190,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         ("a.jsonl", b'{"body": "x", "id": 1}', "line 1: no key 'text', found 'body', 'id'; fix data.corpus.text_fi"),
         ("a.jsonl", b'{"text": 3}', "line 1: key 'text' holds int, expected text"),
         ("a.jsonl", b'{"text": "\xff"}', "line 1: not UTF-8 at byte 10"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "\xff"}'), "a.jsonl.gz, line 1: not UTF-8 at byte 10"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "\xff"}', mtime=0), "a.jsonl.gz, line 1: not UTF-8 at byte 10"),
         ("a.jsonl.gz", b"plain", "a.jsonl.gz: damaged (Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(lines("some text"))[:-9], "a.jsonl.gz: damaged (Compressed file ended"),
+        ("a.jsonl.gz", gzip.compress(lines("some text"), mtime=0)[:-9], "a.jsonl.gz: damaged (Compressed file ended"),
         ("a.txt.bz2", b"plain", "a.txt.bz2: damaged ("),
         ("a.txt.xz", b"plain", "a.txt.xz: damaged ("),
         ("a.txt.zst", b"plain", "a.txt.zst: damaged ("),
@@ -232,7 +232,7 @@ def test_a_bomb_is_not_unpacked(texts: Path, tmp_path: Path, monkeypatch: pytest
         ("a.jsonl.gz", lines("x" * 10**6)),
         ("a.csv.gz", b"text\n" + b"x" * 10**6),
     ):
-        (texts / name).write_bytes(gzip.compress(data))
+        (texts / name).write_bytes(gzip.compress(data, mtime=0))
         with pytest.raises(UserError, match="more than 1,000 bytes|field larger than field limit"):
             read(tmp_path)
         (texts / name).unlink()

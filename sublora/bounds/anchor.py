@@ -132,9 +132,9 @@ class MixtureLosses(NamedTuple):
     """Losses of a mixture of a network and its base on documents, and the ranges that bounds on them need."""
 
     losses_D: NDArray[np.float64]
-    """Of the certified predictor q, bits per token."""
+    """Losses of the certified predictor q, bits per token."""
     base_losses_D: NDArray[np.float64]
-    """Of the anchor Q_b, bits per token: what `sublora.certify` takes as `against`."""
+    """Losses of the anchor Q_b, bits per token: what `sublora.certify` takes as `against`."""
     base_range: LossRange
     """Range of the anchor's loss: `lower` and `upper` of `sublora.certify`."""
     excess_upper: float

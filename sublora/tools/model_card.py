@@ -18,7 +18,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_own_bounds(path: Path, certificate_sha256: str) -> BoundRecord | None:
-    """Return the record beside a certificate; None where there is none.
+    """Return the record beside a certificate, or None if it is not there.
 
     UserError if it is damaged or of another certificate.
     """

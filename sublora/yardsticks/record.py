@@ -53,7 +53,7 @@ class Row(Strict):
     test_loss_bits: float
     """Mean over test units, under the same smoothing as val and the bound."""
     test_losses_bits: list[float]
-    """Of each test unit, in the order of the split; empty where it is the same for all."""
+    """Losses of the test units, in the order of the split; empty where they are all the same."""
     code_bits: float
     """C."""
     code_bits_items: dict[str, float]
