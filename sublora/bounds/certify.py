@@ -8,6 +8,14 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sublora.bounds.certify_inputs import (
+    check_inside,
+    check_size,
+    draw_counts,
+    example_values,
+    precision_warnings,
+    unusual_losses,
+)
 from sublora.bounds.certify_pairs import (
     DRAWN_ON_TRUST,
     CertifiedComparison,
@@ -17,17 +25,15 @@ from sublora.bounds.certify_pairs import (
     certify_excess,
 )
 from sublora.bounds.checks import (
-    RANGE_TOLERANCE,
     check_count,
     check_probability,
     check_split,
     checked_losses,
     complexity_nats,
     real_number,
-    shown,
 )
 from sublora.bounds.inequalities import hoeffding_subsampled
-from sublora.bounds.premises import RATES, Premises, all_bounds
+from sublora.bounds.premises import Premises, all_bounds
 from sublora.bounds.smoothing import LossRange
 
 FORMAT = 1
@@ -35,12 +41,6 @@ FORMAT = 1
 
 DRAW_SHARE = 0.9
 """The part of delta for a draw unless the caller says otherwise; a nat costs more among m examples than among n."""
-
-TOKENS_SUSPECTED = 1000
-"""A ratio n / m above which the caller is asked whether n counts tokens."""
-
-REPEATS_EXPECTED = 12.0
-"""With this many expected repeats, a draw with replacement has no repeat with probability below 1e-5."""
 
 ON_TRUST = (
     "the n examples are independent draws from the population that the claim is about",
@@ -57,12 +57,6 @@ ON_TRUST_OF_A_DRAW = (
 
 LARGEST_LOSS = 1e100
 """The largest end of a loss range; products of larger ones would leave the range of floating-point numbers."""
-
-LARGEST_DRAW = 1 << 20
-"""The largest draw that is given by counts."""
-
-WIDE_SPREAD = 0.12
-"""Standard deviation, as a share of the range, above which losses look like those of single tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +199,7 @@ def certify(
             outside [lower, upper], or their number does not fit n.
     """
     # Check every input; distinct losses with counts become the whole draw.
-    values = _numbers("losses", losses)
+    values = example_values("losses", losses)
     lower, upper = real_number("lower", lower), real_number("upper", upper)
     delta = real_number("delta", delta)
     code_bits = None if code_bits is None else real_number("code_bits", code_bits)
@@ -222,8 +216,8 @@ def certify(
     if against is not None:
         if counts is not None or delta_sample is not None or alternatives != 1:
             raise ValueError("counts, delta_sample and alternatives have no meaning with against")
-        reference = _numbers("against", against)
-        _check_inside(reference, loss_range)
+        reference = example_values("against", against)
+        check_inside(reference, loss_range)
         if excess_upper is not None:
             if n is None or code_bits is None or direction == "higher":
                 raise ValueError("excess_upper needs n, code_bits, and losses, of which lower ones are better")
@@ -238,15 +232,15 @@ def certify(
                 subsample=subsample,
             )
         _check_held_out(values.size, n, code_bits, direction, subsample=subsample)
-        _check_inside(values, loss_range)
+        check_inside(values, loss_range)
         return certify_comparison(values, reference, loss_range, direction=direction or "lower", delta=delta)
     if n is None or code_bits is None or direction is not None or excess_upper is not None:
         raise ValueError("n and code_bits are needed, direction and excess_upper only with against")
-    _check_inside(values, loss_range)
+    check_inside(values, loss_range)
     _check_numbers(n, delta, delta_sample, alternatives, subsample=subsample, counted=counts is not None)
     complexity_nats(code_bits, delta)
-    drawn = values if counts is None else np.repeat(values, _checked_counts(counts, values.size))
-    _check_size(drawn.size, int(n), subsample=subsample, counted=counts is not None)
+    drawn = values if counts is None else np.repeat(values, draw_counts(counts, values.size))
+    check_size(drawn.size, int(n), subsample=subsample, counted=counts is not None)
     # Bound, and warn about what is unusual.
     share = DRAW_SHARE * delta if delta_sample is None else delta_sample
     premises = Premises(
@@ -258,7 +252,7 @@ def certify(
     )
     drawn = checked_losses(drawn, lower=lower, upper=upper)
     bounds = _bounds(drawn, loss_range, code_bits, premises)
-    warnings = _warnings(drawn, loss_range, premises) + _precision_warnings(np.asarray(losses))
+    warnings = unusual_losses(drawn, loss_range, premises) + precision_warnings(np.asarray(losses))
     if code_bits == 0:
         warnings.append("code_bits is 0: right only for a model that does not depend on the n examples")
     if bounds[premises.headline] >= upper:
@@ -326,115 +320,3 @@ def _bounds(
             delta=premises.delta / premises.sweep_size,
         )
     return bounds
-
-
-def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
-    """Return numbers as float64, shape (m,).
-
-    ValueError for text, objects, truth values, masked values, other shapes, no numbers at all, and NaN.
-    """
-    if np.ma.isMaskedArray(given) and (masked := int(np.count_nonzero(np.ma.getmaskarray(given)))):
-        raise ValueError(f"{name}: {masked} values are masked: score those examples, or leave them out of n as well")
-    try:
-        values = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be numbers: {' '.join(str(error).split())}") from None
-    if values.ndim != 1:
-        raise ValueError(f"{name} must be one-dimensional, one per example, found shape {values.shape}")
-    if values.size == 0:
-        raise ValueError(f"{name} are empty")
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must be numbers, found {values.dtype} (first: {shown(values[0])})")
-    values = values.astype(np.float64)
-    if not (finite := np.isfinite(values)).all():
-        row = int(np.argmin(finite))
-        raise ValueError(f"{name}: row {row + 1} is {values[row]}; {np.count_nonzero(~finite)} are not finite")
-    return values
-
-
-def _check_inside(values: NDArray[np.float64], loss_range: LossRange) -> None:
-    """Raise ValueError unless all losses are in the range."""
-    lower, upper = loss_range
-    slack = RANGE_TOLERANCE * (upper - lower)
-    outside = (values < lower - slack) | (values > upper + slack)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise ValueError(
-            f"losses: row {row + 1} is {values[row]}, outside [{lower}, {upper}] ({np.count_nonzero(outside)} of "
-            f"{values.size} are); the range must hold for every example: smooth the predictor, or widen it"
-        )
-
-
-def _checked_counts(counts: ArrayLike, size: int) -> NDArray[np.int64]:
-    """Return the counts as int64, shape (m,); ValueError unless each loss has a positive whole number."""
-    values = _numbers("counts", counts)
-    if values.size != size:
-        raise ValueError(f"{values.size} counts for {size} losses: each distinct loss needs one")
-    wrong = (values < 1) | (values != np.floor(values))
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(f"counts: row {row + 1} is {values[row]:g}, expected a whole number of at least 1")
-    if values.sum() > LARGEST_DRAW:
-        raise ValueError(
-            f"counts: a draw of {values.sum():,.0f} examples, expected at most {LARGEST_DRAW:,}; are these counts of "
-            "tokens? Else give every loss as often as it was drawn"
-        )
-    return values.astype(np.int64)
-
-
-def _check_size(m: int, n: int, *, subsample: bool, counted: bool) -> None:
-    """Check that the number of losses fits n and the kind of sample."""
-    if subsample and m == n and not counted:
-        raise ValueError(
-            f"{m} losses for n = {n}: if every example was scored once, it is not a subsample; if n were drawn with "
-            "replacement, give the distinct losses and their counts"
-        )
-    if subsample or m == n:
-        return
-    if m > n:
-        raise ValueError(f"{m} losses, but n = {n}: give one loss per example, not per token or caption")
-    tokens = " (n counts independent examples, never tokens)" if n > TOKENS_SUSPECTED * m else ""
-    raise ValueError(
-        f"{m} losses, but n = {n}{tokens}: score all n, or say subsample if these were drawn with replacement after "
-        "the message was frozen"
-    )
-
-
-def _warnings(drawn_D: NDArray[np.float64], loss_range: LossRange, premises: Premises) -> list[str]:
-    """Return what is unusual about the sizes, and about the position of the losses in their range."""
-    n, m, found = premises.n_units, drawn_D.size, []
-    # A draw: its size, and the repeats that drawing with replacement implies.
-    if premises.delta_sample is not None:
-        if n > TOKENS_SUSPECTED * m:
-            found.append(
-                f"n is {n / m:,.0f} times the number of losses: does it count independent examples, or tokens?"
-            )
-        if m > n:
-            found.append(f"the draw of {m} is larger than n = {n}: scoring all n once gives a smaller bound")
-        if m * (m - 1) / (2 * n) > REPEATS_EXPECTED and np.unique(drawn_D).size == m:
-            repeats = m - 1 if n == 1 else m + n * math.expm1(m * math.log1p(-1 / n))
-            found.append(
-                f"no loss occurs twice, though a draw of {m} from {n} with replacement repeats about {repeats:.0f}: "
-                "was it drawn without replacement, or are its counts missing?"
-            )
-    # Error rates do reach the ends of their range, and spread over it.
-    if loss_range == RATES:
-        return found
-    lower, upper = loss_range
-    for name, end, seen in (("upper", upper, drawn_D.max()), ("lower", lower, drawn_D.min())):
-        if seen == end:
-            found.append(f"{name} is a loss that was seen: it must bound the loss of examples never seen as well")
-    if (spread := drawn_D.std() / (upper - lower)) > WIDE_SPREAD:
-        found.append(
-            f"losses spread over the range (standard deviation {spread:.0%} of it) as those of single tokens do: an "
-            "example is what was drawn independently, and its loss the mean over its tokens"
-        )
-    return found
-
-
-def _precision_warnings(given_D: NDArray) -> list[str]:
-    """Return a warning for losses in 16-bit floats, with the error of rounding them."""
-    if given_D.dtype.kind != "f" or given_D.dtype.itemsize >= 4:
-        return []
-    moved = float(np.spacing(np.abs(given_D).max())) / 2
-    return [f"losses are stored as {given_D.dtype}, which moved them by up to {moved:.1g}: store them in float32"]

@@ -1,0 +1,168 @@
+"""`sublora certify`: bounds for anyone's losses, and two models compared."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sublora.cli.application import app
+from sublora.system.errors import UserError
+
+
+def number(text: object) -> float:
+    """Parse a number. float() would take 3_0 for 30."""
+    if "_" in str(text):
+        raise typer.BadParameter(f"{text!r} is no number")
+    try:
+        return float(str(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number") from None
+
+
+def whole(text: object) -> int:
+    """Parse a whole number. int() would take 3_0 for 30."""
+    if not re.fullmatch(r"[-+]?[0-9]{1,400}", str(text)):
+        raise typer.BadParameter(f"{str(text)[:40]!r} is no whole number")
+    return int(str(text))
+
+
+@app.command("certify")
+def certify_command(
+    losses: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="One loss per example: .csv, .npz, .npy, .parquet; with --against also .jsonl.",
+            show_default=False,
+        ),
+    ],
+    lower: Annotated[float, typer.Option(parser=number, help="Smallest loss that any example can have.")],
+    upper: Annotated[float, typer.Option(parser=number, help="Largest loss that any example can have.")],
+    code_bits: Annotated[
+        float | None,
+        typer.Option(
+            parser=number,
+            help="C: every bit that a decoder needs beyond what was fixed without the n examples. Not needed for a "
+            "comparison on held-out examples.",
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            parser=whole,
+            help="Number of independent examples that the message was chosen with; never tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    delta: Annotated[float, typer.Option(parser=number, help="Probability with which the bound may fail.")] = 0.05,
+    subsample: Annotated[
+        bool,
+        typer.Option(
+            "--subsample/--full-sample",
+            help="Losses of a draw with replacement, made after the message was frozen; or of all n examples.",
+        ),
+    ] = False,
+    delta_sample: Annotated[
+        float | None,
+        typer.Option(parser=number, help="Part of delta spent on the draw. Default: nine tenths.", show_default=False),
+    ] = None,
+    alternatives: Annotated[
+        int,
+        typer.Option(
+            parser=whole, help="Number of models or smoothings that the losses of the draw helped to choose from."
+        ),
+    ] = 1,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", "--key", help="Column of a table, or array of an .npz, that holds the losses."),
+    ] = None,
+    counts: Annotated[
+        str | None,
+        typer.Option(
+            help="Column or key of how often each loss was drawn, if only distinct examples are given; beside an "
+            ".npy file, another .npy file."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN|FILE",
+            help="Compare with a reference: its values on the same examples, in a column of FILE or in a file like it.",
+        ),
+    ] = None,
+    direction: Annotated[
+        Literal["lower", "higher"] | None,
+        typer.Option(help="With --against: which values are better.", show_default=False),
+    ] = None,
+    excess_upper: Annotated[
+        float | None,
+        typer.Option(
+            parser=number,
+            help="With --against and C: how much more than the reference the model can lose on any example.",
+            show_default=False,
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(help="With --against FILE: what identifies an example in both. Default: doc_id in .jsonl."),
+    ] = None,
+    filter_name: Annotated[
+        str | None, typer.Option("--filter", help="With .jsonl of lm-evaluation-harness: which of its filters.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write everything to this file.")] = None,
+) -> None:
+    """Bound any compressed model from its losses and its size in bits: every inequality, and which one to quote.
+
+    Losses may be in any unit and from any program. An example is what was drawn independently: a document, not a token.
+    """
+    if against is not None:
+        from sublora.tools.certify_pairs import certify_pairs_file
+
+        options = {"counts": counts, "delta_sample": delta_sample, "alternatives": alternatives}
+        certify_pairs_file(
+            losses,
+            against=against,
+            column=column,
+            id_column=id_column,
+            filter_name=filter_name,
+            json_path=json,
+            code_bits=code_bits,
+            n=n,
+            lower=lower,
+            upper=upper,
+            delta=delta,
+            subsample=subsample,
+            direction=direction,
+            excess_upper=excess_upper,
+            **options,
+        )
+        return
+    of_pairs = {
+        "--direction": direction,
+        "--excess-upper": excess_upper,
+        "--id-column": id_column,
+        "--filter": filter_name,
+    }
+    if given := [name for name, value in of_pairs.items() if value is not None]:
+        raise UserError(f"{', '.join(given)}: only with --against")
+    if code_bits is None or n is None:
+        raise UserError("--code-bits and --n are needed, except to compare held-out examples with --against")
+    from sublora.tools.certify import certify_file
+
+    certify_file(
+        losses,
+        column=column,
+        counts=counts,
+        json_path=json,
+        code_bits=code_bits,
+        n=n,
+        lower=lower,
+        upper=upper,
+        delta=delta,
+        subsample=subsample,
+        delta_sample=delta_sample,
+        alternatives=alternatives,
+    )
