@@ -85,7 +85,7 @@ def test_the_bound_follows_n_message_and_loss() -> None:
 
 @pytest.mark.slow
 def test_the_n_that_is_needed_is_the_smallest_that_pays() -> None:
-    guess = Guess(2.9, base_loss_bits=3.2)
+    guess = Guess(2.8, base_loss_bits=3.2)
     for short in expected(guess, dataclasses.replace(BYTES, n_units=4_716)):
         assert not short.is_worth_it
         at, before = (
@@ -131,7 +131,7 @@ def test_with_an_anchor_a_gain_pays_from_far_fewer_documents_on() -> None:
 def test_the_verdict_is_printed_with_what_was_assumed(capsys: pytest.CaptureFixture) -> None:
     few = dataclasses.replace(BYTES, n_units=100)
     cases = {
-        "worth it: ": (BYTES, Guess(2.9, 3.2)),
+        "worth it: ": (BYTES, Guess(2.8, 3.2)),
         "n = 100 is too small": (few, Guess(2.9)),
         "not worth it at any n": (BYTES, Guess(3.2, 3.2)),
         "worth it only if adaptation lowers the base's loss by more than": (BYTES, Guess(2.9)),

@@ -69,8 +69,10 @@ def code_bits(settings: config.Settings, dimension: int, bits_per_coordinate: fl
     # Count the items of a message for each allocation.
     totals = []
     for allocation in settings.grid.allocations:
-        spec = config.RunSpec(budget=dimension, allocation=allocation, seed=settings.grid.seeds[0])
-        context = payload_context(settings, spec)
+        # More coordinates than a budget may have are those of a run with all parameters.
+        budget = dimension if dimension <= MAX_COEFFICIENTS else config.ALL
+        spec = config.RunSpec(budget=budget, allocation=allocation, seed=settings.grid.seeds[0])
+        context = payload_context(settings, spec, dimension)
         is_plain = context.quantizer == plain.NAME
         items = {
             "codebook": plain.CODEBOOK_ENTRY_BITS * context.levels if is_plain else STEP_BITS,
