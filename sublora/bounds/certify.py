@@ -18,6 +18,7 @@ from sublora.bounds.certify_inputs import (
 )
 from sublora.bounds.certify_pairs import (
     DRAWN_ON_TRUST,
+    N_EXAMPLES_ON_TRUST,
     CertifiedComparison,
     CertifiedExcess,
     Direction,
@@ -25,6 +26,7 @@ from sublora.bounds.certify_pairs import (
     certify_excess,
 )
 from sublora.bounds.checks import (
+    DRAW_SHARE,
     check_count,
     check_probability,
     check_split,
@@ -39,12 +41,8 @@ from sublora.bounds.smoothing import LossRange
 FORMAT = 1
 """Version of the layout of `Certified.as_json`."""
 
-DRAW_SHARE = 0.9
-"""The part of delta for a draw unless the caller says otherwise; a nat costs more among m examples than among n."""
-
 ON_TRUST = (
-    "the n examples are independent draws from the population that the claim is about",
-    "code_bits counts every choice made with the n examples in view; every other was made without them",
+    *N_EXAMPLES_ON_TRUST,
     "lower and upper hold for the loss of every example of the population",
     "inequality, delta and delta_sample were fixed before the losses were seen",
 )

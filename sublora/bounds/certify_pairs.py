@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.bounds.anchor import FailureShare, betting_with_share
-from sublora.bounds.checks import RANGE_TOLERANCE, check_count, check_probability
+from sublora.bounds.checks import DRAW_SHARE, RANGE_TOLERANCE, check_count, check_probability
 from sublora.bounds.paired import compare, paired_differences
 from sublora.bounds.smoothing import LossRange
 
@@ -19,8 +19,6 @@ Direction = Literal["lower", "higher"]
 
 REFERENCE_SHARE = 0.2
 """The part of delta for the reference's own loss; the rest is for the excess, which has a message to pay for."""
-DRAW_SHARE_OF_PAIRS = 0.9
-"""The part of either for a draw."""
 
 DRAWN_ON_TRUST = (
     "the scored examples were drawn uniformly with replacement, once, after the message was frozen, and were not put "
@@ -37,9 +35,14 @@ ON_TRUST_OF_A_COMPARISON = (
 )
 """Assumptions of a held-out comparison that no computation on the values can verify."""
 
-ON_TRUST_OF_AN_EXCESS = (
+N_EXAMPLES_ON_TRUST = (
     "the n examples are independent draws from the population that the claim is about",
     "code_bits counts every choice made with the n examples in view; every other was made without them",
+)
+"""Assumptions of every bound that pays for a message."""
+
+ON_TRUST_OF_AN_EXCESS = (
+    *N_EXAMPLES_ON_TRUST,
     "the reference was fixed before the n examples were seen",
     "lower and upper hold for the reference's loss on every example, excess_upper for the model's loss above it",
 )
@@ -221,4 +224,4 @@ def certify_excess(
 
 
 def _share(delta: float, subsample: bool) -> FailureShare:
-    return FailureShare(delta, DRAW_SHARE_OF_PAIRS * delta if subsample else None)
+    return FailureShare(delta, DRAW_SHARE * delta if subsample else None)

@@ -15,6 +15,10 @@ RANGE_TOLERANCE = 1e-9
 """How far rounding may move a mean over tokens out of its range, as a share of the range; such values are clipped."""
 
 
+DRAW_SHARE = 0.9
+"""The part of delta for a draw unless the caller says otherwise; a nat costs more among m examples than among n."""
+
+
 def checked_losses(losses, *, lower: float, upper: float) -> np.ndarray:
     """Return losses as float64, shape (documents,), inside [lower, upper]; ValueError for anything else."""
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sublora.bounds.anchor import FailureShare
 from sublora.bounds.anchored_record import AnchoredSample, Charges, anchored_bound
+from sublora.bounds.checks import DRAW_SHARE
 from sublora.bounds.premises import headline_bound, held_out_bound
 from sublora.bounds.smoothing import with_tolerance
 from sublora.data.dataset import TokenDataset
@@ -22,9 +23,6 @@ from sublora.runs.verify.data import split_facts
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
 from sublora.training.run import Run
-
-DRAW_SHARE = 0.9
-"""Share of a part of delta for the verifier's draw, where the settings score all documents and have none."""
 
 
 def bound_of_own_draw(run: Run, predictor: Predictor, message: Message, count: int, nonce: str) -> float:
