@@ -177,21 +177,26 @@ def yardstick_table(
     certified_gain_bits, what a row's network gains at least over the frozen base, in bits per token. A cell is empty
     where there is no such thing.
     """
+    return _table(runs, verdicts(runs, test_losses_U, yardsticks))
+
+
+def _table(runs: pd.DataFrame, found: Sequence[YardstickVerdict]) -> pd.DataFrame:
+    """Return the table of `yardstick_table` from what is shown beside each yardstick."""
     rows = [
         {
-            "model": yardstick.name,
-            "description": _description(yardstick.name, runs),
-            "test_loss_bits": yardstick.test_loss_bits,
-            "bound_bits": yardstick.bound_bits,
-            "message_bits": yardstick.message_bits,
-            "smoothing": yardstick.smoothing,
-            "n": yardstick.n,
-            "m": yardstick.m,
-            "network_is": found.outcome,
-            "network_minus_low": found.comparison.low,
-            "network_minus_high": found.comparison.high,
+            "model": each.yardstick.name,
+            "description": _description(each.yardstick.name, runs),
+            "test_loss_bits": each.yardstick.test_loss_bits,
+            "bound_bits": each.yardstick.bound_bits,
+            "message_bits": each.yardstick.message_bits,
+            "smoothing": each.yardstick.smoothing,
+            "n": each.yardstick.n,
+            "m": each.yardstick.m,
+            "network_is": each.outcome,
+            "network_minus_low": each.comparison.low,
+            "network_minus_high": each.comparison.high,
         }
-        for yardstick, found in zip(yardsticks, verdicts(runs, test_losses_U, yardsticks), strict=True)
+        for each in found
     ]
     best = best_of_all(runs)
     units = {"n": best["n_units"], "m": best["m_units"]}
@@ -325,7 +330,7 @@ def yardstick_section(
         "verdicts": [
             {"outcome": each.outcome, "good": each.outcome == "better", "sentence": each.sentence} for each in found
         ],
-        "rows": [_cells(row) for row in yardstick_table(runs, yardsticks, test_losses_U).to_dict("records")],
+        "rows": [_cells(row) for row in _table(runs, found).to_dict("records")],
     }
 
 

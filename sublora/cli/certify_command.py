@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -118,26 +118,30 @@ def certify_command(
 
     Losses may be in any unit and from any program. An example is what was drawn independently: a document, not a token.
     """
+    common: dict[str, Any] = {
+        "column": column,
+        "counts": counts,
+        "json_path": json,
+        "code_bits": code_bits,
+        "n": n,
+        "lower": lower,
+        "upper": upper,
+        "delta": delta,
+        "subsample": subsample,
+        "delta_sample": delta_sample,
+        "alternatives": alternatives,
+    }
     if against is not None:
         from sublora.tools.certify_pairs import certify_pairs_file
 
-        options = {"counts": counts, "delta_sample": delta_sample, "alternatives": alternatives}
         certify_pairs_file(
             losses,
             against=against,
-            column=column,
             id_column=id_column,
             filter_name=filter_name,
-            json_path=json,
-            code_bits=code_bits,
-            n=n,
-            lower=lower,
-            upper=upper,
-            delta=delta,
-            subsample=subsample,
             direction=direction,
             excess_upper=excess_upper,
-            **options,
+            **common,
         )
         return
     of_pairs = {
@@ -152,17 +156,4 @@ def certify_command(
         raise UserError("--code-bits and --n are needed, except to compare held-out examples with --against")
     from sublora.tools.certify import certify_file
 
-    certify_file(
-        losses,
-        column=column,
-        counts=counts,
-        json_path=json,
-        code_bits=code_bits,
-        n=n,
-        lower=lower,
-        upper=upper,
-        delta=delta,
-        subsample=subsample,
-        delta_sample=delta_sample,
-        alternatives=alternatives,
-    )
+    certify_file(losses, **common)
