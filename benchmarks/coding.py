@@ -10,8 +10,7 @@ import numpy as np
 from benchmarks.synthetic import settings_with
 from sublora import config
 from sublora.coding.payload import MessageContents, read_payload, write_payload
-from sublora.coding.plain import quantize_plain
-from sublora.coding.rounding import round_for_rate
+from sublora.coding.quantizer import quantize_plain, round_for_rate
 from sublora.runs.encode import PRICES_PER_BIT
 from sublora.runs.message import payload_context
 from sublora.system.streams import generator

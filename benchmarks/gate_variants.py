@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from sublora.bounds.smoothing import parse_smoothing
-from sublora.losses.documents import score_documents
-from sublora.losses.samplers import DocumentSampler
-from sublora.losses.windowed import DocumentWeights, document_loss
+from sublora.losses.documents import DocumentWeights, document_loss, score_documents
+from sublora.losses.windows import DocumentSampler
 from sublora.subspace.allocations import Allocation, Gate, Part, hard_split
 from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.subspace import Subspace

@@ -24,12 +24,12 @@ from sublora.analysis.arms import Arm
 from sublora.analysis.figures import style
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
-from sublora.losses.samplers import ChunkSampler
+from sublora.losses.windows import ChunkSampler
 from sublora.runs.build import build_run
 from sublora.subspace.allocations import parse_allocation
 from sublora.system.files import atomic_path
 from sublora.training.evaluation import token_losses
-from sublora.training.optimizer import AdamW, learning_rate
+from sublora.training.step import AdamW, learning_rate
 
 INITS = {"zero_b": "B = 0", "both_random": "A and B random"}
 LINES = {"zero_b": "-", "both_random": (0, (3, 1))}

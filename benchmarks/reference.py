@@ -23,8 +23,8 @@ from sublora.data.dataset import TokenDataset
 from sublora.models.spaces import HEAD, lora_name, lora_space
 from sublora.models.weights import random_weights
 from sublora.runs.build import build_run
-from sublora.training.optimizer import learning_rate
 from sublora.training.rate_phase import training_documents
+from sublora.training.step import learning_rate
 
 
 class Attention(nn.Module):

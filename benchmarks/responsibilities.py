@@ -15,7 +15,7 @@ import torch
 from sublora.bounds.smoothing import DocumentMixture
 from sublora.losses.documents import score_documents
 from sublora.losses.windows import sliding_windows
-from sublora.runs.folder import RunFolder
+from sublora.runs.build import RunFolder
 from sublora.runs.message import read_message
 from sublora.system.device import claim_device
 from sublora.system.names import CERTIFICATE_NAME

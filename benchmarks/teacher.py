@@ -42,7 +42,7 @@ from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.files import atomic_path
 from sublora.system.streams import generator
 from sublora.training.evaluation import GateSignal
-from sublora.training.optimizer import AdamW, learning_rate
+from sublora.training.step import AdamW, learning_rate
 
 MODEL = config.Model(kind="gpt2", n_layer=4, n_head=2, n_embd=32, context_length=16, init_std=0.15)
 VOCABULARY, RANK, SCALE, SEQUENCES, HELD_OUT = 64, 4, 4.0, 16, 4

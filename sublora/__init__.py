@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from sublora.wrapping.message import EncodedMessage as EncodedMessage
     from sublora.wrapping.message import decode as decode
     from sublora.wrapping.message import encode as encode
+    from sublora.wrapping.message import message_bits as message_bits
     from sublora.wrapping.module import Wrapped as Wrapped
     from sublora.wrapping.module import wrap as wrap
-    from sublora.wrapping.price import message_bits as message_bits
     from sublora.wrapping.trainer import AnnealCallback as AnnealCallback
 
 __version__ = "0.1.0"
@@ -46,7 +46,7 @@ _EXPORTS = {
     "certify": "sublora.bounds.certify",
     "decode": "sublora.wrapping.message",
     "encode": "sublora.wrapping.message",
-    "message_bits": "sublora.wrapping.price",
+    "message_bits": "sublora.wrapping.message",
     "wrap": "sublora.wrapping.module",
 }
 """Public name to the module that defines it."""

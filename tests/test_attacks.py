@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from attacks import OTHER_RUN, RUN, Prover, honest_runs, lucky
 
-from sublora.config.claim import charged_keys
+from sublora.config.marks import charged_keys
 from sublora.runs.bound import read_losses
 from sublora.runs.verify.checks import LOSS_TOLERANCE_BITS
 from sublora.runs.verify.files import Claim

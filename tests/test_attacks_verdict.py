@@ -20,7 +20,7 @@ from sublora import config
 from sublora.bounds.premises import held_out_bound
 from sublora.bounds.smoothing import with_tolerance
 from sublora.coding.certificate import Certificate, read_certificate
-from sublora.config.claim import charged_keys
+from sublora.config.marks import charged_keys
 from sublora.data.corpora.markov import MarkovSource
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.prepare import prepare_dataset

@@ -33,7 +33,7 @@ from sublora import config
 from sublora.data.base_and_target import base_data
 from sublora.data.corpora.markov import MarkovSource
 from sublora.data.dataset import TokenDataset
-from sublora.losses.samplers import evaluation_chunks
+from sublora.losses.windows import evaluation_chunks
 from sublora.models import head
 from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sublora.coding.certificate import MAGIC, read_certificate, write_certificate
-from sublora.coding.entropy import quantize_entropy
 from sublora.coding.payload import MessageContents, PayloadContext, read_payload, write_payload
+from sublora.coding.quantizer import quantize_entropy
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
 from sublora.system.versions import CERTIFICATE_FORMAT

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sublora.coding.bits import BitReader, BitWriter
-from sublora.coding.entropy import (
+from sublora.coding.quantizer import (
     LARGEST_STEP,
     SMALLEST_STEP,
     STEP_BITS,

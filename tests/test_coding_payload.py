@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sublora.coding.bits import bytes_to_bits
-from sublora.coding.entropy import EntropyWeights, quantize_entropy
 from sublora.coding.payload import (
     ITEMS,
     MessageContents,
@@ -19,7 +18,7 @@ from sublora.coding.payload import (
     total_code_bits,
     write_payload,
 )
-from sublora.coding.plain import PlainWeights, quantize_plain
+from sublora.coding.quantizer import EntropyWeights, PlainWeights, quantize_entropy, quantize_plain
 from sublora.system.streams import generator
 
 

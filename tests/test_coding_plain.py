@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sublora.coding.bits import BitReader, BitWriter
-from sublora.coding.plain import PlainWeights, quantize_plain, read_plain, write_plain
+from sublora.coding.quantizer import PlainWeights, quantize_plain, read_plain, write_plain
 from sublora.system.streams import generator
 
 VECTORS = hnp.arrays(

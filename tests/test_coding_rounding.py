@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sublora.coding import rounding
-from sublora.coding.entropy import EntropyWeights, ideal_message_bits, quantize_entropy
-from sublora.coding.rounding import round_for_rate
+from sublora.coding import quantizer
+from sublora.coding.quantizer import EntropyWeights, ideal_message_bits, quantize_entropy, round_for_rate
 from sublora.system.streams import generator
 
 
@@ -34,7 +33,7 @@ def test_more_rounds_never_make_it_worse(monkeypatch):
         vector = generator(seed, "rounding").laplace(size=60)
         values = []
         for rounds in range(6):
-            monkeypatch.setattr(rounding, "MAX_ROUNDS", rounds)
+            monkeypatch.setattr(quantizer, "MAX_ROUNDS", rounds)
             values.append(objective(vector, round_for_rate(vector, 1.0, 0.2), 0.2))
         assert all(after <= before for before, after in itertools.pairwise(values))
         assert values[-1] < values[0]

@@ -11,8 +11,7 @@ from sublora.config.documentation import schema_text
 from sublora.config.settings import Settings
 from sublora.models.spaces import model_parameters
 from sublora.runs.bound import bound_run
-from sublora.runs.decoder import decoder_header
-from sublora.runs.message import read_message
+from sublora.runs.message import decoder_header, read_message
 from sublora.runs.networks import random_base
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run

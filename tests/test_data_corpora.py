@@ -19,8 +19,7 @@ from data_samples import folder_data, markov_corpus
 import sublora.data
 from sublora import config
 from sublora.data.corpora import READERS, open_reader
-from sublora.data.corpora.docstrings import docstrings_of_source
-from sublora.data.corpora.python_sources import SourceBatch, SourceFile, source_files
+from sublora.data.corpora.python_sources import SourceBatch, SourceFile, docstrings_of_source, source_files
 from sublora.data.corpora.reader import BATCH_CHARACTERS, batch_texts
 from sublora.system.errors import UserError
 

@@ -14,8 +14,7 @@ from sublora.models.gpt import GPT
 from sublora.models.spaces import model_parameters, weights_space, weights_theta
 from sublora.models.weights import random_weights
 from sublora.runs.bound import bound_run
-from sublora.runs.decoder import decoder_header
-from sublora.runs.message import read_message
+from sublora.runs.message import decoder_header, read_message
 from sublora.runs.networks import random_base
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run

@@ -17,14 +17,12 @@ from test_models_wrap import moved, network, wrapped
 import sublora
 from sublora.coding.bits import bytes_to_bits
 from sublora.coding.certificate import read_certificate
-from sublora.runs.decoder import decoder_header
+from sublora.runs.bound import base_facts, run_facts, settings_charge
 from sublora.runs.losses_file import check_losses, read_losses
-from sublora.runs.message import Message, charged_bits, read_message
-from sublora.runs.record import base_facts, run_facts
-from sublora.runs.settings_charge import settings_charge
+from sublora.runs.message import Message, charged_bits, decoder_header, read_message
 from sublora.runs.verify.checks import record_checks
 from sublora.runs.verify.files import Claim, Options, read_claim
-from sublora.runs.verify.premises import premises_of, trusted_premises, unchecked_facts
+from sublora.runs.verify.verdict import premises_of, trusted_premises, unchecked_facts
 from sublora.runs.verify.verify import verify_claim
 from sublora.system.errors import UserError
 from sublora.tools.certify import certify_file

@@ -30,9 +30,8 @@ from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.record import RunFacts
 from sublora.bounds.run_bounds import ChargedMessage, HeldOutLosses, ScoredDocuments, run_bounds
 from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing, parse_smoothing
-from sublora.coding.entropy import quantize_entropy
 from sublora.coding.payload import MessageContents, write_payload
-from sublora.coding.plain import quantize_plain
+from sublora.coding.quantizer import quantize_entropy, quantize_plain
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_all, prepare_dataset
@@ -41,7 +40,7 @@ from sublora.models.spaces import lora_space
 from sublora.models.weights import random_weights, weights_sha256
 from sublora.runs.base import load_base, make_base
 from sublora.runs.bound import read_losses
-from sublora.runs.folder import RunFolder
+from sublora.runs.build import RunFolder
 from sublora.runs.message import payload_context, read_message
 from sublora.runs.score import Predictor, record_documents, score_run
 from sublora.runs.train import train_run

@@ -22,7 +22,6 @@ from attacks import RUN, honest_runs
 
 from sublora.coding.bits import BitWriter, bytes_to_bits
 from sublora.coding.certificate import read_certificate
-from sublora.coding.entropy import STEP_BITS, EntropyWeights
 from sublora.coding.magnitudes import (
     FRESH,
     MAX_COEFFICIENTS,
@@ -34,11 +33,12 @@ from sublora.coding.magnitudes import (
     next_prior,
 )
 from sublora.coding.payload import MessageContents, PayloadContext, write_payload
+from sublora.coding.quantizer import STEP_BITS, EntropyWeights
 from sublora.coding.range_coder import AdaptiveFlag, RangeEncoder
 from sublora.runs.message import read_message
+from sublora.system.archives import sealed
 from sublora.system.files import sha256_of_file
 from sublora.system.streams import generator
-from sublora.system.torch_file import sealed
 
 pytestmark = pytest.mark.slow
 Bits = np.ndarray

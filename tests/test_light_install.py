@@ -66,7 +66,7 @@ def test_bounds_and_code_need_numpy_and_the_range_coder_alone() -> None:
             for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
                 if module.name not in NEED_PYDANTIC:
                     importlib.import_module(module.name)
-        from sublora.coding.entropy import quantize_entropy
+        from sublora.coding.quantizer import quantize_entropy
         from sublora.coding.payload import MessageContents, PayloadContext, read_payload, write_payload
         context = PayloadContext(50, "entropy", 1, (), 4)
         contents = MessageContents(quantize_entropy(np.linspace(-2, 2, 50), 0.5), (), 3)

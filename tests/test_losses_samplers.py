@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from sublora.data.units import Units
-from sublora.losses.samplers import ChunkSampler, DocumentSampler, evaluation_chunks
-from sublora.losses.windows import WindowRule
+from sublora.losses.windows import ChunkSampler, DocumentSampler, WindowRule, evaluation_chunks
 from sublora.system.errors import UserError
 
 TOKENS = np.random.default_rng(0).permutation(5000).astype(np.uint16)  # each value once: a chunk tells its place

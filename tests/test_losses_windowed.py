@@ -1,7 +1,7 @@
 """The training loss of documents seen through one window: its gradient and value against the exact mixture's.
 
 Reference: float64 log-probabilities of all targets by autograd through a plain softmax, put together as
-sublora.bounds.smoothing defines the mixture. Shape legend as in sublora/losses/windowed.py.
+sublora.bounds.smoothing defines the mixture. Shape legend as in sublora/losses/documents.py.
 """
 
 import dataclasses
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from sublora import config
 from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
-from sublora.losses.documents import score_documents
-from sublora.losses.windowed import DocumentWeights, document_loss
+from sublora.losses.documents import DocumentWeights, document_loss, score_documents
 from sublora.models.head import head_cross_entropy, head_target_scores
-from sublora.runs.folder import RunFolder
+from sublora.runs.build import RunFolder
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.system.streams import generator
@@ -305,8 +304,8 @@ def test_the_objective_is_the_document_loss_at_the_smoothing_in_force(tiny_root)
         "scoring": {"sliding_window": 128},
         "rate_phase": {"smoothing": "document(3)"},
     }
-    from sublora.training.objective import Objective
     from sublora.training.rate_phase import RatePhase
+    from sublora.training.step import Objective
 
     settings = config.parse_settings(merged(merged(demo_values(), TINY), changes), source="objective")
     run = build_on(tiny_root, settings, config.RunSpec(budget=40, allocation="uniform", seed=1))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import sublora
-from sublora.coding.entropy import ideal_message_bits
+from sublora.coding.quantizer import ideal_message_bits
 from sublora.wrapping.frozen import base_sha256
 from sublora.wrapping.module import Wrapped
 

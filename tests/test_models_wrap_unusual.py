@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import sublora
-from sublora.models.parameter_reads import ParameterReads
+from sublora.models.linear_maps import ParameterReads
 from sublora.wrapping.frozen import base_sha256
 
 WIDTH = 6

@@ -9,11 +9,9 @@ import pytest
 from conftest import TINY, demo_values, merged
 
 from sublora import config
-from sublora.coding.entropy import EntropyWeights, nearest_step_index
 from sublora.coding.payload import MessageContents, write_payload
-from sublora.coding.plain import PlainWeights
-from sublora.runs.decoder import decoder_header
-from sublora.runs.message import Header, Message, payload_context
+from sublora.coding.quantizer import EntropyWeights, PlainWeights, nearest_step_index
+from sublora.runs.message import Header, Message, decoder_header, payload_context
 from sublora.runs.score import draw_units
 from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256

@@ -15,10 +15,10 @@ from conftest import REPOSITORY, write_settings
 from sublora import config
 from sublora.bounds.inequalities import kl_inverse
 from sublora.runs.bound import bound_run, read_losses
+from sublora.runs.message_cost import code_bits
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.tools.expected_bound import Guess, KnownData, known_data, predict, print_prediction
-from sublora.tools.message_cost import code_bits
 
 ANCHORED = config.load_settings(REPOSITORY / "demo/config/config.yaml")
 DEMO = ANCHORED.model_copy(update={"scoring": ANCHORED.scoring.model_copy(update={"anchor": "guessing"})})

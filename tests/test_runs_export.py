@@ -15,19 +15,18 @@ from sublora import config
 from sublora.coding.certificate import read_certificate, write_certificate
 from sublora.coding.payload import Payload
 from sublora.data.prepare import prepare_dataset
-from sublora.models.generation import Choice, continuation
 from sublora.runs.base import make_base
 from sublora.runs.bound import bound_run
+from sublora.runs.build import RunFolder
 from sublora.runs.decode import CertificateFiles, decode_certificate
 from sublora.runs.encode import encode_run
-from sublora.runs.folder import RunFolder
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.runs.yardsticks import make_yardsticks
 from sublora.system.names import CERTIFICATE_NAME
 from sublora.system.streams import generator
 from sublora.tools.export import export_network
-from sublora.tools.generate import Writing, write
+from sublora.tools.generate import Choice, Writing, continuation, write
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

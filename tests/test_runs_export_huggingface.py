@@ -11,14 +11,13 @@ from huggingface_samples import pretrained_root
 
 from sublora import config
 from sublora.data.prepare import prepare_all, prepare_dataset
-from sublora.models.generation import Choice, continuation
 from sublora.runs.base import make_base
 from sublora.runs.decode import CertificateFiles, decode_certificate
 from sublora.runs.encode import encode_run
 from sublora.runs.train import train_run
 from sublora.system.streams import generator
 from sublora.tools.export import export_network
-from sublora.tools.generate import Writing, write
+from sublora.tools.generate import Choice, Writing, continuation, write
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -9,13 +9,13 @@ from conftest import TINY, demo_values, merged, write_settings
 from sublora import config
 from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.smoothing import parse_smoothing
-from sublora.coding.entropy import ideal_message_bits, quantize_entropy
+from sublora.coding.quantizer import ideal_message_bits, quantize_entropy
 from sublora.data.base_and_target import open_target
 from sublora.models.spaces import model_parameters
 from sublora.runs import train
+from sublora.runs.message_cost import bits_per_coefficient, message_cost
 from sublora.runs.train import train_run
 from sublora.system.errors import UserError
-from sublora.tools.message_cost import bits_per_coefficient, message_cost
 from sublora.tools.plan import print_plan
 
 WHOLE = {

@@ -18,8 +18,8 @@ from sublora.bounds.run_bounds import (
 )
 from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture
 from sublora.coding.bits import BitReader, BitWriter, index_bits
-from sublora.config import claim
-from sublora.config.claim import (
+from sublora.config import marks
+from sublora.config.marks import (
     charged_keys,
     claim_settings,
     differing_keys,
@@ -27,7 +27,7 @@ from sublora.config.claim import (
     reference_names,
     unfit,
 )
-from sublora.runs.settings_charge import settings_bits, settings_charge
+from sublora.runs.bound import settings_bits, settings_charge
 from sublora.system.streams import generator
 
 FILES = {
@@ -141,7 +141,7 @@ def test_conditions_of_a_reference(sections, reason):
 def test_hand_tuning_is_charged_at_least_as_the_reference_charges_it(monkeypatch):
     untuned, tuned = reference("demo"), changed("demo", message={"extra_bits": 3.0 + untuned_bits()})
     assert unfit(tuned, "demo") is None
-    monkeypatch.setattr(claim, "reference", lambda name: tuned)
+    monkeypatch.setattr(marks, "reference", lambda name: tuned)
     assert "message.extra_bits" in str(unfit(untuned, "demo"))
 
 

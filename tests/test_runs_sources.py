@@ -18,8 +18,7 @@ from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_dataset
 from sublora.runs.bound import bound_run, read_losses
-from sublora.runs.decoder import decoder_header
-from sublora.runs.message import read_message
+from sublora.runs.message import decoder_header, read_message
 from sublora.runs.score import draw_of_sources, score_run
 from sublora.runs.train import train_run
 from sublora.runs.verify.files import Claim

@@ -13,7 +13,7 @@ from sublora import config
 from sublora.bounds.inequalities import betting, betting_subsampled, hoeffding, hoeffding_subsampled
 from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, parse_smoothing
 from sublora.runs.bound import bound_run, read_losses
-from sublora.runs.folder import RunFolder, find_root
+from sublora.runs.build import RunFolder, find_root
 from sublora.runs.message import read_message
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from base_samples import complaint
 
-from sublora.tools.sample_lines import paired_values, read_sample_lines
+from sublora.tools.certify_pairs import paired_values, read_sample_lines
 
 
 def samples(path: Path, values: dict[int, float], **extra: object) -> Path:

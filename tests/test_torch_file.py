@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sublora.system.torch_file import save_numbers
+from sublora.system.archives import save_numbers
 
 NUMBERS = {"format": 1, "bound_value": 5.474146791985934, "large": 2**40, "negative": -3, "small": 5e-324}
 

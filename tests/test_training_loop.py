@@ -23,9 +23,9 @@ from sublora.system.locks import LOCK_NAME, Presence, sole_writer
 from sublora.system.names import CHECKPOINT_NAME
 from sublora.training import checkpoint
 from sublora.training.loop import Trainer
-from sublora.training.optimizer import AdamW, learning_rate
 from sublora.training.reporting import Progress
 from sublora.training.resumable import BeforeStep, Interrupted
+from sublora.training.step import AdamW, learning_rate
 
 ALLOCATIONS = ["uniform", "fixed-0.2", "learned"]
 

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from sublora.training.optimizer import AdamW
+from sublora.training.step import AdamW
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -53,7 +53,7 @@ def test_state_restores_exactly():
 def test_the_compiler_is_not_imported():
     code = (
         "import sys, torch\n"
-        "from sublora.training.optimizer import AdamW\n"
+        "from sublora.training.step import AdamW\n"
         "p = torch.nn.Parameter(torch.ones(2)); o = AdamW([{'params': [p]}], lr=0.1, betas=(0.9, 0.99), eps=1e-8)\n"
         "p.sum().backward(); o.step(); assert 'torch._dynamo' not in sys.modules"
     )

@@ -10,9 +10,9 @@ from conftest import TINY, build_on, demo_values, merged
 from sublora import config
 from sublora.bounds.selection import estimated_bound
 from sublora.bounds.smoothing import parse_smoothing
-from sublora.coding.entropy import ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.coding.payload import MessageContents, write_payload
-from sublora.runs.folder import RunFolder
+from sublora.coding.quantizer import ideal_message_bits, nearest_step_index, quantize_entropy, step_of
+from sublora.runs.build import RunFolder
 from sublora.runs.message import payload_context, read_message
 from sublora.runs.score import Predictor, record_documents, score_run
 from sublora.runs.train import train_run

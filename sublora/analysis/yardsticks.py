@@ -15,7 +15,7 @@ from sublora.analysis.arms import best_of_all
 from sublora.analysis.runs_table import is_anchored
 from sublora.bounds.paired import Comparison, Verdict, compare, holm, p_value, paired_differences
 from sublora.bounds.smoothing import LossRange
-from sublora.system.arrays import read_npz
+from sublora.system.archives import read_npz
 from sublora.system.errors import UserError
 from sublora.system.names import LOSSES_NAME
 from sublora.yardsticks.record import BIGRAM, FIX, FROZEN_BASE, GUESSING, ORDER3, UNIGRAM, Row, read_yardsticks

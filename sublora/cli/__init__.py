@@ -5,14 +5,14 @@ import sys
 import traceback
 
 # These modules register their commands; the help lists commands in this order.
-from sublora.cli import adapt_command, certify_command, stage_commands, tool_commands
+from sublora.cli import stage_commands, standalone_commands, tool_commands
 from sublora.cli.application import OutputClosed, app
 from sublora.system.errors import EXIT_BAD_INPUT, EXIT_FAULT, printable
 from sublora.system.files import user_line
 from sublora.system.signals import outlive_announcements
 from sublora.system.versions import check_library
 
-__all__ = ["adapt_command", "app", "certify_command", "main", "stage_commands", "tool_commands"]
+__all__ = ["app", "main", "stage_commands", "standalone_commands", "tool_commands"]
 
 EXIT_OUTPUT_CLOSED = 141
 """That of a process which SIGPIPE ends, as most programs do in `... | head`."""

@@ -20,10 +20,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sublora.coding import entropy, plain
 from sublora.coding.bits import BitReader, BitWriter, bits_to_bytes, bytes_to_bits, index_bits
-from sublora.coding.entropy import EntropyWeights
-from sublora.coding.plain import PlainWeights
+from sublora.coding.quantizer import (
+    ENTROPY,
+    PLAIN,
+    EntropyWeights,
+    PlainWeights,
+    read_entropy,
+    read_plain,
+    write_entropy,
+    write_plain,
+)
 
 ITEMS = ("codebook", "counts", "symbols", "gates", "smoothing", "length")
 """What the payload's bits are spent on; a scheme without an item spends 0 on it."""
@@ -45,8 +52,8 @@ class PayloadContext:
     """Candidates of the smoothing."""
 
     def __post_init__(self) -> None:
-        if self.quantizer not in (plain.NAME, entropy.NAME):
-            raise ValueError(f"quantizer '{self.quantizer}' is not one of {plain.NAME}, {entropy.NAME}")
+        if self.quantizer not in (PLAIN, ENTROPY):
+            raise ValueError(f"quantizer '{self.quantizer}' is not one of {PLAIN}, {ENTROPY}")
         if self.budget < 1 or self.levels < 1 or self.smoothing_count < 1:
             raise ValueError(f"impossible sizes in {self}")
         if not all(1 <= size <= self.budget for size in self.gate_sizes):
@@ -76,7 +83,7 @@ class Payload:
 def write_payload(contents: MessageContents, context: PayloadContext) -> Payload:
     """Encode the contents of a message. ValueError if they do not fit the context."""
     # Check the contents against the context.
-    wanted = PlainWeights if context.quantizer == plain.NAME else EntropyWeights
+    wanted = PlainWeights if context.quantizer == PLAIN else EntropyWeights
     if not isinstance(contents.weights, wanted):
         raise ValueError(f"quantizer {context.quantizer} needs {wanted.__name__}")
     if len(contents.gates) != len(context.gate_sizes):
@@ -90,9 +97,9 @@ def write_payload(contents: MessageContents, context: PayloadContext) -> Payload
     body = BitWriter()
     items = dict.fromkeys(ITEMS, 0)
     if isinstance(contents.weights, PlainWeights):
-        items |= plain.write_plain(contents.weights, context.budget, context.levels, body)
+        items |= write_plain(contents.weights, context.budget, context.levels, body)
     else:
-        items |= entropy.write_entropy(contents.weights, context.budget, body)
+        items |= write_entropy(contents.weights, context.budget, body)
     after_weights = body.position
     for gate, size in zip(contents.gates, context.gate_sizes, strict=True):
         body.write_uint(gate, index_bits(size + 1))
@@ -102,7 +109,7 @@ def write_payload(contents: MessageContents, context: PayloadContext) -> Payload
 
     # The plain scheme puts the length of the body before it.
     writer = BitWriter()
-    if context.quantizer == plain.NAME:
+    if context.quantizer == PLAIN:
         writer.write_elias_gamma(body.position)
     items["length"] = writer.position
     writer.write_bits(body.bits())
@@ -122,13 +129,13 @@ def read_payload(data: bytes, context: PayloadContext) -> tuple[MessageContents,
     bits = bytes_to_bits(data)
     reader = BitReader(bits)
     items = dict.fromkeys(ITEMS, 0)
-    body_bits = reader.read_elias_gamma() if context.quantizer == plain.NAME else None
+    body_bits = reader.read_elias_gamma() if context.quantizer == PLAIN else None
     items["length"] = reader.position
     weights: PlainWeights | EntropyWeights
-    if context.quantizer == plain.NAME:
-        weights, weight_items = plain.read_plain(context.budget, context.levels, reader)
+    if context.quantizer == PLAIN:
+        weights, weight_items = read_plain(context.budget, context.levels, reader)
     else:
-        weights, weight_items = entropy.read_entropy(context.budget, reader)
+        weights, weight_items = read_entropy(context.budget, reader)
     items |= weight_items
     after_weights = reader.position
     gates = tuple(reader.read_uint(index_bits(size + 1)) for size in context.gate_sizes)

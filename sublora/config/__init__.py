@@ -33,6 +33,7 @@ from sublora.config.loading import (
     with_typed_overrides,
     write_resolved,
 )
+from sublora.config.marks import data_settings, first_difference, stage_settings
 from sublora.config.network import (
     BLOCK_TARGETS,
     HEAD_TARGET,
@@ -46,7 +47,6 @@ from sublora.config.network import (
 )
 from sublora.config.section import STAGES, Budget, Section, Stage
 from sublora.config.settings import Settings
-from sublora.config.stages import data_settings, first_difference, stage_settings
 from sublora.config.training import Compute, Optimization, RatePhaseSettings, Tracking, Training
 from sublora.system.digests import json_sha256 as digest
 

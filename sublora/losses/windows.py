@@ -1,14 +1,22 @@
-"""Sliding windows over documents such that each token is scored exactly once.
+"""Sliding windows over documents such that each token is scored exactly once, and the batches that training draws.
 
 A document of T - 1 tokens is read as inputs EOT, x_1, ..., x_{T-1} and targets x_1, ..., x_{T-1}, EOT: T scored
 targets, the closing end-of-text among them. Nothing crosses documents.
 
-Shape legend: D documents, N windows, T positions, S tokens of all documents.
+A batch of training is made of windows of documents, weighted as the bound weights them, or of chunks of contiguous
+text. It depends only on the seed and the step, so a resumed training sees the same batches.
+
+Shape legend: D documents, N windows or sequences, T positions, S tokens of all documents.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
+
+from sublora.data.units import Units
+from sublora.system.errors import UserError
+from sublora.system.streams import generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,3 +108,110 @@ def window_tokens(
         scored_NT=inside_NT & (position_T >= length_N1 - windows.scored[:, None]),
         place_NT=place_NT,
     )
+
+
+class DocumentSampler:
+    """Draws a unit, then one of its documents, then one of its targets, and takes the window that scores this target.
+
+    The expected weighted loss of a batch is the mean over units of the mean over their documents of the mean loss of
+    their targets. Training thus minimizes what the bound is about, in the windows of `sublora.losses.documents`: a
+    document's first target follows an end-of-text token, and no window crosses documents.
+    """
+
+    def __init__(
+        self,
+        tokens_S: np.ndarray,
+        ends_D: np.ndarray,
+        rule: WindowRule,
+        *,
+        units: Units,
+        eot_id: int,
+        windows_per_step: int,
+        seed_parts: tuple[int | str, ...],
+    ) -> None:
+        """Sample from the tokens of a split.
+
+        Args:
+            tokens_S: all tokens; `eot_id` stands at `ends_D`, the end of each document.
+            ends_D: positions of the end-of-text tokens, ascending.
+            rule: how documents are cut into windows.
+            units: how the documents are grouped.
+            eot_id: the end-of-text token.
+            windows_per_step: N.
+            seed_parts: name the random stream.
+        """
+        # As a plain array: indexing a memory map would create another memory map each time.
+        self._tokens_S, self._eot_id, self._rule = np.asarray(tokens_S), eot_id, rule
+        self._windows, self._seed_parts, self._units = windows_per_step, seed_parts, units
+        self._first_D = np.concatenate([[0], np.asarray(ends_D[:-1], dtype=np.int64) + 1])
+        self._count_D = np.asarray(ends_D, dtype=np.int64) + 1 - self._first_D
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return inputs, targets, weights (N x T) and lengths (N) of a step: int64, int64, float32, float32.
+
+        The weights of all positions sum to 1, those of each window to 1 / N; lengths are the numbers of targets of the
+        whole documents.
+        """
+        rng = generator(*self._seed_parts, "document batch of step", step)
+        document_N = self._units.documents_of(rng.integers(len(self._units), size=self._windows), rng)
+        target_N = (rng.random(self._windows) * self._count_D[document_N]).astype(np.int64)
+        count_N = self._count_D[document_N]
+        windows = windows_of_targets(document_N, target_N, count_N, self._rule)
+        batch = window_tokens(
+            self._tokens_S, self._first_D, windows, eot_id=self._eot_id, width=self._rule.context_length
+        )
+        weights_NT = np.where(batch.scored_NT, 1.0 / (windows.scored[:, None] * self._windows), 0.0)
+        return batch.inputs_NT, batch.targets_NT, weights_NT.astype(np.float32), count_N.astype(np.float32)
+
+
+class ChunkSampler:
+    """Draws random chunks of contiguous tokens, which may cross documents."""
+
+    def __init__(
+        self, tokens_S: np.ndarray, context_length: int, sequences_per_step: int, *seed_parts: int | str | bytes
+    ) -> None:
+        """Sample from integer tokens, for example `TokenDataset.tokens("train")`.
+
+        UserError if they are too few for one chunk.
+        """
+        _check_long_enough(tokens_S, context_length, "train")
+        self._tokens_S, self._context_length = tokens_S, context_length
+        self._sequences, self._seed_parts = sequences_per_step, seed_parts
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and targets of a step, int64 (N x T), of chunks drawn uniformly with replacement.
+
+        Targets are the inputs shifted by one token.
+        """
+        rng = generator(*self._seed_parts, "batch of step", step)
+        starts_N = rng.integers(len(self._tokens_S) - self._context_length, size=self._sequences)
+        return _chunks(self._tokens_S, starts_N, self._context_length)
+
+
+def evaluation_chunks(
+    tokens_S: np.ndarray, context_length: int, sequences: int, batch_sequences: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield inputs and targets (N x T) of chunks spread evenly over a split, at most `batch_sequences` at a time.
+
+    The chunks are the same in every call and do not overlap: a split that is too short for `sequences` of them gives as
+    many as fit. UserError if not even one fits.
+    """
+    _check_long_enough(tokens_S, context_length, "evaluation")
+    count = min(sequences, (len(tokens_S) - 1) // context_length)
+    last = len(tokens_S) - context_length - 1
+    starts_N = np.linspace(0, last, count).astype(np.int64) if count > 1 else np.zeros(1, dtype=np.int64)
+    for first in range(0, count, batch_sequences):
+        yield _chunks(tokens_S, starts_N[first : first + batch_sequences], context_length)
+
+
+def _check_long_enough(tokens_S: np.ndarray, context_length: int, purpose: str) -> None:
+    if len(tokens_S) < context_length + 1:
+        raise UserError(
+            f"model.context_length {context_length}: {len(tokens_S)} {purpose} tokens, expected at least "
+            f"{context_length + 1} (a chunk and its last target); give more text or a shorter context"
+        )
+
+
+def _chunks(tokens_S: np.ndarray, starts_N: np.ndarray, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+    chunks = tokens_S[starts_N[:, None] + np.arange(context_length + 1)].astype(np.int64)
+    return chunks[:, :-1], chunks[:, 1:]

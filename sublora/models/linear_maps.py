@@ -3,7 +3,7 @@
 A linear map is a torch.nn.Linear, or transformers' Conv1D, which stores its weight transposed. Adapters are inputs of a
 forward pass, not parameters: before each pass `Attachment.use` sets what every map adds to its output, so one frozen
 module serves any number of theta. Some networks read a map's weight instead of calling the map (WavLM's attention,
-Mamba's dt_proj, fused kernels); they read the weight with the adapter in it.
+Mamba's dt_proj, fused kernels); they read the weight with the adapter in it (`ParameterReads`).
 
 Shape legend: I inputs, O outputs, R rank.
 """
@@ -11,6 +11,7 @@ Shape legend: I inputs, O outputs, R rank.
 import dataclasses
 import fnmatch
 import functools
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,9 +22,59 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from sublora.models.lora import Pair, down_projection
-from sublora.models.parameter_reads import ParameterReads
 from sublora.models.spaces import lora_name
 from sublora.subspace.parameters import ParameterSpace
+
+Read = Callable[[Tensor], Tensor]
+"""Returns, for the parameter's value, what the reader gets instead."""
+READS = "_sublora_reads"
+"""The attribute of a module that holds its functions by the parameters' names."""
+_subclasses: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
+
+
+class ParameterReads:
+    """Functions through which chosen parameters are read until `remove`.
+
+    `layer.weight` then gives what the function returns, in the layer's own code as in that of its owner. The parameters
+    stay registered, so state dicts, `parameters()` and moves between devices see them as before.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[tuple[nn.Module, type[nn.Module], Any]] = []
+
+    def attach(self, layer: nn.Module, name: str, read: Read) -> None:
+        """Pass reads of a parameter of `layer` itself through `read`, after functions that were attached earlier."""
+        known: dict[str, Read] = layer.__dict__.get(READS, {})
+        self._before.append((layer, type(layer), known or None))
+        earlier = known.get(name)
+        layer.__dict__[READS] = known | {name: read if earlier is None else lambda value: read(earlier(value))}
+        if earlier is None:
+            layer.__class__ = _with_read(type(layer), name)
+
+    def remove(self) -> None:
+        """Restore the modules as they were."""
+        while self._before:
+            layer, kind, known = self._before.pop()
+            layer.__class__ = kind
+            if known is None:
+                del layer.__dict__[READS]
+            else:
+                layer.__dict__[READS] = known
+
+
+def _with_read(kind: type[nn.Module], name: str) -> type[nn.Module]:
+    """Return a subclass that looks the same and reads one parameter through the module's function for it."""
+    if (kind, name) in _subclasses:
+        return _subclasses[kind, name]
+
+    def read(layer: nn.Module) -> Tensor:
+        value = layer._parameters[name]
+        assert value is not None
+        return layer.__dict__[READS][name](value)
+
+    contents = {name: property(read), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    _subclasses[kind, name] = types.new_class(kind.__name__, (kind,), exec_body=lambda body: body.update(contents))
+    return _subclasses[kind, name]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sublora.data.dataset import TokenDataset
 from sublora.losses.causality import CausalityTest
 from sublora.losses.documents import blocks_of_documents, score_documents
 from sublora.runs.message import Sha256
-from sublora.system.arrays import read_npz
+from sublora.system.archives import read_npz
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path
 from sublora.system.streams import generator

@@ -1,11 +1,17 @@
-"""A run of the grid from its settings and seeds: the base, the adapters' parameters, the subspace."""
+"""A run of the grid in memory: from its settings and seeds, or from the folder of a finished training.
 
+It consists of the base, the parameters of the adapters, and the subspace.
+"""
+
+import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sublora import config
+from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.models.protocol import Network
 from sublora.runs.base import load_base
@@ -13,7 +19,10 @@ from sublora.runs.networks import CERTIFIED_DTYPE, AnyBase, make_network
 from sublora.subspace.allocations import parse_allocation
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.errors import UserError
+from sublora.system.files import absolute
+from sublora.system.names import CHECKPOINT_NAME
 from sublora.system.streams import generator
+from sublora.training import checkpoint
 from sublora.training.run import Run
 
 
@@ -29,7 +38,7 @@ def build_run(
     """Build a run at its start (w = 0, gates 1/2); the same function for every arm of a seed.
 
     Args:
-        settings: those of the run, `settings.for_run(spec)`; so in every function of this module.
+        settings: those of the run, `settings.for_run(spec)`, as in the other functions here.
         root: the folder that holds data/ and results/base/.
         dtype: what the network computes in, a training's `compute.dtype`.
 
@@ -80,3 +89,64 @@ def adaptable(
         return network, Subspace(shape, start_D, stream).to(device)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A trained run, its settings (the checkpoint's own), and the data it was trained on."""
+
+    path: Path
+    root: Path
+    checkpoint: dict[str, Any]
+    settings: config.Settings
+    spec: config.RunSpec
+
+    @classmethod
+    def open(cls, path: Path, config_path: Path | None = None, root: Path | None = None) -> "RunFolder":
+        """Read the checkpoint; with `config_path` the later stages follow that file, which must fit the training.
+
+        Raises:
+            UserError: the checkpoint is missing, damaged or of another config, or the data cannot be found.
+        """
+        ckpt_path = path / CHECKPOINT_NAME
+        loaded = checkpoint.load(ckpt_path)
+        settings, spec = checkpoint.settings_of(loaded, ckpt_path)
+        if config_path is not None:
+            given = config.load_settings(config_path).for_run(spec)
+            checkpoint.check_settings(settings, given, ckpt_path)
+            settings, root = given, root or config.root_of(config_path)
+        return cls(path, root or find_root(path, settings.data.name), loaded, settings, spec)
+
+    @functools.cached_property
+    def dataset(self) -> TokenDataset:
+        """The data of the training; UserError if they have changed since."""
+        dataset = open_target(self.settings, self.root)
+        if dataset.data_hash != self.checkpoint["data_hash"]:
+            raise UserError(
+                f"{self.root / 'data' / self.settings.data.name}: data hash {dataset.data_hash[:12]}..., but "
+                f"{self.path.name} was trained on {self.checkpoint['data_hash'][:12]}...; "
+                "train again or bring back that data"
+            )
+        return dataset.verified()
+
+    def load(self, device: torch.device) -> Run:
+        """Build the trained run on a device; UserError if the base's weights are not those of the training."""
+        run = build_run(self.settings, self.spec, self.dataset, self.root, device)
+        checkpoint.restore(run, self.checkpoint, self.path / CHECKPOINT_NAME)
+        return run
+
+
+def find_root(path: Path, data_name: str) -> Path:
+    """Return the nearest folder above a run, or above the working directory, that holds data/{data_name}.
+
+    Above the run as it is named, then above the folder that a link leads to: next to a linked results/ may lie other
+    people's data. UserError if no folder does.
+    """
+    for start in (absolute(path), path.resolve(), Path.cwd()):
+        for folder in (start, *start.parents):
+            if (folder / "data" / data_name / "meta.json").exists():
+                return folder
+    raise UserError(
+        f"{path}: no data/{data_name} in any folder above it; prepare the data (sublora prepare) or name the folder "
+        "that holds data/ with --root"
+    )

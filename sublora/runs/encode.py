@@ -8,15 +8,19 @@ import numpy as np
 
 from sublora import config
 from sublora.bounds.selection import choose_smoothing
-from sublora.coding import plain
 from sublora.coding.certificate import write_certificate
-from sublora.coding.entropy import EntropyWeights, ideal_message_bits
 from sublora.coding.payload import MessageContents, Payload, write_payload
-from sublora.coding.plain import PlainWeights, quantize_plain
-from sublora.coding.rounding import round_for_rate
+from sublora.coding.quantizer import (
+    PLAIN,
+    EntropyWeights,
+    PlainWeights,
+    ideal_message_bits,
+    quantize_plain,
+    round_for_rate,
+)
 from sublora.losses.bounded import judged_losses_DA
 from sublora.losses.documents import score_documents
-from sublora.runs.folder import RunFolder
+from sublora.runs.build import RunFolder
 from sublora.runs.message import Header, SourceFacts, charged_bits, payload_context
 from sublora.runs.starts import announce, record_start
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
@@ -80,7 +84,7 @@ def quantize(run: Run, split: tuple[int, ...], step: float | None) -> PlainWeigh
     was trained for.
     """
     w = run.subspace.subspace_params.detach().cpu().double().numpy()
-    if run.settings.message.quantizer == plain.NAME:
+    if run.settings.message.quantizer == PLAIN:
         return quantize_plain(w, run.settings.message.levels)
     if step is None:
         raise ValueError("a training for the entropy code must leave a quantization step")

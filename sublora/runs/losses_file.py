@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sublora.losses import TOP_K
 from sublora.runs.message import Message, Sha256
-from sublora.system.arrays import read_npz
+from sublora.system.archives import read_npz
 from sublora.system.errors import UserError, printable
 from sublora.system.files import atomic_path, parse_json
 from sublora.system.provenance import Amount, TrainingFacts

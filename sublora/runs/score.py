@@ -18,11 +18,10 @@ from sublora.losses.causality import CausalityTest
 from sublora.losses.documents import TargetScores, blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
 from sublora.runs.base_losses import BaseLosses, read_base_losses
-from sublora.runs.decoder import decoder_header
+from sublora.runs.build import RunFolder
 from sublora.runs.encode import encode_trained
-from sublora.runs.folder import RunFolder
 from sublora.runs.losses_file import write_losses
-from sublora.runs.message import Message, read_message
+from sublora.runs.message import Message, decoder_header, read_message
 from sublora.runs.starts import announce, record_start
 from sublora.system.device import claim_device, gpu_name, peak_memory_mib
 from sublora.system.digests import canonical_json

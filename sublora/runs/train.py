@@ -10,6 +10,7 @@ from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
 from sublora.runs.base_files import named_base_sha256
 from sublora.runs.build import build_run
+from sublora.runs.message_cost import MessageCost, check_message, message_cost
 from sublora.runs.networks import trained_parameters
 from sublora.runs.starts import announce, record_start, write_owner
 from sublora.system.device import claim_devices, use_device
@@ -17,7 +18,6 @@ from sublora.system.errors import UserError
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CHECKPOINT_NAME
 from sublora.system.provenance import Provenance
-from sublora.tools.message_cost import MessageCost, check_message, message_cost
 from sublora.training import checkpoint
 from sublora.training.distributed import Peers, joined
 from sublora.training.loop import Trainer

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sublora.bounds.certify import Certified, certify
-from sublora.system.arrays import LARGEST_FILE, Archive, most_unpacked, read_array
+from sublora.system.archives import LARGEST_FILE, Archive, most_unpacked, read_array
 from sublora.system.errors import UserError
 from sublora.system.files import UNREADABLE, read_regular, write_json
 

@@ -26,9 +26,8 @@ from sublora.system.errors import UserError, note
 from sublora.system.files import atomic_path, write_bytes, write_json
 from sublora.system.pretrained import LOCAL, check_loaded, check_model_folder
 from sublora.system.streams import generator, stream_key
-from sublora.wrapping.message import EncodedMessage, decode, encode
+from sublora.wrapping.message import EncodedMessage, decode, encode, message_bits
 from sublora.wrapping.module import Wrapped, wrap
-from sublora.wrapping.price import message_bits
 
 MESSAGE_NAME, LOSSES_NAME, BOUNDS_NAME = "message.bin", "losses.npz", "bounds.json"
 SCORING_BATCH = 64

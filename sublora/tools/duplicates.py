@@ -26,9 +26,9 @@ from sublora.bounds.smoothing import with_tolerance
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares
+from sublora.runs.bound import anchored_evidence
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, read_message
-from sublora.runs.record import anchored_evidence
 from sublora.runs.starts import announce
 from sublora.system.errors import UserError
 from sublora.system.files import write_json

@@ -40,10 +40,10 @@ from sublora.data.dataset import dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.losses.bounded import bounded_loss
-from sublora.system.arrays import read_npz
+from sublora.runs.message_cost import code_bits
+from sublora.system.archives import read_npz
 from sublora.system.errors import UserError
 from sublora.system.names import BASE_LOSSES_PATH
-from sublora.tools.message_cost import code_bits
 
 BITS_PER_COORDINATE = 2.6
 """2.5 to 2.7 in the demo, with the entropy code."""

@@ -27,7 +27,7 @@ from sublora.system.errors import UserError
 from sublora.system.files import write_json
 from sublora.system.names import BOUNDS_NAME, CERTIFICATE_NAME
 from sublora.system.pretrained import TOKENIZER_FILES
-from sublora.tools.model_card import model_card, read_own_bounds
+from sublora.tools.statement import model_card, read_own_bounds
 
 Form = Literal["peft", "merged"]
 """peft: adapters for the base; merged: a whole model with the adapters in its weights."""

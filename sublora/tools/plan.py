@@ -19,12 +19,12 @@ from sublora.losses import TOP_K
 from sublora.losses.documents import padded_widths
 from sublora.losses.windows import WindowRule, sliding_windows
 from sublora.runs.losses_file import read_losses
+from sublora.runs.message_cost import MessageCost, message_cost
 from sublora.runs.networks import trained_parameters
 from sublora.runs.starts import foreign_setting
 from sublora.system.errors import UserError
 from sublora.system.files import absolute
 from sublora.system.names import BOUNDS_NAME, CHECKPOINT_NAME, LOSSES_NAME
-from sublora.tools.message_cost import MessageCost, message_cost
 from sublora.tools.throughput import Throughput, dataset_if_prepared, measure_throughput
 from sublora.training import checkpoint
 

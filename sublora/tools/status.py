@@ -18,6 +18,7 @@ from rich.text import Text
 from sublora import config
 from sublora.coding.certificate import read_certificate
 from sublora.runs.starts import foreign_setting
+from sublora.system.archives import check_seal
 from sublora.system.errors import UserError, printable
 from sublora.system.files import read_json
 from sublora.system.locks import read_presence
@@ -29,7 +30,6 @@ from sublora.system.names import (
     CHECKPOINT_NAME,
     LOSSES_NAME,
 )
-from sublora.system.torch_file import check_seal
 
 STAGES = ("untrained", "training", "trained", "encoded", "bounded")
 STATES = ("done", "running", "failed", "damaged", "waiting", "foreign", "missing")

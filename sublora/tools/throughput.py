@@ -20,9 +20,8 @@ from sublora.runs.build import assemble_run
 from sublora.runs.networks import random_base
 from sublora.system.device import claim_device, gpu_name
 from sublora.system.errors import UserError
-from sublora.training.objective import Objective
-from sublora.training.optimizer import AdamW
 from sublora.training.run import Run
+from sublora.training.step import AdamW, Objective
 
 MEASURE_SECONDS = 3.0
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from sublora import config
 from sublora.models.adapted import LoraNetwork
 from sublora.models.gpt import GPT
+from sublora.system.archives import check_members, check_seal, sealed
 from sublora.system.errors import UserError
 from sublora.system.files import UNREADABLE, write_bytes
 from sublora.system.provenance import Provenance, TrainingFacts
-from sublora.system.torch_file import check_members, check_seal, sealed
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training.run import Run
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sublora.losses.samplers import evaluation_chunks
+from sublora.losses.windows import evaluation_chunks
 from sublora.models.protocol import LanguageModel
 from sublora.training.rate_phase import RatePhase
 from sublora.training.resumable import NonFinite

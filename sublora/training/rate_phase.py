@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from sublora.coding.bits import index_bits
-from sublora.coding.entropy import EntropyWeights, ideal_message_bits, nearest_step_index, quantize_entropy, step_of
+from sublora.coding.quantizer import EntropyWeights, ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.losses.estimate import Estimate
-from sublora.losses.samplers import DocumentSampler
+from sublora.losses.windows import DocumentSampler
 from sublora.models.protocol import LanguageModel
 from sublora.system.device import to_device
 from sublora.system.errors import UserError

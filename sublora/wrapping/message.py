@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
-from sublora.coding import entropy
+from sublora.coding.bits import index_bits
 from sublora.coding.certificate import certificate_bytes, parse_certificate
 from sublora.coding.payload import (
     MessageContents,
@@ -25,9 +25,11 @@ from sublora.coding.payload import (
     total_code_bits,
     write_payload,
 )
+from sublora.coding.quantizer import ENTROPY, STEP_BITS, EntropyWeights
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256
 from sublora.system.errors import UserError
 from sublora.system.validation import NonNegativeFloat, PositiveInt, Strict, describe
+from sublora.training.quantization import symbol_bits
 from sublora.wrapping.frozen import base_sha256
 from sublora.wrapping.identity import Probe, probe_sums, same_outputs
 from sublora.wrapping.module import Wrapped
@@ -154,7 +156,7 @@ def decode(data: bytes, module: nn.Module, *, probe: Probe | None = None) -> Dec
         written = write_payload(contents, _context(wrapped, header.choices))
         if not payload.data == written.data == certificate.payload_bytes or payload.bits != certificate.payload_bits:
             raise ValueError("the payload is not the one that its contents are encoded as")
-        assert isinstance(contents.weights, entropy.EntropyWeights)
+        assert isinstance(contents.weights, EntropyWeights)
         wrapped.set_message(contents.weights, contents.gates)
     except ValueError as error:
         raise UserError(f"{WHAT}: {error}; ask for the message again") from None
@@ -164,7 +166,7 @@ def decode(data: bytes, module: nn.Module, *, probe: Probe | None = None) -> Dec
 
 def _context(wrapped: Wrapped, choices: int) -> PayloadContext:
     sizes = tuple(gate.size for gate in wrapped.subspace.gates)
-    return PayloadContext(wrapped.arguments.budget, entropy.NAME, 1, sizes, choices)
+    return PayloadContext(wrapped.arguments.budget, ENTROPY, 1, sizes, choices)
 
 
 def _message(data: bytes, payload: Payload, contents: MessageContents, header: WrappedHeader) -> EncodedMessage:
@@ -218,3 +220,18 @@ def _check_same(header: WrappedHeader, wrapped: Wrapped, probe: Probe | None) ->
         header.projection_sha256,
     ):
         raise UserError(f"{WHAT}: this version draws another initialization or projection from the same seed")
+
+
+def message_bits(wrapped: Wrapped) -> Tensor:
+    """Return the bits () of the message of the present w, differentiable in w and the step.
+
+    They are zero before w is rounded. The value is that of `sublora.encode` except for what the adaptive code pays for
+    learning; it is interpolated between the integers, so that its slope pulls every coordinate to zero. To train for a
+    bound, add message_bits(wrapped) times the loss that one bit may cost; for a mean loss in nats over n examples,
+    ln(2) / n is the price in a two-part code. ValueError if w is not finite.
+    """
+    w_S = wrapped.subspace.subspace_params
+    if not wrapped.rounding:
+        return w_S.new_zeros(())
+    gates = sum(index_bits(gate.size + 1) for gate in wrapped.subspace.gates)
+    return symbol_bits(w_S / wrapped.trained_step(), wrapped.symbols().symbols) + STEP_BITS + gates

@@ -25,10 +25,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sublora.coding.entropy import EntropyWeights, nearest_step_index, quantize_entropy, step_of
-from sublora.models.linear_maps import Attachment
+from sublora.coding.quantizer import EntropyWeights, nearest_step_index, quantize_entropy, step_of
+from sublora.models.linear_maps import Attachment, ParameterReads
 from sublora.models.lora import Adapters, Pair
-from sublora.models.parameter_reads import ParameterReads
 from sublora.subspace.allocations import parse_allocation, soft_width
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.streams import generator

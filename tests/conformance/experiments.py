@@ -14,8 +14,8 @@ import yaml
 
 from sublora import config
 from sublora.coding.certificate import write_certificate
-from sublora.coding.entropy import EntropyWeights, nearest_step_index
 from sublora.coding.payload import MessageContents, write_payload
+from sublora.coding.quantizer import EntropyWeights, nearest_step_index
 from sublora.data.base_and_target import open_target
 from sublora.data.prepare import prepare_all
 from sublora.models.weights import Base, random_weights, weights_sha256

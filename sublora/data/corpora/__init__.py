@@ -22,7 +22,7 @@ from sublora.data.corpora.reader import Reader
 READERS: dict[type[AnyCorpus], str] = {
     HuggingFaceCorpus: "sublora.data.corpora.huggingface:HuggingFaceReader",
     FolderCorpus: "sublora.data.corpora.folder:FolderReader",
-    DocstringCorpus: "sublora.data.corpora.docstrings:DocstringReader",
+    DocstringCorpus: "sublora.data.corpora.python_sources:DocstringReader",
     FunctionCorpus: "sublora.data.corpora.functions:FunctionReader",
     JsonDocumentationCorpus: "sublora.data.corpora.json_documentation:JsonDocumentationReader",
     MarkovCorpus: "sublora.data.corpora.markov:MarkovReader",

@@ -1,10 +1,11 @@
-"""Python sources of the standard library and of installed packages: found, parsed, never imported."""
+"""Python sources of the standard library and of installed packages: found, parsed, never imported; their docstrings."""
 
 import ast
 import gc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
 import platform
 import sysconfig
 import warnings
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from sublora import config
 from sublora.data.corpora.reader import Texts
 from sublora.system.errors import UserError
 
@@ -171,3 +173,29 @@ def package_versions(packages: tuple[str, ...]) -> dict[str, str | None]:
             names = distributions.get(package, [])
             versions[package] = importlib.metadata.version(names[0]) if names else None
     return versions
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class DocstringReader(PythonSourceReader):
+    """One document per docstring."""
+
+    def __init__(self, settings: config.DocstringCorpus, root: Path | None = None) -> None:
+        """Find the files; `root`, where other corpora's files are, is not used: packages are found on Python's path."""
+        super().__init__(settings.packages, "docstrings", docstrings_of_source)
+
+
+def docstrings_of_source(source: bytes) -> list[str] | None:
+    """Return the docstrings of the module, its classes and functions, dedented; None if it does not parse."""
+    tree = parse_source(source)
+    if tree is None:
+        return None
+    found = []
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node, clean=False)) is not None:
+            found.append(inspect.cleandoc(text))
+        nodes.extend(child_statements(node))
+    return found

@@ -10,7 +10,7 @@ from sublora import config
 from sublora.bounds.record import RECORD_FORMAT
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.runs.base_files import base_weights_for_verifier
-from sublora.runs.folder import find_root
+from sublora.runs.build import find_root
 from sublora.system.errors import UserError, printable
 from sublora.system.files import read_json
 from sublora.system.names import (

@@ -19,7 +19,7 @@ from sublora.data.dataset_files import SPLITS
 from sublora.data.tokenizers import TOKENIZER_FILE
 from sublora.runs.message import Message, charged_bits
 from sublora.runs.score import Predictor, record_units
-from sublora.runs.verify.data import split_facts
+from sublora.runs.verify.checks import split_facts
 from sublora.system.errors import UserError
 from sublora.system.streams import generator
 from sublora.training.run import Run

@@ -17,28 +17,25 @@ from sublora import config
 from sublora.losses.causality import CausalityTest
 from sublora.runs.base_files import NAME_IT
 from sublora.runs.base_losses import compute_base_losses
-from sublora.runs.bound import PT_KEYS
+from sublora.runs.bound import PT_KEYS, run_environment, run_record
 from sublora.runs.build import assemble_run
 from sublora.runs.losses_file import check_losses, read_losses
 from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
-from sublora.runs.record import run_environment, run_record
 from sublora.runs.score import decoded_predictor, score_message
 from sublora.runs.starts import announce
-from sublora.runs.verify.checks import Check, loss_checks, record_checks
-from sublora.runs.verify.data import data_checks
+from sublora.runs.verify.checks import UNQUANTIZED, Check, data_checks, loss_checks, record_checks, unquantized_losses
 from sublora.runs.verify.files import Claim, Options, read_claim
 from sublora.runs.verify.own_documents import OwnDocuments, bound_of_own_draw
-from sublora.runs.verify.premises import (
+from sublora.runs.verify.report import write_verdict
+from sublora.runs.verify.verdict import (
+    Verdict,
     premises_of,
     settings_checks,
     texts_of_the_base,
     trusted_premises,
     unchecked_facts,
 )
-from sublora.runs.verify.report import write_verdict
-from sublora.runs.verify.unquantized import UNQUANTIZED, unquantized_losses
-from sublora.runs.verify.verdict import Verdict
 from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError

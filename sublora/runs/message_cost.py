@@ -11,10 +11,9 @@ import numpy as np
 from sublora import config
 from sublora.bounds.premises import Premises
 from sublora.bounds.selection import estimated_bound
-from sublora.coding import plain
 from sublora.coding.bits import index_bits
-from sublora.coding.entropy import STEP_BITS
 from sublora.coding.magnitudes import MAX_COEFFICIENTS
+from sublora.coding.quantizer import CODEBOOK_ENTRY_BITS, PLAIN, STEP_BITS
 from sublora.data.dataset import TokenDataset
 from sublora.losses.bounded import bounded_loss
 from sublora.runs.message import charged_bits, payload_context
@@ -55,7 +54,7 @@ class MessageCost:
 
 def bits_per_coefficient(settings: config.Settings) -> float:
     """Return the bits per coefficient at the start: of a quantized Gaussian, or the maximum for the plain levels."""
-    if settings.message.quantizer == plain.NAME:
+    if settings.message.quantizer == PLAIN:
         return math.log2(settings.message.levels)
     return max(GAUSSIAN_BITS - math.log2(settings.rate_phase.relative_step), 0.1)
 
@@ -73,9 +72,9 @@ def code_bits(settings: config.Settings, dimension: int, bits_per_coordinate: fl
         budget = dimension if dimension <= MAX_COEFFICIENTS else config.ALL
         spec = config.RunSpec(budget=budget, allocation=allocation, seed=settings.grid.seeds[0])
         context = payload_context(settings, spec, dimension)
-        is_plain = context.quantizer == plain.NAME
+        is_plain = context.quantizer == PLAIN
         items = {
-            "codebook": plain.CODEBOOK_ENTRY_BITS * context.levels if is_plain else STEP_BITS,
+            "codebook": CODEBOOK_ENTRY_BITS * context.levels if is_plain else STEP_BITS,
             "counts": context.levels * index_bits(dimension + 1) if is_plain else 0,
             "symbols": round(bits_per_coordinate * dimension),
             "gates": sum(index_bits(size + 1) for size in context.gate_sizes),
@@ -105,7 +104,7 @@ def message_cost(settings: config.Settings, dimension: int, dataset: TokenDatase
 
 def check_message(settings: config.Settings, cost: MessageCost) -> None:
     """Raise UserError if no message can hold that many coefficients."""
-    if settings.message.quantizer != plain.NAME and cost.dimension > MAX_COEFFICIENTS:
+    if settings.message.quantizer != PLAIN and cost.dimension > MAX_COEFFICIENTS:
         raise UserError(
             f"{cost}, and the entropy code holds at most {MAX_COEFFICIENTS:,} coordinates; train a subspace "
             "(subspace.projection kronecker_feistel)"
