@@ -1,10 +1,12 @@
-"""The tables and the figure of the allocation study, from the results of `make study`.
+"""The tables and the figures of the allocation study, from the results of `make study`.
 
     python -m benchmarks.allocation_study study docs/studies/allocation
+    python -m benchmarks.allocation_study docs/studies/allocation
 
-Reads results/runs/ of each cell in the first folder and writes into the second: runs.csv (all runs, a column for the
-cell), hypotheses_<start>.csv of the two main cells, regime.csv (differences of every cell) and the figure, regime.png
-and .pdf. Cells that are not there, or not finished, are named and left out.
+The first reads results/runs/ of each cell in the folder study and writes into the second folder: runs.csv (all runs, a
+column for the cell), hypotheses_<start>.csv of the two main cells, regime.csv (differences of every cell), and the
+figures. The second draws the figures again from these tables: allocation_grid_<start>, gating_trend_<start> and regime,
+.png and .pdf. Cells that are not there, or not finished, are named and left out.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from sublora.analysis.arms import LEARNED, UNIFORM
-from sublora.analysis.figures import style
+from sublora.analysis.figures import allocation, gating, style
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.hypotheses.inference import holm, sign_flip_p
 from sublora.analysis.hypotheses.rows import HEADLINE
@@ -58,8 +60,9 @@ CONTRASTS = (*DRAWN, "learned - best fixed")
 KEPT = (
     *("name", "budget", "allocation", "mode", "ratio", "seed", "bound_value", "bound_hoeffding", "bound_all_runs"),
     *("empirical_bpd", "kl_divergence", "compressed_size_bits", "code_bits", "smoothing"),
-    *("val_loss_bits", "test_loss_bits", "n_units", "m_units", "data_hash"),
+    *("val_loss_bits", "test_loss_bits", "vacuous_bits", "n_units", "m_units", "data_hash"),
 )
+RUNS_NAME, REGIME_NAME = "runs.csv", "regime.csv"
 KEPT_PREFIXES = ("gamma_", "bits_", "version_", "seconds_")
 RANK_COLOURS = ("#9ecae1", "#4292c6", "#2171b5", "#08306b")
 
@@ -205,6 +208,7 @@ def draw(table: pd.DataFrame) -> Figure:
     if "fresh seeds" in labels:
         axes[1].legend(handles=[handles[labels.index("fresh seeds")]], loc="upper left")
     _others(axes[2], table)
+    axes[0].margins(y=0.2)  # room for the legends
     for axis in axes:
         axis.axhline(0.0, color=style.INK, linewidth=0.6, zorder=1)
     return figure
@@ -251,7 +255,7 @@ def write_study(folder: Path, out: Path) -> None:
     cells = read_cells(folder)
     if not cells:
         raise UserError(f"{folder}: no finished cell; run make study")
-    write_table_csv(pd.concat([kept_columns(runs, cell) for cell, runs in cells.items()]), out / "runs.csv")
+    write_table_csv(pd.concat([kept_columns(runs, cell) for cell, runs in cells.items()]), out / RUNS_NAME)
     for start in STARTS:
         if start in cells:
             table = hypothesis_table(cells[start])
@@ -261,16 +265,31 @@ def write_study(folder: Path, out: Path) -> None:
     found = [each for cell, runs in cells.items() if cell not in (*STARTS, STILL) for each in contrasts(cell, runs)]
     found += against_still(cells)
     if found:
-        regime = with_intervals(found)
-        write_table_csv(regime, out / "regime.csv")
-        style.save_figure(draw(regime), png=out / "regime.png", pdf=out / "regime.pdf")
+        write_table_csv(with_intervals(found), out / REGIME_NAME)
+    draw_study(out)
+
+
+def draw_study(out: Path) -> None:
+    """The figures, from the tables in the same folder."""
+    figures = {}
+    runs = pd.read_csv(out / RUNS_NAME)
+    for start in STARTS:
+        own = runs[runs["cell"] == start]
+        if not own.empty:
+            figures[f"allocation_grid_{start}"] = allocation.allocation_grid(own)
+            figures[f"gating_trend_{start}"] = gating.gating_trend(own)
+    if (out / REGIME_NAME).exists():
+        figures["regime"] = draw(pd.read_csv(out / REGIME_NAME))
+    for name, figure in figures.items():
+        style.save_figure(figure, png=out / f"{name}.png", pdf=out / f"{name}.pdf")
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    folders = [Path(name) for name in sys.argv[1:]]
+    if len(folders) not in (1, 2):
         sys.exit(__doc__)
     try:
-        write_study(Path(sys.argv[1]), Path(sys.argv[2]))
+        (write_study if len(folders) == 2 else draw_study)(*folders)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

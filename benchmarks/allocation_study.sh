@@ -8,11 +8,8 @@ bin=$(dirname "$(command -v snakemake)")
 
 snakemake --profile profiles/demo -- data base
 for cell in "$@"; do
-  folder=study/$cell settings=config figures=
-  case $cell in
-    zero_b | both_random) figures="allocation_grid gating_trend" ;;
-    random_base) settings=random_base ;;
-  esac
+  folder=study/$cell settings=config
+  [ "$cell" != random_base ] || settings=random_base
   mkdir -p "$folder/config" "$folder/results"
   # A random base has no corpus whose texts would have to be left out: its documents are its own.
   if [ "$settings" = config ]; then
@@ -21,12 +18,8 @@ for cell in "$@"; do
   fi
   cp "demo/config/$settings.yaml" "$folder/config/config.yaml"
   cp "$page/settings/$cell.yaml" "$folder/config/"
-  targets="bounds runs"
-  for figure in $figures; do targets="$targets results/figures/$figure.png"; done
-  # shellcheck disable=SC2086 # a list of names without spaces
   snakemake --profile profiles/demo --directory "$folder" \
-    --configfile "$folder/config/config.yaml" "$folder/config/$cell.yaml" -- $targets
-  for figure in $figures; do cp "$folder/results/figures/$figure.png" "$page/${figure}_$cell.png"; done
+    --configfile "$folder/config/config.yaml" "$folder/config/$cell.yaml" -- bounds runs
 done
 "$bin/python" -m benchmarks.allocation_study study "$page"
 "$bin/python" -m benchmarks.gates --jobs 2 --budgets 500 --seeds 3001 3002 3003 3004 3005 3006 3007 3008 \

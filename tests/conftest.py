@@ -1,6 +1,7 @@
 """Shared fixtures: small settings derived from the demo's."""
 
 import copy
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -12,6 +13,9 @@ from sublora import config
 
 if TYPE_CHECKING:
     from sublora.training.run import Run
+
+# One thread in each process, set before numpy and torch are imported: on arrays this small a second one only waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -93,9 +97,14 @@ PRETRAINED = {
 
 def demo_values() -> dict:
     """The demo's settings as plain values, every key of them and free to be changed, on a random base."""
-    demo = config.load_settings(REPOSITORY / "demo/config/config.yaml").model_dump(mode="json")
+    demo = copy.deepcopy(_demo_values())
     demo["scoring"]["anchor"] = "guessing"  # for tests that put another base in
     return demo | {"base": {"kind": "random"}}
+
+
+@functools.cache
+def _demo_values() -> dict:
+    return config.load_settings(REPOSITORY / "demo/config/config.yaml").model_dump(mode="json")
 
 
 def merged(values: dict, changes: dict) -> dict:

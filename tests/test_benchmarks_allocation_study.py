@@ -2,11 +2,13 @@
 
 import math
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from analysis_data import SMALL, write_results
+from conftest import REPOSITORY
 from scipy import stats
 
 from benchmarks import allocation_study as study
@@ -87,7 +89,7 @@ def test_a_budget_that_diverges_does_not_widen_the_other_intervals():
 
 
 @pytest.mark.slow
-def test_finished_cells_become_tables_and_a_figure(tmp_path, capsys):
+def test_finished_cells_become_tables_and_figures(tmp_path, capsys, monkeypatch):
     grid = Grid(budgets=(125, 500), allocations=SMALL.allocations, seeds=SEEDS)
     for cell in ("zero_b", "rank2", "rank4", "random_base", "with_mlp"):
         write_results(tmp_path / "study" / cell / "results" / "runs", grid)
@@ -105,11 +107,21 @@ def test_finished_cells_become_tables_and_a_figure(tmp_path, capsys):
     regime = pd.read_csv(out / "regime.csv")
     assert len(regime) == 3 * 2 * len(study.CONTRASTS)
     assert (out / "regime.png").stat().st_size > 10_000
-    before = (out / "regime.png").read_bytes()
-    study.write_study(tmp_path / "study", out)
-    assert (out / "regime.png").read_bytes() == before
+    figures = {path: path.read_bytes() for path in out.glob("*.p??")}
+    assert {path.stem for path in figures} == {"regime", "allocation_grid_zero_b", "gating_trend_zero_b"}
+    monkeypatch.setattr(sys, "argv", ["allocation_study", str(out)])
+    study.main()
+    assert {path: path.read_bytes() for path in figures} == figures
 
 
 def test_without_a_finished_cell_there_is_nothing_to_write(tmp_path):
     with pytest.raises(UserError, match="no finished cell; run make study"):
         study.write_study(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*REPOSITORY.glob("docs/**/*.csv"), *REPOSITORY.glob("demo/*.csv")]), ids=lambda p: p.name
+)
+def test_no_apostrophe_opens_a_quotation_in_a_published_table(path):
+    """As R's read.table would read one."""
+    assert "'" not in path.read_text(encoding="utf-8")
