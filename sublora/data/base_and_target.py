@@ -100,7 +100,8 @@ def base_data(settings: config.Settings) -> config.Data:
     values = {key: getattr(settings.data, key) for key in config.Data.model_fields}
     own = {key: getattr(base, key) for key in ("name", "corpus", "min_characters", "val_documents")}
     try:
-        fixed = {"unit": "document", "test_documents": 1, "max_characters": None, "permute": None}
+        fixed = {"unit": "document", "test_documents": 1}
+        fixed |= dict.fromkeys(("train_documents", "max_characters", "permute"))
         return config.Data.model_validate(values | own | fixed)
     except ValidationError as error:
         raise UserError(f"base: {describe(error, config.Data.model_json_schema())}") from None

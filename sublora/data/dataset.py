@@ -26,6 +26,7 @@ from sublora.data.dataset_files import (
     read_checked_meta,
     unit_starts_file,
 )
+from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerFacts, token_type
 from sublora.data.units import Units
 from sublora.system.errors import UserError
@@ -116,6 +117,12 @@ class TokenDataset:
         self._check_long_enough(DOC_LENGTHS_FILE, self._train_lengths)
         for split, starts in self._unit_starts.items():
             self._check_units(split, starts)
+        wanted = self.meta["settings"].get("train_documents", self.n_units)
+        if self.n_units != wanted:
+            raise UserError(
+                f"{self.folder / META_FILE}: {self.n_units} {self.unit}s to train on, expected data.train_documents "
+                f"{wanted}; {PREPARE_AGAIN}"
+            )
         sources = self.source_ids
         if sources is not None and (sources.shape != (documents,) or sources.dtype != np.int64):
             raise UserError(
@@ -228,6 +235,8 @@ class TokenDataset:
             left_out.append(f"{counts['too_long']:,} longer than {settings['max_characters']} characters")
         if self.excluded_texts is not None:
             left_out.append(f"{counts['in_base_corpus']:,} whose text is also in the base's corpus")
+        if settings.get("train_documents") is not None:
+            left_out.append(f"{counts['beyond_train_documents']:,} beyond data.train_documents")
         normalized = counts.get("normalized", 0)
         spelled = f"; {normalized:,} are spelled as the tokenizer normalizes Unicode" if normalized else ""
         return (

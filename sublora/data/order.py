@@ -187,19 +187,28 @@ def documents_in_order(spill: Spill, seed: int, *, have_sources: bool, grouped: 
 
 
 def split_documents(
-    documents: Iterable[tuple[bytes, bytes]], wanted: Mapping[str, int], *, grouped: bool
-) -> Iterator[tuple[str, bytes, bytes, bool]]:
+    documents: Iterable[tuple[bytes, bytes]],
+    wanted: Mapping[str, int],
+    *,
+    grouped: bool,
+    train_units: int | None = None,
+) -> Iterator[tuple[str | None, bytes, bytes, bool]]:
     """Yield split, source's key and tokens of each document, and whether a unit begins with it.
 
     Documents come as from `documents_in_order`. Each unit goes as a whole to the first split of `wanted` that lacks
     documents, and to train when none does. Without grouping every document is a unit, and none is said to begin one.
+    train_units: the largest number of units of train; those beyond it are in no split (None). None: no limit.
     """
-    counts, unit, split = dict.fromkeys(wanted, 0), None, ""
+    counts, unit, trained = dict.fromkeys(wanted, 0), None, 0
+    split: str | None = None
     for source, tokens in documents:
         starts_unit = grouped and source != unit
         if starts_unit or not grouped:
             unit = source
             split = next((name for name, count in counts.items() if count < wanted[name]), "train")
+            if split == "train":
+                trained += 1
+                split = split if train_units is None or trained <= train_units else None
         if split in counts:
             counts[split] += 1
         yield split, source, tokens, starts_unit

@@ -46,14 +46,15 @@ def write_dataset(
     """Write all files of a dataset from the records of its documents, meta.json last.
 
     `counts` and `provenance`, facts about the text, only go into meta.json. UserError if there are too few distinct
-    documents for val, test and one train document.
+    documents for val, test and one train document, or for data.train_documents.
     """
-    splits = _write_splits(folder, data, tokenizer, spill, progress)
+    splits, distinct = _write_splits(folder, data, tokenizer, spill, progress)
     files = {f"{split}.bin": facts.file_facts for split, facts in splits.items()}
     files |= _write_arrays(folder, _index(splits, data))
     if tokenizer.path is not None:
         files[TOKENIZER_FILE] = _facts_of_file(tokenizer.path)
-    write_json(folder / META_FILE, _meta(data, tokenizer, provenance, counts, spill, splits, files))
+    meta = _meta(data, tokenizer, provenance, counts, spill, splits, files, distinct=distinct)
+    write_json(folder / META_FILE, meta)
     # The files were written as intended, so the stages that follow need not read them again to verify them.
     TokenDataset.open_folder(folder, data).verified()
 
@@ -66,6 +67,8 @@ def _meta(
     spill: Spill,
     splits: "dict[str, WrittenSplit]",
     files: dict[str, dict[str, object]],
+    *,
+    distinct: int,
 ) -> dict[str, object]:
     """Return the contents of meta.json; the same text and settings give the same bytes."""
     kept = sum(len(facts.lengths) for facts in splits.values())
@@ -81,8 +84,9 @@ def _meta(
             "too_short": counts.too_short,
             "too_long": counts.too_long,
             "too_few_tokens": counts.too_few_tokens,
-            "duplicates": spill.added - spill.excluded - kept,
+            "duplicates": spill.added - spill.excluded - distinct,
             "in_base_corpus": spill.excluded,
+            **({} if data.train_documents is None else {"beyond_train_documents": distinct - kept}),
             "kept": kept,
             # Kept, in the form that the tokenizer of the base gives them.
             **({"normalized": counts.normalized} if counts.normalized else {}),
@@ -152,8 +156,12 @@ class SplitWriter:
 
 def _write_splits(
     folder: Path, data: config.Data, tokenizer: TokenizerFacts, spill: Spill, progress: Progress
-) -> dict[str, WrittenSplit]:
-    """Write train.bin, val.bin and test.bin; each unit goes to the first of val and test that lacks documents."""
+) -> tuple[dict[str, WrittenSplit], int]:
+    """Write train.bin, val.bin and test.bin, and return their facts and the number of distinct documents.
+
+    Each unit goes to the first of val and test that lacks documents, and to train when none does and
+    data.train_documents allows it.
+    """
     task = progress.add_task("writing (documents)", total=spill.added)
     with contextlib.ExitStack() as stack:
         # Open one writer per split; the files appear when the block ends without an error.
@@ -163,33 +171,43 @@ def _write_splits(
             writers[split] = stack.enter_context(SplitWriter(path, tokenizer))
         wanted = {"val": data.val_documents, "test": data.test_documents}
         grouped = data.unit == "source"
-        documents = documents_in_order(spill, data.shuffle_seed, have_sources=data.knows_sources, grouped=grouped)
-        kept = 0
-        for kept, (split, source, tokens, starts_unit) in enumerate(
-            split_documents(documents, wanted, grouped=grouped), start=1
-        ):
-            writers[split].add(tokens, source, starts_unit=starts_unit)
-            if kept % PROGRESS_INTERVAL == 0:
-                progress.update(task, completed=kept)
+        ordered = documents_in_order(spill, data.shuffle_seed, have_sources=data.knows_sources, grouped=grouped)
+        documents = split_documents(ordered, wanted, grouped=grouped, train_units=data.train_documents)
+        distinct = 0
+        for distinct, (place, source, tokens, starts_unit) in enumerate(documents, start=1):
+            if place is not None:
+                writers[place].add(tokens, source, starts_unit=starts_unit)
+            if distinct % PROGRESS_INTERVAL == 0:
+                progress.update(task, completed=distinct)
         progress.update(task, completed=spill.added)
-        # Without train documents, raise before any file is renamed.
-        if not writers["train"].documents:
-            units = sum(len(writer.written.unit_starts) for writer in writers.values())
-            in_units = f", where val and test take whole units ({units} in all)" if grouped else ""
-            raise UserError(
-                f"data.corpus: {kept} documents are left ({_removed_in_words(spill, kept)}), expected at least "
-                f"{data.val_documents + data.test_documents + 1}: data.val_documents {data.val_documents} + "
-                f"data.test_documents {data.test_documents} + 1 to train on{in_units}; lower those "
-                "or give more text"
-            )
+        # Without enough train documents, raise before any file is renamed.
+        _check_enough({split: writer.written for split, writer in writers.items()}, data, spill, distinct)
         # Once the first file is renamed, an earlier meta.json would describe other files.
         (folder / META_FILE).unlink(missing_ok=True)
-    return {split: writer.finish() for split, writer in writers.items()}
+    return {split: writer.finish() for split, writer in writers.items()}, distinct
 
 
-def _removed_in_words(spill: Spill, kept: int) -> str:
-    words = f"{spill.added - spill.excluded - kept} duplicates removed"
-    return words if spill.exclude is None else f"{words}, {spill.excluded} whose text is in the base's corpus"
+def _check_enough(splits: dict[str, WrittenSplit], data: config.Data, spill: Spill, distinct: int) -> None:
+    """UserError if no document is left to train on, or fewer than data.train_documents asks for."""
+    removed = f"{spill.added - spill.excluded - distinct} duplicates removed"
+    if spill.exclude is not None:
+        removed += f", {spill.excluded} whose text is in the base's corpus"
+    if not splits["train"].lengths:
+        units = sum(len(facts.unit_starts) for facts in splits.values())
+        in_units = f", where val and test take whole units ({units} in all)" if data.unit == "source" else ""
+        raise UserError(
+            f"data.corpus: {distinct} documents are left ({removed}), expected at least "
+            f"{data.val_documents + data.test_documents + 1}: data.val_documents {data.val_documents} + "
+            f"data.test_documents {data.test_documents} + 1 to train on{in_units}; lower those "
+            "or give more text"
+        )
+    of_train = splits["train"].counts(data.unit)
+    found = of_train.get("units", of_train["documents"])
+    if data.train_documents is not None and found < data.train_documents:
+        raise UserError(
+            f"data.train_documents {data.train_documents}: {found} {data.unit}s are left to train on ({removed}); "
+            "lower it, or leave it out to take all"
+        )
 
 
 def _index(splits: dict[str, WrittenSplit], data: config.Data) -> dict[str, np.ndarray]:

@@ -140,6 +140,7 @@ def known_data(settings: config.Settings, root: Path, n_units: int | None) -> Kn
         targets = float(np.mean(dataset.document_lengths("train"))) + 1.0
         measured_U = measured_base_losses(root / BASE_LOSSES_PATH, settings, dataset.data_hash)
         return KnownData(n_units or dataset.n_units, dataset.vocab_size, targets, measured_U)
+    n_units = n_units or settings.data.train_documents
     if n_units is None:
         raise UserError(
             f"data/{settings.data.name} is not prepared, so n is unknown; run sublora prepare, or give it with --n"
