@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ from sublora.system.errors import UserError
 from sublora.system.versions import LIBRARY_VARIABLE, NUMERICS_VERSIONS
 
 STEPS = 600
-"""Of the histories in analysis_data."""
+"""Steps of the histories in analysis_data."""
 GRID = Grid(budgets=(1000, 2000), allocations=("fixed-0.5", "fixed-0.8", "learned"), seeds=(1, 2))
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 TABLE = (REPOSITORY / "workflow/rules/figures.smk").read_text()
@@ -32,7 +32,7 @@ FIGURES = {
     for name, module, reads, per, _ in ROW.findall(TABLE)
 }
 """As the workflow's table has them: the function, what it reads beside the runs, and whether it is of one budget."""
-TABLE_ROW = re.compile(r'    Table\("(\w+)", "\w+", "[^"]+", (\S+), "([\w ]*)", (?:ALLOCATIONS|True)\),')
+TABLE_ROW = re.compile(r'    Table\("(\w+)", "[^"]+", (\S+), "([\w ]*)", (?:ALLOCATIONS|True)\),')
 TABLES = {
     name: (function.strip('"').replace("YARDSTICK_TABLE", "yardsticks.yardstick_table"), reads.split())
     for name, function, reads in TABLE_ROW.findall(TABLE)
@@ -76,28 +76,33 @@ def run(
     outputs: Namedlist,
     log: Path,
     settings_file: str,
-    function: str = "",
+    lines: Sequence[str] = (),
     **wildcards: str,
 ) -> None:
-    """Run a script of the workflow; `function`: of a figure or a table, below sublora.analysis."""
+    """Run a script of the workflow; `lines`: what it is told to make, as `made_by` in figures.smk writes them."""
     job = SimpleNamespace(
         input=inputs,
         output=outputs,
         log=[str(log)],
         wildcards=files(**wildcards),
-        params=SimpleNamespace(steps=STEPS, function=function, settings_file=settings_file),
+        params=SimpleNamespace(steps=STEPS, figures=lines, tables=lines, settings_file=settings_file),
     )
     runpy.run_path(str(SCRIPTS / f"{script}.py"), init_globals={"snakemake": job})
 
 
-def run_figure(name: str, inputs: SimpleNamespace, outputs: Namedlist, log: Path, budget: str = "1000") -> None:
-    function, reads, of_budget = FIGURES[name]
-    read = files(**{key: inputs.read[key] for key in reads}, runs=inputs.runs_of_budget if of_budget else inputs.runs)
-    run("figure", read, outputs, log, inputs.settings_file, function, **({"budget": budget} if of_budget else {}))
-
-
-def figure_files(folder: Path) -> Namedlist:
-    return files(png=str(folder / "figure.png"), pdf=str(folder / "figure.pdf"))
+def run_figures(names: Iterable[str], inputs: SimpleNamespace, folder: Path, log: Path, budget: str = "1000") -> None:
+    """Draw figures in one job, as those of a budget or of the grid are, into {folder}/{name}.png and .pdf."""
+    for of_budget in (True, False):
+        drawn = [name for name in names if FIGURES[name][2] == of_budget]
+        if drawn:
+            outputs = {
+                f"{name}_{suffix}": str(folder / f"{name}.{suffix}") for suffix in ("png", "pdf") for name in drawn
+            }
+            reads = {key: inputs.read[key] for name in drawn for key in FIGURES[name][1]}
+            runs = inputs.runs_of_budget if of_budget else inputs.runs
+            lines = [" ".join([FIGURES[name][0], *FIGURES[name][1]]) for name in drawn]
+            wildcards = {"budget": budget} if of_budget else {}
+            run("figures", files(**reads, runs=runs), files(**outputs), log, inputs.settings_file, lines, **wildcards)
 
 
 def test_the_table_of_figures_was_read():
@@ -107,20 +112,32 @@ def test_the_table_of_figures_was_read():
     assert FIGURES["pareto"] == ("figures.tradeoff.pareto", ["yardsticks"], True)
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_the_script_of_figures_writes_both_files(name, inputs, tmp_path):
-    outputs = figure_files(tmp_path)
-    run_figure(name, inputs, outputs, tmp_path / "logs" / "job.log")
-    assert Path(outputs.png).read_bytes().startswith(b"\x89PNG")
-    assert Path(outputs.pdf).read_bytes().startswith(b"%PDF")
+def test_the_script_of_figures_writes_both_files_of_each(inputs, tmp_path):
+    run_figures(FIGURES, inputs, tmp_path, tmp_path / "logs" / "job.log")
+    for name in FIGURES:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "logs" / "job.log").read_text() == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.pdf", "figure.png", "logs"]
+    assert len(list(tmp_path.iterdir())) == 2 * len(FIGURES) + 1
 
 
-def run_table(name: str, inputs: SimpleNamespace, outputs: Namedlist, log: Path) -> None:
-    function, reads = TABLES[name]
-    read = files(**{key: inputs.read[key] for key in reads}, runs=inputs.runs)
-    run("table", read, outputs, log, inputs.settings_file, function)
+def test_a_figure_does_not_depend_on_those_drawn_with_it(inputs, tmp_path):
+    """The same bytes in another order, where what one figure does to the runs or to matplotlib would show."""
+    for folder, names in (("forwards", list(FIGURES)), ("backwards", list(FIGURES)[::-1])):
+        (tmp_path / folder).mkdir()
+        run_figures(names, inputs, tmp_path / folder, tmp_path / "job.log")
+    for path in (tmp_path / "forwards").iterdir():
+        assert path.read_bytes() == (tmp_path / "backwards" / path.name).read_bytes(), path.name
+
+
+def run_tables(inputs: SimpleNamespace, folder: Path, log: Path, names: Iterable[str] = TABLES) -> None:
+    """Write tables in one job, into {folder}/{name}.csv, and summary.tex."""
+    outputs = {f"{name}_csv": str(folder / f"{name}.csv") for name in names} | {
+        "summary_tex": str(folder / "summary.tex")
+    }
+    read = files(**{key: inputs.read[key] for name in names for key in TABLES[name][1]}, runs=inputs.runs)
+    lines = [" ".join([name, TABLES[name][0], *TABLES[name][1]]) for name in names]
+    run("tables", read, files(**outputs), log, inputs.settings_file, lines)
 
 
 def run_runs(inputs: SimpleNamespace, log: Path, out: Path) -> None:
@@ -131,16 +148,14 @@ def test_the_scripts_of_tables(inputs, tmp_path):
     log = tmp_path / "job.log"
     run_runs(inputs, log, tmp_path / "runs.csv")
     assert (tmp_path / "runs.csv").read_bytes() == Path(inputs.runs).read_bytes()
-    run_table("summary", inputs, files(tex=str(tmp_path / "summary.tex"), csv=str(tmp_path / "summary.csv")), log)
+    run_tables(inputs, tmp_path, log)
     assert len(pd.read_csv(tmp_path / "summary.csv")) == 6
     assert (tmp_path / "summary.tex").read_text().count("\\\\") >= 6
-    run_table("yardsticks_table", inputs, files(csv=str(tmp_path / "yardsticks.csv")), log)
     assert list(pd.read_csv(tmp_path / "yardsticks.csv")["model"])[-3:] == [
         "best_run",
         "best_run_alone",
         "best_run_held_out",
     ]
-    run_table("hypotheses", inputs, files(csv=str(tmp_path / "hypotheses.csv")), log)
     assert set(pd.read_csv(tmp_path / "hypotheses.csv")["hypothesis"]) == {"H1", "H2", "H3"}
 
 
@@ -155,12 +170,10 @@ def check_figures_and_tables(folder: Path, monkeypatch: pytest.MonkeyPatch, grid
     monkeypatch.setattr(style, "save_figure", lambda figure, png, pdf: figure.draw_without_rendering())
     inputs, log = results_in(folder, grid, anchored=anchored), folder / "job.log"
     run_runs(inputs, log, folder / "runs.csv")
-    for name in FIGURES:
-        if "learned" in grid.allocations or not name.startswith("gating"):
-            run_figure(name, inputs, figure_files(folder), log)
+    drawn = [name for name in FIGURES if "learned" in grid.allocations or not name.startswith("gating")]
+    run_figures(drawn, inputs, folder, log)
+    run_tables(inputs, folder, log)
     for name in TABLES:
-        latex = {"tex": str(folder / "table.tex")} if name == "summary" else {}
-        run_table(name, inputs, files(csv=str(folder / f"{name}.csv"), **latex), log)
         assert len(pd.read_csv(folder / f"{name}.csv")) > 0
     assert len(pd.read_csv(folder / "summary.csv")) == len(grid.allocations) * len(grid.budgets)
 
@@ -224,20 +237,20 @@ def test_yardsticks_of_other_settings_stop_figure_table_and_report(inputs, tmp_p
     write_resolved(other, tmp_path / "settings.yaml")
     changed = SimpleNamespace(**{**vars(inputs), "settings_file": str(tmp_path / "settings.yaml")})
     for action in (
-        lambda: run_figure("pareto", changed, figure_files(tmp_path), log),
-        lambda: run_table("yardsticks_table", changed, files(csv=str(tmp_path / "table.csv")), log),
+        lambda: run_figures(["pareto"], changed, tmp_path, log),
+        lambda: run_tables(changed, tmp_path, log, ["yardsticks"]),
     ):
         assert "yardsticks.json: made with other settings than those in force (bound.delta" in complaint(log, action)
 
 
 def test_a_users_error_is_one_line_in_log_and_on_stderr(inputs, tmp_path, capsys):
-    log, outputs = tmp_path / "job.log", figure_files(tmp_path)
+    log = tmp_path / "job.log"
     with pytest.raises(SystemExit) as stop:
-        run_figure("pareto", inputs, outputs, log, budget="7")
+        run_figures(["pareto"], inputs, tmp_path, log, budget="7")
     assert stop.value.code == 2
     assert re.fullmatch(r"error: the runs table has no run with budget 7; it has 1000\n", log.read_text())
     assert capsys.readouterr().err == log.read_text()
-    assert not Path(outputs.png).exists()
+    assert not (tmp_path / "pareto.png").exists()
 
 
 def test_other_errors_keep_their_traceback_and_old_messages_go(tmp_path):

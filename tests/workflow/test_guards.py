@@ -224,10 +224,13 @@ def test_a_training_on_two_gpus_is_two_processes_of_one_job(gpu_toy: Toy) -> Non
 @pytest.mark.slow
 def test_data_and_figures_are_not_submitted(finished: Toy) -> None:
     """They run beside Snakemake, so that they need no SLURM at all."""
-    script = finished.root / "workflow/scripts/figure.py"
+    script = finished.root / "workflow/scripts/figures.py"
     script.write_text(script.read_text() + "# larger symbols\n")
     without_waiting = ("--latency-wait", "0", "--slurm-init-seconds-before-status-checks", "1")
-    for target, rule in (("results/figures/pareto_d40.png", "pareto"), ("data/docstrings/meta.json", "prepare")):
+    for target, rule in (
+        ("results/figures/pareto_d40.png", "figures_of_budget"),
+        ("data/docstrings/meta.json", "prepare"),
+    ):
         (finished.root / target).unlink()
         outcome = finished.snakemake("--profile", "profiles/slurm", *without_waiting, target)
         assert outcome.exit_code == 0, outcome.text
@@ -352,18 +355,20 @@ with user_errors_to(snakemake.log[0]):
 
 
 def test_a_failed_script_says_why_and_jobs_draw_without_jupyter(finished: Toy) -> None:
-    finished.write("workflow/scripts/figure.py", SCRIPT_THAT_FAILS)
+    finished.write("workflow/scripts/figures.py", SCRIPT_THAT_FAILS)
     backend = "module://matplotlib_inline.backend_inline"
     outcome = finished.snakemake("results/figures/pareto_d40.png", MPLBACKEND=backend)
     assert outcome.exit_code == 1
-    assert re.search(r"^logs/pareto/d40\.log: KeyError: 'Agg'$", outcome.text, re.MULTILINE), outcome.text
+    assert re.search(r"^logs/figures_of_budget/d40\.log: KeyError: 'Agg'$", outcome.text, re.MULTILINE), outcome.text
 
 
 def test_a_job_that_left_an_empty_log_is_not_said_never_to_have_started(finished: Toy) -> None:
-    finished.write("workflow/scripts/figure.py", "raise KeyError\n")
+    finished.write("workflow/scripts/figures.py", "raise KeyError\n")
     outcome = finished.snakemake("results/figures/pareto_d40.png")
     assert "never started; the reason" not in outcome.text
-    assert re.search(r"^logs/pareto/d40\.log: \((empty|no) log: .*never started, or ended", outcome.text, re.MULTILINE)
+    assert re.search(
+        r"^logs/figures_of_budget/d40\.log: \((empty|no) log: .*never started, or ended", outcome.text, re.MULTILINE
+    )
 
 
 def test_jobs_that_run_another_copy_of_the_library_stop(toy: Toy) -> None:

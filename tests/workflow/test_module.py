@@ -92,7 +92,7 @@ def test_names_and_a_folder_of_its_own(toy: Toy) -> None:
     without_waiting = ("--latency-wait", "0", "--slurm-init-seconds-before-status-checks", "1")
     outcome = parent.snakemake("--profile", "profiles/slurm", *without_waiting, "inner/" + FIGURE)
     assert outcome.exit_code == 0, outcome.text
-    assert outcome.jobs == {"sublora_pareto": 1}
+    assert outcome.jobs == {"sublora_figures_of_budget": 1}
 
 
 @pytest.mark.slow

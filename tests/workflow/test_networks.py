@@ -5,7 +5,7 @@ from workflow.toy import Toy
 
 FOUR = ["lora-kronecker_qr", "lora-identity", "weights-kronecker_feistel", "weights-identity"]
 GRID = {"budgets": [40], "allocations": ["uniform", "fixed-0.2"], "seeds": [1, 2]}
-COMPARED = {"prepare": 1, "yardsticks": 1, "runs": 1, "networks": 1, "yardsticks_table": 1}
+COMPARED = {"prepare": 1, "yardsticks": 1, "runs": 1, "tables_of_grid": 1}
 
 
 def each(count: int, **others: int) -> dict[str, int]:
@@ -17,7 +17,7 @@ def test_what_is_trained_is_compared_by_its_own_figure(toy: Toy) -> None:
     toy.write_settings(grid=GRID | {"trained": FOUR})
     targets = {"trainings": 1, "bounds": 1, "figures": 1, "tables": 1}
     plan = toy.plan()
-    assert {rule: n for rule, n in plan.items() if rule not in targets} == each(10, bound_against_compressed_size=1)
+    assert {rule: n for rule, n in plan.items() if rule not in targets} == each(10, figures_of_grid=1)
     out = "results/runs/weights-identity_dall_uniform_seed2"
     assert toy.snakemake(f"{out}/best_ckpt.pt").exit_code == 0
     assert toy.calls[-1] == (
@@ -29,7 +29,7 @@ def test_what_is_trained_is_compared_by_its_own_figure(toy: Toy) -> None:
 def test_sizes_are_compared_by_their_own_figure(toy: Toy) -> None:
     toy.write_settings(grid=GRID | {"sizes": ["1x2x16", "gpt2"]})
     plan = toy.plan("figures", "tables")
-    assert plan == each(8, bound_against_model_size=1, figures=1, tables=1)
+    assert plan == each(8, figures_of_grid=1, figures=1, tables=1)
     settings = config.load_settings(toy.root / "config/config.yaml")
     out = f"results/runs/{settings.grid.runs()[-1].name}"
     assert out == "results/runs/gpt2_d40_fixed-0.2_seed2"

@@ -37,11 +37,8 @@ def stages(plan: dict[str, int]) -> dict[str, int]:
 def test_the_full_reproduction_is_thirty_runs(toy: Toy) -> None:
     toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
     assert stages(toy.plan()) == {"prepare": 1, "yardsticks": 1, "train": 30, "score": 30, "bound": 30}
-    one_figure = toy.plan("results/figures/compression_d1000.png")
-    assert one_figure == {"prepare": 1, "train": 15, "score": 15, "bound": 15, "runs_of_budget": 1, "compression": 1}
-    beside_yardsticks = toy.plan("results/figures/pareto_d1000.png")
-    assert beside_yardsticks.pop("pareto") == one_figure.pop("compression")
-    assert beside_yardsticks == one_figure | {"yardsticks": 1}
+    one_budget = {"prepare": 1, "yardsticks": 1, "train": 15, "score": 15, "bound": 15, "runs_of_budget": 1}
+    assert toy.plan("results/figures/compression_d1000.png") == one_budget | {"figures_of_budget": 1}
 
 
 def test_the_demo_is_the_same_workflow_in_its_own_folder(toy: Toy) -> None:
@@ -89,8 +86,8 @@ def test_a_deleted_training_output_reruns_one_run_and_what_hangs_on_it(finished:
     (finished.root / "results/runs/d40_learned_seed1" / name).unlink()
     plan = finished.plan()
     assert stages(plan) == {"train": 1, "score": 1, "bound": 1}
-    assert plan["pareto"] == 1  # the other budget's stays
-    assert plan["runs"] == plan["summary"] == plan["hypotheses"] == plan["allocation_grid"] == 1
+    assert plan["figures_of_budget"] == 1  # the other budget's stay
+    assert plan["runs"] == plan["tables_of_grid"] == plan["figures_of_grid"] == 1
 
 
 @pytest.mark.parametrize("name", ["results/runs.csv", "results/runs_d40.csv"])
@@ -132,7 +129,7 @@ def test_a_changed_setting_reruns_the_stages_it_reaches(
     assert finished.settings != before
     plan = finished.plan()
     assert stages(plan) == rerun
-    assert bool(rerun) == ("pareto" in plan)
+    assert bool(rerun) == ("figures_of_budget" in plan)
 
 
 def test_a_bound_setting_retrains_nothing(finished: Toy) -> None:
@@ -170,7 +167,7 @@ def test_a_dry_run_says_which_setting_differs(finished: Toy) -> None:
 def test_a_new_numerics_version_reruns_its_stage(finished: Toy, stage: str, rerun: dict[str, int]) -> None:
     plan = finished.plan(numerics={stage: 1000})
     assert stages(plan) == rerun
-    assert plan.get("pareto", 0) == (0 if stage == "base" else 2)
+    assert plan.get("figures_of_budget", 0) == (0 if stage == "base" else 2)
 
 
 def test_a_new_rule_for_units_leaves_documents_as_they_are(finished: Toy) -> None:
@@ -192,18 +189,18 @@ def test_a_new_seed_trains_only_the_new_runs_but_all_pay_for_the_larger_sweep(fi
 
 
 def test_an_edited_script_makes_again_what_it_makes(finished: Toy) -> None:
-    script = finished.root / "workflow/scripts/table.py"
+    script = finished.root / "workflow/scripts/tables.py"
     script.write_text(script.read_text() + "# wider columns\n")
-    assert finished.plan() == {"summary": 1, "hypotheses": 1, "yardsticks_table": 1, "html_report": 1}
+    assert finished.plan() == {"tables_of_grid": 1, "html_report": 1}
 
 
-def test_another_function_redraws_only_its_figure(finished: Toy) -> None:
-    """As the table of figures names it, which is all that it needs to know of a figure."""
+def test_another_function_redraws_the_figures_of_its_kind(finished: Toy) -> None:
+    """As the table of figures names it; figures of one budget are drawn together, those of the grid stay."""
     rules = finished.root / "workflow/rules/figures.smk"
     changed = rules.read_text().replace('"Loss against KL", "tradeoff"', '"Loss against KL", "another_module"')
     assert changed != rules.read_text()
     rules.write_text(changed)
-    assert finished.plan() == {"pareto": 2, "html_report": 1}
+    assert finished.plan() == {"figures_of_budget": 2, "html_report": 1}
 
 
 def test_a_figure_is_a_line_of_the_table(finished: Toy) -> None:
@@ -211,7 +208,7 @@ def test_a_figure_is_a_line_of_the_table(finished: Toy) -> None:
     row = '    Figure("residuals", "Residuals", "training", "metrics", "budget", ALLOCATIONS),\n'
     rules.write_text(re.sub(r"(FIGURES = \[\n)", rf"\1{row}", rules.read_text()))
     finished.write("workflow/report/residuals.rst", "**Residuals.** Of what.\n")
-    assert finished.plan() == {"residuals": 2, "html_report": 1}
+    assert finished.plan() == {"figures_of_budget": 2, "html_report": 1}
 
 
 def test_an_edited_caption_rewrites_only_the_page(finished: Toy) -> None:
@@ -254,8 +251,9 @@ def test_a_grid_without_the_learned_arm_has_no_gate_figures(toy: Toy) -> None:
     toy.write_settings(grid=SMALL_GRID | {"allocations": ["uniform", "fixed-0.2"]})
     plan = toy.plan()
     assert stages(plan) == {"prepare": 1, "yardsticks": 1, "train": 4, "score": 4, "bound": 4}
-    assert not [rule for rule in plan if "gat" in rule]
-    assert plan["pareto"] == 2
+    assert plan["figures_of_budget"] == 2
+    planned = toy.snakemake("--dry-run").text
+    assert "results/figures/pareto_d40.png" in planned and "results/figures/gating" not in planned
 
 
 def test_a_larger_grid_needs_no_code(toy: Toy) -> None:
@@ -263,8 +261,8 @@ def test_a_larger_grid_needs_no_code(toy: Toy) -> None:
     toy.write_settings(grid={"budgets": [250, 500, 1000, 2000], "allocations": ratios, "seeds": [1, 2]})
     plan = toy.plan()
     assert stages(plan) == {"prepare": 1, "yardsticks": 1, "train": 56, "score": 56, "bound": 56}
-    assert plan["pareto"] == plan["compression"] == 4
-    assert plan["allocation_grid"] == plan["summary"] == plan["html_report"] == 1
+    assert plan["figures_of_budget"] == 4
+    assert plan["figures_of_grid"] == plan["tables_of_grid"] == plan["html_report"] == 1
 
 
 def on_a_base(toy: Toy, base: dict[str, object], **changes: object) -> Toy:

@@ -2,14 +2,18 @@
 
 from collections import namedtuple
 
+
 # One row per figure, in the order of the report's page:
-# name    of the rule, the files, the caption in workflow/report/, and the function that draws it
+# name    of the files, the caption in workflow/report/, and the function that draws it
 # title   in Snakemake's report
 # module  of sublora.analysis.figures, which has the function
 # reads   arguments of the function beside the runs
 # per     "budget": one figure for each budget, which waits for its runs alone; "grid": one figure of all runs
 # drawn   whether the grid has what the figure shows
-Figure = namedtuple("Figure", "name title module reads per drawn")
+class Figure(namedtuple("Figure", "name title module reads per drawn")):
+    function = property(lambda self: f"figures.{self.module}.{self.name}")
+
+
 ALLOCATIONS, TRAINED, SIZES = not COMPARES_NETWORKS, bool(SETTINGS.grid.trained), bool(SETTINGS.grid.sizes)
 GATES = ALLOCATIONS and "learned" in GRID["allocation"]
 FIGURES = [
@@ -27,13 +31,13 @@ FIGURES = [
     Figure("bound_against_model_size", "Bound against model size", "networks", "yardsticks", "grid", SIZES),
 ]
 # One row per table; file: its name without a suffix; function: in sublora.analysis; reads, drawn: as for a figure.
-Table = namedtuple("Table", "name file title function reads drawn")
+Table = namedtuple("Table", "file title function reads drawn")
 YARDSTICK_TABLE = "yardsticks.yardstick_table"
 TABLES = [
-    Table("yardsticks_table", "yardsticks", "What the network adds", YARDSTICK_TABLE, "yardsticks test_losses_U", True),
-    Table("summary", "summary", "Summary", "tables.summary_table", "", ALLOCATIONS),
-    Table("hypotheses", "hypotheses", "Hypotheses", "hypotheses.hypothesis_table", "", ALLOCATIONS),
-    Table("networks", "networks", "Networks side by side", "tables.network_table", "", COMPARES_NETWORKS),
+    Table("yardsticks", "What the network adds", YARDSTICK_TABLE, "yardsticks test_losses_U", True),
+    Table("summary", "Summary", "tables.summary_table", "", ALLOCATIONS),
+    Table("hypotheses", "Hypotheses", "hypotheses.hypothesis_table", "", ALLOCATIONS),
+    Table("networks", "Networks side by side", "tables.network_table", "", COMPARES_NETWORKS),
 ]
 LATEX_TABLES = {"summary"}
 ARMS = {key: GRID[key] for key in ("allocation", "seed")}
@@ -64,7 +68,7 @@ rule figures:
 rule tables:
     input:
         [f"results/tables/{table.file}.csv" for table in TABLES if table.drawn],
-        [f"results/tables/{table.file}.tex" for table in TABLES if table.drawn and table.name in LATEX_TABLES],
+        [f"results/tables/{table.file}.tex" for table in TABLES if table.drawn and table.file in LATEX_TABLES],
     localrule: True
 
 
@@ -103,62 +107,85 @@ rule runs:
         "../scripts/runs.py"
 
 
-for figure in FIGURES:
-    of_budget = figure.per == "budget"
-    suffix, folder = ("_d{budget}", f"{figure.name}/d{{budget}}") if of_budget else ("", figure.name)
+# All figures of a budget are drawn by one job, and so are those of the grid, and all tables: starting Python and
+# importing matplotlib and pandas takes longer than drawing. What a job makes, and what its parts read, it is told by
+# `params`, one line each: the function below sublora.analysis, then its arguments beside the runs.
+def made_by(rows):
+    """Return (what one job for these rows reads, by argument; the lines that tell it what to make)."""
+    reads = dict.fromkeys(key for row in rows for key in row.reads.split())
+    return {key: READ[key] for key in reads}, [f"{row.function} {row.reads}".strip() for row in rows]
+
+
+for per in ("budget", "grid"):
+    of_budget = per == "budget"
+    drawn = [figure for figure in FIGURES if figure.drawn and figure.per == per]
+    suffix, folder = ("_d{budget}", "figures_of_budget/d{budget}") if of_budget else ("", "figures_of_grid")
+    if not drawn:
+        continue
+    read, lines = made_by(drawn)
 
     rule:
         name:
-            figure.name
+            f"figures_of_{per}"
         input:
-            **{key: READ[key] for key in figure.reads.split()},
+            **read,
             runs=f"results/runs{suffix}.csv",
         output:
-            png=report(
-                f"results/figures/{figure.name}{suffix}.png",
-                caption=f"../report/{figure.name}.rst",
-                category="Figures",
-                labels={"figure": figure.title, "budget": "{budget}" if of_budget else "all"},
-            ),
-            pdf=f"results/figures/{figure.name}{suffix}.pdf",
+            **{
+                f"{figure.name}_png": report(
+                    f"results/figures/{figure.name}{suffix}.png",
+                    caption=f"../report/{figure.name}.rst",
+                    category="Figures",
+                    labels={"figure": figure.title, "budget": "{budget}" if of_budget else "all"},
+                )
+                for figure in drawn
+            },
+            **{f"{figure.name}_pdf": f"results/figures/{figure.name}{suffix}.pdf" for figure in drawn},
         log:
             f"logs/{folder}.log",
         benchmark:
             f"logs/{folder}.benchmark.tsv"
         params:
-            **({"steps": SETTINGS.training.steps} if HISTORIES.intersection(figure.reads.split()) else {}),
+            **({"steps": SETTINGS.training.steps} if HISTORIES.intersection(read) else {}),
             settings_file=settings_file,
             numerics=NUMERICS_VERSIONS["figures"],
-            function=f"figures.{figure.module}.{figure.name}",
+            figures=lines,
         localrule: True
         script:
-            "../scripts/figure.py"
+            "../scripts/figures.py"
 
 
-for table in TABLES:
+MADE_TABLES = [table for table in TABLES if table.drawn]
+READ_BY_TABLES, TABLE_LINES = made_by(MADE_TABLES)
 
-    rule:
-        name:
-            table.name
-        input:
-            **{key: READ[key] for key in table.reads.split()},
-            runs="results/runs.csv",
-        output:
-            **({"tex": f"results/tables/{table.file}.tex"} if table.name in LATEX_TABLES else {}),
-            csv=report(
+
+rule tables_of_grid:
+    input:
+        **READ_BY_TABLES,
+        runs="results/runs.csv",
+    output:
+        **{
+            f"{table.file}_tex": f"results/tables/{table.file}.tex"
+            for table in MADE_TABLES
+            if table.file in LATEX_TABLES
+        },
+        **{
+            f"{table.file}_csv": report(
                 f"results/tables/{table.file}.csv",
                 caption=f"../report/{table.file}.rst",
                 category="Tables",
                 labels={"table": table.title},
-            ),
-        log:
-            f"logs/{table.name}.log",
-        benchmark:
-            f"logs/{table.name}.benchmark.tsv"
-        params:
-            settings_file=settings_file,
-            numerics=NUMERICS_VERSIONS["figures"],
-            function=table.function,
-        localrule: True
-        script:
-            "../scripts/table.py"
+            )
+            for table in MADE_TABLES
+        },
+    log:
+        "logs/tables_of_grid.log",
+    benchmark:
+        "logs/tables_of_grid.benchmark.tsv"
+    params:
+        settings_file=settings_file,
+        numerics=NUMERICS_VERSIONS["figures"],
+        tables=[f"{table.file} {line}" for table, line in zip(MADE_TABLES, TABLE_LINES)],
+    localrule: True
+    script:
+        "../scripts/tables.py"

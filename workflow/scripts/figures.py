@@ -1,5 +1,6 @@
-"""One figure: the function that the table of figures.smk names, applied to the files that it reads."""
+"""Figures: the functions that the table of figures.smk names, each applied to the files that it reads."""
 
+import functools
 import importlib
 import inspect
 
@@ -18,12 +19,15 @@ READERS = {
 """From the files of an argument, and the runs, to its value."""
 
 with user_errors_to(snakemake.log[0]):
-    module, _, name = snakemake.params.function.rpartition(".")
-    draw = getattr(importlib.import_module(f"sublora.analysis.{module}"), name)
     budget = snakemake.wildcards.get("budget")
     runs = read_runs_csv(snakemake.input.runs, whole_sweep=budget is None)
-    arguments = {key: READERS[key](files, runs) for key, files in snakemake.input.items() if key in READERS}
-    # Functions that draw any number of budgets find the one of this figure in the runs.
-    if "budget" in inspect.signature(draw).parameters:
-        arguments["budget"] = int(budget)
-    save_figure(draw(runs, **arguments), png=snakemake.output.png, pdf=snakemake.output.pdf)
+    read = functools.cache(lambda key: READERS[key](snakemake.input.get(key), runs))
+    for function, *reads in map(str.split, snakemake.params.figures):
+        module, _, name = function.rpartition(".")
+        draw = getattr(importlib.import_module(f"sublora.analysis.{module}"), name)
+        arguments = {key: read(key) for key in reads}
+        # Functions that draw any number of budgets find the one of this figure in the runs.
+        if "budget" in inspect.signature(draw).parameters:
+            arguments["budget"] = int(budget)
+        png, pdf = (snakemake.output.get(f"{name}_{suffix}") for suffix in ("png", "pdf"))
+        save_figure(draw(runs, **arguments), png=png, pdf=pdf)
