@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from sublora import config
 from sublora.analysis.report.facts import near_duplicates_sentence
 from sublora.data.dataset import TokenDataset
-from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares, shingles
+from sublora.data.near_duplicates import (
+    MOST_IN_BUCKET,
+    SHINGLE_BYTES,
+    ClusterRule,
+    FirstDocuments,
+    cluster,
+    shared_shares,
+    shingles,
+)
 from sublora.data.prepare import prepare_dataset
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message import read_message
@@ -80,6 +88,29 @@ def test_clusters_are_the_texts_that_differ(dataset):
     assert cluster(dataset, ClusterRule()) == found
     assert cluster(dataset, ClusterRule(jaccard=0.999)).count > 1.5 * found.count
     assert cluster(dataset, ClusterRule(documents=10)).documents == 10
+
+
+def test_documents_of_one_template_are_compared_with_few_others():
+    """They agree in a third of the bands; near duplicates are told apart by the others, which few documents share."""
+    rule, random = ClusterRule(), np.random.default_rng(0)
+    signatures = random.integers(0, 2**32, size=(5 * MOST_IN_BUCKET, rule.permutations), dtype=np.uint64)
+    signatures[:, : rule.permutations // 3] = signatures[0, : rule.permutations // 3]
+    documents = FirstDocuments(rule)
+    assert [documents.find_or_add(signature) for signature in signatures] == [None] * len(signatures)
+    assert max(len(places) for bucket in documents.buckets for places in bucket.values()) == MOST_IN_BUCKET
+    for place in (0, MOST_IN_BUCKET, len(signatures) - 1):
+        copy = signatures[place].copy()
+        copy[::10] = random.integers(0, 2**32, size=len(copy[::10]))
+        assert documents.find_or_add(copy) == place
+
+
+def test_the_earliest_of_equally_similar_documents_is_joined():
+    rule, random = ClusterRule(), np.random.default_rng(0)
+    first, second = random.integers(0, 2**32, size=(2, rule.permutations), dtype=np.uint64)
+    documents = FirstDocuments(rule)
+    assert documents.find_or_add(first) is documents.find_or_add(second) is None
+    half = np.concatenate([first[: len(first) // 2], second[len(first) // 2 :]])
+    assert documents.find_or_add(half) == 0
 
 
 def test_without_the_library_one_line_says_what_to_install(dataset, monkeypatch):

@@ -1,6 +1,6 @@
 """How much of the documents is nearly the same text: shingles shared with train, and clusters by MinHash.
 
-Shape legend: S shingles, B bytes.
+Shape legend: S shingles, B bytes, F first documents, P permutations, C candidates.
 """
 
 import dataclasses
@@ -109,34 +109,79 @@ def cluster(dataset: TokenDataset, rule: ClusterRule) -> Clusters:
 
     A cluster is represented by its first document, the only one that others are compared with. Time and memory grow
     with the number of documents, not with its square: candidates come from locality-sensitive hashing of MinHash
-    signatures (Broder 1997), and only first documents are kept.
+    signatures (Broder 1997), of which a document is compared with at most `rule.bands` times MOST_IN_BUCKET.
     """
-    minhash, lsh = _datasketch()
-    index = lsh(num_perm=rule.permutations, params=(rule.bands, rule.band_rows))
+    minhash = _datasketch()
     # The shingles' hashes are already random; MinHash takes 32 bits of them.
     empty = minhash(num_perm=rule.permutations, hashfunc=int)
-    first: dict[int, Any] = {}
-    sizes: dict[int, int] = {}
-    for i, hash_S in enumerate(document_shingles(dataset, "train", rule.documents)):
+    first_documents, sizes = FirstDocuments(rule), []
+    for hash_S in document_shingles(dataset, "train", rule.documents):
         signature = empty.copy()
         signature.update_batch((hash_S >> np.uint64(32)).tolist())
-        # Join the most similar candidate that is similar enough.
-        candidates = sorted(index.query(signature))
-        likeness = [signature.jaccard(first[j]) for j in candidates]
-        if likeness and max(likeness) >= rule.jaccard:
-            sizes[candidates[likeness.index(max(likeness))]] += 1
+        joined = first_documents.find_or_add(signature.hashvalues)
+        if joined is None:
+            sizes.append(1)
         else:
-            index.insert(i, signature)
-            first[i], sizes[i] = signature, 1
-    return Clusters(documents=sum(sizes.values()), count=len(sizes), largest=max(sizes.values()))
+            sizes[joined] += 1
+    return Clusters(documents=sum(sizes), count=len(sizes), largest=max(sizes))
 
 
-def _datasketch() -> tuple[Any, Any]:
-    """Import MinHash and MinHashLSH; UserError if the library is not installed."""
+MOST_IN_BUCKET = 64
+"""The largest number of first documents that a bucket lists. What more documents share, such as the text of a template,
+does not tell near duplicates apart; a copy of one of them shares other, rarer bands with it as well. Another number
+needs another NEAR_DUPLICATES_FORMAT."""
+
+
+class FirstDocuments:
+    """MinHash signatures of the first documents of clusters, found by the bands that they share.
+
+    Not datasketch's index: its buckets grow with the documents that share a template, and its comparison takes one
+    document at a time.
+    """
+
+    def __init__(self, rule: ClusterRule) -> None:
+        self._rule = rule
+        self._count = 0
+        self._signature_FP = np.empty((1024, rule.permutations), dtype=np.uint32)
+        """One row per first document; rows beyond `_count` are free."""
+        self.buckets: list[dict[bytes, list[int]]] = [{} for _ in range(rule.bands)]
+        """For each band, places of first documents by the band's bytes."""
+
+    def find_or_add(self, signature_P: NDArray[np.uint64]) -> int | None:
+        """Return the place of the most similar first document, of equally similar ones the earliest.
+
+        Where none is similar enough, add the document as a first one and return None.
+        """
+        values_P = signature_P.astype(np.uint32)  # hashes have 32 bits
+        keys = [band.tobytes() for band in values_P.reshape(self._rule.bands, self._rule.band_rows)]
+        places = {place for key, bucket in zip(keys, self.buckets, strict=True) for place in bucket.get(key, ())}
+        if places:
+            places_C = np.array(sorted(places))
+            likeness_C = np.mean(self._signature_FP[places_C] == values_P, axis=1)
+            best = int(np.argmax(likeness_C))
+            if likeness_C[best] >= self._rule.jaccard:
+                return int(places_C[best])
+        self._add(values_P, keys)
+        return None
+
+    def _add(self, values_P: NDArray[np.uint32], keys: list[bytes]) -> None:
+        """Add a first document, and list it in the buckets of its bands that are not full."""
+        if self._count == len(self._signature_FP):
+            self._signature_FP = np.concatenate([self._signature_FP, np.empty_like(self._signature_FP)])
+        self._signature_FP[self._count] = values_P
+        for key, bucket in zip(keys, self.buckets, strict=True):
+            members = bucket.setdefault(key, [])
+            if len(members) < MOST_IN_BUCKET:
+                members.append(self._count)
+        self._count += 1
+
+
+def _datasketch() -> Any:
+    """Import MinHash; UserError if the library is not installed."""
     try:
-        from datasketch import MinHash, MinHashLSH
+        from datasketch import MinHash
     except ImportError:
         raise UserError(
             "near duplicates need the package datasketch, which is not installed; pip install 'sublora[duplicates]'"
         ) from None
-    return MinHash, MinHashLSH
+    return MinHash
