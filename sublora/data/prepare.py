@@ -3,8 +3,8 @@
 The text is read once, in worker processes, and the tokens once. Documents are ordered by a digest of their text, keyed
 with the shuffle seed (see `sublora.data.order`): the first are val, the next test, the rest train. The files therefore
 depend only on the set of texts and the seed, not on the order of the corpus or the number of workers, and no text is in
-two splits. Texts of another corpus can be left out by their keys. Memory does not grow with the corpus, except for 8
-bytes per document, and 16 more if documents have sources.
+two splits. Texts of another corpus can be left out by their keys. Memory does not grow with the corpus, except for 16
+bytes per document, and about 40 more if documents have sources.
 
 With data.unit: source, a text that occurs in several sources stays with one of them, drawn by a keyed digest of the
 source's name. What is left of a source is a unit. Units are ordered by another digest, and whole units go to val and

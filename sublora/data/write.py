@@ -214,7 +214,10 @@ def _index(splits: dict[str, WrittenSplit], data: config.Data) -> dict[str, np.n
     """Return the arrays of a dataset by the names of their files, int64."""
     train = splits["train"]
     lengths = np.frombuffer(train.lengths, dtype=np.int64)
-    arrays = {EOT_INDICES_FILE: np.cumsum(lengths + 1) - 1, DOC_LENGTHS_FILE: lengths}
+    ends = lengths + 1
+    np.cumsum(ends, out=ends)
+    ends -= 1
+    arrays = {EOT_INDICES_FILE: ends, DOC_LENGTHS_FILE: lengths}
     if data.unit == "source":
         starts = {split: np.frombuffer(facts.unit_starts, dtype=np.int64) for split, facts in splits.items()}
         return arrays | {unit_starts_file(split): values for split, values in starts.items()}

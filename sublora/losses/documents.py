@@ -83,7 +83,7 @@ def score_documents(
     counts_D = np.array([len(document) + 1 for document in documents], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts_D)])
     end = np.array([rule.eot_id])
-    tokens_S = np.concatenate([part for document in documents for part in (document, end)]).astype(np.int64)
+    tokens_S = np.concatenate([part for document in documents for part in (document, end)]).astype(np.int64, copy=False)
     windows = sliding_windows(counts_D, rule.windows)
     batches: Sequence[Batch] = list((_fixed_batches if rule.fixed_shapes else _batches)(windows.length, rule))
     again = None
@@ -118,8 +118,8 @@ def score_documents(
     return TargetScores(log_p_S, rank_S, offsets)
 
 
-BLOCK_TOKENS = 1 << 24
-"""Tokens whose scores are in memory at once when many documents are scored."""
+BLOCK_TOKENS = 1 << 22
+"""Tokens whose scores are in memory at once when many documents are scored; about 84 bytes each."""
 
 
 def blocks_of_documents(lengths_D: np.ndarray, block_tokens: int = BLOCK_TOKENS) -> list[slice]:
