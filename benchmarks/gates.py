@@ -174,7 +174,7 @@ def measure(study: Study, task: Task) -> Row:
         trainer = train_score_bound(study, task, out)
         record = json.loads((out / BOUNDS_NAME).read_text(encoding="utf-8"))
         message, trained = read_message(out / CERTIFICATE_NAME), checkpoint.load(out / CHECKPOINT_NAME)
-        cost = gate_bits_cost(message, record["code_bits"], read_losses(out / LOSSES_NAME)["losses_bits"])
+        cost = gate_bits_cost(message, record["code_bits"], read_losses(out / LOSSES_NAME).of(message).losses_bits)
         groups, sizes = [gate.group for gate in message.gates], [gate.size for gate in message.gates]
     gamma = [k / size for k, size in zip(message.contents.gates, sizes, strict=True)]
     choice = trainer.choice

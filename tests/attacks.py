@@ -127,10 +127,10 @@ class Prover:
         try:
             anchoring = run.loss.anchoring
             of_base = None if anchoring is None else compute_base_losses(run, anchoring)
-            arrays = score_message(run, message, decoded_predictor(run, message), of_base)
+            losses = score_message(run, message, decoded_predictor(run, message), of_base)
         finally:
             scoring.scored_units = drawn
-        self.edit_losses(lambda old: old.update(arrays))
+        self.edit_losses(lambda old: old.update(losses.arrays()))
 
     @property
     def settings(self) -> config.Settings:
@@ -144,7 +144,7 @@ class Prover:
     @property
     def scored(self) -> np.ndarray:
         """The documents of the claim as it is."""
-        return read_losses(self.path / "losses.npz")["indices"]
+        return read_losses(self.path / "losses.npz").arrays["indices"]
 
     def bound(self) -> dict[str, Any]:
         """Compute the claim from certificate and losses, as `sublora bound` does."""

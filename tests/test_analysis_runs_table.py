@@ -239,10 +239,10 @@ def test_a_defect_is_named_by_run_and_key(folders, key):
 
 def test_a_run_without_record_is_named(folders):
     (folders[-1] / "bounds.json").unlink()
-    with pytest.raises(UserError, match=f"run {NAME}: .*bounds.json does not exist"):
+    with pytest.raises(UserError, match=f"{NAME}/bounds.json: no such file; compute it first"):
         collect_runs(folders)
     (folders[-1] / "bounds.json").write_text('{"format": 1,')
-    with pytest.raises(UserError, match=f"run {NAME}: .* is not valid JSON"):
+    with pytest.raises(UserError, match=f"{NAME}/bounds.json: not valid JSON"):
         collect_runs(folders)
     with pytest.raises(UserError, match="no runs given"):
         collect_runs([])

@@ -92,7 +92,7 @@ def edit_arrays(prover: Prover, **changes) -> None:
 
 def test_the_record_is_the_sum_of_two_bounds_on_the_files_losses(honest):
     out = honest / "results/runs" / SPEC.name
-    record, losses = json.loads((out / "bounds.json").read_text()), read_losses(out / "losses.npz")
+    record, losses = json.loads((out / "bounds.json").read_text()), read_losses(out / "losses.npz").arrays
     message = read_message(out / "certificate.bin")
     mixture, population = message.mixture, (message.header.vocab_size, message.settings.data.min_tokens + 1)
     assert isinstance(mixture, AnchoredMixture) and mixture.k0 == 12
@@ -128,7 +128,7 @@ def test_the_bases_row_among_the_yardsticks_is_its_part_of_the_bound(honest):
     assert (row.smoothing, row.n, row.m) == ("document(12)", record["n_units"], 60)
     assert (row.delta, row.delta_sample, row.code_bits_items) == (0.01, 0.009, {"extra": 3.0})
     # The loss on test documents is that of the anchor in losses.npz: the certified predictor's loss less its excess.
-    own = read_losses(out / "losses.npz")
+    own = read_losses(out / "losses.npz").arrays
     assert row.test_loss_bits == pytest.approx((own["test_losses_bits"] - own["test_excess_bits"]).mean(), rel=1e-9)
     lengths = TokenDataset.open(honest, config.load_settings(honest / "config/config.yaml").data).document_lengths(
         "val"
@@ -141,7 +141,7 @@ def test_the_bases_row_among_the_yardsticks_is_its_part_of_the_bound(honest):
 
 def test_losses_excesses_and_both_log_probabilities_agree(honest):
     out = honest / "results/runs" / SPEC.name
-    losses, message = read_losses(out / "losses.npz"), read_message(out / "certificate.bin")
+    losses, message = read_losses(out / "losses.npz").arrays, read_message(out / "certificate.bin")
     logs = losses["log_p_nats"], losses["base_log_p_nats"], losses["target_counts"], message.header.vocab_size
     np.testing.assert_allclose(losses["losses_bits"], message.mixture.losses_bits(*logs), rtol=1e-12)
     np.testing.assert_allclose(losses["excess_bits"], message.mixture.excess_bits(*logs), atol=1e-12)

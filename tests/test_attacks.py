@@ -222,7 +222,7 @@ def test_top_k_errors_lowered(prover):
 
 def test_easier_documents_than_those_drawn(prover):
     before = prover.claim()["empirical_bpd"]
-    losses = read_losses(prover.path / "losses.npz")
+    losses = read_losses(prover.path / "losses.npz").arrays
     prover.score(np.repeat(losses["indices"][lucky(losses["losses_bits"], 10)], 5))
     assert prover.bound()["empirical_bpd"] < before
     prover.refused("scored documents")

@@ -18,7 +18,7 @@ import sublora
 from sublora.coding.bits import bytes_to_bits
 from sublora.coding.certificate import read_certificate
 from sublora.runs.bound import base_facts, run_facts, settings_charge
-from sublora.runs.losses_file import check_losses, read_losses
+from sublora.runs.losses_file import read_losses
 from sublora.runs.message import Message, charged_bits, decoder_header, read_message
 from sublora.runs.verify.checks import record_checks
 from sublora.runs.verify.files import Claim, Options, read_claim
@@ -85,7 +85,7 @@ def test_certificates(run):
 def test_claims(honest, run):
     """The files beside the certificate: odd claims and losses are compared or refused."""
     claim, archive = json.loads((run / "bounds.json").read_text()), (run / "losses.npz").read_bytes()
-    message, stored = read_message(run / "certificate.bin"), read_losses(run / "losses.npz")
+    message, stored = read_message(run / "certificate.bin"), read_losses(run / "losses.npz").arrays
     for seed in range(600):
         (run / "bounds.json").write_bytes(odd_text(claim, seed, "claim"))
         found = refused_or(read_claim, run / "bounds.json")
@@ -96,8 +96,8 @@ def test_claims(honest, run):
         (run / "losses.npz").write_bytes(odd_bytes(archive, seed, "losses"))
         losses = refused_or(read_losses, run / "losses.npz")
         if losses is not None:
-            refused_or(check_losses, losses, message, run / "losses.npz")
-    assert stored.keys() == read_losses(honest / "results/runs" / RUN / "losses.npz").keys()
+            refused_or(losses.of, message)
+    assert stored.keys() == read_losses(honest / "results/runs" / RUN / "losses.npz").arrays.keys()
 
 
 def test_members_of_an_archive(run):
@@ -118,7 +118,7 @@ def test_members_of_an_archive(run):
             warnings.simplefilter("ignore", UserWarning)  # numpy guesses at headers of Python 2
             losses = refused_or(read_losses, run / "losses.npz")
         if losses is not None:
-            refused_or(check_losses, losses, message, run / "losses.npz")
+            refused_or(losses.of, message)
 
 
 def test_whole_verifications(honest, run):

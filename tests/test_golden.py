@@ -186,7 +186,7 @@ def score_values(root: Path) -> Values:
             given["raw_model"][name] = torch.tensor(index - 1.0)
         checkpoint.save(out / "best_ckpt.pt", given | ({"quantization_step": 0.5} if quantizer == "entropy" else {}))
         score_run(out, root=root)
-        message, losses = read_message(out / "certificate.bin"), read_losses(out / "losses.npz")
+        message, losses = read_message(out / "certificate.bin"), read_losses(out / "losses.npz").arrays
         values |= {
             f"{quantizer}: payload sha256": sha256(message.payload.data),
             f"{quantizer}: drawn documents sha256": sha256(losses["indices"].astype("<i8")),

@@ -46,7 +46,7 @@ def test_a_finished_run_has_the_predicted_message_and_bound(tiny_root: Path, tmp
     record = json.loads(bound_run(out).read_text(encoding="utf-8"))
     per_coordinate = record["code_items"]["symbols"] / 60
     assert code_bits(settings, 60, per_coordinate) == record["code_bits"]
-    losses = read_losses(out / "losses.npz")["losses_bits"]
+    losses = read_losses(out / "losses.npz").arrays["losses_bits"]
     guess = Guess(losses.mean(), deviation_bits=losses.std(), bits_per_coordinate=per_coordinate)
     (prediction,) = (each for each in expected(guess, known_data(settings, root, None), settings) if each.budget == 60)
     assert prediction.bound == pytest.approx(record["bound_value"], abs=0.03)

@@ -68,7 +68,7 @@ def prover(honest, tmp_path) -> Prover:
 def test_the_bound_over_sources_follows_from_its_draw(honest):
     path = honest / "results/runs" / SPEC.name
     record = json.loads((path / "bounds.json").read_text())
-    losses, message = read_losses(path / "losses.npz"), read_message(path / "certificate.bin")
+    losses, message = read_losses(path / "losses.npz").arrays, read_message(path / "certificate.bin")
     dataset = open_target(message.settings, honest)
     found, sources = record["by_source"], dataset.source_ids
     assert record["n_units"] == record["n_documents"] == dataset.n_documents > found["n"] == len(set(sources.tolist()))
@@ -131,18 +131,18 @@ def test_sources_swapped(prover, honest):
     prover.reseal(lambda header: header.update(sources=facts))
     prover.refused("data hash")
     # With their hash it is a claim about other data: the draws are others, and a reader of the honest data refuses it.
-    before = read_losses(prover.path / "losses.npz")
+    before = read_losses(prover.path / "losses.npz").arrays
     prover.reseal(lambda header: header.update(data_hash=dataset.data_hash))
     prover.score()
     prover.bound()
-    after = read_losses(prover.path / "losses.npz")
+    after = read_losses(prover.path / "losses.npz").arrays
     assert not np.array_equal(after["source_documents"], before["source_documents"])
     assert "data hash" in verify_claim(Claim.of(prover.path, data=honest / "data" / "markov")).wrong
 
 
 def test_easier_documents_than_those_drawn(prover):
-    easiest = np.argsort(read_losses(prover.path / "losses.npz")["losses_bits"])[:25]
-    losses = read_losses(prover.path / "losses.npz")["losses_bits"][easiest]
+    easiest = np.argsort(read_losses(prover.path / "losses.npz").arrays["losses_bits"])[:25]
+    losses = read_losses(prover.path / "losses.npz").arrays["losses_bits"][easiest]
     prover.edit_losses(lambda arrays: arrays.update(source_documents=easiest, source_losses_bits=losses))
     prover.bound()
     prover.refused("documents of the drawn sources")

@@ -55,7 +55,7 @@ def test_record_follows_from_the_files(experiment, allocation):
     record = json.loads((path / "bounds.json").read_text())
     message = read_message(path / "certificate.bin")
     header, contents, payload = message.header, message.contents, message.payload
-    losses = read_losses(path / "losses.npz")
+    losses = read_losses(path / "losses.npz").arrays
     values = losses["losses_bits"]
     smoothing = parse_smoothing(message.settings.scoring.smoothing[contents.smoothing_index])
     lower, upper = smoothing.loss_range_bits(header.vocab_size, message.settings.data.min_tokens + 1)
@@ -86,7 +86,7 @@ SPLITS = {"losses_bits": ("train", 50), "val_losses_bits": ("val", 20), "test_lo
 def test_every_array_is_of_the_documents_it_names(experiment, allocation):
     """Shapes and types; and the message's losses follow from ln P and the number of targets alone."""
     path = folder(experiment, allocation)
-    message, losses = read_message(path / "certificate.bin"), read_losses(path / "losses.npz")
+    message, losses = read_message(path / "certificate.bin"), read_losses(path / "losses.npz").arrays
     with np.load(path / "losses.npz", allow_pickle=False) as archive:
         stored = {name: archive[name].dtype for name in archive.files}
     assert all(stored[name] == np.float64 for name in (*SPLITS, "val_losses_unquantized_bits", "log_p_nats"))
@@ -106,13 +106,13 @@ def test_every_array_is_of_the_documents_it_names(experiment, allocation):
 def test_scores_are_float32_whatever_a_training_computes_in(experiment, tmp_path):
     """The same checkpoint under settings that train in bfloat16, and read at other numbers of tokens at once."""
     path = copy_of(experiment, tmp_path)
-    before = read_losses(path / "losses.npz")
+    before = read_losses(path / "losses.npz").arrays
     for compute in ({"dtype": "bfloat16"}, {"scoring_batch_tokens": 97}):
         given = checkpoint.load(path / "best_ckpt.pt")
         given["settings"]["compute"] |= compute
         checkpoint.save(path / "best_ckpt.pt", given)
         score_run(path, root=tmp_path / "root")
-        after = read_losses(path / "losses.npz")
+        after = read_losses(path / "losses.npz").arrays
         for name in ("indices", "target_counts"):
             np.testing.assert_array_equal(after[name], before[name])
         for name in ("losses_bits", "val_losses_bits", "val_losses_unquantized_bits", "test_losses_bits"):
@@ -122,7 +122,7 @@ def test_scores_are_float32_whatever_a_training_computes_in(experiment, tmp_path
 
 
 def test_a_document_drawn_twice_has_the_same_row_twice(experiment):
-    losses = read_losses(folder(experiment) / "losses.npz")
+    losses = read_losses(folder(experiment) / "losses.npz").arrays
     distinct, first, place = np.unique(losses["indices"], return_index=True, return_inverse=True)
     assert len(distinct) < len(losses["indices"])
     for name in ("losses_bits", "log_p_nats", "target_counts", "topk_errors"):
@@ -141,7 +141,7 @@ def test_all_documents_can_be_scored_without_a_draw(tiny_root, tmp_path, quantiz
     train_run(config.load_settings(config_path), spec, root=root, out=out)
     score_run(out, config_path=config_path)
     record = json.loads(bound_run(out, config_path=config_path).read_text())
-    losses, dataset = read_losses(out / "losses.npz"), RunFolder.open(out).dataset
+    losses, dataset = read_losses(out / "losses.npz").arrays, RunFolder.open(out).dataset
     n = dataset.n_documents
     np.testing.assert_array_equal(losses["indices"], np.arange(n))
     np.testing.assert_array_equal(losses["target_counts"], dataset.document_lengths("train") + 1)
@@ -161,10 +161,10 @@ def test_all_documents_can_be_scored_without_a_draw(tiny_root, tmp_path, quantiz
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_scoring_again_gives_the_same_certificate_and_losses(experiment, tmp_path, allocation):
     path = copy_of(experiment, tmp_path, allocation)
-    before = (path / "certificate.bin").read_bytes(), read_losses(path / "losses.npz")
+    before = (path / "certificate.bin").read_bytes(), read_losses(path / "losses.npz").arrays
     score_run(path)
     assert (path / "certificate.bin").read_bytes() == before[0]
-    after = read_losses(path / "losses.npz")
+    after = read_losses(path / "losses.npz").arrays
     assert after.keys() == before[1].keys()
     for name in after.keys() - {"provenance"}:
         np.testing.assert_array_equal(after[name], before[1][name])
@@ -183,7 +183,7 @@ def test_scored_model_is_the_decoded_one(experiment, tmp_path):
 def test_losses_stay_within_the_range_of_their_smoothing(experiment):
     for allocation in ALLOCATIONS:
         path = folder(experiment, allocation)
-        losses, message = read_losses(path / "losses.npz"), read_message(path / "certificate.bin")
+        losses, message = read_losses(path / "losses.npz").arrays, read_message(path / "certificate.bin")
         lower, upper = message.loss.ranges[message.contents.smoothing_index]
         for name in (*SPLITS, "val_losses_unquantized_bits"):
             assert lower <= losses[name].min() <= losses[name].max() <= upper

@@ -84,7 +84,7 @@ def unit_losses(root, path, split, indices_U):
 def test_losses_and_bound_are_those_of_units(honest):
     path = honest / "results/runs" / SPEC.name
     record = json.loads((path / "bounds.json").read_text())
-    message, losses = read_message(path / "certificate.bin"), read_losses(path / "losses.npz")
+    message, losses = read_message(path / "certificate.bin"), read_losses(path / "losses.npz").arrays
     dataset = open_target(message.settings, honest)
     assert record["unit"] == "source" and record["n_units"] == dataset.n_units < record["n_documents"]
     assert record["n_documents"] == dataset.n_documents

@@ -1,6 +1,5 @@
 """runs.csv: the record of every run, one row per run, checked when written and when read."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sublora import config
-from sublora.bounds.record import RECORD_FORMAT, BoundRecord, IndependenceFacts, parse_record
+from sublora.bounds.record import BoundRecord, IndependenceFacts, read_record
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path
 from sublora.system.names import BOUNDS_NAME
@@ -192,24 +191,9 @@ def at_budget(runs: pd.DataFrame, budget: int) -> pd.DataFrame:
 def _load(path: Path) -> BoundRecord:
     """The record of a run's folder or of its bounds.json. UserError if it is missing, damaged or another run's."""
     record_path = path / BOUNDS_NAME if path.is_dir() else path
-    name = record_path.parent.name
-    try:
-        found = json.loads(record_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"run {name}: {record_path} does not exist; compute it with `sublora bound`") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"run {name}: {record_path} is not valid JSON ({error}); run `sublora bound` again") from None
-    if not isinstance(found, dict) or found.get("format") != RECORD_FORMAT:
-        kind = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise UserError(
-            f"run {name}: {record_path} has format {kind}, expected {RECORD_FORMAT}; run `sublora bound` again"
-        )
-    try:
-        record = parse_record(found)
-    except ValueError as error:
-        raise UserError(
-            f"run {name}: {error}; run `sublora bound` again, and train again if that does not fix it"
-        ) from None
+    name, again = record_path.parent.name, f"compute it again (sublora bound {record_path.parent})"
+    missing = f"; compute it first (sublora bound {record_path.parent})"
+    record = read_record(record_path, missing=missing, fix=f"{again}, and train again if that does not fix it")
     if record.run.name != name:
         raise UserError(f"run {name}: its {BOUNDS_NAME} is of run {record.run.name}; bring the right file back")
     return record

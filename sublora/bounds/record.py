@@ -5,6 +5,7 @@ Losses and bounds are in bits per token, message lengths in bits. The order of t
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,6 +17,8 @@ from pydantic import (
 )
 
 from sublora.bounds.checks import LN2
+from sublora.system.errors import UserError, printable
+from sublora.system.files import read_json
 
 RECORD_FORMAT: Literal[3] = 3
 
@@ -242,6 +245,37 @@ class BoundRecord(Environment, RunBounds):
 
 
 ENVIRONMENT_KEYS = tuple(Environment.model_fields)
+
+
+LARGEST_RECORD = 1 << 20
+"""Bytes of a bounds.json that is read: 300 times the demo's."""
+
+
+def read_record(path: Path, *, missing: str, fix: str) -> BoundRecord:
+    """Return the record in a bounds.json.
+
+    UserError if the file is missing, ending in `missing`, or is damaged or of another format, ending in `fix`.
+    """
+    try:
+        return parse_record(record_values(path, missing=missing, fix=fix))
+    except ValueError as error:
+        raise UserError(f"{path}: {printable(error)}; {fix}") from None
+
+
+def record_values(path: Path, *, missing: str, fix: str) -> dict[str, Any]:
+    """Return what a bounds.json of this format says, whether or not a record may say it; no key occurs twice.
+
+    UserError as for `read_record`.
+    """
+    found = read_json(path, missing=missing, fix=fix, most_bytes=LARGEST_RECORD, distinct=True)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object; {fix}")
+    if found.get("format") != RECORD_FORMAT:
+        raise UserError(
+            f"{path}: record format {printable(repr(found.get('format')), 40)}, this release reads {RECORD_FORMAT}; "
+            f"{fix}, or use the release that wrote it"
+        )
+    return found
 
 
 def parse_record(found: Mapping[str, Any]) -> BoundRecord:

@@ -165,22 +165,39 @@ def load_huggingface_base(path: Path, *, fix: str = MAKE_AGAIN) -> HuggingFaceBa
 
 
 def build_module(base: HuggingFaceBase, dtype: torch.dtype) -> nn.Module:
-    """The model with its weights in this type, frozen. UserError if architecture and tensors do not fit.
+    """The model with its weights in this type, frozen. UserError if architecture and tensors do not fit."""
+    return _built(base, _configuration(base), dtype)
 
-    It is built from the listed keys of its architecture alone (`known_architecture`).
+
+def _configuration(base: HuggingFaceBase) -> Any:
+    """The configuration object of transformers, from the listed keys of the architecture (`known_architecture`) alone.
+
+    UserError if they make none.
     """
     transformers = quiet_transformers()
     facts = known_architecture(base.architecture, fix=MAKE_AGAIN)
     try:
         # The id of padding computes nothing, and the default one may lie outside the vocabulary.
-        settings = transformers.AutoConfig.for_model(facts.pop("model_type"), **facts, pad_token_id=None)
-        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+        return transformers.AutoConfig.for_model(facts.pop("model_type"), **facts, pad_token_id=None)
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise _unbuildable(base, error) from None
+
+
+def _unbuildable(base: HuggingFaceBase, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"base: transformers cannot build {base.architecture.get('model_type')} ({reason})")
+
+
+def _built(base: HuggingFaceBase, configuration: Any, dtype: torch.dtype) -> nn.Module:
+    """The model of a configuration object, with the weights of the base."""
+    transformers = quiet_transformers()
+    try:
+        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(configuration)]
         module, info = kind.from_pretrained(
-            None, config=settings, state_dict=dict(base.tensors), dtype=dtype, output_loading_info=True
+            None, config=configuration, state_dict=dict(base.tensors), dtype=dtype, output_loading_info=True
         )
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"base: transformers cannot build {base.architecture.get('model_type')} ({reason})") from None
+        raise _unbuildable(base, error) from None
     # Every tensor of the model must be in the file: transformers would draw it at random. And the other way round.
     if info["missing_keys"]:
         raise UserError(f"base: tensor {min(info['missing_keys'])} is missing; {MAKE_AGAIN}")
@@ -254,8 +271,9 @@ class HuggingFaceBackbone:
         use_compiler: bool = False,
     ) -> None:
         """UserError if the settings do not fit the model: its layers, its context, the names of its linear maps."""
-        _check_sizes(base.architecture, model)
-        module = build_module(base, dtype).to(device)
+        configuration = _configuration(base)
+        _check_sizes(configuration, model)
+        module = _built(base, configuration, dtype).to(device)
         self.context_length, self.dtype, self.use_compiler = model.context_length, dtype, use_compiler
         self.head_VC = cast(nn.Module, head_of(module)).get_parameter("weight").detach()
         self.maps = _adapted_maps(module, model, lora)
@@ -299,11 +317,10 @@ def _adapted_maps(module: nn.Module, model: config.HuggingFaceModel, lora: confi
     return tuple(maps)
 
 
-def _check_sizes(architecture: Mapping[str, Any], model: config.HuggingFaceModel) -> None:
-    """UserError if layers or context of the settings are not the model's."""
-    facts = dict(architecture)
+def _check_sizes(configuration: Any, model: config.HuggingFaceModel) -> None:
+    """UserError if layers or context of the run's settings are not those of the configuration object."""
     # A model that reads images or sound as well has the sizes of its language model in a part of its own.
-    text = quiet_transformers().AutoConfig.for_model(facts.pop("model_type"), **facts).get_text_config()
+    text = configuration.get_text_config()
     layers = getattr(text, "num_hidden_layers", None)
     if layers != model.n_layer:
         raise UserError(f"model.n_layer is {model.n_layer}, the pretrained model has {layers} layers; give that number")

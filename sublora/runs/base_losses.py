@@ -4,84 +4,21 @@ The bound on the base's loss holds for a draw that nothing of a run can reach: i
 data, k0 and its size. Shape legend: U units, M sources, D documents.
 """
 
-import dataclasses
-import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, ValidationError
 
-from sublora import config
 from sublora.bounds.premises import Anchoring
 from sublora.bounds.smoothing import DocumentMixture
 from sublora.data.dataset import TokenDataset
 from sublora.losses.causality import CausalityTest
 from sublora.losses.documents import blocks_of_documents, score_documents
-from sublora.runs.message import Sha256
-from sublora.system.archives import read_npz
+from sublora.runs.losses_file import FIX, BaseLosses, BaseLossesFacts, open_base_losses, save_base_losses
 from sublora.system.errors import UserError
-from sublora.system.files import atomic_path
 from sublora.system.streams import generator
-from sublora.system.validation import describe
 from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.training.run import Run
-
-FIX = "compute them again (sublora yardsticks --config FILE)"
-
-
-class BaseLossesFacts(config.Section):
-    """What the losses of a base depend on."""
-
-    seen_base_sha256: Sha256
-    """The base as far as the train documents see it."""
-    data_hash: Sha256
-    """Covers which document is from which source."""
-    k0: Annotated[int, Field(ge=1, le=64)]
-    documents: int | None
-    """Units drawn; None: all n."""
-    sources: int | None
-    """Sources drawn; None: each once, or there is no bound over sources."""
-    by_source: bool
-    val_documents: int
-    test_documents: int
-    sliding_window: int
-    numerics: int
-    """Version of the numerics of scoring."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BaseLosses:
-    """Losses of the anchor Q_b in bits per token, float64, and what the base alone says of all documents it scored."""
-
-    indices_U: np.ndarray
-    """int64: the training units behind the bound on the base's loss."""
-    losses_U: np.ndarray
-    source_documents_M: np.ndarray | None
-    """int64: a document of each drawn source; None without a bound over sources."""
-    source_losses_M: np.ndarray | None
-    train_documents_D: np.ndarray
-    """int64, ascending: all training documents among these."""
-    train_log_p_D: np.ndarray
-    """float64, nats."""
-    val_log_p_D: np.ndarray
-    test_log_p_D: np.ndarray
-
-    def known_train_log_p(self, rows_D: np.ndarray) -> np.ndarray:
-        """Return ln P_base of training documents, nats, float64 (D,); NaN where it has not been computed."""
-        place_D = np.minimum(np.searchsorted(self.train_documents_D, rows_D), len(self.train_documents_D) - 1)
-        return np.where(self.train_documents_D[place_D] == rows_D, self.train_log_p_D[place_D], np.nan)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return what every run's losses.npz holds of the base, so that it suffices for the run's bounds."""
-        arrays = {"base_indices": self.indices_U, "base_losses_bits": self.losses_U}
-        if self.source_documents_M is not None and self.source_losses_M is not None:
-            arrays |= {
-                "base_source_documents": self.source_documents_M,
-                "base_source_losses_bits": self.source_losses_M,
-            }
-        return arrays
 
 
 def base_facts_of(run: Run, anchoring: Anchoring) -> BaseLossesFacts:
@@ -182,15 +119,7 @@ def write_base_losses(path: Path, run: Run, anchoring: Anchoring) -> BaseLosses:
     losses = compute_base_losses(run, anchoring, causality)
     if causality.refusal is not None:
         raise UserError(f"base {run.network.base_sha256[:12]}...: {causality.refusal}")
-    record = facts.model_dump() | {"seconds": time.perf_counter() - started}
-    arrays = losses.arrays() | {
-        "train_documents": losses.train_documents_D,
-        "train_log_p_nats": losses.train_log_p_D,
-        "val_log_p_nats": losses.val_log_p_D,
-        "test_log_p_nats": losses.test_log_p_D,
-    }
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(handle, allow_pickle=False, facts=np.array(json.dumps(record)), **arrays)
+    save_base_losses(path, facts, losses, time.perf_counter() - started)
     return losses
 
 
@@ -201,28 +130,7 @@ def read_base_losses(path: Path, run: Run) -> BaseLosses:
     """
     anchoring = run.loss.anchoring
     assert anchoring is not None
-    missing = "no such file; the anchored bound needs the losses of the base: run `sublora yardsticks --config FILE`"
-    arrays = read_npz(path, missing=missing, fix=FIX)
-    try:
-        record: dict[str, Any] = json.loads(str(arrays.pop("facts")))
-        record.pop("seconds")
-        facts = BaseLossesFacts.model_validate(record)
-        source = (arrays.pop(name, None) for name in ("base_source_documents", "base_source_losses_bits"))
-        source_documents_M, source_losses_M = source
-        losses = BaseLosses(
-            indices_U=arrays.pop("base_indices"),
-            losses_U=arrays.pop("base_losses_bits"),
-            source_documents_M=source_documents_M,
-            source_losses_M=source_losses_M,
-            train_documents_D=arrays.pop("train_documents"),
-            train_log_p_D=arrays.pop("train_log_p_nats"),
-            val_log_p_D=arrays.pop("val_log_p_nats"),
-            test_log_p_D=arrays.pop("test_log_p_nats"),
-        )
-    except ValidationError as error:
-        raise UserError(f"{path}: facts: {describe(error, BaseLossesFacts.model_json_schema())}; {FIX}") from None
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); {FIX}") from None
+    facts, losses = open_base_losses(path)
     wanted = base_facts_of(run, anchoring)
     for key, value in wanted.model_dump().items():
         if (found := getattr(facts, key)) != value:

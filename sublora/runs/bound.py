@@ -15,7 +15,6 @@ release. The list is a prefix-free code:
 
 import time
 from pathlib import Path
-from typing import Any
 
 from sublora import config
 from sublora.bounds.anchored_record import AnchoredLosses, AnchoredSample
@@ -41,7 +40,7 @@ from sublora.coding.bits import elias_delta_bits, elias_gamma_bits, index_bits
 from sublora.config.marks import charged_keys, claim_settings, differing_keys, reference, reference_names, unfit
 from sublora.losses import TOP_K
 from sublora.models.spaces import model_parameters
-from sublora.runs.losses_file import check_losses, read_losses
+from sublora.runs.losses_file import LossesProvenance, RunLosses, read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.starts import announce, record_start
 from sublora.system.archives import save_numbers
@@ -70,19 +69,19 @@ def bound_run(path: Path, *, config_path: Path | None = None) -> Path:
     message = read_message(path / CERTIFICATE_NAME)
     if config_path is not None:
         _check_settings_in_force(message, config_path)
-    losses = read_losses(path / LOSSES_NAME)
-    scored, own = losses["provenance"]["certificate_sha256"], message.certificate_sha256
+    scored_file = read_losses(path / LOSSES_NAME)
+    scored, own = scored_file.provenance.certificate_sha256, message.certificate_sha256
     if scored != own:
         raise UserError(
             f"{path / LOSSES_NAME}: losses of the certificate {scored[:12]}..., but {CERTIFICATE_NAME} is "
             f"{own[:12]}...; score the run again (sublora score {path})"
         )
-    check_losses(losses, message, path / LOSSES_NAME)
+    losses = scored_file.of(message)
 
     provenance = Provenance.of_this_process()
     announce(message.settings, provenance)
     record_start(path, "bound", message.settings, provenance)
-    environment = run_environment(losses["provenance"], provenance, time.monotonic() - started)
+    environment = run_environment(scored_file.provenance, provenance, time.monotonic() - started)
 
     # Compute everything before anything is written.
     try:
@@ -107,11 +106,12 @@ def _check_settings_in_force(message: Message, config_path: Path) -> None:
             )
 
 
-def run_record(message: Message, losses: dict[str, Any], environment: Environment) -> BoundRecord:
-    """Return what bounds.json claims of a run, from the decoded certificate and the arrays of losses.npz.
+def run_record(message: Message, losses: RunLosses, environment: Environment) -> BoundRecord:
+    """Return what bounds.json claims of a run, from the decoded certificate and its losses.
 
     ValueError where the losses do not fit the certificate, as in `sublora.bounds.run_bounds.run_bounds`.
     """
+    assert losses.val_losses_unquantized_bits is not None
     _, items = charged_bits(message.payload.items, message.settings)
     gates = message.gates
     bounds = run_bounds(
@@ -122,11 +122,11 @@ def run_record(message: Message, losses: dict[str, Any], environment: Environmen
             gates={gate.group: k for gate, k in zip(gates, message.contents.gates, strict=True)},
             gate_sizes={gate.group: gate.size for gate in gates},
         ),
-        scored=ScoredDocuments(losses["losses_bits"], losses["topk_errors"], TOP_K, len(losses["target_counts"])),
+        scored=ScoredDocuments(losses.losses_bits, losses.topk_errors, TOP_K, len(losses.target_counts)),
         held_out=HeldOutLosses(
-            val_D=losses["val_losses_bits"],
-            val_unquantized_D=losses["val_losses_unquantized_bits"],
-            test_D=losses["test_losses_bits"],
+            val_D=losses.val_losses_bits,
+            val_unquantized_D=losses.val_losses_unquantized_bits,
+            test_D=losses.test_losses_bits,
         ),
         loss=message.loss,
         settings=settings_charge(message.settings),
@@ -161,36 +161,40 @@ def run_facts(message: Message) -> RunFacts:
     )
 
 
-def anchored_evidence(message: Message, losses: dict[str, Any]) -> AnchoredLosses | None:
+def anchored_evidence(message: Message, losses: RunLosses) -> AnchoredLosses | None:
     """Return what the anchored bound follows from; None where the predictor falls back on guessing alone."""
     anchoring, mixture = message.loss.anchoring, message.mixture
     if anchoring is None or mixture is None:
         return None
+    # Every anchored run has these arrays (`LossesFile.of`).
+    assert losses.base_losses_bits is not None and losses.excess_bits is not None
+    assert losses.test_excess_bits is not None
     documents = AnchoredSample(
-        losses["base_losses_bits"],
-        losses["excess_bits"],
+        losses.base_losses_bits,
+        losses.excess_bits,
         message.loss.premises.n_units,
         anchoring.base_share(anchoring.base_documents),
         anchoring.excess_share(message.loss.premises.m_units),
     )
     wanted, facts, sources = message.settings.scoring.sources, message.header.sources, None
     if wanted is not None and facts is not None:
+        assert losses.base_source_losses_bits is not None and losses.source_excess_bits is not None
         sources = AnchoredSample(
-            losses["base_source_losses_bits"],
-            losses["source_excess_bits"],
+            losses.base_source_losses_bits,
+            losses.source_excess_bits,
             facts.n,
             anchoring.base_share(anchoring.base_sources),
             anchoring.excess_share(wanted),
         )
-    return AnchoredLosses(mixture, documents, losses["test_excess_bits"], sources)
+    return AnchoredLosses(mixture, documents, losses.test_excess_bits, sources)
 
 
-def _scored_sources(message: Message, losses: dict[str, Any]) -> ScoredSources | None:
-    """Return the draw of sources, where the settings ask for one. ValueError if it is not what they ask for."""
-    wanted, facts, drawn = message.settings.scoring.sources, message.header.sources, losses.get("source_losses_bits")
+def _scored_sources(message: Message, losses: RunLosses) -> ScoredSources | None:
+    """Return the draw of sources, where the settings ask for one. ValueError for a header without sources."""
+    wanted, facts, drawn = message.settings.scoring.sources, message.header.sources, losses.source_losses_bits
     if wanted is None:
         return None
-    if facts is None or drawn is None or drawn.shape != (wanted,):
+    if facts is None or drawn is None:
         raise ValueError(f"scoring.sources is {wanted}, but there are no losses of that many sources")
     return ScoredSources(drawn, facts.n, message.settings.bound.delta_sample)
 
@@ -203,16 +207,16 @@ def base_facts(message: Message) -> BaseFacts:
     return BaseFacts(kind=base.kind, sha256=message.header.base_sha256, independence=independence)
 
 
-def run_environment(scored: dict[str, Any], provenance: Provenance, bound_seconds: float) -> Environment:
+def run_environment(scored: LossesProvenance, provenance: Provenance, bound_seconds: float) -> Environment:
     """Return facts of training, scoring and this computation, from the provenance that scoring wrote."""
-    trained, took = scored["train"], scored["seconds"]
+    trained, took = scored.train, scored.seconds
     return Environment(
-        seconds=StageSeconds(train=trained["seconds"], encode=took["encode"], score=took["score"], bound=bound_seconds),
-        peak_memory_mib=PeakMemory(train=trained["peak_memory_mib"], score=scored["peak_memory_mib"]),
+        seconds=StageSeconds(train=trained.seconds, encode=took.encode, score=took.score, bound=bound_seconds),
+        peak_memory_mib=PeakMemory(train=trained.peak_memory_mib, score=scored.peak_memory_mib),
         versions=provenance.versions_of(*VERSIONS),
-        gpu=trained["gpu"],
+        gpu=trained.gpu,
         commit=git_commit(),
-        slurm_job_ids=JobIds(train=trained["slurm_job_id"], score=scored["slurm_job_id"]),
+        slurm_job_ids=JobIds(train=trained.slurm_job_id, score=scored.slurm_job_id),
     )
 
 

@@ -17,10 +17,10 @@ from sublora.data.dataset import TokenDataset
 from sublora.losses.causality import CausalityTest
 from sublora.losses.documents import TargetScores, blocks_of_documents, score_documents
 from sublora.models.protocol import LanguageModel
-from sublora.runs.base_losses import BaseLosses, read_base_losses
+from sublora.runs.base_losses import read_base_losses
 from sublora.runs.build import RunFolder
 from sublora.runs.encode import encode_trained
-from sublora.runs.losses_file import write_losses
+from sublora.runs.losses_file import BaseLosses, LossesProvenance, RunLosses, ScoringSeconds, write_losses
 from sublora.runs.message import Message, decoder_header, read_message
 from sublora.runs.starts import announce, record_start
 from sublora.system.device import claim_device, gpu_name, peak_memory_mib
@@ -28,7 +28,7 @@ from sublora.system.digests import canonical_json
 from sublora.system.errors import UserError
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import BASE_LOSSES_PATH, CERTIFICATE_NAME, LOSSES_NAME
-from sublora.system.provenance import Provenance
+from sublora.system.provenance import Provenance, TrainingFacts
 from sublora.system.streams import generator
 from sublora.training.run import Run
 
@@ -181,12 +181,10 @@ def decoded_predictor(run: Run, message: Message, causality: CausalityTest | Non
     return Predictor(model, message.mixture, run.base(), causality)
 
 
-def score_message(run: Run, message: Message, predictor: Predictor, base: BaseLosses | None) -> dict[str, np.ndarray]:
-    """Return the arrays of losses.npz that follow from a decoded message.
+def score_message(run: Run, message: Message, predictor: Predictor, base: BaseLosses | None) -> RunLosses:
+    """Return the losses that follow from a decoded message.
 
-    Losses, excesses and top-k errors are those of units, in the order of `indices`; `log_p_nats`, `base_log_p_nats` and
-    `target_counts` are those of the units' documents. With a bound over sources, `source_documents` are the documents
-    of its draw. base: with an anchor, the losses of the base, which all runs share.
+    base: with an anchor, the losses of the base, which all runs share.
     """
     indices_U = scored_units(message, run.dataset.data_hash)
     known = None if base is None else base.known_train_log_p
@@ -194,29 +192,34 @@ def score_message(run: Run, message: Message, predictor: Predictor, base: BaseLo
     scoring = run.settings.scoring
     val = held_out_units(run, predictor, "val", scoring.val_documents, None if base is None else base.val_log_p_D)
     test = held_out_units(run, predictor, "test", scoring.test_documents, None if base is None else base.test_log_p_D)
-    arrays = {
-        "indices": indices_U,
-        "losses_bits": train.losses_U,
-        "log_p_nats": train.documents.log_p_D,
-        "target_counts": train.documents.targets_D,
-        "topk_errors": train.topk_errors_UK,
-        "val_losses_bits": val.losses_U,
-        "test_losses_bits": test.losses_U,
-    }
-    sources = None
+    sources, documents_M = None, None
     if scoring.sources is not None:
-        documents_D = draw_of_sources(message, run.dataset, m=scoring.sources)
-        sources = record_documents(run, predictor, "train", documents_D, None if known is None else known(documents_D))
-        arrays |= {"source_documents": documents_D, "source_losses_bits": sources.losses_D}
-    if base is not None:
-        arrays |= base.arrays() | {
-            "excess_bits": train.excess_U,
-            "base_log_p_nats": train.documents.base_log_p_D,
-            "test_excess_bits": test.excess_U,
-        }
-        if sources is not None:
-            arrays["source_excess_bits"] = sources.excess_D
-    return arrays
+        documents_M = draw_of_sources(message, run.dataset, m=scoring.sources)
+        sources = record_documents(run, predictor, "train", documents_M, None if known is None else known(documents_M))
+    losses = RunLosses(
+        indices=indices_U,
+        losses_bits=train.losses_U,
+        log_p_nats=train.documents.log_p_D,
+        target_counts=train.documents.targets_D,
+        topk_errors=train.topk_errors_UK,
+        val_losses_bits=val.losses_U,
+        test_losses_bits=test.losses_U,
+        source_documents=documents_M,
+        source_losses_bits=None if sources is None else sources.losses_D,
+    )
+    if base is None:
+        return losses
+    return dataclasses.replace(
+        losses,
+        base_indices=base.indices_U,
+        base_losses_bits=base.losses_U,
+        base_source_documents=base.source_documents_M,
+        base_source_losses_bits=base.source_losses_M,
+        excess_bits=train.excess_U,
+        base_log_p_nats=train.documents.base_log_p_D,
+        test_excess_bits=test.excess_U,
+        source_excess_bits=None if sources is None else sources.excess_D,
+    )
 
 
 def score_run(path: Path, *, config_path: Path | None = None, root: Path | None = None) -> Path:
@@ -240,17 +243,17 @@ def score_run(path: Path, *, config_path: Path | None = None, root: Path | None 
         message = read_message(path / CERTIFICATE_NAME)
         seed = canonical_json(decoder_header(message)), run.dataset.data_hash
         causality = CausalityTest(generator("causality of a run", *seed))
-        arrays = score_message(run, message, decoded_predictor(run, message, causality), base)
+        losses = score_message(run, message, decoded_predictor(run, message, causality), base)
         if causality.refusal is not None:
             raise UserError(f"{path}: {causality.refusal}")
-        facts: dict[str, Any] = {
-            "certificate_sha256": message.certificate_sha256,
-            "seconds": {"encode": encoded.seconds, "score": time.monotonic() - started},
-            "peak_memory_mib": peak_memory_mib(device),
-            "gpu": gpu_name(device),
-            "slurm_job_id": provenance.slurm_job_id,
-            "train": folder.checkpoint["provenance"],
-        }
-        arrays["val_losses_unquantized_bits"] = encoded.val_losses_unquantized_U
-        write_losses(path / LOSSES_NAME, arrays, facts)
+        facts = LossesProvenance(
+            certificate_sha256=message.certificate_sha256,
+            seconds=ScoringSeconds(encode=encoded.seconds, score=time.monotonic() - started),
+            peak_memory_mib=peak_memory_mib(device),
+            gpu=gpu_name(device),
+            slurm_job_id=provenance.slurm_job_id,
+            train=TrainingFacts.model_validate(folder.checkpoint["provenance"]),
+        )
+        losses = dataclasses.replace(losses, val_losses_unquantized_bits=encoded.val_losses_unquantized_U)
+        write_losses(path / LOSSES_NAME, losses, facts)
     return path / LOSSES_NAME

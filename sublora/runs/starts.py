@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from sublora import config
+from sublora.bounds.record import record_values
 from sublora.system.errors import UserError, printable
 from sublora.system.files import name_below, read_json, sha256_of_file, write_json
 from sublora.system.names import BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, SETTINGS_NAME, STARTS_NAME
@@ -189,8 +190,8 @@ def check_in_force(folders: Iterable[Path], settings: config.Settings) -> None:
         header = read_certificate(certificate).header
         if found := run_difference(folder, settings.for_run(specs[folder.name])):
             raise UserError(f"{folder}: made with other settings than those in force ({found}); {MAKE_RUN_AGAIN}")
-        record = read_json(folder / BOUNDS_NAME, missing="", fix=MAKE_RUN_AGAIN)
-        if not isinstance(record, dict) or record.get("certificate_sha256") != sha256_of_file(certificate):
+        record = record_values(folder / BOUNDS_NAME, missing="", fix=MAKE_RUN_AGAIN)
+        if record.get("certificate_sha256") != sha256_of_file(certificate):
             raise UserError(f"{folder / BOUNDS_NAME}: not the bound of {CERTIFICATE_NAME} beside it; {MAKE_RUN_AGAIN}")
         # By which numerics. Those of the bound may be newer than the certificate.
         for stage in ("train", "score"):

@@ -17,8 +17,9 @@ from sublora.data.base_and_target import open_target
 from sublora.losses.bounded import bounded_loss
 from sublora.losses.causality import CausalityTest
 from sublora.losses.documents import score_documents
-from sublora.runs.base_losses import BaseLosses, write_base_losses
+from sublora.runs.base_losses import write_base_losses
 from sublora.runs.build import build_run
+from sublora.runs.losses_file import BaseLosses
 from sublora.runs.score import Predictor, held_out_units, record_units
 from sublora.runs.starts import announce
 from sublora.system.device import claim_device

@@ -27,7 +27,7 @@ from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.data.near_duplicates import SHINGLE_BYTES, ClusterRule, cluster, shared_shares
 from sublora.runs.bound import anchored_evidence
-from sublora.runs.losses_file import read_losses
+from sublora.runs.losses_file import RunLosses, read_losses
 from sublora.runs.message import Message, charged_bits, read_message
 from sublora.runs.starts import announce
 from sublora.system.errors import UserError
@@ -130,14 +130,14 @@ def sensitivity(folder: Path, data_hash: str, counts: tuple[int, int]) -> dict[s
             f"{folder / CERTIFICATE_NAME}: its bound counts units of kind {premises.unit}, near duplicates are counted "
             "among documents; set data.unit to document"
         )
-    losses = read_losses(folder / LOSSES_NAME)
+    losses = read_losses(folder / LOSSES_NAME).of(message)
     # The bound as it is, then with the two smaller numbers of documents.
     names = ("bound_value", "bound_value_by_clusters", "bound_value_by_mostly_new")
     sizes = (premises.n_units, *counts)
     return {name: bound_with(message, losses, n) for name, n in zip(names, sizes, strict=True)}
 
 
-def bound_with(message: Message, losses: dict[str, Any], n_documents: int) -> float:
+def bound_with(message: Message, losses: RunLosses, n_documents: int) -> float:
     """Return the run's headline bound, bits per token, as if its losses came from this many documents.
 
     Where all documents are scored, evenly spaced ones stand for that many of them: their order is random.
@@ -163,7 +163,7 @@ def bound_with(message: Message, losses: dict[str, Any], n_documents: int) -> fl
         )
         charges = Charges.of(items, premises.sweep_size)
         return anchored_bound(fewer, anchored.mixture, charges, message.loss.population).bits
-    losses_D = of_as_many(losses["losses_bits"], premises.delta_sample is not None)
+    losses_D = of_as_many(losses.losses_bits, premises.delta_sample is not None)
     loss_range = message.loss.range_of(message.smoothing)
     return with_tolerance(headline_bound(losses_D, loss_range, code_bits, premises), loss_range)
 

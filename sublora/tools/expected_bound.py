@@ -16,7 +16,6 @@ Shape legend: D documents of the model.
 
 import dataclasses
 import functools
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -40,8 +39,8 @@ from sublora.data.dataset import dataset_folder
 from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.losses.bounded import bounded_loss
+from sublora.runs.losses_file import open_base_losses
 from sublora.runs.message_cost import code_bits
-from sublora.system.archives import read_npz
 from sublora.system.errors import UserError
 from sublora.system.names import BASE_LOSSES_PATH
 
@@ -161,15 +160,9 @@ def measured_base_losses(path: Path, settings: config.Settings, data_hash: str) 
     """
     if not settings.anchors_on_the_base or not path.exists():
         return None
-    fix = "compute them again (sublora yardsticks --config FILE)"
-    arrays = read_npz(path, missing="no such file", fix=fix)
-    try:
-        facts, losses_U = json.loads(str(arrays["facts"])), arrays["base_losses_bits"]
-        found = facts["data_hash"], facts["k0"], facts["documents"] or "all"
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); {fix}") from None
-    scoring = settings.scoring
-    return losses_U if found == (data_hash, scoring.anchor_k0, scoring.base_documents) else None
+    facts, losses = open_base_losses(path)
+    found, scoring = (facts.data_hash, facts.k0, facts.documents or "all"), settings.scoring
+    return losses.losses_U if found == (data_hash, scoring.anchor_k0, scoring.base_documents) else None
 
 
 def predict(settings: config.Settings, data: KnownData, guess: Guess) -> tuple[Prediction, ...]:

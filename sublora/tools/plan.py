@@ -190,10 +190,10 @@ def throughput_of_run(folder: Path, settings: config.Settings) -> Throughput:
     rate = trained.training.steps * trained.training.tokens_per_step / provenance["seconds"] / processes
     scoring = None
     if (folder / LOSSES_NAME).exists():
-        seconds = read_losses(folder / LOSSES_NAME)["provenance"]["seconds"]
+        seconds = read_losses(folder / LOSSES_NAME).provenance.seconds
         dataset = dataset_if_prepared(trained, absolute(folder).parents[2])
         if dataset is not None:
-            scoring = scoring_tokens(trained, dataset) / (seconds["encode"] + seconds["score"])
+            scoring = scoring_tokens(trained, dataset) / (seconds.encode + seconds.score)
     return Throughput(rate, scoring, f"{run.name}, measured on {provenance['gpu'] or 'a CPU'}")
 
 

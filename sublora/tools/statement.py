@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 
 from sublora import config
-from sublora.bounds.record import BoundRecord, parse_record
+from sublora.bounds.record import BoundRecord, read_record
 from sublora.runs.message import Message
 from sublora.system.errors import UserError, printable
-from sublora.system.files import read_json
 
 NOT_STATED = "not stated"
 """What the settings hold where nothing was said on the independence of a pretrained base."""
@@ -113,10 +112,7 @@ def read_own_bounds(path: Path, certificate_sha256: str) -> BoundRecord | None:
     fix = "give the two files of one run, or leave bounds.json out"
     if not path.exists():
         return None
-    try:
-        record = parse_record(read_json(path, missing="", fix=fix))
-    except ValueError as error:
-        raise UserError(f"{path}: {printable(error, 100)}; {fix}") from None
+    record = read_record(path, missing="", fix=fix)
     if record.certificate_sha256 != certificate_sha256:
         raise UserError(f"{path}: bounds of another certificate, {record.certificate_sha256[:12]}...; {fix}")
     return record

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sublora import config
+from sublora.bounds.record import read_record
 from sublora.coding.certificate import read_certificate
 from sublora.runs.starts import foreign_setting
 from sublora.system.archives import check_seal
 from sublora.system.errors import UserError, printable
-from sublora.system.files import read_json
 from sublora.system.locks import read_presence
 from sublora.system.names import (
     BASE_FOLDER,
@@ -152,16 +152,16 @@ def _check_files(folder: Path) -> None:
 def _done(folder: Path) -> RunStatus:
     """Return the row of a bounded run; UserError if bounds.json is damaged, or not that of the certificate."""
     path, fix = folder / BOUNDS_NAME, f"compute it again (sublora bound {folder})"
-    record = read_json(path, missing="", fix=fix)
-    values = [_number(record.get(key)) for key in ("bound_value", "code_bits")] if isinstance(record, dict) else []
-    if len(values) < 2 or None in values:
-        raise UserError(f"{path}: no bound_value and code_bits in it; {fix}")
+    record = read_record(path, missing="", fix=fix)
+    bound_bits, message_bits = float(record.bound_value), float(record.code_bits)
     certificate = folder / CERTIFICATE_NAME
     if not certificate.exists():
-        return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1], doing="no certificate.bin")
-    if hashlib.sha256(certificate.read_bytes()).hexdigest() != record.get("certificate_sha256"):
+        return RunStatus(
+            folder.name, "done", bound_bits=bound_bits, message_bits=message_bits, doing="no certificate.bin"
+        )
+    if hashlib.sha256(certificate.read_bytes()).hexdigest() != record.certificate_sha256:
         raise UserError(f"{path}: the bound of another certificate than {CERTIFICATE_NAME}; {fix}")
-    return RunStatus(folder.name, "done", bound_bits=values[0], message_bits=values[1])
+    return RunStatus(folder.name, "done", bound_bits=bound_bits, message_bits=message_bits)
 
 
 def last_log_line(path: Path) -> str:

@@ -5,6 +5,7 @@ So certificates have the same bytes on every machine, while losses differ by flo
 """
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import bound_run
 from sublora.runs.build import assemble_run
 from sublora.runs.encode import certificate_header
-from sublora.runs.losses_file import write_losses
+from sublora.runs.losses_file import LossesProvenance, write_losses
 from sublora.runs.message import payload_context, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base, write_base
 from sublora.runs.score import decoded_predictor, score_message
@@ -156,12 +157,13 @@ def write_run(root: Path, settings: config.Settings, spec: config.RunSpec) -> Pa
     message = read_message(folder / CERTIFICATE_NAME)
     anchoring = run.loss.anchoring
     of_base = None if anchoring is None else compute_base_losses(run, anchoring)
-    arrays = score_message(run, message, decoded_predictor(run, message), of_base)
-    arrays["val_losses_unquantized_bits"] = arrays["val_losses_bits"]
+    losses = score_message(run, message, decoded_predictor(run, message), of_base)
+    losses = dataclasses.replace(losses, val_losses_unquantized_bits=losses.val_losses_bits)
     facts = {"seconds": 0.0, "peak_memory_mib": 0.0, "gpu": None, "slurm_job_id": None}
     trained = facts | {"python": "0", "torch": "0"}
     scored = facts | {"seconds": {"encode": 0.0, "score": 0.0}, "train": trained}
-    write_losses(folder / LOSSES_NAME, arrays, scored | {"certificate_sha256": message.certificate_sha256})
+    facts = LossesProvenance.model_validate(scored | {"certificate_sha256": message.certificate_sha256})
+    write_losses(folder / LOSSES_NAME, losses, facts)
     bound_run(folder)
     return folder
 

@@ -114,7 +114,7 @@ def losses_lowered(prover: Prover) -> None:
 @case("direct", REFUSED, "scored documents")
 def draw_changed(prover: Prover) -> None:
     """Easier documents scored than those that the certificate draws."""
-    losses = read_losses(prover.path / "losses.npz")
+    losses = read_losses(prover.path / "losses.npz").arrays
     prover.score(np.repeat(losses["indices"][lucky(losses["losses_bits"], 10)], 30))
     prover.bound()
 

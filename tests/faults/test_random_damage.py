@@ -15,7 +15,7 @@ from faults.scene import Scene
 from sublora import config
 from sublora.coding.certificate import read_certificate
 from sublora.data.dataset import TokenDataset
-from sublora.runs.losses_file import read_losses
+from sublora.runs.losses_file import LossesFile, read_losses
 from sublora.runs.message import read_message
 from sublora.system.errors import UserError
 from sublora.system.files import read_json
@@ -54,6 +54,8 @@ def one_line_or_equal(read: Callable[[Path], Any], path: Path, equal: Callable[[
 
 
 def same(found: Any, whole: Any) -> bool:
+    if isinstance(whole, LossesFile):
+        return same(found.arrays, whole.arrays) and found.provenance == whole.provenance
     if isinstance(whole, dict):
         return found.keys() == whole.keys() and all(same(found[key], value) for key, value in whole.items())
     if isinstance(whole, list | tuple):

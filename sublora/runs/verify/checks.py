@@ -156,7 +156,7 @@ def loss_checks(stored: Mapping[str, Any], own: Mapping[str, np.ndarray]) -> lis
     ln P is compared per target, in bits. `own` lacks the val losses before quantization where there is no checkpoint.
     """
     names = {*own, "val_losses_unquantized_bits"}
-    checks = [Check("arrays of losses.npz", sorted(names), sorted(stored.keys() - {"provenance"}))]
+    checks = [Check("arrays of losses.npz", sorted(names), sorted(stored))]
     if not checks[0].agrees:
         return checks
     exact = {
@@ -289,8 +289,8 @@ def data_checks(
 UNQUANTIZED = "val_loss_unquantized_bits"
 
 
-def unquantized_losses(run: Run, message: Message, path: Path) -> tuple[list[Check], dict[str, np.ndarray]]:
-    """Return whether a checkpoint encodes to the message and, if so, the array of its val losses by its name.
+def unquantized_losses(run: Run, message: Message, path: Path) -> tuple[Check, np.ndarray | None]:
+    """Return whether a checkpoint encodes to the message and, if so, its val losses.
 
     Any w would do for the losses alone. One that rounds to the message may still not be the one that a training ended
     with, which no file can show. UserError if the file is not a checkpoint of this network.
@@ -300,11 +300,10 @@ def unquantized_losses(run: Run, message: Message, path: Path) -> tuple[list[Che
     w_d = run.subspace.subspace_params.detach().cpu().numpy()
     split = tuple(int(k) for k in run.subspace.hard_split())
     encodes = split == tuple(message.contents.gates) and _rounds_to(message, w_d, loaded.get("quantization_step"))
-    checks = [Check("the checkpoint encodes to the message", True, encodes)]
+    check = Check("the checkpoint encodes to the message", True, encodes)
     if not encodes:
-        return checks, {}
-    losses_U = val_losses_of(run, val_losses(run, w_d, split), message.contents.smoothing_index)
-    return checks, {"val_losses_unquantized_bits": losses_U}
+        return check, None
+    return check, val_losses_of(run, val_losses(run, w_d, split), message.contents.smoothing_index)
 
 
 def _rounds_to(message: Message, w_d: np.ndarray, step: object) -> bool:

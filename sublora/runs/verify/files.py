@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sublora import config
-from sublora.bounds.record import RECORD_FORMAT
+from sublora.bounds.record import record_values
 from sublora.data.dataset import TokenDataset, dataset_folder
 from sublora.runs.base_files import base_weights_for_verifier
 from sublora.runs.build import find_root
-from sublora.system.errors import UserError, printable
-from sublora.system.files import read_json
+from sublora.system.errors import UserError
 from sublora.system.names import (
     BOUNDS_NAME,
     CERTIFICATE_NAME,
@@ -20,8 +19,6 @@ from sublora.system.names import (
     LOSSES_NAME,
 )
 
-LARGEST_CLAIM = 1 << 20
-"""Bytes of a bounds.json that is read: 300 times the demo's."""
 NAME_OF_A_RUN = re.compile(r"(.+_)?d(\d+|all)_.+_seed\d+")
 
 
@@ -134,12 +131,4 @@ def read_claim(path: Path) -> dict[str, Any]:
     """Return what bounds.json claims; UserError if it is missing, damaged, or names a key twice."""
     fix = f"compute the bound again (sublora bound {path.parent})"
     missing = f"; compute the bound first (sublora bound {path.parent})"
-    claim = read_json(path, missing=missing, fix=fix, most_bytes=LARGEST_CLAIM, distinct=True)
-    if not isinstance(claim, dict):
-        raise UserError(f"{path}: expected a JSON object; {fix}")
-    if claim.get("format") != RECORD_FORMAT:
-        raise UserError(
-            f"{path}: record format {printable(repr(claim.get('format')), 40)}, this release reads {RECORD_FORMAT}; "
-            f"{fix}, or verify with the release that wrote it"
-        )
-    return claim
+    return record_values(path, missing=missing, fix=fix)

@@ -7,6 +7,7 @@ the verdict names follow from the verifier's own losses.
 import dataclasses
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sublora.runs.base_files import NAME_IT
 from sublora.runs.base_losses import compute_base_losses
 from sublora.runs.bound import PT_KEYS, run_environment, run_record
 from sublora.runs.build import assemble_run
-from sublora.runs.losses_file import check_losses, read_losses
+from sublora.runs.losses_file import LossesFile, RunLosses, read_losses
 from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
 from sublora.runs.score import decoded_predictor, score_message
@@ -74,7 +75,7 @@ class Material:
     message: Message
     claimed: dict[str, Any]
     """bounds.json."""
-    stored: dict[str, Any]
+    stored: LossesFile
     """losses.npz."""
 
     @classmethod
@@ -187,9 +188,8 @@ def _check_numerics_of_the_bounds(material: Material) -> None:
         return
     # Compute bounds.json again from the losses that were handed over, and compare.
     try:
-        check_losses(material.stored, message, claim.losses)
-        record = _record_of(material, material.stored)
-    except (UserError, ValueError, TypeError):
+        record = _record_of(material, material.stored.of(message))
+    except (UserError, ValueError):
         return
     checks = record_checks(material.claimed, (record, record), frozenset())
     differing = [check.name for check in checks if not check.agrees]
@@ -201,12 +201,12 @@ def _check_numerics_of_the_bounds(material: Material) -> None:
         )
 
 
-def _record_of(material: Material, losses: dict[str, Any]) -> dict[str, Any]:
+def _record_of(material: Material, losses: RunLosses) -> dict[str, Any]:
     """Return what bounds.json would hold for these losses.
 
     Of facts about machines only the keys are compared, so those of this computation will do.
     """
-    environment = run_environment(material.stored["provenance"], Provenance.of_this_process(), 0.0)
+    environment = run_environment(material.stored.provenance, Provenance.of_this_process(), 0.0)
     return run_record(material.message, losses, environment).as_json()
 
 
@@ -225,7 +225,7 @@ def _identity_checks(material: Material) -> list[Check]:
         Check("certificate sha256", claimed.get("certificate_sha256"), message.certificate_sha256),
         Check(
             "certificate sha256 in losses.npz",
-            material.stored["provenance"]["certificate_sha256"],
+            material.stored.provenance.certificate_sha256,
             message.certificate_sha256,
         ),
         Check("data hash in bounds.json", claimed.get("data_hash"), message.header.data_hash),
@@ -266,25 +266,25 @@ def _rescored(verdict: Verdict, run: Run, material: Material, own_documents: Own
     """The verdict after scoring: losses, every number of bounds.json, and the verifier's own bounds."""
     message, options = material.message, material.options
     # A draw is made only if losses of as many documents are there.
-    sizes = _draw_checks(message, material.stored)
+    sizes = _draw_checks(message, material.stored.arrays)
     if sizes:
         return verdict.with_checks(*sizes)
     # The prover must not know where the networks are tested.
     causality = CausalityTest(generator("causality of a claim", secrets.token_bytes(16)), share=TESTED_SHARE)
     predictor, anchoring = decoded_predictor(run, message, causality), run.loss.anchoring
     base = None if anchoring is None else compute_base_losses(run, anchoring, causality)
-    own: dict[str, Any] = score_message(run, message, predictor, base)
+    own = score_message(run, message, predictor, base)
     # The network before quantization is not in the certificate: only a checkpoint of it can be scored.
     if material.claim.checkpoint is None:
         unchecked = verdict.unchecked | {f"{UNQUANTIZED} (no checkpoint here)": material.claimed.get(UNQUANTIZED)}
         verdict = dataclasses.replace(verdict, unchecked=unchecked)
     else:
-        checks, before = unquantized_losses(run, message, material.claim.checkpoint)
-        verdict = verdict.with_checks(*checks)
-        own |= before
-    if not all(np.isfinite(values).all() for values in own.values()):
+        encodes, before_U = unquantized_losses(run, message, material.claim.checkpoint)
+        verdict = verdict.with_checks(encodes)
+        own = dataclasses.replace(own, val_losses_unquantized_bits=before_U)
+    if not all(np.isfinite(values).all() for values in own.arrays().values()):
         return verdict.with_checks(Check("losses of the decoded network are numbers", True, False))
-    verdict = verdict.with_checks(*loss_checks(material.stored, own))
+    verdict = verdict.with_checks(*loss_checks(material.stored.arrays, own.arrays()))
     verdict = _with_record(verdict, material, own)
     # Documents of the verifier's own choosing.
     if options.redraw is not None and options.nonce is not None:
@@ -300,26 +300,28 @@ def _rescored(verdict: Verdict, run: Run, material: Material, own_documents: Own
     return dataclasses.replace(verdict, scored_on=run.settings.compute.device)
 
 
-def _draw_checks(message: Message, stored: dict[str, Any]) -> list[Check]:
+def _draw_checks(message: Message, arrays: Mapping[str, np.ndarray]) -> list[Check]:
     """Return the draws that losses.npz does not hold as many documents of as the settings ask for."""
     scoring, anchoring = message.settings.scoring, message.loss.anchoring
     wanted = {"indices": message.loss.premises.m_units, "source_documents": scoring.sources}
     if anchoring is not None:
         wanted |= {"base_indices": anchoring.base_documents, "base_source_documents": anchoring.base_sources}
     checks = [
-        Check(f"length of {name} in losses.npz", np.size(stored.get(name, ())), length)
+        Check(f"length of {name} in losses.npz", np.size(arrays.get(name, ())), length)
         for name, length in wanted.items()
         if length is not None
     ]
     return [check for check in checks if not check.agrees]
 
 
-def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> Verdict:
+def _with_record(verdict: Verdict, material: Material, own: RunLosses) -> Verdict:
     """bounds.json against the record of the stored losses and against that of the verifier's own."""
     # Without a checkpoint any val losses will serve, since no number that depends on them is compared.
-    before = "val_losses_unquantized_bits"
-    on_trust = frozenset() if before in own else frozenset({UNQUANTIZED})
-    fresh = _record_of(material, {before: own["val_losses_bits"]} | own)
+    on_trust: frozenset[str] = frozenset()
+    if own.val_losses_unquantized_bits is None:
+        on_trust = frozenset({UNQUANTIZED})
+        own = dataclasses.replace(own, val_losses_unquantized_bits=own.val_losses_bits)
+    fresh = _record_of(material, own)
     verdict = verdict.with_bounds({key: fresh[key] for key in OWN_NUMBERS})
     if fresh["by_source"]:
         verdict = verdict.with_bounds({"bound_by_source": fresh["by_source"]["bound"]})
@@ -327,8 +329,8 @@ def _with_record(verdict: Verdict, material: Material, own: dict[str, Any]) -> V
     if not verdict.verified:
         return verdict
     try:
-        from_file = _record_of(material, material.stored)
-    except (ValueError, TypeError) as error:
+        from_file = _record_of(material, material.stored.of(material.message))
+    except (UserError, ValueError) as error:
         return verdict.with_checks(Check("losses.npz gives a bound", "a number", str(error)))
     verdict = verdict.with_checks(*record_checks(material.claimed, (from_file, fresh), on_trust))
     return verdict.with_checks(*_published_numbers(material))
