@@ -16,8 +16,8 @@ from sublora.runs.verify.checks import LOSS_TOLERANCE_BITS
 from sublora.system.digests import tensors_sha256
 from sublora.tools.throughput import RandomTokens
 from sublora.training import checkpoint
+from sublora.training.exchange import Prefetcher
 from sublora.training.run import Run
-from sublora.training.transfer import Prefetcher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

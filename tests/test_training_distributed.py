@@ -18,7 +18,7 @@ from sublora.runs.train import train_run
 from sublora.system.device import claim_devices
 from sublora.system.errors import UserError
 from sublora.training import checkpoint
-from sublora.training.distributed import Peers
+from sublora.training.exchange import Peers
 
 LOSS_TOLERANCE = 1e-5
 """Largest relative difference of a loss to one process's: float32 sums in another order, over 20 steps."""

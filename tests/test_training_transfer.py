@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sublora.training.transfer import Prefetcher
+from sublora.training.exchange import Prefetcher
 
 
 def test_every_step_gets_its_own_batch_on_a_cpu_without_looking_ahead():

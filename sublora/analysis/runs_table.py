@@ -229,7 +229,7 @@ def _check(runs: pd.DataFrame, source: str) -> None:
         if not _is_text(column):
             empty = runs[column].isna()
             if column.startswith(NESTED["gamma"]):
-                # Gates are a matter of the allocation: who has one has all.
+                # Gates depend on the allocation: a run that has one of them has all.
                 empty &= runs["mode"].isin(runs["mode"][~empty])
             if empty.any():
                 name = runs["name"][empty].iloc[0]

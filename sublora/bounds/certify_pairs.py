@@ -184,10 +184,10 @@ def certify_excess(
     """Return the anchored bound (`sublora.bounds.anchor`) for losses of any kind.
 
     losses_D, reference_D: losses of the model and of the reference on all n examples in the same order, or with
-    `subsample` on m of them, drawn with replacement after the message of `code_bits` was frozen. excess_upper: what the
-    model can lose more than the reference on any example, by construction. Both bounds are by betting; the reference
-    has no message. ValueError if the numbers of losses differ, an excess is above `excess_upper`, or as in
-    `sublora.bounds.inequalities`.
+    `subsample` on m of them, drawn with replacement after the message of `code_bits` was frozen. excess_upper: the most
+    by which the model's loss can exceed the reference's on any example, by construction. Both bounds are by betting;
+    the reference has no message. ValueError if the numbers of losses differ, an excess is above `excess_upper`, or as
+    in `sublora.bounds.inequalities`.
     """
     check_count("n", n)
     check_probability("delta", delta)

@@ -143,7 +143,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     p_values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p_values)
     corrected = np.empty_like(p_values)
-    # The smallest p counts as often as there are tests, the next once less, and none falls below one before it.
+    # Multiply the smallest p by the number of tests, the next by one less, and so on; none falls below the one before.
     corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
     return np.minimum(corrected, 1.0)
 

@@ -263,9 +263,9 @@ def read_record(path: Path, *, missing: str, fix: str) -> BoundRecord:
 
 
 def record_values(path: Path, *, missing: str, fix: str) -> dict[str, Any]:
-    """Return what a bounds.json of this format says, whether or not a record may say it; no key occurs twice.
+    """Return the values in a bounds.json of this format, before they are checked as a record.
 
-    UserError as for `read_record`.
+    UserError as for `read_record`, and for a key that occurs twice.
     """
     found = read_json(path, missing=missing, fix=fix, most_bytes=LARGEST_RECORD, distinct=True)
     if not isinstance(found, dict):

@@ -145,7 +145,7 @@ class SecondReading:
         return members
 
     def _append(self, rows_N: np.ndarray, shape: tuple[int, int], tested_K: np.ndarray) -> None:
-        """Append a batch of these windows, whose free rows read others again."""
+        """Append a batch of these windows; its free rows read other windows a second time."""
         number, first = len(self.batches), len(rows_N)
         self.batches.append((rows_N, shape))
         self._place_2N[0, rows_N], self._place_2N[1, rows_N] = number, np.arange(first)

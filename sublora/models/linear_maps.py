@@ -218,7 +218,7 @@ class Attachment:
     def use(self, pairs: Mapping[str, Pair], *, dropout: float = 0.0) -> None:
         """Set the pairs (down R x I, up O x R), by the maps' names, for all passes from the next one on.
 
-        `dropout` acts on an adapter's input, which only maps that are called have.
+        `dropout` acts on the input of an adapter; a map whose weight is read has none.
         """
         self._pairs, self._dropout = pairs, dropout
         self._called.clear()

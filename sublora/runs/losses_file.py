@@ -73,7 +73,7 @@ class RunLosses:
     test_excess_bits: NDArray[np.float64] | None = None
     source_excess_bits: NDArray[np.float64] | None = None
     val_losses_unquantized_bits: NDArray[np.float64] | None = None
-    """Of the network before quantization; None until that is scored, in no file."""
+    """Losses of the network before quantization; None only while that has not been scored."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that are there, by their names in the file."""

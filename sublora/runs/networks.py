@@ -161,7 +161,7 @@ def _check_memory(settings: config.Settings, vocab_size: int) -> None:
 
 
 def trained_parameters(settings: config.Settings, vocab_size: int | None) -> int | None:
-    """D, the entries of theta; None of a network whose sizes are in its own files, or whose vocabulary is not given."""
+    """D, the number of entries of theta; None if the sizes are in the network's own files, or V is not given."""
     if not isinstance(settings.model, config.Model) or vocab_size is None:
         return None
     if settings.subspace.adapt == "weights":

@@ -19,7 +19,7 @@ from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CHECKPOINT_NAME
 from sublora.system.provenance import Provenance
 from sublora.training import checkpoint
-from sublora.training.distributed import Peers, joined
+from sublora.training.exchange import Peers, joined
 from sublora.training.loop import Trainer
 from sublora.training.reporting import Progress, Trackers, tracked
 from sublora.training.resumable import BeforeStep

@@ -34,7 +34,7 @@ LARGEST_FILE = 1 << 28
 LARGEST_EXPANSION = 16
 """Bytes that arrays may take for each byte of their archive. Losses take 2, whole numbers in order 6."""
 ALWAYS_ALLOWED = 1 << 24
-"""Bytes that arrays may take however small the archive is: equal values take next to nothing in it."""
+"""Bytes that arrays may take however small the archive is: repeated values compress to almost nothing."""
 MOST_MEMBERS = 1000
 """Arrays of an archive."""
 KINDS = "biufU"

@@ -61,7 +61,7 @@ def read_sample_lines(path: Path, column: str | None, key: str | None, filter_na
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each line and its object; blank lines are passed over."""
+    """Yield the number of each line and its object; blank lines are skipped."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

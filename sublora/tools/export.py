@@ -39,8 +39,8 @@ PROVENANCE_NAME = "sublora.json"
 def export_network(files: CertificateFiles, out: Path, form: Form) -> Path:
     """Write the decoded network into the folder `out`, which must be new or empty, and return the folder.
 
-    The network is in float32, as it was scored, and the folder appears as a whole. What the certificate says of a
-    pretrained base's place goes nowhere: only the folder that the reader names is read, or named in the export.
+    The network is in float32, as it was scored, and the folder appears as a whole. The path of a pretrained
+    base in the certificate is not used: only the folder that the reader names is read, or named in the export.
     UserError as for `decode_certificate`, if `out` already holds files, or if the named folder holds another base.
     """
     # Refuse before the network is decoded, which takes time.

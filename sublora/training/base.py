@@ -14,10 +14,10 @@ from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.weights import random_weights
 from sublora.training.evaluation import BITS_PER_NAT
+from sublora.training.exchange import Prefetcher
 from sublora.training.reporting import Progress, Trackers, write_csv
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
 from sublora.training.step import learning_rate, warmup_steps
-from sublora.training.transfer import Prefetcher
 
 BASE_COLUMNS = ("step", "tokens_seen", "learning_rate", "train_loss_bits", "val_loss_bits", "gradient_norm", "seconds")
 

@@ -12,14 +12,13 @@ from sublora.subspace.allocations import mask_width
 from sublora.system.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.system.provenance import Provenance
 from sublora.training import checkpoint
-from sublora.training.distributed import Peers
 from sublora.training.evaluation import BITS_PER_NAT, Facts, GateSignal, look, token_losses
+from sublora.training.exchange import Assemble, Peers
 from sublora.training.rate_phase import RatePhase
 from sublora.training.reporting import Progress, Trackers, write_csv
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
 from sublora.training.run import Run
 from sublora.training.step import AdamW, Objective, learning_rate, warmup_steps
-from sublora.training.transfer import Assemble
 
 METRIC_COLUMNS = (
     "step",

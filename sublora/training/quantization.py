@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sublora.coding.magnitudes import magnitude_bits
 from sublora.system.device import to_device
-from sublora.training.transfer import HostCopy
+from sublora.training.exchange import HostCopy
 
 _NUMPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 PRICED_MAGNITUDES = 128

@@ -25,7 +25,7 @@ from sublora.system.locks import Presence
 TENSORBOARD_FOLDER = "tensorboard"
 
 Values = Mapping[str, Any]
-"""A row by its columns; values that are not numbers are left out."""
+"""A row, as values by column name; those that are not numbers are left out."""
 
 
 class Progress:

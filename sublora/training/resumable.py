@@ -12,7 +12,7 @@ from sublora.system.signals import StopSignals, kill_follows
 from sublora.system.versions import CHECKPOINT_FORMAT
 from sublora.training import checkpoint
 from sublora.training.checkpoint import History
-from sublora.training.distributed import Peers
+from sublora.training.exchange import Peers
 from sublora.training.reporting import Progress, Trackers
 
 BeforeStep = Callable[[int], None]

@@ -15,12 +15,11 @@ from torch.optim.adamw import adamw
 from sublora.bounds.smoothing import parse_smoothing
 from sublora.losses.documents import DocumentWeights, document_loss
 from sublora.system.streams import stream_key
-from sublora.training.distributed import Peers
+from sublora.training.exchange import Assemble, Peers, Prefetcher
 from sublora.training.quantization import Price
 from sublora.training.rate_phase import RatePhase
 from sublora.training.resumable import NonFinite
 from sublora.training.run import Run
-from sublora.training.transfer import Assemble, Prefetcher
 
 
 class Objective:

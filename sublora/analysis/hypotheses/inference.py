@@ -168,7 +168,7 @@ def page_p(values_RL: np.ndarray) -> float:
     if rows > 1 and layers <= MOST_EXACT_LAYERS and not tied:
         rising, falling = (stats.page_trend_test(ranks, method="exact").pvalue for ranks in (ranks_RL, -ranks_RL))
         return float(min(1.0, 2.0 * min(rising, falling)))
-    # Of a single row all orders are few enough up to 8 layers, and then permutation_test takes every one of them.
+    # A single row of up to 8 layers has few enough orders for permutation_test to enumerate them all.
     result = stats.permutation_test(
         tuple(ranks_RL),
         lambda *rows_L, axis: np.sum(rows_L, axis=0) @ np.arange(1, layers + 1),

@@ -57,7 +57,7 @@ class HypothesisTest:
     p: float = math.nan
     """Whole seeds are what is flipped or ordered."""
     p_if_independent: float = math.nan
-    """The same test of all (budget, seed) pairs: its condition is that budgets are independent given the seed."""
+    """The same test of all (budget, seed) pairs; it assumes that budgets are independent given the seed."""
     smallest_p: float = 0.0
     """What the test can reach at best with these seeds."""
     gain_at_most: float = math.nan

@@ -111,7 +111,7 @@ class _Source:
                 yield self._cut(statement, alone=_is_docstring_alone(node))
 
     def _cut(self, docstring: ast.Expr, *, alone: bool) -> tuple[int, int, bytes]:
-        """Return start and end of what is removed for a docstring, and its substitute."""
+        """Return start and end of the text that is removed with a docstring, and what replaces it."""
         start = self._offset(docstring.lineno, docstring.col_offset)
         end = self._offset(docstring.end_lineno or docstring.lineno, docstring.end_col_offset or 0)
         if alone:

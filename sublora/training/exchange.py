@@ -1,16 +1,19 @@
-"""Several processes on one training, started by torchrun, and what they exchange.
+"""What a training exchanges: sums and decisions between its processes, and tensors between host and GPU.
 
-Only w and the gates are trained, so a step needs one sum of their gradients: some kilobytes. Each process computes
-everything else for itself from the same seeds, or the first one decides and tells the others.
+Several processes work on one training if torchrun has started them. Only w and the gates are trained, so a step needs
+one sum of their gradients: some kilobytes. Each process computes everything else for itself from the same seeds, or the
+first one decides and tells the others. Between host and GPU neither side waits for the other.
 """
 
 import contextlib
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
@@ -89,3 +92,51 @@ def joined(compute: config.Compute) -> Iterator[Peers]:
         yield Peers(torch.distributed.get_rank(), size)
     finally:
         torch.distributed.destroy_process_group()
+
+
+Assemble = Callable[[int], tuple[np.ndarray, ...]]
+"""Returns the batch of a step, which depends on nothing but the step."""
+
+
+class Prefetcher:
+    """The batch of each step on the device; for a GPU a thread assembles the next batch ahead, in pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = ThreadPoolExecutor(1, "batches") if device.type == "cuda" else None
+        self._ahead: dict[tuple[Assemble, int], Future[list[Tensor]]] = {}
+
+    def batch(self, assemble: Assemble, step: int) -> list[Tensor]:
+        """Return the tensors of `assemble(step)`; another `assemble` than before discards what was assembled ahead."""
+        if self._pool is None:
+            return _tensors(assemble, step)
+        ready = self._ahead.pop((assemble, step), None)
+        self._ahead = {(assemble, step + 1): self._pool.submit(_pinned, assemble, step + 1)}
+        parts = ready.result() if ready else _pinned(assemble, step)
+        return [part.to(self._device, non_blocking=True) for part in parts]
+
+
+def _tensors(assemble: Assemble, step: int) -> list[Tensor]:
+    return [torch.from_numpy(part) for part in assemble(step)]
+
+
+def _pinned(assemble: Assemble, step: int) -> list[Tensor]:
+    return [part.pin_memory() for part in _tensors(assemble, step)]
+
+
+class HostCopy:
+    """A tensor's values on the host. The copy is queued at once, and `numpy` waits for it alone, not for later work."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._values, self._copied = tensor.detach(), None
+        if tensor.device.type == "cuda":
+            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._values = pinned.copy_(self._values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def numpy(self) -> np.ndarray:
+        """Wait for the copy and return it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.numpy()
