@@ -119,7 +119,8 @@ class Prover:
             base = random_base(message.settings, dataset.vocab_size, message.spec.seed)
         else:
             base = read_base(own_base_weights(self.root), message.settings, dataset.vocab_size)
-        run = assemble_run(message.settings, message.spec, dataset, base, torch.device("cpu"))
+        points, cpu = message.header.scale_points, torch.device("cpu")
+        run = assemble_run(message.settings, message.spec, dataset, base, cpu, scale_points=points)
         import sublora.runs.score as scoring
 
         drawn, honest = scoring.scored_units, indices_D

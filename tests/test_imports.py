@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coding": {"system"},
     "bounds": {"system"},
     # Names that need no numerical library.
-    "config": {"system", "subspace.allocations", "subspace.projections", "bounds.smoothing_names"},
+    "config": {"system", "subspace.allocations", "subspace.projections", "subspace.scales", "bounds.smoothing_names"},
     "data": {"config", "system"},
     "models": {"subspace", "config", "system"},
     "nn": {"subspace"},

@@ -1,4 +1,4 @@
-"""Commands of the stages, in the order of the pipeline: prepare, base, train, encode, score, bound, yardsticks."""
+"""Commands of the stages, in their order: prepare, base, scales, train, encode, score, bound, yardsticks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +44,18 @@ def base_command(
         from sublora.runs.base import make_base
 
     print(make_base(settings, root=root_of(config), out=out))
+
+
+@app.command("scales")
+def scales_command(config: ConfigOption) -> None:
+    """Measure the gradients of the base that the scales of the subspace follow from: results/scales.json."""
+    from sublora.config import load_settings, root_of
+
+    settings = load_settings(config)
+    with quick_imports():
+        from sublora.runs.scales import make_scales
+
+    print(make_scales(settings, root=root_of(config)))
 
 
 @app.command("train")

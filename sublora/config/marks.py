@@ -90,6 +90,7 @@ def claim_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that a claim depends on, as plain JSON values by dotted key (two levels)."""
     plain = settings.model_dump(mode="json")
     return {
+        # A null that the plain values leave out counts as one.
         f"{name}.{key}": plain[name].get(key)
         for name, section in Settings.model_fields.items()
         for key, field in type(getattr(settings, name)).model_fields.items()

@@ -3,10 +3,11 @@
 import re
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from sublora.config.section import LARGEST_LAYERS, Extent, LayerCount, Mark, Section
 from sublora.subspace.projections import IDENTITY, PROJECTIONS
+from sublora.subspace.scales import parse_scale
 from sublora.system.validation import NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -62,7 +63,15 @@ def _known_projection(name: str) -> str:
 
 ProjectionName = Annotated[str, AfterValidator(_known_projection)]
 
-Adapted = Literal["lora", "weights"]
+
+def _canonical_scale(text: str) -> str:
+    return str(parse_scale(text))
+
+
+ScaleText = Annotated[str, AfterValidator(_canonical_scale)]
+"""gradient(a) or fisher(a); spellings of one scale become the same text."""
+
+Adapted = Literal["lora", "weights", "vectors", "cores"]
 ADAPTED: tuple[Adapted, ...] = get_args(Adapted)
 
 
@@ -189,13 +198,26 @@ class SubspaceSettings(Section):
 
     adapt: Annotated[Adapted, Mark(premise=True)] = "lora"
     """Which parameters w stands for. lora: the matrices of section lora, beside frozen weights; weights: every weight
-    of the network, which starts from the base, and no adapters."""
+    of the network, which starts from the base, and no adapters; vectors: those of one dimension alone, the gains and
+    biases of its norms and the biases of its linear maps; cores: an r x r matrix for each adapter of section lora,
+    between the r largest singular vectors of the frozen weight (LoRA-XS), and no lora.init."""
     projection: Annotated[ProjectionName, Mark(decoder=True, premise=True)] = "kronecker_qr"
     """How w is mapped to the parameters; kronecker_qr: Kronecker products of orthonormal factors; kronecker_feistel:
     the same for many million parameters, with a permutation that is not stored; identity: no subspace, w is the
     parameters' difference from their start, and grid.budgets is [all]."""
     projection_seed: NonNegativeInt = 137
     """Seed of the projection, combined with the seed of the run."""
+    scale: Annotated[ScaleText | None, Mark("train", decoder=True, premise=True, null_counts=False)] = None
+    """Scales s of the subspace, theta = init + s * P w, with mean square 1, from the gradient of the base on its own
+    corpus; needs base.kind trained. gradient(a): one scale for each trained matrix, proportional to g^a with g the root
+    mean square of its gradient; fisher(a): one for each input of an A and output of a B, proportional to F^a with F the
+    mean square of its gradient; -2 <= a <= 2. null: none."""
+
+    @model_serializer(mode="wrap")
+    def _without_a_null_scale(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a null: certificates from before there was the key keep their bytes."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "scale" or value is not None}
 
 
 class Gating(Section):

@@ -59,6 +59,7 @@ class Settings(Section):
         found += self._phases_that_never_start()
         found += _contradictions_of_the_grid(self)
         found += self._anchor_that_does_not_fit()
+        found += self._scale_that_does_not_fit()
         if isinstance(self.base, TrainedBase):
             found += [*self._batches_of_the_base(self.base), *_overlap_complaints(self.base, self.data)]
         if found:
@@ -171,6 +172,22 @@ class Settings(Section):
             found.append(f"scoring.anchor base needs {', '.join(missing)} (or set scoring.anchor to guessing)")
         return found
 
+    def _scale_that_does_not_fit(self) -> list[str]:
+        name, found = f"subspace.scale {self.subspace.scale}", []
+        if self.subspace.scale is None:
+            return []
+        if self.base.kind != "trained":
+            found.append(
+                f"{name} comes from the corpus of the base: it needs base.kind trained, found {self.base.kind}"
+            )
+        if self.subspace.adapt == "cores":
+            found.append(f"{name}: cores have the singular values of the weights for scales; set it to null")
+        if self.grid.trained is not None:
+            found.append(
+                f"{name} is that of one kind of trained parameters, grid.trained compares several; set it to null"
+            )
+        return found
+
     def for_run(self, spec: RunSpec) -> "Settings":
         """Return the settings of one run: with its network and what it trains, where the grid compares them.
 
@@ -250,11 +267,13 @@ def _of_allocations(settings: Settings) -> list[str]:
 
 def _of_networks(settings: Settings, parts: tuple[str, ...]) -> list[str]:
     found = []
-    if any(named_part(part)[0] == "weights" for part in parts):
-        if not isinstance(settings.model, Model):
-            found.append(f"adapt weights needs model.kind gpt2, found {settings.model.kind}")
-        if settings.training.keep_initialization:
-            found.append("training.keep_initialization writes files of adapters, and adapt weights has none; set false")
+    for adapt in dict.fromkeys(named_part(part)[0] for part in parts):
+        if adapt in ("weights", "vectors") and not isinstance(settings.model, Model):
+            found.append(f"adapt {adapt} needs model.kind gpt2, found {settings.model.kind}")
+        if adapt != "lora" and settings.training.keep_initialization:
+            found.append(
+                f"training.keep_initialization writes files of adapters, and adapt {adapt} has none; set false"
+            )
     if settings.grid.sizes is not None and settings.base.kind != "random":
         found.append(
             f"grid.sizes needs base.kind random, found {settings.base.kind}, which is a file of one size; set "

@@ -20,7 +20,9 @@ from sublora.models.gpt import GPT
 from sublora.models.head import head_cross_entropy, head_target_scores
 from sublora.models.lora import Adapters, cut, down_projection, initial_theta
 from sublora.models.spaces import HEAD
+from sublora.subspace.cores import Lift, cores_of
 from sublora.subspace.parameters import ParameterSpace
+from sublora.system.errors import UserError
 
 
 class Backbone(Protocol):
@@ -39,6 +41,9 @@ class Backbone(Protocol):
 
     def hidden(self, tokens_NT: Tensor, adapters: Adapters | None = None, *, dropout: float = 0.0) -> Tensor:
         """Return the final hidden states (N x T x C) for token ids; `dropout` acts on the input of every adapter."""
+
+    def target_weight(self, group: str, target: str) -> Tensor:
+        """Return the frozen weight (outputs x inputs) of an adapted linear map."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,6 +145,8 @@ class LoraNetwork(_BackboneNetwork):
     dropout: float = 0.0
     origin_D: Tensor | None = None
     """The initial theta if its product must be subtracted, because B starts from random values."""
+    lift: Lift | None = None
+    """Where not theta itself is trained but cores of its adapters, how they move it."""
 
     def at(self, theta_D: Tensor) -> AdaptedModel:
         """Return the backbone with the adapters of theta, differentiable in theta."""
@@ -150,9 +157,10 @@ class LoraNetwork(_BackboneNetwork):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightsNetwork(_BackboneNetwork):
-    """A GPT whose weights are theta; a `Network`.
+    """A GPT some or all of whose weights are theta; a `Network`.
 
-    The backbone's own weights appear in no model; `base_sha256` identifies those that training starts from.
+    The backbone's own weights appear in models where theta has none; `base_sha256` identifies those that training
+    starts from.
     """
 
     backbone: GPT
@@ -173,3 +181,23 @@ def lora_network(
     scale = lora.alpha / lora.rank
     network = LoraNetwork(backbone, space, base_sha256, scale=scale, dropout=lora.dropout, origin_D=origin_D)
     return network, start_D
+
+
+def cores_network(
+    backbone: Backbone, space: ParameterSpace, lora: config.Lora, *, base_sha256: str
+) -> tuple[LoraNetwork, NDArray[np.float32]]:
+    """Return the backbone with adapters of which cores are trained, and theta (D) at the start, where B is 0.
+
+    UserError if the rank exceeds that of an adapted weight.
+    """
+    weights_OI = {}
+    for p in space.parameters:
+        if p.role == "B":
+            group, target, _ = p.name.split(".")
+            weights_OI[p.name] = backbone.target_weight(group, target).detach().double().cpu().numpy()
+    try:
+        lift, start_D = cores_of(space, weights_OI)
+    except ValueError as error:
+        raise UserError(f"subspace.adapt cores: {error}") from None
+    scale = lora.alpha / lora.rank
+    return LoraNetwork(backbone, space, base_sha256, scale=scale, dropout=lora.dropout, lift=lift), start_D

@@ -94,6 +94,15 @@ class GPT(nn.Module):
             x_NTC = block(x_NTC, self._block_weights(layer), pairs, self.shape.n_head, dropout)
         return _norm(x_NTC, (self.weight("ln_f.weight"), self.weight("ln_f.bias")))
 
+    def target_weight(self, group: str, target: str) -> Tensor:
+        """Return the weight (outputs x inputs) of an adapted linear map: a layer's, or the head's."""
+        if target == config.HEAD_TARGET:
+            return self.head_VC
+        if target in ("query", "value"):
+            query, _, value = self.weight(f"h.{group}.attn.c_attn.weight").chunk(3)
+            return query if target == "query" else value
+        return self.weight(f"h.{group}.mlp.{'c_fc' if target == 'mlp_in' else 'c_proj'}.weight")
+
     def _block_weights(self, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Return weight and bias of a layer's norms and linear maps by name."""
         return {

@@ -279,6 +279,7 @@ class HuggingFaceBackbone:
         self.maps = _adapted_maps(module, model, lora)
         self.space = linear_map_space(self.maps, lora.rank)
         """The LoRA matrices, as parts of theta."""
+        self._module = module
         self._attachment = Attachment(module, [each for each in self.maps if each.group != HEAD])
         backbone = _backbone(module)
         self._backbone = torch.compile(backbone) if use_compiler else backbone
@@ -289,6 +290,15 @@ class HuggingFaceBackbone:
         pairs = {name: pair for name, pair in found.items() if pair is not None}
         self._attachment.use(pairs, dropout=dropout)
         return cast(Tensor, self._backbone(input_ids=tokens_NT, use_cache=False).last_hidden_state)
+
+    def target_weight(self, group: str, target: str) -> Tensor:
+        """Return the frozen weight (outputs x inputs) of an adapted linear map."""
+        found = next(each for each in self.maps if (each.group, each.target) == (group, target))
+        if found.group == HEAD:
+            return self.head_VC
+        layer = self._module.get_submodule(found.name)
+        weight = layer.get_parameter("weight").detach()
+        return weight if isinstance(layer, nn.Linear) else weight.T
 
 
 def _adapted_maps(module: nn.Module, model: config.HuggingFaceModel, lora: config.Lora) -> tuple[LinearMap, ...]:

@@ -64,8 +64,15 @@ def weights_space(model: config.Model, vocab_size: int) -> ParameterSpace:
     return ParameterSpace.of((name, shape, _weight_group(name), WEIGHT_ROLE) for name, shape in shapes.items())
 
 
+def vectors_space(model: config.Model, vocab_size: int) -> ParameterSpace:
+    """Return the weights of one dimension, gains and biases, in the order in which all weights are hashed."""
+    shapes = weight_shapes(model, vocab_size)
+    vectors = {name: shape for name, shape in shapes.items() if len(shape) == 1}
+    return ParameterSpace.of((name, shape, _weight_group(name), WEIGHT_ROLE) for name, shape in vectors.items())
+
+
 def weights_theta(weights: Weights, space: ParameterSpace) -> NDArray[np.float32]:
-    """Return theta (D) of given weights."""
+    """Return theta (D) of given weights, those that the space names."""
     theta_D = np.empty(space.size, dtype=np.float32)
     for p in space.parameters:
         theta_D[p.start : p.stop] = weights[p.name].ravel()

@@ -8,15 +8,21 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sublora import config
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import TokenDataset
+from sublora.models.adapted import LoraNetwork
 from sublora.models.protocol import Network
 from sublora.runs.base import load_base
 from sublora.runs.networks import CERTIFIED_DTYPE, AnyBase, make_network
+from sublora.runs.scales import load_scale_points
 from sublora.subspace.allocations import parse_allocation
+from sublora.subspace.parameters import ParameterSpace
+from sublora.subspace.scales import Points, entry_scales, parse_scale, scales_of_points
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.errors import UserError
 from sublora.system.files import absolute
@@ -46,7 +52,8 @@ def build_run(
         UserError: the budget does not fit the network, or the base cannot be read.
     """
     base = load_base(settings, spec.seed, dataset.vocab_size, root)
-    return assemble_run(settings, spec, dataset, base, device, dtype=dtype)
+    points = load_scale_points(settings, root)
+    return assemble_run(settings, spec, dataset, base, device, dtype=dtype, scale_points=points)
 
 
 def assemble_run(
@@ -57,10 +64,17 @@ def assemble_run(
     device: torch.device,
     *,
     dtype: str = CERTIFIED_DTYPE,
+    scale_points: Points | None = None,
 ) -> Run:
-    """A run at its start on a base that is at hand. UserError if the budget does not fit the network."""
-    network, subspace = adaptable(settings, spec, base, dataset.vocab_size, device, dtype=dtype)
-    return Run(settings, spec, dataset, network, subspace, device, base.seen_sha256(dataset.longest_targets))
+    """A run at its start on a base that is at hand. UserError if budget or scales do not fit the network.
+
+    scale_points: what the scales of the subspace follow from; None: it has none, whatever the settings say.
+    """
+    network, subspace = adaptable(
+        settings, spec, base, dataset.vocab_size, device, dtype=dtype, scale_points=scale_points
+    )
+    seen_sha256 = base.seen_sha256(dataset.longest_targets)
+    return Run(settings, spec, dataset, network, subspace, device, seen_sha256, scale_points=scale_points)
 
 
 def adaptable(
@@ -71,24 +85,41 @@ def adaptable(
     device: torch.device,
     *,
     dtype: str = CERTIFIED_DTYPE,
+    scale_points: Points | None = None,
 ) -> tuple[Network, Subspace]:
     """The network on a base, and the subspace in which a run of it is trained, at its start; needs no data.
 
-    UserError if the budget does not fit the network.
+    UserError if budget or scales do not fit the network.
     """
     network, start_D = make_network(settings, base, vocab_size=vocab_size, seed=spec.seed, device=device, dtype=dtype)
+    lift = network.lift if isinstance(network, LoraNetwork) else None
+    space = network.space if lift is None else lift.space
     shape = SubspaceShape(
-        space=network.space,
+        space=space,
         allocation=parse_allocation(spec.allocation),
-        budget=spec.dimension(network.space.size),
+        budget=spec.dimension(space.size),
         projection=settings.subspace.projection,
         sharing=settings.gating.sharing,
+        scale_D=_entry_scales(settings, space, scale_points),
+        lift=lift,
     )
     stream = functools.partial(generator, spec.seed, "projection", settings.subspace.projection_seed)
     try:
         return network, Subspace(shape, start_D, stream).to(device)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _entry_scales(
+    settings: config.Settings, space: ParameterSpace, scale_points: Points | None
+) -> NDArray[np.float32] | None:
+    """Return the scale of every trained parameter; None without scales. UserError if they are those of others."""
+    if scale_points is None or settings.subspace.scale is None:
+        return None
+    try:
+        return entry_scales(space, scales_of_points(scale_points, parse_scale(settings.subspace.scale)))
+    except ValueError as error:
+        raise UserError(f"subspace.scale: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,7 +130,9 @@ def decode_message(message: Message, files: CertificateFiles, device: torch.devi
     settings, header = message.settings, message.header
     settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"compile": False})})
     base = _base(message, files)
-    network, subspace = adaptable(settings, message.spec, base, header.vocab_size, device)
+    network, subspace = adaptable(
+        settings, message.spec, base, header.vocab_size, device, scale_points=header.scale_points
+    )
     hashes = {
         "space of trained parameters": (header.space_sha256, space_sha256(network.space)),
         "LoRA initialization": (header.lora_init_sha256, lora_init_sha256(subspace)),

@@ -67,6 +67,11 @@ LARGEST_VOCABULARY = 1 << 24
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+Point = Annotated[int, Field(ge=-1000, le=1000)]
+ScalePoints = Annotated[dict[str, Annotated[list[Point], Field(min_length=1)]], Field(min_length=1)]
+"""8 log2 of the gradients by parameter (`sublora.subspace.scales`); the length of a header bounds their number."""
+
+
 class SourceFacts(config.Section):
     """The sources of the training documents, where a bound over sources is asked for."""
 
@@ -96,6 +101,8 @@ class Header(config.Section):
     projection_sha256: Sha256
     parameters: config.Budget | None = None
     """D, in the header of a run with budget all and of no other."""
+    scale_points: ScalePoints | None = None
+    """What the scales follow from, in the header of a run with subspace.scale and of no other."""
     numerics_versions: Annotated[dict[str, NonNegativeInt], Field(max_length=MOST_FACTS)]
     environment: Annotated[dict[str, str], Field(max_length=MOST_FACTS)]
     """Versions of the packages that encoded; nothing depends on them."""
@@ -150,6 +157,9 @@ def read_message(path: Path) -> Message:
     settings = config.parse_settings(header.settings, source=str(path)).for_run(header.run)
     if (header.parameters is None) == (header.run.budget == config.ALL):
         raise UserError(f"{path}: header: parameters is {header.parameters} with budget {header.run.budget}; {FIX}")
+    if (header.scale_points is None) != (settings.subspace.scale is None):
+        found = "missing" if header.scale_points is None else "there"
+        raise UserError(f"{path}: header: scale_points is {found} with scale {settings.subspace.scale}; {FIX}")
     try:
         context = payload_context(settings, header.run, header.parameters)
         contents, payload = read_payload(certificate.payload_bytes, context)
@@ -193,17 +203,23 @@ def decoder_header(message: Message) -> dict[str, Any]:
 def _weights(message: Message) -> tuple[float | None, str]:
     """Return (scale of the adapters, sha256 of w), None for a scale that nothing depends on.
 
-    Where no coordinate reaches an A, theta enters the network as scale times w: twice the scale and half the step are
-    one predictor, so w stands multiplied by the scale.
+    Where no coordinate reaches an A, as with cores, theta enters the network as scale times w: twice the scale and half
+    the step are one predictor, so w stands multiplied by the scale.
     """
     settings, w_d = message.settings, message.contents.weights.values().astype(np.float64)
     scale: float | None = None
+    if settings.subspace.adapt == "cores":
+        return None, _w_sha256(w_d * (settings.lora.alpha / settings.lora.rank))
     if settings.subspace.adapt == "lora":
         scale = settings.lora.alpha / settings.lora.rank
         if message.gates and all(k == gate.size for k, gate in zip(message.contents.gates, message.gates, strict=True)):
             w_d, scale = w_d * scale, None
+    return scale, _w_sha256(w_d)
+
+
+def _w_sha256(w_d: np.ndarray) -> str:
     # Adding 0.0 gives zero one sign.
-    return scale, hashlib.sha256((w_d + 0.0).astype("<f8").tobytes()).hexdigest()
+    return hashlib.sha256((w_d + 0.0).astype("<f8").tobytes()).hexdigest()
 
 
 def _subtracts_origin(message: Message) -> bool:

@@ -10,10 +10,17 @@ from numpy.typing import NDArray
 
 from sublora import config
 from sublora.data.tokenizers import tokenizer_facts
-from sublora.models.adapted import Backbone, WeightsNetwork, lora_network
+from sublora.models.adapted import Backbone, WeightsNetwork, cores_network, lora_network
 from sublora.models.gpt import DTYPES, GPT
 from sublora.models.protocol import Network
-from sublora.models.spaces import lora_space, model_parameters, weights_space, weights_theta
+from sublora.models.spaces import (
+    lora_space,
+    lora_targets,
+    model_parameters,
+    vectors_space,
+    weights_space,
+    weights_theta,
+)
 from sublora.models.weights import (
     MAKE_AGAIN,
     Base,
@@ -92,7 +99,7 @@ def make_network(
     if not isinstance(base, Base):
         backbone = adapted = _huggingface_backbone(settings, base, vocab_size, device, compute_type)
         space = adapted.space
-    elif settings.subspace.adapt == "weights":
+    elif settings.subspace.adapt in ("weights", "vectors"):
         return weights_network(settings, base, vocab_size=vocab_size, device=device, dtype=dtype)
     else:
         model = gpt2(settings)
@@ -100,6 +107,8 @@ def make_network(
         gpt.load(base.weights)
         backbone = gpt.to(device)
         space = lora_space(model, settings.lora, vocab_size)
+    if settings.subspace.adapt == "cores":
+        return cores_network(backbone, space, settings.lora, base_sha256=base.sha256)
     return lora_network(backbone, space, settings.lora, base_sha256=base.sha256, seed=seed)
 
 
@@ -135,10 +144,15 @@ def huggingface() -> "types.ModuleType":
 def weights_network(
     settings: config.Settings, base: Base, *, vocab_size: int, device: torch.device, dtype: str
 ) -> tuple[Network, NDArray[np.float32]]:
-    """(a GPT-2 whose weights are theta, those of the base), on the device."""
+    """(a GPT-2 whose weights, all or the vectors among them, are theta, those of the base), on the device."""
     model = gpt2(settings)
-    space = weights_space(model, vocab_size)
     gpt = GPT(model, vocab_size, dtype=DTYPES[dtype], use_compiler=settings.compute.compile)
+    if settings.subspace.adapt == "weights":
+        space = weights_space(model, vocab_size)
+    else:
+        # What is not trained stays that of the base.
+        space = vectors_space(model, vocab_size)
+        gpt.load(base.weights)
     network = WeightsNetwork(gpt.to(device), space, base.sha256)
     return network, weights_theta(base.weights, space)
 
@@ -166,6 +180,10 @@ def trained_parameters(settings: config.Settings, vocab_size: int | None) -> int
         return None
     if settings.subspace.adapt == "weights":
         return model_parameters(settings.model, vocab_size)
+    if settings.subspace.adapt == "vectors":
+        return vectors_space(settings.model, vocab_size).size
+    if settings.subspace.adapt == "cores":
+        return len(lora_targets(settings.model, settings.lora)) * settings.lora.rank**2
     return lora_space(settings.model, settings.lora, vocab_size).size
 
 

@@ -12,6 +12,7 @@ from sublora.runs.base_files import named_base_sha256
 from sublora.runs.build import build_run
 from sublora.runs.message_cost import MessageCost, check_message, message_cost
 from sublora.runs.networks import trained_parameters
+from sublora.runs.scales import load_scale_points
 from sublora.runs.starts import announce, record_start, write_owner
 from sublora.system.device import claim_devices, use_device
 from sublora.system.errors import UserError
@@ -75,7 +76,8 @@ def train_run(
         with progress, sole_writer(out, presence, progress.say) as waited:
             if cost is not None and cost.is_absurd:
                 progress.say(str(cost))
-            digest = checkpoint.training_digest(settings, spec, dataset.data_hash, named_base_sha256(settings, root))
+            base_sha256, points = named_base_sha256(settings, root), load_scale_points(settings, root)
+            digest = checkpoint.training_digest(settings, spec, dataset.data_hash, base_sha256, points)
             # The process that held the lock before may have finished this very training.
             if waited and finished.exists() and checkpoint.load(finished)["digest"] == digest:
                 progress.say(f"{finished}: another process has written it in the meantime")

@@ -11,6 +11,7 @@ from sublora.system.digests import json_sha256, tensors_sha256
 
 if TYPE_CHECKING:
     from sublora.subspace.parameters import ParameterSpace
+    from sublora.subspace.scales import Points
     from sublora.subspace.subspace import Subspace
 
 
@@ -24,10 +25,16 @@ def space_sha256(space: "ParameterSpace") -> str:
     return json_sha256([[each.name, list(each.shape), each.group, each.role] for each in space.parameters])
 
 
+def points_sha256(points: "Points") -> str:
+    """Return the hexadecimal hash that names what scales follow from, their exponent aside."""
+    return json_sha256({name: list(values) for name, values in points.items()})
+
+
 def projection_sha256(subspace: "Subspace") -> str:
     """Return the hexadecimal hash that names the map from w to theta.
 
-    It covers which coordinates feed which entries, behind which gates, and by which arrays.
+    It covers which coordinates feed which entries, behind which gates, by which arrays, at which scales, and how the
+    entries reach theta where they are not theta.
     """
     hashes: list[str] = []
     buffers = dict(subspace.named_buffers())
@@ -37,4 +44,10 @@ def projection_sha256(subspace: "Subspace") -> str:
         prefix = f"{part.name}__"
         arrays = [(name, buffers[name].cpu().numpy()) for name in sorted(buffers) if name.startswith(prefix)]
         hashes += [json_sha256(layout), tensors_sha256(arrays)]
+    # Scales that are all 1 are no scales: the same map has one hash.
+    if subspace.scale_D is not None and not bool((subspace.scale_D == 1.0).all()):
+        hashes.append(tensors_sha256([("scale", subspace.scale_D.cpu().numpy())]))
+    if subspace.shape.lift is not None:
+        hashes.append(space_sha256(subspace.shape.space))
+        hashes.append(tensors_sha256([(name, buffers[name].cpu().numpy()) for name in subspace.lift_names]))
     return hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """The map from w (and gates) to theta, a pure function, and the module that holds what is trained.
 
-SubLoRA (Lotfi et al., ICML 2024): theta = theta_0 + P w with P fixed and random.
+SubLoRA (Lotfi et al., ICML 2024): theta = theta_0 + P w with P fixed and random. Where there are scales s, one for each
+entry of theta, theta = theta_0 + s * (P w).
 
 Shape legend: D entries of theta, d entries of w, G gates, S coordinates of w that a part reads.
 """
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sublora.subspace.allocations import INITIAL_GATE_LOGIT, Allocation, hard_mask, hard_split, soft_mask
+from sublora.subspace.cores import Lift
 from sublora.subspace.parameters import ParameterSpace, span_length
 from sublora.subspace.projections import PROJECTIONS
 
@@ -30,6 +32,10 @@ class SubspaceShape:
     """A name in PROJECTIONS."""
     sharing: str = "shared"
     """What each gate divides: one of SHARINGS."""
+    scale_D: NDArray[np.float32] | None = None
+    """The scale of each entry of theta (`sublora.subspace.scales.entry_scales`); None: 1 for all."""
+    lift: Lift | None = None
+    """Maps the parameters of `space` to theta; None: they are theta."""
 
 
 class Subspace(nn.Module):
@@ -41,6 +47,7 @@ class Subspace(nn.Module):
 
     origin_D: Tensor
     sizes_G: Tensor
+    scale_D: Tensor | None
 
     def __init__(
         self,
@@ -73,6 +80,12 @@ class Subspace(nn.Module):
             raise ValueError(f"the parts of allocation {shape.allocation.name} overlap or are out of order")
         # What is trained is a parameter; what the seeds determine is a buffer outside the state dict.
         self.register_buffer("origin_D", torch.from_numpy(origin_D), persistent=False)
+        scale_D = None if shape.scale_D is None else torch.from_numpy(shape.scale_D)
+        self.register_buffer("scale_D", scale_D, persistent=False)
+        self.lift_names = []
+        for index, array in enumerate(() if shape.lift is None else shape.lift.arrays):
+            self.lift_names.append(f"lift__{index}")
+            self.register_buffer(self.lift_names[-1], torch.from_numpy(array), persistent=False)
         self.register_buffer("sizes_G", torch.tensor([gate.size for gate in self.gates]), persistent=False)
         self.subspace_params = nn.Parameter(torch.zeros(budget))
         self.gating_params = nn.ParameterDict()
@@ -114,9 +127,16 @@ class Subspace(nn.Module):
                 own_S = (mask_S if part.takes_first else 1.0 - mask_S) * own_S
             arrays = {name: getattr(self, buffer) for name, buffer in names.items()}
             pieces.append(projection.apply(arrays, own_S))
-        if end < len(self.origin_D):
-            pieces.append(self.origin_D.new_zeros(len(self.origin_D) - end))
-        return self.origin_D + (pieces[0] if len(pieces) == 1 else torch.cat(pieces))
+        size = self.shape.space.size
+        if end < size:
+            pieces.append(self.origin_D.new_zeros(size - end))
+        moved_D = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        # Scale, and map the trained parameters to theta where they are not theta itself.
+        if self.scale_D is not None:
+            moved_D = self.scale_D * moved_D
+        if self.shape.lift is not None:
+            moved_D = self.shape.lift.apply(tuple(getattr(self, name) for name in self.lift_names), moved_D)
+        return self.origin_D + moved_D
 
     def masks(self, mask_width: float) -> Tensor | None:
         """Return the masks (G x S) of the module's gates at a width in coordinates, 0 for the hard split.

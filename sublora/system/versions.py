@@ -27,6 +27,9 @@ CHECKPOINT_FORMAT = 3
 BASE_FORMAT = 1
 """Version of the layout of base.json."""
 
+SCALES_FORMAT = 1
+"""Version of the layout of scales.json and of the numbers in it."""
+
 LIBRARY_VARIABLE = "SUBLORA_LIBRARY"
 """Environment variable in which a workflow tells its jobs the folder of the library that it runs with itself."""
 

@@ -47,9 +47,10 @@ def export_network(files: CertificateFiles, out: Path, form: Form) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; give another one with --out")
     decoded = decode_certificate(files, torch.device("cpu"))
-    if form == "peft" and decoded.message.settings.subspace.adapt == "weights":
+    adapt = decoded.message.settings.subspace.adapt
+    if form == "peft" and adapt in ("weights", "vectors"):
         raise UserError(
-            f"{files.certificate}: its network moves the weights themselves (subspace.adapt: weights) and has no "
+            f"{files.certificate}: its network moves the weights themselves (subspace.adapt: {adapt}) and has no "
             "adapters for peft; use --format merged"
         )
     _check_named_base(decoded)

@@ -12,9 +12,12 @@ from torch import Tensor
 from sublora import config
 from sublora.models.adapted import LoraNetwork
 from sublora.models.gpt import GPT
+from sublora.subspace.hashes import points_sha256
+from sublora.subspace.scales import Points
 from sublora.system.archives import check_members, check_seal, sealed
 from sublora.system.errors import UserError
 from sublora.system.files import UNREADABLE, write_bytes
+from sublora.system.names import SCALES_PATH
 from sublora.system.provenance import Provenance, TrainingFacts
 from sublora.system.versions import CHECKPOINT_FORMAT, NUMERICS_VERSIONS
 from sublora.training.run import Run
@@ -65,13 +68,21 @@ def load(path: Path) -> dict[str, Any]:
     return value
 
 
-def training_digest(settings: config.Settings, run: config.RunSpec, data_hash: str, base_sha256: str | None) -> str:
+def training_digest(
+    settings: config.Settings,
+    run: config.RunSpec,
+    data_hash: str,
+    base_sha256: str | None,
+    scale_points: Points | None = None,
+) -> str:
     """Return the digest of everything that a training's result depends on.
 
-    `base_sha256`: None for a random base, which follows from the run's seed.
+    `base_sha256`: None for a random base, which follows from the run's seed; `scale_points`: None without scales.
     """
+    scales = {} if scale_points is None else {"scales": points_sha256(scale_points)}
     return config.digest(
         {
+            **scales,
             "settings": config.stage_settings(settings, "train"),
             "run": run.model_dump(mode="json", exclude_none=True),
             "data": data_hash,
@@ -122,6 +133,9 @@ def restore(run: Run, checkpoint: dict[str, Any], path: Path) -> None:
             f"{base_sha256[:12]}...; bring that base back, or for a random one the versions that drew "
             "it, of sublora and numpy"
         )
+    scales = None if run.scale_points is None else points_sha256(run.scale_points)
+    if checkpoint.get("scales_sha256") != scales:
+        raise UserError(f"{path}: trained with other scales of the subspace than those of {SCALES_PATH}; {TRAIN_AGAIN}")
     try:
         run.subspace.load_state_dict(state)
     except RuntimeError as error:
@@ -139,6 +153,7 @@ def save_result(path: Path, run: Run, history: History, digest: str, provenance:
             "run": run.spec.model_dump(mode="json", exclude_none=True),
             "digest": digest,
             "base_sha256": run.network.base_sha256,
+            **({} if run.scale_points is None else {"scales_sha256": points_sha256(run.scale_points)}),
             "data_hash": run.dataset.data_hash,
             "vocab_size": run.dataset.vocab_size,
             "numerics_version": NUMERICS_VERSIONS["train"],

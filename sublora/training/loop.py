@@ -58,6 +58,7 @@ class Trainer(ResumableTraining):
                 run.spec,
                 run.dataset.data_hash,
                 None if run.settings.base.kind == "random" else run.network.base_sha256,
+                run.scale_points,
             ),
             steps=training.steps,
             save_interval_steps=training.save_interval_steps,

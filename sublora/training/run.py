@@ -17,6 +17,7 @@ from sublora.losses.documents import ScoringRule, score_documents
 from sublora.losses.estimate import BoundEstimator
 from sublora.losses.windows import WindowRule
 from sublora.models.protocol import LanguageModel, Network
+from sublora.subspace.scales import Points
 from sublora.subspace.subspace import Subspace
 
 
@@ -44,6 +45,8 @@ class Run:
     """Names the base as far as the documents see it: without position embeddings beyond the longest of them."""
     val_base_log_p_D: np.ndarray | None = None
     """What the base says of the val documents that choose the smoothing, nats, where it was scored for all runs."""
+    scale_points: Points | None = None
+    """What the scales of the subspace follow from; None where it has none."""
 
     @property
     def windows(self) -> WindowRule:

@@ -10,6 +10,7 @@ rule bounds:
 rule score:
     input:
         **BASE,
+        **SCALES,
         **BASE_LOSSES,
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),

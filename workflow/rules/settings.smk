@@ -27,7 +27,13 @@ from sublora.config import (
     write_resolved,
 )
 from sublora.system.errors import UserError
-from sublora.system.versions import LIBRARY_VARIABLE, NUMERICS_VERSIONS, UNITS_VERSION, library_folder
+from sublora.system.versions import (
+    LIBRARY_VARIABLE,
+    NUMERICS_VERSIONS,
+    SCALES_FORMAT,
+    UNITS_VERSION,
+    library_folder,
+)
 
 
 def stop(message):

@@ -22,6 +22,7 @@ rule trainings:
 rule train:
     input:
         **BASE,
+        **SCALES,
         meta=f"{DATA}/meta.json",
         train=ancient(f"{DATA}/train.bin"),
         val=ancient(f"{DATA}/val.bin"),

@@ -10,6 +10,7 @@ rule verify:
 rule verify_run:
     input:
         **BASE,
+        **SCALES,
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),

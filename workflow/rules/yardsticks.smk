@@ -4,6 +4,7 @@
 rule yardsticks:
     input:
         **BASE,
+        **SCALES,
         meta=f"{DATA}/meta.json",
         tokens=ancient(expand(f"{DATA}/{{split}}.bin", split=["train", "val", "test"])),
         index=ancient(expand(f"{DATA}/{{name}}.npy", name=INDEX)),

@@ -27,7 +27,7 @@ from sublora.analysis.tables import network_table
 from sublora.analysis.yardsticks import Yardstick
 from sublora.system.errors import UserError
 
-PART_LABELS = {"lora": "LoRA", "weights": "All weights"}
+PART_LABELS = {"lora": "LoRA", "weights": "All weights", "vectors": "Gains and biases", "cores": "LoRA-XS cores"}
 WHOLE = "identity"
 DRAWN_MEASURES = (("bound_value", True), ("empirical_bpd", False))
 """Column, and whether its markers are filled."""

@@ -29,6 +29,7 @@ from sublora.runs.verify.checks import UNQUANTIZED, Check, data_checks, loss_che
 from sublora.runs.verify.files import Claim, Options, read_claim
 from sublora.runs.verify.own_documents import OwnDocuments, bound_of_own_draw
 from sublora.runs.verify.report import write_verdict
+from sublora.runs.verify.scales import scale_checks
 from sublora.runs.verify.verdict import (
     Verdict,
     premises_of,
@@ -164,12 +165,16 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
     compute = _overridden(settings.compute, material.options)
     with claim_device(compute) as device:
         announce(settings, Provenance.of_this_process(), device)
-        run = assemble_run(settings.model_copy(update={"compute": compute}), message.spec, dataset, base, device)
+        here = settings.model_copy(update={"compute": compute})
+        run = assemble_run(here, message.spec, dataset, base, device, scale_points=header.scale_points)
+        scales, trusted_scales = scale_checks(message, claim, base, device)
+        verdict = dataclasses.replace(verdict, trusted=(*verdict.trusted, *trusted_scales))
         verdict = verdict.with_checks(
             Check("base as far as the documents see it", header.seen_base_sha256, run.seen_base_sha256),
             Check("trained parameters", header.space_sha256, space_sha256(run.network.space)),
             Check("LoRA initialization", header.lora_init_sha256, lora_init_sha256(run.subspace)),
             Check("projection", header.projection_sha256, projection_sha256(run.subspace)),
+            *scales,
             *_parameters_checks(message, run),
         )
         return _rescored(verdict, run, material, own) if verdict.verified else verdict
@@ -238,7 +243,7 @@ def _parameters_checks(message: Message, run: Run) -> list[Check]:
     """The length of a w that stands for all parameters, which the header says."""
     if message.spec.budget != config.ALL:
         return []
-    return [Check("number of trained parameters", message.header.parameters, run.network.space.size)]
+    return [Check("number of trained parameters", message.header.parameters, run.subspace.shape.space.size)]
 
 
 def _read_base(message: Message, claim: Claim, vocab_size: int) -> AnyBase:
