@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import sublora
 from sublora.coding.quantizer import ideal_message_bits
+from sublora.system.errors import UserError
 from sublora.wrapping.frozen import base_sha256
 from sublora.wrapping.module import Wrapped
 
@@ -258,6 +259,8 @@ def test_autocast_does_not_reach_the_projection() -> None:
         ({"projection": "dense"}, "projection 'dense' is not one of"),
         ({"seed": -1}, "seed"),
         ({"alpha": float("nan")}, "alpha"),
+        ({"scales": {"0.0.lora_A": 1.0}}, "scales: '.*' has no scale"),
+        ({"scales": {"0.0.lora_A": 0.0}}, "scales.0.0.lora_A: input should be greater than 0"),
     ],
 )
 def test_wrong_arguments_are_refused_and_leave_the_module_alone(changes, expected) -> None:
@@ -266,3 +269,41 @@ def test_wrong_arguments_are_refused_and_leave_the_module_alone(changes, expecte
         wrapped("uniform", module, **changes)
     assert "\n" not in str(error.value)
     assert all(p.requires_grad for p in module.parameters())
+
+
+def scales_of(model: Wrapped) -> dict[str, float]:
+    """Another scale for each trained matrix."""
+    return {p.name: 2.0**index for index, p in enumerate(model.space.parameters)}
+
+
+@pytest.mark.parametrize("kind", ["learned", "weights"])
+def test_scales_are_normalized_and_multiply_what_w_moves(kind) -> None:
+    plain = moved(wrapped(kind))
+    scaled = moved(wrapped(kind, scales=scales_of(plain)))
+    entries = torch.cat([torch.full((p.stop - p.start,), scales_of(plain)[p.name]) for p in plain.space.parameters])
+    entries = entries / entries.square().mean().sqrt()
+    origin = plain.subspace.origin_D
+    torch.testing.assert_close(scaled.theta() - origin, entries * (plain.theta() - origin))
+    # A common factor makes no difference.
+    tenfold = moved(wrapped(kind, scales={name: 10.0 * scale for name, scale in scales_of(plain).items()}))
+    torch.testing.assert_close(tenfold.theta(), scaled.theta())
+
+
+def test_scales_travel_in_the_message_and_others_are_refused() -> None:
+    scales = scales_of(wrapped("learned"))
+    model = moved(wrapped("learned", scales=scales))
+    model.quantize(0.1)
+    message = sublora.encode(model)
+    predictor, received = sublora.decode(message.data, network())
+    assert received.bits == message.bits and predictor.arguments.scales == scales
+    with torch.no_grad():
+        assert torch.equal(predictor(inputs()), model.eval()(inputs()))
+    for other in (None, scales | {"0.0.lora_A": 3.0}):
+        with pytest.raises(UserError, match="wrapped with scales"):
+            sublora.decode(message.data, wrapped("learned", scales=other))
+
+
+def test_a_message_without_scales_names_none() -> None:
+    model = moved(wrapped("learned"))
+    model.quantize(0.1)
+    assert b'"scales"' not in sublora.encode(model).data

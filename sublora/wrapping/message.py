@@ -193,7 +193,7 @@ def _wrapped(module: nn.Module, arguments: WrapArguments) -> Wrapped:
 
 def _check_same(header: WrappedHeader, wrapped: Wrapped, probe: Probe | None) -> None:
     """Raise UserError unless the receiver's module is the sender's."""
-    ours, theirs = wrapped.arguments.model_dump(), header.arguments.model_dump()
+    ours, theirs = dict(wrapped.arguments), dict(header.arguments)
     if different := [key for key in ours if ours[key] != theirs[key]]:
         key = different[0]
         raise UserError(f"{WHAT}: wrapped with {key} {theirs[key]!r}, this module with {ours[key]!r}")

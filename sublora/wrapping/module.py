@@ -1,6 +1,6 @@
 """Any torch.nn.Module whose trained part is a vector w of d numbers: LoRA on linear maps, or the parameters themselves.
 
-    theta = theta_0 + P w,   w rounded to multiples of a step after `quantize` was called
+    theta = theta_0 + s * (P w),   w rounded to multiples of a step after `quantize` was called; s = 1 without scales
 
 The module is frozen and stays unchanged: adapters are attached by hooks during a forward pass. Trained are w (d), one
 logit per gate of the learned allocation, and the logarithm of the quantization step; only they are in `parameters()`
@@ -16,11 +16,12 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -29,6 +30,8 @@ from sublora.coding.quantizer import EntropyWeights, nearest_step_index, quantiz
 from sublora.models.linear_maps import Attachment, ParameterReads
 from sublora.models.lora import Adapters, Pair
 from sublora.subspace.allocations import parse_allocation, soft_width
+from sublora.subspace.parameters import ParameterSpace
+from sublora.subspace.scales import entry_scales
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.streams import generator
 from sublora.system.validation import describe
@@ -52,6 +55,7 @@ def wrap(
     init: str = "zero_b",
     projection: str = "kronecker_qr",
     sharing: str = "shared",
+    scales: Mapping[str, float] | None = None,
 ) -> "Wrapped":
     """Return a module that computes what `module` does and trains only `budget` numbers.
 
@@ -69,14 +73,17 @@ def wrap(
         init: zero_b (B starts at zero) or both_random (and the initial product is subtracted).
         projection: a name in sublora.subspace.projections.PROJECTIONS.
         sharing: whether each learned gate divides all of w (shared) or its own part of w (per_layer).
+        scales: a positive number for each trained matrix by its name in `Wrapped.space`, up to a common factor: theta =
+            theta_0 + s * (P w) with mean square 1 of s over the entries. Like the seed they must be fixed before the
+            data are seen, for example from gradients on other data. None: 1 for all.
 
     Returns:
         The wrapped module. At w = 0 its outputs are those of the module.
 
     Raises:
         ValueError: a pattern fits nothing, or a map whose weight is no parameter (legacy weight_norm); the budget
-            exceeds the number of entries of theta, the rank exceeds that of every map, or an argument is out of its
-            range; the module has parameters without values.
+            exceeds the number of entries of theta, the rank exceeds that of every map, scales are not those of the
+            trained matrices, or an argument is out of its range; the module has parameters without values.
     """
     # The pydantic model checks the arguments, and travels in the message's header.
     given = {
@@ -89,6 +96,7 @@ def wrap(
         "init": init,
         "projection": projection,
         "sharing": sharing,
+        "scales": None if scales is None else {name: float(scale) for name, scale in scales.items()},
     }
     try:
         arguments = WrapArguments.model_validate(given)
@@ -123,6 +131,7 @@ class Wrapped(nn.Module):
             budget=arguments.budget,
             projection=arguments.projection,
             sharing=arguments.sharing,
+            scale_D=None if arguments.scales is None else _entry_scales(self.space, arguments.scales),
         )
         self.subspace = Subspace(shape, origin_D, functools.partial(generator, arguments.seed, "projection"))
         self.log_step = nn.Parameter(torch.zeros(()))
@@ -388,6 +397,10 @@ class Wrapped(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         rounding, self.mask_width = state.tolist()
         self.rounding = bool(rounding)
+
+
+def _entry_scales(space: ParameterSpace, scales: Mapping[str, float]) -> NDArray[np.float32]:
+    return entry_scales(space, {name: [scale] for name, scale in scales.items()})
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -1,11 +1,11 @@
 """What the arguments of `wrap` choose in a module: the parameters, or the LoRA matrices, that w moves."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from sublora.models.linear_maps import LinearMap, group_of, linear_map_space, linear_maps, matches
@@ -30,6 +30,13 @@ class WrapArguments(Strict):
     init: Annotated[str, Field(pattern="^(zero_b|both_random)$")]
     projection: str
     sharing: Annotated[str, Field(pattern="^(shared|per_layer)$")]
+    scales: dict[str, PositiveFloat] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_null_scales(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a null: messages from before there were scales keep their bytes."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "scales" or value is not None}
 
 
 class Layout(NamedTuple):
