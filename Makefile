@@ -18,8 +18,9 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sublora/__init__.py)
 DOCKER ?= docker
 APPTAINER ?= apptainer
 
-.PHONY: help setup demo demo-random-base demo-four-ways study few-documents fetch-smollm2 smollm2 fetch-gpt2-small gpt2-small test test-slow test-slurm \
-  lint format docs image bench compare schema faults conformance lock clean
+.PHONY: help setup demo demo-random-base demo-four-ways study few-documents subspace-study fetch-smollm2 smollm2 \
+  fetch-gpt2-small gpt2-small test test-slow test-slurm lint format docs image bench compare schema faults conformance \
+  lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +56,10 @@ study: $(INSTALLED) ## the allocation study, 780 runs in two hours on two cores,
 
 few-documents: $(INSTALLED) ## what few documents certify: the study's runs, an hour of one core after make demo, in few_documents/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.few_documents demo few_documents docs/studies/few_documents/runs.csv
+
+subspace-study: $(INSTALLED) ## the study of subspaces, 336 trainings in two hours on two cores, in study/subspace/
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --profile profiles/demo -- data base yardsticks
+	for step in "tune --jobs 2" "run --jobs 2" summarize; do $(BIN)/python -m benchmarks.subspace_study $$step || exit 1; done
 
 # Sizes: 93 MB, 17 MB, 13 MB. The two releases of botocore are read as archives, not installed.
 fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service documentation into smollm2/

@@ -114,7 +114,8 @@ def entry_scales(space: "ParameterSpace", scales: Mapping[str, Sequence[float]])
     names = {p.name for p in space.parameters}
     if wrong := sorted(names.symmetric_difference(scales)):
         which = "has no scale" if wrong[0] in names else "is not a trained parameter"
-        raise ValueError(f"scales: '{wrong[0]}' {which}; the trained parameters are {', '.join(sorted(names)[:8])} ...")
+        some = ", ".join(p.name for p in space.parameters[:8])
+        raise ValueError(f"scales: '{wrong[0]}' {which}; there are {len(names)} of them: {some}")
     scale_D = np.empty(space.size, dtype=np.float64)
     for p in space.parameters:
         given = np.asarray(scales[p.name], dtype=np.float64)
