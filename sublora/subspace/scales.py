@@ -115,7 +115,8 @@ def entry_scales(space: "ParameterSpace", scales: Mapping[str, Sequence[float]])
     if wrong := sorted(names.symmetric_difference(scales)):
         which = "has no scale" if wrong[0] in names else "is not a trained parameter"
         some = ", ".join(p.name for p in space.parameters[:8])
-        raise ValueError(f"scales: '{wrong[0]}' {which}; there are {len(names)} of them: {some}")
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise ValueError(f"scales: '{wrong[0]}' {which}; expected a scale for each of {some}{more}")
     scale_D = np.empty(space.size, dtype=np.float64)
     for p in space.parameters:
         given = np.asarray(scales[p.name], dtype=np.float64)
