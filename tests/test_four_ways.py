@@ -158,7 +158,10 @@ def test_weights_as_theta_are_the_network_of_those_weights(tiny_settings):
             {"subspace": {"adapt": "weights"}, "grid": {"allocations": ["uniform", "learned"]}},
             "nothing to divide between A and B; expected uniform alone, found learned",
         ),
-        ({"grid": {"trained": ["lora-qr"]}}, "'lora-qr' is not <adapt>-<projection> of lora, weights, vectors, cores and kronecker_qr"),
+        (
+            {"grid": {"trained": ["lora-qr"]}},
+            "'lora-qr' is not <adapt>-<projection> of lora, weights, vectors, cores and",
+        ),
         ({"training": {"learning_rates": {"lora-identity": 0.1}}}, "lora-identity is not in grid.trained"),
         (
             {"subspace": {"adapt": "weights"}, "training": {"keep_initialization": True}},
