@@ -44,6 +44,7 @@ LARGE = Grid(
     allocations=("uniform", *(f"fixed-{ratio}" for ratio in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)), "learned"),
     seeds=(1, 2, 3),
 )
+MANY_ARMS = LARGE.model_copy(update={"budgets": (2000, 8000)})
 
 
 def write_results(
@@ -59,11 +60,11 @@ def write_results(
 
     all_scored: the records are of bounds from all n documents, none drawn. anchored: of bounds anchored on the base.
     """
-    directories = []
-    for run in grid.runs():
+    runs, directories = grid.runs(), []
+    for run in runs:
         directory = folder / run.name
         directory.mkdir(parents=True)
-        made = record(run, layers=layers, sweep=len(grid.runs()), all_scored=all_scored)
+        made = record(run, layers=layers, sweep=len(runs), all_scored=all_scored)
         test_losses = losses_of_test(run.name, made["test_loss_bits"])
         if anchored:
             made |= anchor_of(made)

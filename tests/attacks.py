@@ -35,8 +35,14 @@ Header = dict[str, Any]
 RUN, OTHER_RUN = "d40_learned_seed1", "d40_uniform_seed1"
 
 
-def honest_runs(tiny_root: Path, root: Path, *, keep_checkpoints: bool = False) -> Path:
-    """An experiment at `root` with two finished runs, without their checkpoints unless these are asked for."""
+def honest_runs(honest_root: Path, root: Path, *, keep_checkpoints: bool = False) -> Path:
+    """A copy of the experiment at `root`, without the checkpoints of its runs unless these are asked for."""
+    ignored = shutil.ignore_patterns() if keep_checkpoints else shutil.ignore_patterns("best_ckpt.pt")
+    return Path(shutil.copytree(honest_root, root, ignore=ignored))
+
+
+def make_honest_runs(tiny_root: Path, root: Path) -> None:
+    """An experiment at `root` with two finished runs."""
     shutil.copytree(tiny_root, root)
     config_path = write_settings(root, {"message": {"quantizer": "entropy", "extra_bits": 3.0}})
     settings = config.load_settings(config_path)
@@ -46,9 +52,6 @@ def honest_runs(tiny_root: Path, root: Path, *, keep_checkpoints: bool = False) 
             train_run(settings, spec, root=root, out=out)
             score_run(out, config_path=config_path)
             bound_run(out)
-            if not keep_checkpoints:
-                (out / "best_ckpt.pt").unlink()
-    return root
 
 
 class Prover:

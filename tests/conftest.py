@@ -1,8 +1,11 @@
 """Shared fixtures: small settings derived from the demo's."""
 
 import copy
+import fcntl
 import functools
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -139,12 +142,48 @@ def tiny_settings() -> config.Settings:
     return config.parse_settings(merged(demo_values(), TINY), source="tiny")
 
 
-@pytest.fixture(scope="session")
-def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny settings in config/ and their prepared data; tests do not write into it."""
-    root = tmp_path_factory.mktemp("tiny")
-    settings = config.load_settings(write_settings(root))
-    from sublora.data.prepare import prepare_dataset
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
-    prepare_dataset(settings.data, root)
-    return root
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Return a function of a name and a maker: the folder that the maker fills, once for all workers of a test run.
+
+    Tests read such a folder or copy it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+    shared.mkdir(exist_ok=True)
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with open(shared / f"{name}.lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_root(made_once: MadeOnce) -> Path:
+    """A folder with the tiny settings in config/ and their prepared data; tests do not write into it."""
+
+    def make(root: Path) -> None:
+        from sublora.data.prepare import prepare_dataset
+
+        root.mkdir()
+        prepare_dataset(config.load_settings(write_settings(root)).data, root)
+
+    return made_once("tiny", make)
+
+
+@pytest.fixture(scope="session")
+def honest_root(made_once: MadeOnce, tiny_root: Path) -> Path:
+    """Two finished runs, whole and honest, for tests of what provers can do; tests copy it."""
+    from attacks import make_honest_runs
+
+    return made_once("honest", lambda root: make_honest_runs(tiny_root, root))

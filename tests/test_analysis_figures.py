@@ -88,7 +88,7 @@ def clashes(figure: Figure) -> list[str]:
     return found + [f"{text!r} leaves the figure" for text in outside]
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", ["small", pytest.param("large", marks=pytest.mark.slow), "one seed"])
 @pytest.mark.parametrize("name", FIGURES)
 def test_texts_are_legible_and_apart_at_printed_size(results, name, grid):
     figure = FIGURES[name](results[grid])
@@ -381,6 +381,7 @@ save_figure(bound_decomposition(runs, 1000, yardsticks), png=sys.argv[3], pdf=sy
 """
 
 
+@pytest.mark.slow
 def test_another_process_writes_equal_bytes(results, tmp_path):
     """Another hash seed, another date, numbers that went through the file."""
     runs = results["small"].runs

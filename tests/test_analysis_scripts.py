@@ -121,6 +121,7 @@ def test_the_script_of_figures_writes_both_files_of_each(inputs, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2 * len(FIGURES) + 1
 
 
+@pytest.mark.slow
 def test_a_figure_does_not_depend_on_those_drawn_with_it(inputs, tmp_path):
     """The same bytes in another order, where what one figure does to the runs or to matplotlib would show."""
     for folder, names in (("forwards", list(FIGURES)), ("backwards", list(FIGURES)[::-1])):
@@ -161,7 +162,11 @@ def test_the_scripts_of_tables(inputs, tmp_path):
 
 KINDS = (("uniform",), ("fixed-0.5", "fixed-0.8"), ("learned",))
 SUBSETS = [tuple(itertools.chain(*kinds)) for size in (1, 2, 3) for kinds in itertools.combinations(KINDS, size)]
-WITHOUT_A_FIXED_SPLIT = [kinds for kinds in SUBSETS if "fixed-0.5" not in kinds]
+WITHOUT_A_FIXED_SPLIT = [
+    pytest.param(kinds, marks=pytest.mark.slow if len(kinds) == 1 else ())
+    for kinds in SUBSETS
+    if "fixed-0.5" not in kinds
+]
 
 
 def check_figures_and_tables(folder: Path, monkeypatch: pytest.MonkeyPatch, grid: Grid, *, anchored: bool) -> None:

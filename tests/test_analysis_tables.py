@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_data import LARGE, SMALL, write_results
+from analysis_data import LARGE, MANY_ARMS, SMALL, write_results
 
 from sublora.analysis.arms import configurations, improvement_over_uniform, pareto_optimal
 from sublora.analysis.hypotheses import hypothesis_table
@@ -113,7 +113,7 @@ def test_hypotheses_csv_round_trip(runs, tmp_path):
     assert list(read["verdict"]) == list(table["verdict"])
 
 
-@pytest.mark.parametrize("grid", [SMALL, Grid(budgets=(30,), allocations=("uniform",), seeds=(1,)), LARGE])
+@pytest.mark.parametrize("grid", [SMALL, Grid(budgets=(30,), allocations=("uniform",), seeds=(1,)), MANY_ARMS])
 def test_no_value_of_the_tables_holds_a_quotation_mark(tmp_path, grid):
     """R's read.table takes an apostrophe for the beginning of a quotation."""
     made = collect_runs(write_results(tmp_path, grid))

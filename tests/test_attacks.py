@@ -22,8 +22,8 @@ from sublora.system.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def honest(tiny_root, tmp_path_factory) -> Path:
-    return honest_runs(tiny_root, tmp_path_factory.mktemp("attacks") / "root")
+def honest(honest_root, tmp_path_factory) -> Path:
+    return honest_runs(honest_root, tmp_path_factory.mktemp("attacks") / "root")
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ SPEC = config.RunSpec(budget=40, allocation="learned", seed=1)
 
 
 @pytest.fixture(scope="module")
-def honest(tiny_root, tmp_path_factory) -> Path:
-    return honest_runs(tiny_root, tmp_path_factory.mktemp("attacks") / "root", keep_checkpoints=True)
+def honest(honest_root, tmp_path_factory) -> Path:
+    return honest_runs(honest_root, tmp_path_factory.mktemp("attacks") / "root", keep_checkpoints=True)
 
 
 @pytest.fixture

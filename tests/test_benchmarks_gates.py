@@ -110,7 +110,10 @@ def test_the_choice_is_the_best_of_what_it_tried():
 
 
 @pytest.mark.parametrize(("soft_fraction", "started"), [(0.8, True), (0.5, False)])
-@pytest.mark.parametrize("variant", ["learned", "start", "choice", "start_choice"])
+@pytest.mark.parametrize(
+    "variant",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("learned", "start", "choice")), "start_choice"],
+)
 def test_certificates_of_all_variants_verify(study, tiny_root, tmp_path, variant, soft_fraction, started):
     """With a soft phase that ends within the rate phase, and before it."""
     gating = study.settings.gating.model_copy(update={"soft_fraction": soft_fraction})

@@ -125,8 +125,11 @@ def test_exact_failure_probability_of_the_sum_in_a_world_of_four_documents(proba
 RUNS = 3
 
 
+PLACES = [*(pytest.param(place, marks=pytest.mark.slow) for place in ("nowhere", "elsewhere")), "there too"]
+
+
 @pytest.mark.parametrize("rare", [0.0, 0.004, 0.03])
-@pytest.mark.parametrize("network_fails_where", ["nowhere", "elsewhere", "there too"])
+@pytest.mark.parametrize("network_fails_where", PLACES)
 def test_level_of_the_sum_with_rare_bad_documents_and_a_shared_base_bound(rare, network_fails_where):
     """Three runs share u_b; each names its own draw of D afterwards. The best run of each experiment is judged."""
     mixture, targets, vocab_size, n, m = AnchoredMixture(4, 12), 8, 16, 300, 60

@@ -120,9 +120,9 @@ def test_without_the_library_one_line_says_what_to_install(dataset, monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_root, tmp_path_factory):
+def measured(honest_root, tmp_path_factory):
     """results/near_duplicates.json of the tiny data, which has none, beside finished runs."""
-    root = honest_runs(tiny_root, tmp_path_factory.mktemp("measured") / "root")
+    root = honest_runs(honest_root, tmp_path_factory.mktemp("measured") / "root")
     return root, write_near_duplicates(config.load_settings(root / "config/config.yaml"), root=root)
 
 

@@ -31,8 +31,8 @@ pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
 @pytest.fixture(scope="module")
-def honest(tiny_root, tmp_path_factory) -> Path:
-    return honest_runs(tiny_root, tmp_path_factory.mktemp("fuzz") / "root")
+def honest(honest_root, tmp_path_factory) -> Path:
+    return honest_runs(honest_root, tmp_path_factory.mktemp("fuzz") / "root")
 
 
 @pytest.fixture

@@ -452,8 +452,8 @@ HOSTILE: dict[str, tuple[Callable[[Stranger], object], str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def honest(tiny_root, tmp_path_factory) -> Path:
-    return honest_runs(tiny_root, tmp_path_factory.mktemp("hostile") / "root")
+def honest(honest_root, tmp_path_factory) -> Path:
+    return honest_runs(honest_root, tmp_path_factory.mktemp("hostile") / "root")
 
 
 def results(commands: list[tuple[str, list[str]]], folder: Path) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from adapt_samples import write_adapt_inputs
 from conftest import REPOSITORY
 from killing import exit_status, in_child, killing_itself_at, outcome
 from typer.testing import CliRunner
+from workflow.toy import Toy
 
 import sublora
 from sublora import config
@@ -200,10 +200,9 @@ def test_snakemake_takes_the_folder_as_it_is(finished, place) -> None:
     """It finds the run complete, and would run the other stages of a larger grid on the same data and base."""
 
     def dry_run(*words: str) -> str:
-        command = [str(Path(sys.executable).parent / "snakemake"), "--directory", "tickets", "-n", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        done = Toy(place).snakemake("--directory", "tickets", "-n", *words)
+        assert done.exit_code == 0, done.text
+        return done.text
 
     (place / "workflow").symlink_to(REPOSITORY / "workflow")
     assert "Nothing to be done" in dry_run("bounds", "results/yardsticks.json")

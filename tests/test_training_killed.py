@@ -1,5 +1,6 @@
 """kill -9 at any moment: the next start ends with the same bytes, and half a file never counts."""
 
+import itertools
 import time
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from sublora.training import checkpoint
 
 ALLOCATIONS = ["uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned"]
 KILLED = -9
+FIRST = (("uniform", "plain"), ("learned", "entropy"))
+EACH = [
+    pytest.param(*each, marks=() if each in FIRST else pytest.mark.slow)
+    for each in itertools.product(ALLOCATIONS, ("plain", "entropy"))
+]
 
 
 def settings_with(quantizer: str) -> config.Settings:
@@ -28,8 +34,7 @@ def run_of(allocation: str) -> config.RunSpec:
     return config.RunSpec(budget=40, allocation=allocation, seed=1)
 
 
-@pytest.mark.parametrize("quantizer", ["plain", "entropy"])
-@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize(("allocation", "quantizer"), EACH)
 def test_a_training_killed_again_and_again_ends_with_the_same_bytes(
     tiny_root: Path, tmp_path: Path, allocation: str, quantizer: str
 ) -> None:

@@ -203,14 +203,13 @@ def _row(record: BoundRecord) -> dict[str, Any]:
     """The record as a row, its columns in order: facts of the run, texts, numbers, then table by table."""
     facts = record.as_json()
     facts["base"] |= facts["base"].pop("independence") or {}
-    flat = pd.json_normalize(facts).to_dict("records")[0]
     numbers = [*METRICS, *(STRICT if record.bound_strict is not None else ()), *(ANCHORED if record.anchor else ())]
-    row = {key: flat[f"run.{key}"] for key in (*IDENTITY, *COMPARED, MODEL_PARAMETERS) if f"run.{key}" in flat}
+    row = {key: facts["run"][key] for key in (*IDENTITY, *COMPARED, MODEL_PARAMETERS) if key in facts["run"]}
     row["ratio"] = math.nan if record.run.ratio is None else record.run.ratio
-    row |= {key: flat[key] for key in (*TEXTS, *numbers)}
+    row |= {key: facts[key] for key in (*TEXTS, *numbers)}
     for table, prefix in PREFIXES.items():
-        row |= {prefix + key.removeprefix(f"{table}."): flat[key] for key in flat if key.startswith(f"{table}.")}
-    return row | {key: flat[key] or "" for key in ORIGIN}
+        row |= {prefix + key: value for key, value in facts[table].items()}
+    return row | {key: facts[key] or "" for key in ORIGIN}
 
 
 def is_anchored(runs: pd.DataFrame | Mapping[str, Any]) -> bool:

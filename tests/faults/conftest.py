@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from conftest import MadeOnce
 
 from faults.scene import Scene
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return Scene.build(tmp_path_factory.mktemp("faults").resolve() / "whole")
+def whole(made_once: MadeOnce) -> Scene:
+    return Scene(made_once("faults", lambda root: Scene.build(root.resolve())).resolve())
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import MadeOnce
 
 from workflow.toy import Toy
 
@@ -13,11 +14,12 @@ def toy(tmp_path: Path) -> Toy:
 
 
 @pytest.fixture(scope="session")
-def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    toy = Toy.build(tmp_path_factory.mktemp("workflow") / "toy")
-    outcome = toy.snakemake()
-    assert outcome.exit_code == 0, outcome.text
-    return toy
+def finished_once(made_once: MadeOnce) -> Toy:
+    def make(root: Path) -> None:
+        outcome = Toy.build(root).snakemake()
+        assert outcome.exit_code == 0, outcome.text
+
+    return Toy(made_once("workflow", make))
 
 
 @pytest.fixture
