@@ -87,6 +87,21 @@ gpt2-small: fetch-gpt2-small ## GPT-2 small with random weights on 185,740 docst
 	PYTHONPATH="$(CURDIR)/gpt2_small/packages" PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores all \
 	  --directory gpt2_small $(or $(TARGETS),bounds yardsticks verify)
 
+# A machine with a GPU may have no internet access, and its own torch: docs/guide/gpu.md.
+GPU_PYTHON ?= $(if $(wildcard $(INSTALLED)),$(BIN)/python,python3)
+GPU_PYTHON_VERSION ?= 3.12
+MINUTES ?= 9
+
+.PHONY: gpu-folder gpu
+gpu-folder: fetch-gpt2-small ## what `make gpu` needs, in gpu/, to be carried to a machine without internet access
+	cp config/gpt2_small.yaml gpt2_small/config/config.yaml
+	PYTHONPATH="$(CURDIR)/gpt2_small/packages" $(BIN)/sublora prepare --config gpt2_small/config/config.yaml
+	$(BIN)/python benchmarks/gpu.py --pack gpt2_small/data/oci --for-python $(GPU_PYTHON_VERSION)
+
+gpu: ## tests, speed and the runs of gpt2-small on one GPU in MINUTES=9, by torch of GPU_PYTHON; needs gpu-folder
+	@[ -e gpu/tokens.tar.xz ] || $(MAKE) gpu-folder
+	$(GPU_PYTHON) benchmarks/gpu.py --minutes $(MINUTES) $(GPU_OPTIONS)
+
 # Two workers; the tests of a file stay together in one of them, since they share costly fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rs
 

@@ -8,6 +8,7 @@ import argparse
 import datetime
 import gc
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -90,8 +91,14 @@ def main(arguments: list[str] | None = None) -> None:
             torch.cuda.empty_cache()
     path = given.out or (RESULTS / f"{machine.name}.json" if set(given.parts) == set(PARTS) else None)
     if path is not None:
-        write_json(path, results)
+        write_json(path, _kept(path) | results)
         console.print(f"written to {path}")
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """Return what `make gpu` measured on the same machine."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    return {"gpu": before["gpu"]} if "gpu" in before else {}
 
 
 def add_shares(rows: Iterable[dict[str, Any]], machine: Machine, peak: dict[str, float]) -> None:

@@ -20,6 +20,7 @@ from sublora.losses.documents import score_documents
 from sublora.losses.windows import WindowRule, Windows, sliding_windows
 from sublora.models.protocol import LanguageModel
 from sublora.runs.build import build_run
+from sublora.runs.networks import CERTIFIED_DTYPE
 from sublora.system.device import use_device
 from sublora.system.streams import generator
 from sublora.training.run import Run
@@ -47,6 +48,8 @@ class Size:
     repetitions: int
     held_out_documents: int = 8
     """Val, and as many test documents; nothing is scored on them."""
+    dtype: str = CERTIFIED_DTYPE
+    """What the product computes in; the reference computes in float32."""
 
 
 CPU = Size(
@@ -74,7 +77,7 @@ def run(machine: Machine, size: Size, *, sections: Sections | None = None) -> di
         dataset = write_random_dataset(
             Path(folder), settings.data, document_lengths(available + 2 * size.held_out_documents)
         )
-        product = Product(build_run(settings, RUN, dataset, Path(folder), machine.device))
+        product = Product(build_run(settings, RUN, dataset, Path(folder), machine.device, dtype=size.dtype))
         plain = _Reference(machine, product)
         strides = {
             stride: _at_stride(machine, size, with_stride(settings, stride), product, plain)
@@ -158,9 +161,9 @@ def _at_stride(
     result = compared(machine, score_with_product, score_with_reference, size.repetitions, warmups)
     windows = _windows(settings, documents)
     flops = model_flops(settings.model, product.dataset.vocab_size, windows.length, tokens, training=False)
-    for side in ("product", "reference"):
+    for side, dtype in (("product", size.dtype), ("reference", CERTIFIED_DTYPE)):
         rate = flops / tokens * result[side]["tokens_per_second"]
-        result[side] |= {"flop_per_second": rate, "dtype": "float32"}
+        result[side] |= {"flop_per_second": rate, "dtype": dtype}
     difference = float(np.abs(losses["product"] - losses["reference"]).max())
     result |= {
         "documents": len(documents),

@@ -89,3 +89,68 @@ def _print_data(console: Console, measured: dict[str, Any]) -> None:
 
 def _tera(flop_per_second: float) -> str:
     return f"{flop_per_second / 1e12:.3g}"
+
+
+def gpu_markdown(results: dict[str, Any]) -> str:
+    """The results of `make gpu` in Markdown: what became of each part, speeds, runs."""
+    machine, parts = results["machine"], results["parts"]
+    versions = machine["versions"]
+    driver = (machine.get("driver") or {}).get("driver_version")
+    facts = [
+        f"{(machine['gpu'] or {}).get('name', machine['cpu'])}, torch {versions['torch']}",
+        *([f"driver {driver}"] if driver else []),
+        f"{machine['cores']} cores ({machine['cpu']})" if machine["gpu"] else f"{machine['threads']} threads",
+        f"{results['minutes']:g} minutes planned",
+    ]
+    lines = [f"{', '.join(facts)}.", "", "| part | outcome | seconds |", "|---|---|---|"]
+    for name, part in parts.items():
+        lines.append(f"| {name} | {_of_part(part)} | {part.get('seconds', 0.0):.0f} |")
+    lines += _gpu_speeds(parts.get("timing", {}).get("rows", {}))
+    lines += _gpu_runs([parts[name] for name in ("uniform", "learned") if name in parts])
+    return "\n".join(lines) + "\n"
+
+
+def _of_part(part: dict[str, Any]) -> str:
+    """The outcome, and what a table of its own does not show."""
+    facts = [part["outcome"].replace("|", "/")]
+    if "counts" in part:
+        facts.append(", ".join(f"{count} {name}" for name, count in part["counts"].items() if count))
+    for where in ("cuda", "cpu"):
+        if f"verdict_on_{where}" in part:
+            facts.append(f"{where}: {part[f'verdict_on_{where}']['verdict']}")
+    if "same_bytes" in part:
+        facts.append("same bytes" if part["same_bytes"] else "other bytes")
+    return "; ".join(filter(None, facts))
+
+
+def _gpu_speeds(rows: dict[str, dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", "| | tokens/s | reference (float32) | ratio | TFLOP/s | memory MiB | reference |", "|" + "---|" * 7]
+    for name, row in rows.items():
+        if "error" in row:
+            lines.append(f"| {name} | {row['error']} | | | | | |")
+            continue
+        product, reference = row["product"], row["reference"]
+        rates = f"{product['tokens_per_second']:,.0f} | {reference['tokens_per_second']:,.0f} | {row['ratio']:.2f}"
+        memory = f"{product['memory_mib']:,.0f} | {reference['memory_mib']:,.0f}"
+        lines.append(f"| {name} | {rates} | {_tera(product['flop_per_second'])} | {memory} |")
+    return lines
+
+
+def _gpu_runs(runs: list[dict[str, Any]]) -> list[str]:
+    """One row per run that has a bound; losses and bounds in bits per token."""
+    done = [run for run in runs if "bounds" in run]
+    if not done:
+        return []
+    columns = ("run", "steps", "tokens/s", "loss", "bound", "all runs", "held out", "test loss", "by source", "C, bits")
+    lines = ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for run in done:
+        bounds = run["bounds"]
+        keys = ("empirical_bpd", "bound_value", "bound_all_runs", "bound_held_out", "test_loss_bits")
+        by_source = (bounds["by_source"] or {}).get("bound")
+        cells = [run["run"], f"{run['steps']:,}", f"{run['tokens_per_second']:,.0f}"]
+        cells += [f"{bounds[key]:.3f}" for key in keys]
+        cells += ["" if by_source is None else f"{by_source:.3f}", f"{bounds['code_bits']:,.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines

@@ -13,6 +13,8 @@ from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sublora.system import provenance
+
 CORE = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
 BLOCKER = """
 import sys
@@ -113,3 +115,16 @@ def test_commands_say_which_extra_they_need(tmp_path, command) -> None:
     outcome = run_with(CORE, COMMAND_LINE, command, path, *(OPTIONS if command == "certify" else []))
     assert outcome.returncode == 2 and outcome.stderr.count("\n") == 1, outcome.stderr
     assert outcome.stderr.endswith("pip install 'sublora[train]'\n"), outcome.stderr
+
+
+def test_a_stage_records_the_versions_of_the_packages_that_there_are(monkeypatch) -> None:
+    """`sublora[train]` brings no scipy, and a bound needs no torch."""
+
+    def version_of(name: str) -> str:
+        if name in ("scipy", "torch"):
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(provenance, "version", version_of)
+    facts = provenance.Provenance.of_this_process()
+    assert facts.versions_of("torch", "numpy", "scipy", "constriction") == {"numpy": "1.0", "constriction": "1.0"}

@@ -12,7 +12,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +40,7 @@ class Provenance:
     """When the stage began: ISO 8601, UTC, in seconds."""
     slurm_job_id: str | None
     versions: dict[str, str]
-    """Version of `sublora`, of `python` and of each of PACKAGES, as installed."""
+    """Version of `sublora`, of `python` and of each of PACKAGES that is installed: no stage needs all of them."""
 
     @classmethod
     def of_this_process(cls) -> "Provenance":
@@ -54,13 +54,20 @@ class Provenance:
             versions={
                 "sublora": __version__,
                 "python": platform.python_version(),
-                **{name: version(name) for name in PACKAGES},
+                **{name: found for name in PACKAGES if (found := _installed(name)) is not None},
             },
         )
 
     def versions_of(self, *packages: str) -> dict[str, str]:
-        """Return the versions of some packages, in the order of the arguments."""
-        return {name: self.versions[name] for name in packages}
+        """Return the versions of those of some packages that are installed, in the order of the arguments."""
+        return {name: self.versions[name] for name in packages if name in self.versions}
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
