@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # as a file, this is started by a Python that need not have sublora
+if Path(sys.path[0]).resolve() == ROOT / "benchmarks":
+    # Started as a file, by a Python that need not have sublora.
+    sys.path[0] = str(ROOT)
 
 from benchmarks import gpu_folder  # noqa: E402
 from sublora.system.errors import UserError  # noqa: E402

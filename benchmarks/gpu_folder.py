@@ -35,7 +35,6 @@ CARRIED = {
     "rich": ("rich", "markdown-it-py", "mdurl", "Pygments"),
     "typer": ("typer", "click", "shellingham", "annotated-doc"),
     "safetensors": ("safetensors",),
-    "tiktoken": ("tiktoken", "regex", "requests", "charset-normalizer", "idna", "urllib3", "certifi"),
     "pytest": ("pytest", "iniconfig", "pluggy", "packaging", "Pygments"),
 }
 """Packages that the parts import, and the wheels that bring each of them; used only where the machine lacks it."""

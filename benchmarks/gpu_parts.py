@@ -31,7 +31,7 @@ PADDING = 1.5
 STEPS_WITHOUT_TIMING = 300
 SHORT_STEPS, SHORT_SAVES, KILLED_AT = 24, 8, 12
 """The training that is killed and resumed, and whose certificate is verified."""
-TOY_PATIENCE = 10.0
+TOY_PATIENCE = 40.0
 """Factor of the limits of the rehearsal: starting a process may take as long as a part's work on a GPU."""
 SMALL = {"documents": 100, "sources": 25, "val_documents": 50, "test_documents": 50}
 """Documents scored for the certificate that is verified on the CPU as well, where scoring takes long."""
