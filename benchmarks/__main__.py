@@ -8,7 +8,6 @@ import argparse
 import datetime
 import gc
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from rich.console import Console
 from benchmarks import hardware, tables
 from benchmarks.hardware import Machine
 from sublora.system.errors import UserError
-from sublora.system.files import write_json
+from sublora.system.files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NEEDS = {"data": ("tiktoken",), "workflow": ("snakemake",)}
@@ -97,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _kept(path: Path) -> dict[str, Any]:
     """Return what `make gpu` measured on the same machine."""
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = read_json(path, missing="", fix="move it away") if path.exists() else {}
     return {"gpu": before["gpu"]} if "gpu" in before else {}
 
 

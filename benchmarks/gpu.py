@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+if sys.version_info < (3, 11):  # noqa: UP036 - the Python of GPU_PYTHON may be any
+    sys.exit(f"error: {sys.executable} is Python {sys.version.split()[0]}; GPU_PYTHON must be 3.11 or newer")
+
 ROOT = Path(__file__).resolve().parents[1]
 if Path(sys.path[0]).resolve() == ROOT / "benchmarks":
     # Started as a file, by a Python that need not have sublora.

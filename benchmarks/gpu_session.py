@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import gpu_folder, tables
 from benchmarks.gpu_folder import ROOT
 from sublora.system.errors import UserError
-from sublora.system.files import write_bytes, write_json
+from sublora.system.files import read_json, write_bytes, write_json
 
 SHARE_OF_FIXED_PARTS = 0.6
 """What the other parts take of all the time at most; the parts that train get the rest."""
@@ -133,7 +133,7 @@ class Session:
             return
         name = self.machine["name"] + ("-toy" if self.toy else "")
         path = self.out / f"{name}.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = read_json(path, missing="", fix="move it away") if path.exists() else {}
         parts = before.get("gpu", {}).get("parts", {}) | self.parts
         results = {"machine": self.machine, "device": self.device, "minutes": self.minutes, "parts": parts}
         write_json(path, before | {"gpu": results})
@@ -175,6 +175,7 @@ def run_parts(session: Session, parts: list[Part]) -> None:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "limit_seconds": limit,
         }
+        session.write()
         try:
             part.work(session)
             outcome = "done"

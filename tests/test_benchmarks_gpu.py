@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not installed
 
-from benchmarks import gpu, gpu_folder, gpu_parts, gpu_session
+from benchmarks import __main__ as command
+from benchmarks import gpu_folder, gpu_parts, gpu_session
 from benchmarks.gpu_session import CommandFailed, Part, Session
 from sublora.system.errors import UserError
 
@@ -66,14 +69,14 @@ def test_what_a_command_started_ends_with_it(tmp_path):
     """Such as the compiler's workers, which would go on in the next part's time."""
     child = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid)"
     session = session_in(tmp_path)
-    session.part, session.deadline = "tests", gpu_session.time.monotonic() + 20
+    session.part, session.deadline = "tests", time.monotonic() + 20
     session.call("-c", child)
     identity = int(session.output())
     status = Path(f"/proc/{identity}/status")
     for _ in range(100):
         if not status.exists() or "zombie" in status.read_text():
             return
-        gpu_session.time.sleep(0.02)
+        time.sleep(0.02)
     pytest.fail("the child of a command that ended goes on")
 
 
@@ -85,6 +88,10 @@ def test_results_of_earlier_calls_and_of_make_bench_are_kept(tmp_path):
     gpu_session.run_parts(session, [Part("device", 5.0, first_part)])
     found = results_of(session)
     assert found["parts"] == before["parts"] and set(found["gpu"]["parts"]) == {"tests", "device"}
+    assert command._kept(session.out / "test-toy.json") == {"gpu": found["gpu"]}
+    (session.out / "test-toy.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        session.write()
 
 
 def test_a_machine_without_the_device_ends_the_call_in_one_line(tmp_path):
@@ -119,7 +126,7 @@ def test_the_trainings_take_the_steps_that_the_time_allows(tmp_path):
     meta = tmp_path / "data/oci/meta.json"
     meta.parent.mkdir(parents=True)
     meta.write_text(json.dumps({"splits": {"train": {"tokens": 13_400, "documents": 100}}}))
-    session.deadline = gpu_session.time.monotonic() + 250.0
+    session.deadline = time.monotonic() + 250.0
     assert gpu_parts.steps_of_training(session) == gpu_parts.STEPS_WITHOUT_TIMING
     step = {"product": {"tokens_per_second": 614_400.0}}
     session.parts["timing"] = {"rows": {"training step, bfloat16": step}}
@@ -225,11 +232,14 @@ def test_every_package_that_travels_is_locked_and_has_a_minimum():
 
 BLOCKER = """
 import sys
-class Blocker:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Blocker())
+        return None if name.partition(".")[0] in {blocked!r} else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Without, sys.meta_path)
 """
 NOT_NEEDED = {"datasets", "huggingface_hub", "matplotlib", "pandas", "peft", "pyarrow", "scipy", "seaborn", "sklearn"}
 NOT_NEEDED |= {"snakemake", "statsmodels", "tensorboardX", "tiktoken", "tokenizers", "transformers"}
@@ -272,7 +282,7 @@ def test_the_whole_script_on_a_cpu(tmp_path):
     # On another machine with the runs that came back nothing is trained or scored again.
     checkpoint = folder / "results/runs/d40_uniform_seed42/best_ckpt.pt"
     trained = checkpoint.read_bytes()
-    gpu.gpu_folder.shutil.rmtree(folder / "results")
+    shutil.rmtree(folder / "results")
     again = call("--minutes", "600", "--parts", "uniform")["parts"]
     assert checkpoint.read_bytes() == trained and again["uniform"]["bounds"] == parts["uniform"]["bounds"]
     assert again["tests"] == parts["tests"]
