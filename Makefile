@@ -55,7 +55,7 @@ study: $(INSTALLED) ## the allocation study, 780 runs in two hours on two cores,
 	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/allocation_study.sh $(CELLS)
 
 few-documents: $(INSTALLED) ## what few documents certify: the study's runs, an hour of one core after make demo, in few_documents/
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.few_documents demo few_documents docs/studies/few_documents/runs.csv
+	$(BIN)/python -m benchmarks.few_documents demo few_documents docs/studies/few_documents/runs.csv
 
 subspace-study: $(INSTALLED) ## the study of subspaces, 336 trainings in two hours on two cores, in study/subspace/
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --profile profiles/demo -- data base yardsticks

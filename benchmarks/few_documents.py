@@ -38,11 +38,10 @@ from sublora.losses.documents import score_documents
 from sublora.runs.base_losses import write_base_losses
 from sublora.runs.bound import bound_run
 from sublora.runs.build import RunFolder, build_run
-from sublora.runs.losses_file import read_losses
+from sublora.runs.losses_file import open_base_losses, read_losses
 from sublora.runs.message import read_message
 from sublora.runs.score import Predictor, held_out_units, record_documents, score_run
 from sublora.runs.train import train_run
-from sublora.system.archives import read_npz
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError
 from sublora.system.files import atomic_path
@@ -196,9 +195,10 @@ def write_texts(demo: Path, path: Path) -> None:
 def message_row(out: Path) -> Row:
     """Return the row of a run that was trained on all n units, scored and bounded."""
     record = json.loads((out / BOUNDS_NAME).read_text(encoding="utf-8"))
-    message, losses = read_message(out / CERTIFICATE_NAME), read_losses(out / LOSSES_NAME)
-    mixture, loss = message.mixture, message.loss
+    message = read_message(out / CERTIFICATE_NAME)
+    losses, mixture, loss = read_losses(out / LOSSES_NAME).of(message), message.mixture, message.loss
     assert mixture is not None and loss.anchoring is not None
+    assert losses.excess_bits is not None and losses.test_excess_bits is not None
     untuned = record["code_bits"] - record["code_items"]["extra"]
     share = loss.anchoring.excess_share(loss.premises.m_units)
     return {
@@ -213,8 +213,8 @@ def message_row(out: Path) -> Row:
         "smoothing": record["smoothing"],
         "gain": record["certified_gain_bits"],
         "gain_choice_paid": record["certified_gain_all_runs_bits"],
-        "gain_untuned": gain_of(losses["excess_bits"], mixture, loss, record["n_units"], untuned, share),
-        "test_gain": -float(losses["test_excess_bits"].mean()),
+        "gain_untuned": gain_of(losses.excess_bits, mixture, loss, record["n_units"], untuned, share),
+        "test_gain": -float(losses.test_excess_bits.mean()),
         "excess": record["anchor"]["excess"],
         "excess_sd": record["anchor"]["excess_sd"],
         "bound": record["bound_value"],
@@ -341,9 +341,10 @@ class Study:
         if task.arm == "message":
             return row
         # Its test documents are as good as held out: they are not among the n.
-        message, losses = read_message(out / CERTIFICATE_NAME), read_losses(out / LOSSES_NAME)
-        assert message.mixture is not None
-        held_out = tested(losses["test_excess_bits"], message.mixture, message.loss, row["extra_bits"])
+        message = read_message(out / CERTIFICATE_NAME)
+        test_excess_D = read_losses(out / LOSSES_NAME).of(message).test_excess_bits
+        assert message.mixture is not None and test_excess_D is not None
+        held_out = tested(test_excess_D, message.mixture, message.loss, row["extra_bits"])
         return {key: row[key] for key in ("n", "n_trained", "d", "seed", "test_gain", "data_hash")} | held_out
 
 
@@ -411,8 +412,7 @@ def print_predictions(demo: Path) -> None:
     """Print what `sublora adapt` expects for each n and d, from n and the frozen base's losses on val alone."""
     values = yaml.safe_load((demo / "config/config.yaml").read_text(encoding="utf-8"))
     dataset = open_target(config.load_settings(demo / "config/config.yaml"), demo)
-    arrays = read_npz(demo / BASE_LOSSES_PATH, missing="no such file", fix="finish the demo")
-    log_p_D = arrays["val_log_p_nats"]
+    log_p_D = open_base_losses(demo / BASE_LOSSES_PATH)[1].val_log_p_D
     targets_D = dataset.document_lengths("val")[: len(log_p_D)] + 1
     for cell in (*CELLS, OF_ALL_DOCUMENTS):
         settings = config.parse_settings(cell_values(values, cell, n_train=cell.n, arm="message"), source="the study")

@@ -18,7 +18,7 @@ from benchmarks.few_documents import CELLS, OF_ALL_DOCUMENTS
 from sublora.analysis.figures import style
 
 PANELS = {"document": "(a) units: documents", "source": "(b) units: source files"}
-LABELS = {"message": "message from all n (d below)", "held out": "half of n held out, at most 1,000"}
+LABELS = {"message": "message from all n, its d beside", "held out": "half of n held out, at most 1,000"}
 LOOKS = {
     "message": {"color": style.CATEGORY_COLOURS[0], "marker": style.CATEGORY_MARKERS[0], "linestyle": "-"},
     "held out": {"color": style.CATEGORY_COLOURS[1], "marker": style.CATEGORY_MARKERS[1], "linestyle": "--"},
@@ -61,14 +61,15 @@ def gain_against_n(rows: pd.DataFrame) -> Figure:
 
 
 def _name_budgets(axes: Axes, found: pd.DataFrame, means: pd.Series) -> None:
-    """Write the d of the message below its mean at each n."""
+    """Write the d of the message beside its mean at each n."""
     for n, d in found.groupby("n")["d"].first().items():
-        place = {"xytext": (0, -5), "textcoords": "offset points", "ha": "center", "va": "top"}
+        place = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "va": "bottom"}
         axes.annotate(f"{d:,}", (n, means[n]), **place, fontsize=5.5, color=LOOKS["message"]["color"])
 
 
 def _count_axis(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xscale("log")
+    axes.set_xlim(60.0, 120_000.0)
     axes.set_xticks(sorted(rows["n"].unique()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
@@ -99,7 +100,9 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def _spread(values: pd.Series) -> str:
-    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
+    """Return the mean over seeds, and the smallest and largest if there are several."""
+    mean = f"{values.mean():.3f}"
+    return mean if len(values) == 1 else f"{mean} ({values.min():.3f} to {values.max():.3f})"
 
 
 def main() -> None:

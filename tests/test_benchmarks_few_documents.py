@@ -18,6 +18,8 @@ from sublora.data.dataset import TokenDataset
 from sublora.data.prepare import prepare_dataset
 from sublora.losses.bounded import bounded_loss
 from sublora.system.errors import UserError
+from sublora.tools.adapt.plan import choose_budget
+from sublora.tools.expected_bound import KnownData
 
 DEMO = yaml.safe_load((REPOSITORY / "demo/config/config.yaml").read_text(encoding="utf-8"))
 ALL_CELLS = (*study.CELLS, study.OF_ALL_DOCUMENTS)
@@ -30,7 +32,7 @@ def settings_of(cell, arm="message"):
 
 @pytest.mark.parametrize("cell", study.CELLS, ids=lambda cell: cell.name)
 @pytest.mark.parametrize("arm", ["message", "held out"])
-def test_settings_of_every_cell_are_the_demos_but_for_what_the_plan_changes(cell, arm):
+def test_settings_of_every_cell_are_the_demos_except_for_what_the_plan_changes(cell, arm):
     settings, demo = settings_of(cell, arm), config.parse_settings(DEMO, source="demo")
     assert settings.data.unit == cell.unit and settings.data.train_documents == cell.n
     assert settings.base == demo.base and settings.lora == demo.lora and settings.model == demo.model
@@ -78,6 +80,22 @@ def test_gains_of_held_out_documents_are_the_betting_bound_without_a_message():
     bound = betting(excess_U, lower=lower, upper=upper, code_bits=0.0, n=50, delta=0.04)
     assert row["gain_untuned"] == pytest.approx(-bound, abs=1e-4)
     assert 0.0 < row["gain"] < row["gain_untuned"] < 0.3 and row["m"] == 50 and row["smoothing"] == "document(4)"
+
+
+def test_what_adapt_expects_is_what_the_study_measured():
+    """The gain of the d that the plan names, from n and the base's loss alone: the same sign, 0.03 off at most."""
+    rows = pd.read_csv(study.CHANGES.parent / "runs.csv")
+    named = figure.named_beforehand(rows[rows["arm"] == "message"])
+    base_losses_U = np.full(50, 3.2)
+    for cell in ALL_CELLS:
+        found = named[named["cell"] == cell.name]
+        if found.empty:  # not run by the study
+            continue
+        known = KnownData(int(found["n"].iloc[0]), 257, 430.0, base_losses_U)
+        expected = choose_budget(settings_of(cell), known, cell.budgets[:1], base_losses_U).prediction.gain
+        measured = found["gain"].mean()
+        assert np.sign(expected) == np.sign(measured) and abs(expected - measured) < 0.03, cell.name
+    assert {cell.name for cell in ALL_CELLS if cell.unit == "document"} <= set(named["cell"])
 
 
 def made_up_rows():

@@ -23,6 +23,7 @@ from sublora.runs.verify.files import Claim, Options
 from sublora.runs.verify.verify import verify_claim
 from sublora.system.errors import UserError
 from sublora.tools.expected_bound import known_data
+from sublora.tools.plan import scored_count
 
 TEXTS = [f"text {i} " + "x" * (i % 7) for i in range(60)]
 
@@ -157,6 +158,8 @@ def test_plan_knows_n_before_the_documents_are_prepared(tmp_path):
     settings = config.parse_settings(values, source="test")
     assert known_data(settings, tmp_path, None).n_units == 1000
     assert known_data(settings, tmp_path, 300).n_units == 300
+    every = settings.model_copy(update={"scoring": settings.scoring.model_copy(update={"documents": "all"})})
+    assert [scored_count(each, None) for each in (settings, every)] == [400, 1000]
 
 
 def test_a_run_on_few_documents_is_bounded_and_verified_with_their_number(tmp_path):

@@ -98,11 +98,11 @@ def make_plan(settings: config.Settings, root: Path, throughput: Throughput) -> 
 
 
 def scored_count(settings: config.Settings, dataset: TokenDataset | None) -> int | None:
-    """Return the number of training units that a run scores; None if these are all and they are not prepared."""
+    """Return the number of training units that a run scores; None if these are all and nothing says how many."""
     wanted = settings.scoring.documents
     if wanted != "all":
         return wanted
-    return None if dataset is None else dataset.n_units
+    return settings.data.train_documents if dataset is None else dataset.n_units
 
 
 def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
