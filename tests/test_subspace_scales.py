@@ -286,6 +286,7 @@ def test_no_document_of_the_target_reaches_the_scales(honest, tmp_path):
     ("sections", "key"),
     [
         ({"lora": {"rank": 1}}, "rank"),
+        ({"lora": {"alpha": 4.0}}, "alpha"),
         ({"lora": {"init": "both_random"}}, "init"),
         ({"subspace": {"scale": "fisher(-0.25)"}}, "kind"),
     ],
@@ -309,17 +310,17 @@ def test_a_missing_or_damaged_file_of_scales(honest, tmp_path, damage):
         load_scale_points(settings_of(), root)
 
 
-def test_fisher_scales_are_trained_and_verified(honest, tmp_path):
-    """One scale for each input of an A and output of a B."""
+@pytest.mark.parametrize(("scale", "adapt"), [("fisher(-0.25)", "lora"), ("gradient(0.5)", "vectors")])
+def test_other_scales_are_trained_and_verified(honest, tmp_path, scale, adapt):
+    """One for each input of an A and output of a B; one for each gain and bias vector."""
     root = tmp_path / "root"
     shutil.copytree(honest, root)
-    settings = settings_of("fisher(-0.25)")
+    settings = settings_of(None, subspace={"scale": scale, "adapt": adapt}, grid={"allocations": ["uniform"]})
     make_scales(settings, root=root)
     network, _ = make_network(settings, load_base(settings, 1, 257, root), vocab_size=257, seed=1, device=CPU)
     points = load_scale_points(settings, root)
-    assert {name: len(each) for name, each in points.items()} == {
-        p.name: max(p.shape) for p in network.space.parameters
-    }
+    rows = {p.name: max(p.shape) if scale.startswith("fisher") else 1 for p in network.space.parameters}
+    assert {name: len(each) for name, each in points.items()} == rows
     out = root / "results/runs/d60_uniform_seed1"
     train_run(settings, SPEC.model_copy(update={"budget": 60, "allocation": "uniform"}), root=root, out=out)
     score_run(out, root=root)

@@ -123,9 +123,9 @@ def val_losses_of(run: Run, judged_UA: np.ndarray, chosen: int) -> np.ndarray:
 def certificate_header(run: Run, provenance: Provenance) -> Header:
     """Return what a decoder needs beside the payload: facts fixed before the data, and the name of the arm."""
     dataset = run.dataset
-    of_some: dict[str, Any] = {"parameters": run.subspace.shape.space.size} if run.spec.budget == config.ALL else {}
+    optional: dict[str, Any] = {"parameters": run.subspace.shape.space.size} if run.spec.budget == config.ALL else {}
     if run.scale_points is not None:
-        of_some["scale_points"] = {name: list(values) for name, values in run.scale_points.items()}
+        optional["scale_points"] = {name: list(values) for name, values in run.scale_points.items()}
     return Header(
         run=config.RunSpec(**run.spec.model_dump(mode="json", exclude_none=True)),
         settings=run.settings.model_dump(mode="json"),
@@ -142,5 +142,5 @@ def certificate_header(run: Run, provenance: Provenance) -> Header:
         projection_sha256=projection_sha256(run.subspace),
         numerics_versions=NUMERICS_VERSIONS,
         environment={**provenance.versions_of("sublora"), "torch": torch_build(), **provenance.versions_of("numpy")},
-        **of_some,
+        **optional,
     )

@@ -102,7 +102,7 @@ def measured_points(
     sampler = ChunkSampler(tokens, context, trained.micro_batch_sequences, "scales")
     total: NDArray[np.float64] | None = None
     for start in range(STARTS):
-        # LoRA matrices of a stream of their own, so that the scales are those of no run's seed.
+        # LoRA matrices of several seeds, so that the scales are those of no run's own.
         network, start_D = make_network(settings, base, vocab_size=dataset.vocab_size, seed=start, device=device)
         noise_D = generator("scales", "theta", start).standard_normal(len(start_D), dtype=np.float32)
         theta_D = torch.from_numpy(start_D + np.float32(NOISE) * noise_D).to(device).requires_grad_()
@@ -129,7 +129,7 @@ def _source(settings: config.Settings, base_sha256: str) -> dict[str, Any]:
     """Return what the points depend on beside the base's corpus, which the base itself was trained on."""
     source = {"kind": _kind(settings), "adapt": settings.subspace.adapt, "base_sha256": base_sha256}
     if settings.subspace.adapt == "lora":
-        source |= {key: settings.lora.model_dump(mode="json")[key] for key in ("rank", "targets", "init")}
+        source |= {key: settings.lora.model_dump(mode="json")[key] for key in ("rank", "alpha", "targets", "init")}
     return source
 
 

@@ -30,7 +30,7 @@ PRETRAINED = {
 
 def stages(plan: dict[str, int]) -> dict[str, int]:
     """The planned jobs without tables and figures."""
-    rules = ("prepare", "base", "yardsticks", "train", "score", "bound")
+    rules = ("prepare", "base", "scales", "yardsticks", "train", "score", "bound")
     return {rule: count for rule, count in plan.items() if rule in rules}
 
 
@@ -302,6 +302,26 @@ def test_other_settings_of_the_base_reach_its_stages(finished_on_a_base) -> None
         words = {"independence": PRETRAINED["independence"] | {"how_checked": "by hand"}}
         assert plan_of_runs(on_a_base(toy, base, **words)) == EVERY_SCORE
     assert plan_of_runs(on_a_base(toy, base), numerics={"base": 1000}) == everything
+
+
+@pytest.mark.parametrize("finished_on_a_base_once", ["trained"], indirect=True)
+def test_scales_are_measured_once_for_all_exponents(finished_on_a_base) -> None:
+    """Another exponent trains again without measuring again; other matrices or another kind are measured again."""
+    toy, base = finished_on_a_base
+
+    def plan_with(scale: str | None, **lora: object) -> dict[str, int]:
+        toy.write_settings(grid=SMALL_GRID, base=base, subspace={"scale": scale}, lora=lora)
+        return plan_of_runs(toy)
+
+    assert plan_with(None) == {}
+    assert plan_with("gradient(-0.5)") == {"scales": 1} | YARDSTICKS | EVERY_RUN
+    assert toy.snakemake("bounds", "yardsticks").exit_code == 0
+    commands = [call.split()[1] for call in toy.calls]
+    assert commands.count("scales") == 1 and commands.count("base") == 1
+    assert plan_with(" gradient(-.50)") == {}
+    assert plan_with("gradient(-0.25)") == EVERY_RUN
+    assert plan_with("fisher(-0.25)") == {"scales": 1} | YARDSTICKS | EVERY_RUN
+    assert plan_with("gradient(-0.5)", rank=2) == {"scales": 1} | YARDSTICKS | EVERY_RUN
 
 
 def test_the_hash_of_the_base_decides_whether_runs_are_trained_again(finished_on_a_base) -> None:

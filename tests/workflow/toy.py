@@ -62,6 +62,11 @@ case $stage in
     mkdir -p "$folder"
     write base.safetensors
     echo "${BASE_CONTENT:-first}" > "$folder/base.json" ;;
+  scales)
+    test -f "$home/data/$(key base name)/train.bin"
+    test -f "$home/results/base/base.json"
+    folder=$home/results
+    write scales.json ;;
   yardsticks)
     test -f "$home/data/$(key data name)/train.bin"
     test "$(key base kind)" = random || test -f "$home/results/base/base.json"
