@@ -1,4 +1,4 @@
-"""What the README and the first pages of the guide tell a reader to type works."""
+"""What the pages tell a reader to type works: targets and options exist, and the first pages' commands plan."""
 
 import re
 from pathlib import Path
@@ -21,16 +21,20 @@ PAGES = [
 ]
 
 
-def commands(program: str) -> list[list[str]]:
+GUIDES = sorted({*PAGES, *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "CONTRIBUTING.md"})
+
+
+def commands(program: str, pages: list[Path] = PAGES) -> list[list[str]]:
     """Words of each command of a program that the pages show in a shell block."""
-    blocks = re.findall(r"```sh\n(.*?)```", "\n".join(page.read_text() for page in PAGES), re.DOTALL)
-    lines = [line.split(" #")[0].split() for line in "\n".join(blocks).splitlines()]
+    blocks = re.findall(r"```sh\n(.*?)```", "\n".join(page.read_text() for page in pages), re.DOTALL)
+    lines = [line.split(" #")[0].split() for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
     return [words[1:] for words in lines if words and words[0] == program]
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    assert {"demo", "test"} <= {words[0] for words in commands("make")} <= targets
+    targets = set(re.findall(r"^([a-z0-9.-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = {name for page in GUIDES for name in re.findall(r"`make ([a-z0-9.-]+)", page.read_text())}
+    assert {"demo", "test"} <= {words[0] for words in commands("make", GUIDES)} | named <= targets
 
 
 def test_snakemake_commands_plan(toy: Toy) -> None:
@@ -50,14 +54,14 @@ def test_all_training_commands_can_be_printed(toy: Toy) -> None:
     assert len(set(re.findall(r"^Shell command: start_job \S+; (sublora train .*) > ", text, re.MULTILINE))) == 30
 
 
-@pytest.mark.parametrize("words", commands("sublora"), ids=" ".join)
+@pytest.mark.parametrize("words", commands("sublora", GUIDES), ids=" ".join)
 def test_options_of_the_command_line_exist(words: list[str]) -> None:
     help_text = CliRunner().invoke(app, [words[0], "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
     for option in (word for word in words if word.startswith("--")):
         assert option in help_text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_linked_files_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target

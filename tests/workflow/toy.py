@@ -1,4 +1,4 @@
-"""The workflow on toy jobs: the real rules and profiles, a `sublora` that writes a line a file, and stub scripts.
+"""The workflow on toy jobs: the real rules and profiles, a `sublora` that writes one line per file, and stub scripts.
 
 Snakemake runs in a process forked from one that has it imported already, which saves a second a call.
 """
@@ -23,7 +23,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         *("snakemake.cli", "snakemake.workflow", "snakemake.storage", "snakemake.report.html_reporter"),
-        *("jsonschema", "pandas", "smart_open", "snakemake_executor_plugin_slurm", "sublora.config"),
+        *("jsonschema", "nbformat", "packaging.version", "pandas", "platformdirs", "smart_open", "snakemake.profiles"),
+        *("snakemake_executor_plugin_slurm", "sublora.config", "sublora.runs.starts"),
     ]
 )
 

@@ -110,19 +110,13 @@ rule runs:
 # All figures of a budget are drawn by one job, and so are those of the grid, and all tables: starting Python and
 # importing matplotlib and pandas takes longer than drawing. What a job makes, and what its parts read, it is told by
 # `params`, one line each: the function below sublora.analysis, then its arguments beside the runs.
-def made_by(rows):
-    """Return (what one job for these rows reads, by argument; the lines that tell it what to make)."""
-    reads = dict.fromkeys(key for row in rows for key in row.reads.split())
-    return {key: READ[key] for key in reads}, [f"{row.function} {row.reads}".strip() for row in rows]
-
-
 for per in ("budget", "grid"):
     of_budget = per == "budget"
     drawn = [figure for figure in FIGURES if figure.drawn and figure.per == per]
     suffix, folder = ("_d{budget}", "figures_of_budget/d{budget}") if of_budget else ("", "figures_of_grid")
     if not drawn:
         continue
-    read, lines = made_by(drawn)
+    read, lines = made_by(drawn, READ)
 
     rule:
         name:
@@ -156,7 +150,7 @@ for per in ("budget", "grid"):
 
 
 MADE_TABLES = [table for table in TABLES if table.drawn]
-READ_BY_TABLES, TABLE_LINES = made_by(MADE_TABLES)
+READ_BY_TABLES, TABLE_LINES = made_by(MADE_TABLES, READ)
 
 
 rule tables_of_grid:

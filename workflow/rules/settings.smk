@@ -196,6 +196,12 @@ def run_folder(wildcards, output):
     return Path(output[0]).parent
 
 
+def made_by(rows, files):
+    """Return (what one job for these rows reads, by argument; the lines that tell it what to make); `files`: of all."""
+    reads = dict.fromkeys(key for row in rows for key in row.reads.split())
+    return {key: files[key] for key in reads}, [f"{row.function} {row.reads}".strip() for row in rows]
+
+
 def caption_file(name):
     """Return a caption beside this workflow, also where another one uses it as a module; far away, a copy of it."""
     path = workflow.current_basedir.join(f"../report/{name}.rst").get_path_or_uri(secret_free=True)
