@@ -309,6 +309,7 @@ write_report("other.html", runs_csv=folder / "runs.csv", yardsticks_json=folder 
 """
 
 
+@pytest.mark.slow
 def test_another_process_in_another_folder_writes_equal_bytes(made, tmp_path):
     arguments = [str(made["small"].folder), *map(str, captions())]
     environment = os.environ | {"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo", "LC_ALL": "C"}

@@ -213,6 +213,7 @@ def test_snakemake_takes_the_folder_as_it_is(finished, place) -> None:
 # Stopped in between
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_ctrl_c_and_after_a_kill_and_ends_with_the_same_run(finished, place) -> None:
     def start(before_step):
         places = {"model": "tickets/model", "out": "stopped"}

@@ -8,6 +8,9 @@ import pytest
 from sublora import config
 from sublora.data.prepare import prepare_dataset
 
+# test_anchor_pipeline.py compares a bound with the true risk in every test run.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def validity():
