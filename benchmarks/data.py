@@ -142,10 +142,10 @@ def documents(tokens: int) -> Iterator[str]:
     count = max(4 * HELD_OUT_DOCUMENTS, round(tokens / OPENWEBTEXT_MEAN_TOKENS / (1.0 - 1.0 / COPY_EVERY)))
     for index in range(count):
         # An even index is never that of a copy.
-        yield _document(index // 4 * 2 if index % COPY_EVERY == COPY_EVERY - 1 else index)
+        yield document_text(index // 4 * 2 if index % COPY_EVERY == COPY_EVERY - 1 else index)
 
 
-def _document(index: int) -> str:
+def document_text(index: int) -> str:
     lines = _lines()
     rng = generator("benchmark text", index)
     mean = CHARACTERS_PER_TOKEN * OPENWEBTEXT_MEAN_TOKENS / np.mean([len(line) + 1 for line in lines[:1000]])

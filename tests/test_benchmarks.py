@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is not installed
 
 from benchmarks import __main__ as command
-from benchmarks import coding, evaluation, hardware, profiling, reference, synthetic, training
+from benchmarks import alternatives, coding, evaluation, growth, hardware, profiling, reference, synthetic, training
 from benchmarks.flops import model_flops
 from sublora import config
 from sublora.bounds.smoothing import DocumentMixture, TokenSmoothing
@@ -188,3 +188,33 @@ def test_the_meter_sees_what_work_takes_and_gives_back(machine):
     meter = hardware.MemoryMeter(machine)
     assert [np.ones(100_000) for _ in range(50)]
     assert 30 < meter.peak_mib() < 60
+
+
+def test_growth_is_measured_above_what_a_process_takes_anyway(capsys):
+    growth.main(["bound=200,400"])
+    line, record = capsys.readouterr().out.splitlines()
+    assert line.startswith("bound: 100 take ") and " 400: " in line
+    points = json.loads(record)["bound"]
+    assert [point["size"] for point in points] == [100, 200, 400] and all(
+        point["memory_mib"] > 10.0 for point in points
+    )
+
+
+def test_the_exponent_of_growth():
+    points = [{"size": size, "cpu_seconds_above_tiny": 1e-6 * size**2} for size in (1000, 3000)]
+    assert growth.exponent(*points) == pytest.approx(2.0)
+
+
+def test_documents_of_a_template_are_equal_to_its_end_and_differ_afterwards():
+    texts = growth.TemplateTexts(3)
+    first, second = texts.document("train", 0), texts.document("train", 1)
+    assert first[: growth.TEMPLATE_BYTES] == second[: growth.TEMPLATE_BYTES] and first != second
+
+
+def test_documents_are_compared_whatever_their_order_and_files(tmp_path):
+    documents = [np.array([*tokens, 50256], dtype=np.uint16) for tokens in ([1, 2], [3], [4, 5, 6])]
+    np.concatenate(documents).tofile(tmp_path / "all.bin")
+    np.concatenate(documents[2:]).tofile(tmp_path / "a.bin")
+    np.concatenate(documents[1::-1]).tofile(tmp_path / "b.bin")
+    whole = alternatives.documents_of([tmp_path / "all.bin"])
+    assert whole == alternatives.documents_of([tmp_path / "a.bin", tmp_path / "b.bin"]) and len(whole) == 3
