@@ -93,6 +93,7 @@ GPU_PYTHON_VERSION ?= 3.12
 MINUTES ?= 9
 
 .PHONY: gpu-folder gpu
+
 gpu-folder: fetch-gpt2-small ## what `make gpu` needs, in gpu/, to be carried to a machine without internet access
 	cp config/gpt2_small.yaml gpt2_small/config/config.yaml
 	PYTHONPATH="$(CURDIR)/gpt2_small/packages" $(BIN)/sublora prepare --config gpt2_small/config/config.yaml
