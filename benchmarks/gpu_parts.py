@@ -276,7 +276,7 @@ def _short_settings(session: Session) -> Path:
 
 
 PARTS = (
-    Part("device", 25.0, device),
+    Part("device", 25.0, device, whole=True),
     Part("tests", 80.0, tests),
     Part("timing", 90.0, timing),
     Part("uniform", None, uniform),

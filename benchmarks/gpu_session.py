@@ -148,15 +148,19 @@ class Part:
     seconds: float | None
     """Its limit where there is time enough; None: a share of what the other parts leave."""
     work: Callable[[Session], None]
+    whole: bool = False
+    """Whether its limit stays where there is little time, since nothing goes on without it."""
 
 
 def limits(parts: list[Part], seconds: float) -> list[float]:
-    """Return the limit of each part, which together are `seconds`."""
-    fixed = sum(part.seconds or 0.0 for part in parts)
+    """Return the limit of each part; together they are `seconds`, or more where these are too few for a whole part."""
+    whole = sum(part.seconds or 0.0 for part in parts if part.whole)
+    seconds = max(0.0, seconds - whole)
+    fixed = sum(part.seconds or 0.0 for part in parts if not part.whole)
     trainings = sum(part.seconds is None for part in parts)
     scale = min(1.0, SHARE_OF_FIXED_PARTS * seconds / fixed) if fixed and trainings else 1.0
     rest = (seconds - scale * fixed) / max(1, trainings)
-    return [rest if part.seconds is None else scale * part.seconds for part in parts]
+    return [rest if part.seconds is None else (1.0 if part.whole else scale) * part.seconds for part in parts]
 
 
 def run_parts(session: Session, parts: list[Part]) -> None:
