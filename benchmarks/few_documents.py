@@ -1,11 +1,10 @@
 """What few documents can certify: all n of them train a message, or some of the n are held out and test the network.
 
-    python -m benchmarks.few_documents DEMO                # what `sublora adapt` expects for every n and d
-    python -m benchmarks.few_documents DEMO WORK FILE.csv  # a row for each run, written as it finishes
+    python -m benchmarks.few_documents DEMO WORK FILE.csv    # a row for each run, written as it finishes
 
 DEMO is the folder of the finished demo, which lends base and documents; WORK gets a folder for every n. Rows that are
 in FILE.csv are not computed again. The plan is docs/studies/few_documents/plan.md, the figure that of
-benchmarks/few_documents_figure.py.
+benchmarks/few_documents_figure.py; benchmarks/few_documents_prediction.py prints what `sublora adapt` expects.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from sublora.losses.documents import score_documents
 from sublora.runs.base_losses import write_base_losses
 from sublora.runs.bound import bound_run
 from sublora.runs.build import RunFolder, build_run
-from sublora.runs.losses_file import open_base_losses, read_losses
+from sublora.runs.losses_file import read_losses
 from sublora.runs.message import read_message
 from sublora.runs.score import Predictor, held_out_units, record_documents, score_run
 from sublora.runs.train import train_run
@@ -47,8 +46,6 @@ from sublora.system.errors import UserError
 from sublora.system.files import atomic_path
 from sublora.system.names import BASE_LOSSES_PATH, BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.system.streams import generator
-from sublora.tools.adapt.plan import BUDGETS, choose_budget
-from sublora.tools.expected_bound import KnownData
 
 CHANGES = Path(__file__).resolve().parents[1] / "docs/studies/few_documents/settings.yaml"
 TEXTS = "texts/functions.jsonl"
@@ -408,36 +405,15 @@ def _in_text(value: object) -> str:
     return f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
-def print_predictions(demo: Path) -> None:
-    """Print what `sublora adapt` expects for each n and d, from n and the frozen base's losses on val alone."""
-    values = yaml.safe_load((demo / "config/config.yaml").read_text(encoding="utf-8"))
-    dataset = open_target(config.load_settings(demo / "config/config.yaml"), demo)
-    log_p_D = open_base_losses(demo / BASE_LOSSES_PATH)[1].val_log_p_D
-    targets_D = dataset.document_lengths("val")[: len(log_p_D)] + 1
-    for cell in (*CELLS, OF_ALL_DOCUMENTS):
-        settings = config.parse_settings(cell_values(values, cell, n_train=cell.n, arm="message"), source="the study")
-        assert settings.scoring.anchor_k0 is not None
-        losses_D = DocumentMixture(settings.scoring.anchor_k0).losses_bits(log_p_D, targets_D, dataset.vocab_size)
-        of_all = dataset.n_units if cell.unit == "document" else len(dataset.sources()[1])
-        targets = float(np.mean(dataset.document_lengths("train"))) + 1.0
-        known = KnownData(cell.n or of_all, dataset.vocab_size, targets, losses_D)
-        found = {budget: choose_budget(settings, known, [budget], losses_D).prediction for budget in BUDGETS}
-        gains = ", ".join(f"{d}: {found[d].gain:.4f} ({found[d].code_bits:.0f} bits)" for d in found)
-        print(f"{cell.name}, n = {known.n_units}: {gains}", flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_documents", description=__doc__.splitlines()[0])
     parser.add_argument("demo", type=Path, help="folder of the finished demo")
-    parser.add_argument("work", type=Path, nargs="?", help="folder for the data and results of every n")
-    parser.add_argument("csv", type=Path, nargs="?", help="file of the rows")
+    parser.add_argument("work", type=Path, help="folder for the data and results of every n")
+    parser.add_argument("csv", type=Path, help="file of the rows")
     parser.add_argument("--cpu-minutes", type=float, default=55.0, help="no run starts once these are spent")
     given = parser.parse_args(arguments)
     try:
-        if given.csv is None:
-            print_predictions(given.demo)
-        else:
-            run_study(Study(given.demo, given.work), given.csv, cpu_minutes=given.cpu_minutes)
+        run_study(Study(given.demo, given.work), given.csv, cpu_minutes=given.cpu_minutes)
     except UserError as error:
         parser.exit(2, f"{error}\n")
 
