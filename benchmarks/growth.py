@@ -71,7 +71,7 @@ def set_up_prepare(folder: Path, documents: int) -> None:
         "workers": 1,
     }
     scoring = {"documents": "all", "val_documents": 200, "test_documents": 200}
-    settings = settings_with({"data": data, "scoring": scoring, "bound": {"delta_sample": None}})
+    settings = settings_with({"data": data, "scoring": scoring})
     write_resolved(settings, folder / "config" / "config.yaml")
 
 
