@@ -159,7 +159,8 @@ def test_documents_are_measured_once_for_each_data_set(measured, monkeypatch):
 
 def test_fewer_documents_give_larger_bounds(measured):
     folder = next((measured[0] / "results/runs").iterdir())
-    message, losses = read_message(folder / "certificate.bin"), read_losses(folder / "losses.npz")
+    message = read_message(folder / "certificate.bin")
+    losses = read_losses(folder / "losses.npz").of(message)
     bounds = [bound_with(message, losses, n) for n in (240_000, 24_000, 2400, 240)]
     assert bounds == sorted(bounds) and bounds[0] < bounds[-1]
 
