@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from sublora.analysis.arms import LEARNED, UNIFORM
-from sublora.analysis.figures import allocation, gating, style
+from sublora.analysis.figures import allocation, style, training
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.hypotheses.inference import holm, sign_flip_p
 from sublora.analysis.hypotheses.rows import HEADLINE
-from sublora.analysis.report.hypotheses import QUESTIONS, answer
+from sublora.analysis.report.facts import QUESTIONS, answer
 from sublora.analysis.runs_table import collect_runs
 from sublora.analysis.tables import write_table_csv
 from sublora.system.errors import UserError
@@ -277,7 +277,7 @@ def draw_study(out: Path) -> None:
         own = runs[runs["cell"] == start]
         if not own.empty:
             figures[f"allocation_grid_{start}"] = allocation.allocation_grid(own)
-            figures[f"gating_trend_{start}"] = gating.gating_trend(own)
+            figures[f"gating_trend_{start}"] = training.gating_trend(own)
     if (out / REGIME_NAME).exists():
         figures["regime"] = draw(pd.read_csv(out / REGIME_NAME))
     for name, figure in figures.items():

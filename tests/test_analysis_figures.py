@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from sublora.analysis.arms import Arm, arms_of, configurations, improvement_over_uniform
-from sublora.analysis.figures import allocation, bounds, gating, style, tradeoff, training
+from sublora.analysis.figures import allocation, bounds, style, tradeoff, training
 from sublora.analysis.figures.reference_lines import Level, mark_levels, spread
 from sublora.analysis.histories import read_gating_traces, read_metrics
 from sublora.analysis.hypotheses import inference
@@ -36,8 +36,8 @@ FIGURES = {
     "bound_decomposition": lambda data: allocation.bound_decomposition(data.runs, data.budget, data.yardsticks),
     "bound_by_inequality": lambda data: bounds.bound_by_inequality(data.runs),
     "bound_against_budget": lambda data: bounds.bound_against_budget(data.runs, data.yardsticks),
-    "gating_heatmap": lambda data: gating.gating_heatmap(data.runs, data.budget),
-    "gating_trend": lambda data: gating.gating_trend(data.runs),
+    "gating_heatmap": lambda data: training.gating_heatmap(data.runs, data.budget),
+    "gating_trend": lambda data: training.gating_trend(data.runs),
     "gating_traces": lambda data: training.gating_traces(data.runs, data.traces),
     "loss_curves": lambda data: training.loss_curves(data.runs, data.metrics),
 }
@@ -197,7 +197,7 @@ def test_the_headline_among_the_inequalities_is_the_anchored_bound_where_there_i
 
 def test_heatmap_shows_every_gate(results):
     runs = results["small"].runs
-    axes = gating.gating_heatmap(runs, 2000).axes[0]
+    axes = training.gating_heatmap(runs, 2000).axes[0]
     rows = runs[(runs["mode"] == "learned") & (runs["budget"] == 2000)].sort_values("seed")
     gamma = rows[["gamma_0", "gamma_1", "gamma_2", "gamma_3", "gamma_head"]].to_numpy()
     assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in gamma.ravel()]
@@ -206,7 +206,7 @@ def test_heatmap_shows_every_gate(results):
 
 
 def test_trend_sets_the_head_apart(results):
-    axes = gating.gating_trend(results["small"].runs).axes[0]
+    axes = training.gating_trend(results["small"].runs).axes[0]
     lines = [container.lines[0] for container in axes.containers]
     assert [len(line.get_xdata()) for line in lines] == [4, 1, 4, 1]
     assert lines[1].get_linestyle() == "None"
@@ -306,7 +306,7 @@ def test_every_yardstick_is_named_with_its_own_number(results, name):
 def test_figures_of_absent_arms_and_budgets_are_refused(tmp_path):
     grid = Grid(budgets=(100,), allocations=("fixed-0.2", "fixed-0.5"), seeds=(1, 2))
     runs = collect_runs(write_results(tmp_path, grid))
-    for draw in (lambda: gating.gating_heatmap(runs, 100), lambda: gating.gating_trend(runs)):
+    for draw in (lambda: training.gating_heatmap(runs, 100), lambda: training.gating_trend(runs)):
         with pytest.raises(UserError, match="no learned allocation"):
             draw()
     with pytest.raises(UserError, match="no run with budget 7; it has 100"):

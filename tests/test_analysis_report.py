@@ -15,8 +15,7 @@ import pytest
 from analysis_data import DATA_HASH, INDEPENDENCE, MANY_ARMS, SMALL
 from report_data import captions, write_inputs
 
-from sublora.analysis.report.facts import best_run
-from sublora.analysis.report.hypotheses import hypothesis_sections
+from sublora.analysis.report.facts import best_run, hypothesis_sections
 from sublora.analysis.report.page import INTRODUCTION, TABLES, _caption, write_report
 from sublora.analysis.runs_table import read_runs_csv
 from sublora.analysis.tables import among_best

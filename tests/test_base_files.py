@@ -35,7 +35,7 @@ from sublora import cli, config
 from sublora.coding.certificate import MAGIC, read_certificate
 from sublora.data.base_and_target import base_data, open_target
 from sublora.data.dataset import dataset_folder
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import META_FILE
 from sublora.data.prepare import prepare_all
 from sublora.losses.documents import score_documents
 from sublora.models.adapted import AdaptedModel

@@ -21,8 +21,7 @@ from sublora.data.base_and_target import (
     write_text_keys,
 )
 from sublora.data.dataset import TokenDataset
-from sublora.data.dataset_files import FILES, SPLITS
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import FILES, META_FILE, SPLITS
 from sublora.data.order import Spill, document_key, make_record, record_of_key
 from sublora.data.prepare import prepare_all, prepare_base_dataset, prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
@@ -61,7 +60,7 @@ def write_corpora(root, base, target):
 
 def texts_of(dataset):
     decode = load_tokenizer(dataset.tokenizer).decode
-    counts = {split: dataset.meta["splits"][split]["documents"] for split in SPLITS}
+    counts = {split: dataset.meta.split(split).documents for split in SPLITS}
     return {split: [decode(dataset.document(split, i)) for i in range(counts[split])] for split in SPLITS}
 
 
@@ -98,9 +97,9 @@ def test_every_text_of_the_base_corpus_counts(root):
     prepare_all(settings, root)
     dataset = open_target(settings, root)
     base = TokenDataset.open(root, base_data(settings))
-    assert base.meta["documents"]["kept"] < 30
+    assert base.meta.documents["kept"] < 30
     assert sorted(sum(texts_of(dataset).values(), [])) == sorted(TARGET_TEXTS)
-    assert dataset.meta["documents"]["in_base_corpus"] == len(set(COMMON))
+    assert dataset.meta.documents["in_base_corpus"] == len(set(COMMON))
 
 
 def test_the_base_has_a_dataset_of_its_own(root):

@@ -12,7 +12,7 @@ from data_samples import folder_data, write_documents
 from sublora import config
 from sublora.data import dataset as module
 from sublora.data.dataset import TokenDataset
-from sublora.data.dataset_files import FILES, SPLITS
+from sublora.data.dataset_files import FILES, SPLITS, ExcludedTexts, FileFacts
 from sublora.data.prepare import prepare_dataset
 from sublora.system.errors import UserError
 
@@ -48,7 +48,7 @@ def test_importing_and_opening_need_no_heavy_module(root):
 def test_attributes(root):
     dataset = TokenDataset.open(root, folder_data(workers=5))
     assert (dataset.vocab_size, dataset.eot_id, dataset.tokenizer, dataset.n_documents) == (257, 256, "bytes", 55)
-    assert dataset.meta["splits"]["val"]["documents"] == 2
+    assert dataset.meta.split("val").documents == 2
     tokens = dataset.tokens("test")
     assert isinstance(tokens, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
@@ -103,12 +103,16 @@ def test_data_hash_follows_the_tokens_and_nothing_else(root, tmp_path_factory):
     assert TokenDataset.open(root, folder_data()).data_hash == dataset.data_hash
     hashes = {dataset.data_hash}
     for key in ("tokenizer", "vocab_size", "eot_id"):
-        hashes.add(TokenDataset(dataset.folder, dataset.meta | {key: 1}).data_hash)
+        hashes.add(TokenDataset(dataset.folder, dataset.meta.model_copy(update={key: 1})).data_hash)
     for name in FILES:
-        files = dataset.meta["files"] | {name: {"bytes": 1, "sha256": "0"}}
-        hashes.add(TokenDataset(dataset.folder, dataset.meta | {"files": files}).data_hash)
+        files = dataset.meta.files | {name: FileFacts(bytes=1, sha256="0" * 64)}
+        hashes.add(TokenDataset(dataset.folder, dataset.meta.model_copy(update={"files": files})).data_hash)
     for sha256 in ("0", "1"):
-        hashes.add(TokenDataset(dataset.folder, dataset.meta | {"excluded_texts": {"sha256": sha256}}).data_hash)
+        hashes.add(
+            TokenDataset(
+                dataset.folder, dataset.meta.model_copy(update={"excluded_texts": ExcludedTexts(sha256=64 * sha256)})
+            ).data_hash
+        )
     assert len(hashes) == 1 + 3 + len(FILES) + 2
 
 
@@ -177,7 +181,7 @@ def test_other_settings(root, changes, message):
 
 
 def test_counts_that_do_not_fit(root):
-    tokens = TokenDataset.open(root, folder_data()).meta["splits"]["train"]["tokens"]
+    tokens = TokenDataset.open(root, folder_data()).meta.split("train").tokens
     folder = root / "data" / "sample"
     ends = np.load(folder / "eot_indices.npy")
     np.save(folder / "eot_indices.npy", ends - 1)

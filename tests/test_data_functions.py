@@ -313,8 +313,8 @@ def test_functions_are_read_without_importing_and_do_not_depend_on_the_workers(t
     prepare_dataset(data, tmp_path)
     dataset = TokenDataset.open(tmp_path, data)
     assert "booby" not in sys.modules
-    assert dataset.meta["provenance"]["source_files"] == {"booby": 2}
-    assert dataset.meta["provenance"]["unparsable_files"] == 1
+    assert dataset.meta.provenance.source_files == {"booby": 2}
+    assert dataset.meta.provenance.unparsable_files == 1
     decode = load_tokenizer("bytes").decode
     texts = [decode(dataset.document("train", i)) for i in range(dataset.n_documents)]
     assert len(texts) == 4

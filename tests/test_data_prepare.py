@@ -17,8 +17,7 @@ from sublora.data import order as order_module
 from sublora.data import tokenize as tokenize_module
 from sublora.data import write as write_module
 from sublora.data.dataset import TokenDataset
-from sublora.data.dataset_files import FILES, SPLITS
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import FILES, META_FILE, SPLITS
 from sublora.data.prepare import prepare_dataset
 from sublora.data.tokenizers import load_tokenizer
 from sublora.system.errors import UserError
@@ -33,7 +32,7 @@ def all_bytes(folder):
 
 def texts_of(dataset, split):
     tokenizer = load_tokenizer(dataset.tokenizer)
-    count = dataset.meta["splits"][split]["documents"]
+    count = dataset.meta.split(split).documents
     return [tokenizer.decode(dataset.document(split, i)) for i in range(count)]
 
 
@@ -261,7 +260,7 @@ def test_documents_of_too_few_tokens_are_left_out(tmp_path):
     folder = prepare_dataset(data, tmp_path)
     dataset = TokenDataset.open(tmp_path, data)
     assert dataset.min_tokens == min(min(dataset.document_lengths(split)) for split in SPLITS) == 7
-    counts = dataset.meta["documents"]
+    counts = dataset.meta.documents
     assert counts == {
         "read": 34,
         "too_short": 1,
@@ -386,4 +385,4 @@ def test_documents_that_are_too_long_are_left_out(tmp_path):
     assert max(max(limited.document_lengths(split)) for split in SPLITS) == 150
     assert "10 longer than 150 characters" in limited.in_words()
     prepare_dataset(folder_data(), tmp_path)
-    assert TokenDataset.open(tmp_path, folder_data()).meta["documents"]["kept"] == 40
+    assert TokenDataset.open(tmp_path, folder_data()).meta.documents["kept"] == 40

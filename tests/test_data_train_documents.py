@@ -13,8 +13,7 @@ from sublora import config
 from sublora.config.marks import charged_keys, claim_settings
 from sublora.data.base_and_target import base_data
 from sublora.data.dataset import TokenDataset
-from sublora.data.dataset_files import SPLITS
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import META_FILE, SPLITS
 from sublora.data.prepare import prepare_dataset
 from sublora.runs.bound import bound_run
 from sublora.runs.score import score_run
@@ -53,7 +52,7 @@ def test_few_documents_are_among_more_and_val_and_test_stay(tmp_path):
         assert few.n_units == few.n_documents == len(found["train"]) == n
         # In the order of the split, which is that of a keyed hash: 10 are the first of 40.
         assert found == texts | {"train": texts["train"][:n]}
-        counts = few.meta["documents"]
+        counts = few.meta.documents
         assert counts["beyond_train_documents"] == whole.n_units - n and counts["duplicates"] == 0
         hashes.add(few.data_hash)
         few.verify_hashes()
@@ -65,8 +64,8 @@ def test_few_documents_are_among_more_and_val_and_test_stay(tmp_path):
 def test_duplicates_and_the_base_texts_are_counted_as_without_the_key(tmp_path):
     write_documents(tmp_path, [*TEXTS, *TEXTS[:9]])
     few = prepared(tmp_path, folder_data(train_documents=20))
-    assert few.meta["documents"]["duplicates"] == 9
-    assert few.meta["documents"]["kept"] == 25 and few.meta["documents"]["beyond_train_documents"] == 35
+    assert few.meta.documents["duplicates"] == 9
+    assert few.meta.documents["kept"] == 25 and few.meta.documents["beyond_train_documents"] == 35
 
 
 @pytest.mark.parametrize("n", [1, 7, 25])

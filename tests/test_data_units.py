@@ -11,8 +11,7 @@ from sublora import config
 from sublora.data import order as order_module
 from sublora.data.corpora.python_sources import source_files
 from sublora.data.dataset import TokenDataset
-from sublora.data.dataset_files import FILES, SPLITS, UNIT_FILES
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import FILES, META_FILE, SPLITS, UNIT_FILES
 from sublora.data.order import document_key, source_key, unit_key
 from sublora.data.prepare import prepare_dataset
 from sublora.data.units import Units
@@ -93,8 +92,8 @@ def test_units_are_whole_neighbours_and_in_one_split(tmp_path, seed, monkeypatch
     assert sum(map(len, found["val"])) >= 12 > sum(map(len, found["val"][:-1]))
     assert sum(map(len, found["test"])) >= 15 > sum(map(len, found["test"][:-1]))
     assert dataset.n_units == len(found["train"]) < dataset.n_documents
-    assert dataset.meta["splits"]["train"]["units"] == dataset.n_units
-    assert set(dataset.files) == {*FILES, *UNIT_FILES} == set(dataset.meta["files"])
+    assert dataset.meta.split("train").units == dataset.n_units
+    assert set(dataset.files) == {*FILES, *UNIT_FILES} == set(dataset.meta.files)
     dataset.verify_hashes()
 
 
@@ -160,8 +159,9 @@ def test_the_grouping_is_part_of_the_data_hash(tmp_path):
     prepare_dataset(grouped_data(), tmp_path)
     dataset = TokenDataset.open(tmp_path, grouped_data())
     before, starts = dataset.data_hash, np.array(dataset.units("train").starts_U)
-    dataset.meta["files"]["unit_starts_train.npy"]["sha256"] = "0" * 64
-    changed = TokenDataset(dataset.folder, dataset.meta)
+    facts = dataset.meta.files["unit_starts_train.npy"].model_copy(update={"sha256": "0" * 64})
+    files = dataset.meta.files | {"unit_starts_train.npy": facts}
+    changed = TokenDataset(dataset.folder, dataset.meta.model_copy(update={"files": files}))
     assert changed.data_hash != before and len(starts) < dataset.n_documents
 
 

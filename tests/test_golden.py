@@ -123,7 +123,7 @@ def data_values(root: Path) -> Values:
     """Digests of the tokens of a small Markov corpus."""
     data_of(root)
     dataset = TokenDataset.open(root, settings_with().data)
-    files = {f"{name} sha256": facts["sha256"] for name, facts in sorted(dataset.meta["files"].items())}
+    files = {f"{name} sha256": facts.sha256 for name, facts in sorted(dataset.meta.files.items())}
     return {"training documents": dataset.n_documents, **files}
 
 

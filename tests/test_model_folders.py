@@ -110,7 +110,7 @@ def test_a_tokenizer_that_normalizes_makes_no_duplicates(tmp_path: Path, capsys:
     tokenizer = tiny_tokenizer(documents, VOCABULARY - 4)
     tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.NFC()
     dataset = prepared(tmp_path, tokenizer, documents)
-    counts = dataset.meta["documents"]
+    counts = dataset.meta.documents
     assert (counts["read"], counts["normalized"], counts["duplicates"], counts["kept"]) == (240, 120, 120, 120)
     found = [text for split in ("train", "val", "test") for text in split_texts(dataset, split)]
     assert sorted(found) == sorted(spellings)
@@ -172,7 +172,7 @@ def test_words_in_another_order_are_compared_as_they_were(tmp_path: Path) -> Non
     documents = texts(80)
     tokenizer = tiny_tokenizer(documents, VOCABULARY - 4)
     dataset = prepared(tmp_path, tokenizer, documents, permute="words")
-    assert dataset.meta["documents"]["kept"] == 80 and "normalized" not in dataset.meta["documents"]
+    assert dataset.meta.documents["kept"] == 80 and "normalized" not in dataset.meta.documents
 
 
 def test_an_end_of_text_that_is_not_special_is_text_in_documents(tmp_path: Path) -> None:

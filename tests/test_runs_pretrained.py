@@ -113,7 +113,7 @@ def test_special_tokens_in_a_text_are_ordinary_text(tmp_path: Path) -> None:
     settings = config.load_settings(path)
     prepare_all(settings, tmp_path)
     dataset = open_target(settings, tmp_path)
-    assert sum(dataset.meta["splits"][split]["documents"] for split in ("train", "val", "test")) == len(documents)
+    assert sum(dataset.meta.split(split).documents for split in ("train", "val", "test")) == len(documents)
     decode, found = dataset.load_tokenizer().decode, set()
     for split in ("train", "val", "test"):
         for i in range(len(dataset.document_lengths(split))):
@@ -140,7 +140,7 @@ def test_a_large_vocabulary_has_tokens_of_four_bytes(tmp_path: Path) -> None:
     assert dataset.tokens("train").dtype == np.dtype("<u4")
     assert dataset.tokens("train").max() > 1 << 16
     assert dataset.vocab_size == 70_000
-    assert (tmp_path / "data/sentences/train.bin").stat().st_size == 4 * dataset.meta["splits"]["train"]["tokens"]
+    assert (tmp_path / "data/sentences/train.bin").stat().st_size == 4 * dataset.meta.split("train").tokens
     documents = {dataset.load_tokenizer().decode(dataset.document("train", i)) for i in range(dataset.n_documents)}
     assert documents <= set(corpus)
 

@@ -34,12 +34,14 @@ from sublora.tools.adapt import adapt as adapt_module
 from sublora.tools.adapt import settings as adapt_settings_module
 from sublora.tools.adapt.display import Display
 from sublora.tools.adapt.plan import BUDGETS, candidate_budgets, choose_budget, chosen_steps, shortfall
-from sublora.tools.adapt.request import AdaptRequest, fixed_revision, located
 from sublora.tools.adapt.settings import (
     COUNTED,
+    AdaptRequest,
     DocumentFacts,
     ModelFacts,
     adapt_settings,
+    fixed_revision,
+    located,
     peft_targets,
     write_settings_file,
 )
@@ -395,13 +397,13 @@ def test_targets_are_those_of_peft_or_are_asked_for(monkeypatch) -> None:
 def test_a_model_of_the_hub_is_named_with_its_commit(place, tmp_path, monkeypatch) -> None:
     """A branch may move while the stages run."""
     snapshot = tmp_path / "snapshots" / ("0123456789" * 4)
-    monkeypatch.setattr("sublora.tools.adapt.request.pretrained_folder", lambda model, revision, root: snapshot)
+    monkeypatch.setattr("sublora.tools.adapt.settings.pretrained_folder", lambda model, revision, root: snapshot)
     documents = Path("tickets/documents")
     assert located(documents, "org/model", "main", Path("new")) == ("../tickets/documents", "org/model")
     assert fixed_revision("org/model", "main", tmp_path) == (snapshot, snapshot.name)
     # A folder has no revision.
     assert located(documents, "tickets/model", None, Path("new"))[1] == "../tickets/model"
-    monkeypatch.setattr("sublora.tools.adapt.request.pretrained_folder", lambda model, revision, root: root / model)
+    monkeypatch.setattr("sublora.tools.adapt.settings.pretrained_folder", lambda model, revision, root: root / model)
     assert fixed_revision("../tickets/model", None, place / "new") == (place / "new/../tickets/model", None)
 
 

@@ -20,8 +20,7 @@ from pydantic import ValidationError
 
 from sublora import config
 from sublora.data.dataset import TokenDataset
-from sublora.data.dataset_files import PREPARE_AGAIN
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import META_FILE, PREPARE_AGAIN
 from sublora.system.errors import UserError
 from sublora.system.files import sha256_of_file
 from sublora.system.validation import describe
@@ -113,10 +112,10 @@ def open_text_keys(settings: config.Settings, root: Path) -> TextKeys:
     UserError if the base's dataset is not prepared, or was prepared from other settings.
     """
     dataset = TokenDataset.open(root, base_data(settings))
-    facts = dataset.meta["provenance"].get("text_keys")
+    facts = dataset.meta.provenance.text_keys
     if facts is None:
         raise UserError(f"{dataset.folder / META_FILE}: lacks provenance.text_keys; {PREPARE_AGAIN}")
-    return TextKeys.open(dataset.folder / TEXT_KEYS_FILE, shuffle_seed=settings.data.shuffle_seed, **facts)
+    return TextKeys.open(dataset.folder / TEXT_KEYS_FILE, shuffle_seed=settings.data.shuffle_seed, **facts.model_dump())
 
 
 def open_target(settings: config.Settings, root: Path) -> TokenDataset:

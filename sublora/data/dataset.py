@@ -15,10 +15,12 @@ from sublora.data.dataset_files import (
     DOC_LENGTHS_FILE,
     EOT_INDICES_FILE,
     FILES,
+    META_FILE,
     PREPARE_AGAIN,
     SOURCE_IDS_FILE,
     SPLITS,
     UNIT_FILES,
+    Meta,
     check_hashes,
     check_hashes_of_changed_files,
     dataset_files,
@@ -26,7 +28,6 @@ from sublora.data.dataset_files import (
     read_checked_meta,
     unit_starts_file,
 )
-from sublora.data.meta import META_FILE
 from sublora.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerFacts, token_type
 from sublora.data.units import Units
 from sublora.system.errors import UserError
@@ -57,19 +58,19 @@ class TokenDataset:
         eot_indices: int64 (n_documents,), position of each train document's end-of-text token in train.bin.
     """
 
-    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, meta: Meta) -> None:
         """Use `open`, which checks the files."""
         # Facts of meta.json.
         self.folder = folder
         self.meta = meta
-        self.tokenizer: str = meta["tokenizer"]
-        self.vocab_size: int = meta["vocab_size"]
-        self.eot_id: int = meta["eot_id"]
-        self.n_documents: int = meta["splits"]["train"]["documents"]
-        self.unit: config.Unit = meta["settings"]["unit"]
-        self.min_tokens: int = meta["settings"]["min_tokens"]
-        excluded = meta["excluded_texts"]
-        self.excluded_texts: str | None = None if excluded is None else excluded["sha256"]
+        self.tokenizer = meta.tokenizer
+        self.vocab_size = meta.vocab_size
+        self.eot_id = meta.eot_id
+        self.n_documents = meta.splits.train.documents
+        self.unit: config.Unit = meta.settings.unit
+        self.min_tokens = meta.settings.min_tokens
+        excluded = meta.excluded_texts
+        self.excluded_texts = None if excluded is None else excluded.sha256
         # The index of train is mapped; the positions of other splits and the token maps are filled in on demand.
         self.eot_indices: np.ndarray = load_index(folder / EOT_INDICES_FILE)
         self._train_lengths: np.ndarray = load_index(folder / DOC_LENGTHS_FILE)
@@ -100,7 +101,7 @@ class TokenDataset:
 
     def _check_index(self) -> None:
         """Check the shapes of the index against meta.json, and the index against the token counts."""
-        documents, tokens = (self.meta["splits"]["train"][key] for key in ("documents", "tokens"))
+        documents, tokens = self.meta.splits.train.documents, self.meta.splits.train.tokens
         # The arrays of train documents.
         for name, values in ((EOT_INDICES_FILE, self.eot_indices), (DOC_LENGTHS_FILE, self._train_lengths)):
             if values.shape != (documents,) or values.dtype != np.int64:
@@ -117,7 +118,7 @@ class TokenDataset:
         self._check_long_enough(DOC_LENGTHS_FILE, self._train_lengths)
         for split, starts in self._unit_starts.items():
             self._check_units(split, starts)
-        wanted = self.meta["settings"].get("train_documents", self.n_units)
+        wanted = self.meta.settings.model_dump().get("train_documents", self.n_units)
         if self.n_units != wanted:
             raise UserError(
                 f"{self.folder / META_FILE}: {self.n_units} {self.unit}s to train on, expected data.train_documents "
@@ -132,15 +133,15 @@ class TokenDataset:
 
     def _check_units(self, split: str, starts: np.ndarray) -> None:
         """Check that units partition the documents: each begins after the one before, and none is empty."""
-        path, counts = self.folder / unit_starts_file(split), self.meta["splits"][split]
-        if starts.dtype != np.int64 or starts.shape != (counts["units"],):
+        path, counts = self.folder / unit_starts_file(split), self.meta.split(split)
+        if starts.dtype != np.int64 or starts.shape != (counts.units,):
             raise UserError(
-                f"{path}: found {starts.dtype} of shape {starts.shape}, expected int64 of shape ({counts['units']},), "
+                f"{path}: found {starts.dtype} of shape {starts.shape}, expected int64 of shape ({counts.units},), "
                 f"one entry per unit; {PREPARE_AGAIN}"
             )
-        if not partitions(starts, counts["documents"]):
+        if not partitions(starts, counts.documents):
             raise UserError(
-                f"{path}: the units do not partition the {counts['documents']} documents of {split}; {PREPARE_AGAIN}"
+                f"{path}: the units do not partition the {counts.documents} documents of {split}; {PREPARE_AGAIN}"
             )
 
     def _check_long_enough(self, name: str, lengths: np.ndarray) -> None:
@@ -158,12 +159,12 @@ class TokenDataset:
         Where texts were excluded, the hash of their keys enters as well, and where sources are known, which document is
         from which source. The hashes are those in meta.json; `verify_hashes` checks whether the files still have them.
         """
-        facts = {key: self.meta[key] for key in ("tokenizer", "vocab_size", "eot_id")}
+        facts = {key: getattr(self.meta, key) for key in ("tokenizer", "vocab_size", "eot_id")}
         if self.excluded_texts is not None:
             facts["excluded_texts"] = self.excluded_texts
         names = [*FILES, *(UNIT_FILES if self.unit == "source" else ())]
         names += [SOURCE_IDS_FILE] if SOURCE_IDS_FILE in self.files else []
-        return config.digest(facts | {"files": {name: self.meta["files"][name]["sha256"] for name in names}})
+        return config.digest(facts | {"files": {name: self.meta.files[name].sha256 for name in names}})
 
     def load_tokenizer(self) -> Tokenizer:
         """Load the tokenizer that made the tokens; UserError if its vocabulary cannot be loaded."""
@@ -187,8 +188,7 @@ class TokenDataset:
 
     def units(self, split: str) -> Units:
         """Return how the documents of a split are grouped."""
-        documents: int = self.meta["splits"][self._known(split)]["documents"]
-        return Units(documents, self._unit_starts.get(split))
+        return Units(self.meta.split(self._known(split)).documents, self._unit_starts.get(split))
 
     def leading_units(self, split: str, documents: int) -> tuple[np.ndarray, Units]:
         """Return the documents of the first units that together hold at least `documents` of them, and their grouping.
@@ -212,7 +212,7 @@ class TokenDataset:
 
     def source_facts(self) -> dict[str, Any]:
         """Return the number of train sources, and the hash of the file that assigns documents to them."""
-        return {"n": len(self.sources()[1]), "sha256": self.meta["files"][SOURCE_IDS_FILE]["sha256"]}
+        return {"n": len(self.sources()[1]), "sha256": self.meta.files[SOURCE_IDS_FILE].sha256}
 
     @cached_property
     def source_ids(self) -> np.ndarray | None:
@@ -224,8 +224,8 @@ class TokenDataset:
 
     def in_words(self) -> str:
         """Return how many documents there are, and how many were left out for which reason, in words."""
-        counts, settings = self.meta["documents"], self.meta["settings"]
-        kept = {split: self.meta["splits"][split]["documents"] for split in SPLITS}
+        counts, settings = self.meta.documents, self.meta.settings.model_dump()
+        kept = {split: self.meta.split(split).documents for split in SPLITS}
         left_out = [
             f"{counts['too_short']:,} shorter than {settings['min_characters']} characters",
             f"{counts['too_few_tokens']:,} of fewer than {settings['min_tokens']} tokens",
@@ -306,13 +306,13 @@ class TokenDataset:
     def _ends(self, split: str) -> np.ndarray:
         """Return the positions of the split's end-of-text tokens, int64 (documents,)."""
         if self._known(split) not in self._end_of_text_positions:
-            starts = range(0, self.meta["splits"][split]["tokens"], BLOCK_TOKENS)
+            starts = range(0, self.meta.split(split).tokens, BLOCK_TOKENS)
             positions = [
                 start + np.flatnonzero(block == self.eot_id)
                 for start, block in zip(starts, self._blocks(split), strict=True)
             ]
             ends = np.concatenate(positions)
-            expected = self.meta["splits"][split]["documents"]
+            expected = self.meta.split(split).documents
             if len(ends) != expected:
                 raise UserError(
                     f"{self.folder / f'{split}.bin'}: {len(ends)} end-of-text tokens, expected {expected} documents; "

@@ -14,8 +14,14 @@ from rich.progress import (
 from sublora import config
 from sublora.data.base_and_target import KEY_BYTES
 from sublora.data.dataset import TokenDataset
-from sublora.data.dataset_files import DOC_LENGTHS_FILE, EOT_INDICES_FILE, SOURCE_IDS_FILE, SPLITS, unit_starts_file
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import (
+    DOC_LENGTHS_FILE,
+    EOT_INDICES_FILE,
+    META_FILE,
+    SOURCE_IDS_FILE,
+    SPLITS,
+    unit_starts_file,
+)
 from sublora.data.order import (
     Spill,
     documents_in_order,

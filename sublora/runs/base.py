@@ -120,7 +120,7 @@ def _train_base(
         weights = {name: value.detach().cpu().numpy() for name, value in trainer.weights.items()}
         facts = {
             "data_hash": dataset.data_hash,
-            "data_settings": dataset.meta["settings"],
+            "data_settings": config.data_settings(base_data(settings)),
             "documents": dataset.n_documents,
             "val_loss_bits": trainer.history.metrics[-1][4],
         }

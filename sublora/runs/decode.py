@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sublora import config
 from sublora.data.dataset import TokenDataset, dataset_folder
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import META_FILE
 from sublora.data.tokenizers import OF_THE_BASE, Tokenizer, load_tokenizer, pretrained_tokenizer
 from sublora.models.protocol import LanguageModel, Network
 from sublora.runs.base_files import NAME_IT, base_weights_for_reader, own_base_weights

@@ -36,7 +36,7 @@ from sublora.bounds.smoothing import DocumentMixture, LossRange, Smoothing
 from sublora.coding.bits import index_bits
 from sublora.data.base_and_target import open_target
 from sublora.data.dataset import dataset_folder
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import META_FILE
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.losses.bounded import bounded_loss
 from sublora.runs.losses_file import open_base_losses

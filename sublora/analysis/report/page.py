@@ -19,7 +19,7 @@ from sublora import config
 from sublora.analysis.figures.style import COLUMN_INCHES, PNG_DPI
 from sublora.analysis.hypotheses import hypothesis_table
 from sublora.analysis.report import facts
-from sublora.analysis.report.hypotheses import hypothesis_sections
+from sublora.analysis.report.facts import hypothesis_sections
 from sublora.analysis.runs_table import (
     check_last_line,
     read_runs_csv,

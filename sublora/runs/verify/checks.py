@@ -275,7 +275,7 @@ def data_checks(
     for split, found in facts.items():
         shortest = int(found.lengths_D.min(initial=np.iinfo(np.int64).max))
         checks += [
-            Check(f"{split} documents", dataset.meta["splits"][split]["documents"], len(found.ends_D)),
+            Check(f"{split} documents", dataset.meta.split(split).documents, len(found.ends_D)),
             Check(f"{split} tokens below V", True, found.largest_token < vocab_size),
             Check(f"{split} tokens after the last end-of-text", 0, found.trailing_tokens),
             Check(

@@ -117,12 +117,12 @@ class OwnDocuments:
 
 def _check_kind(dataset: TokenDataset, claimed: TokenDataset, min_tokens: int) -> None:
     """UserError unless a network that was made for the claimed data can be scored on the dataset's test documents."""
-    tokenizers = (each.meta["files"].get(TOKENIZER_FILE, {}).get("sha256") for each in (dataset, claimed))
+    files = (each.meta.files.get(TOKENIZER_FILE) for each in (dataset, claimed))
     pairs = {
         "tokenizer": (dataset.tokenizer, claimed.tokenizer),
         "vocab_size": (dataset.vocab_size, claimed.vocab_size),
         "eot_id": (dataset.eot_id, claimed.eot_id),
-        f"sha256 of {TOKENIZER_FILE}": tuple(tokenizers),
+        f"sha256 of {TOKENIZER_FILE}": tuple(None if file is None else file.sha256 for file in files),
         "data.unit": (dataset.unit, claimed.unit),
     }
     for key, (found, expected) in pairs.items():

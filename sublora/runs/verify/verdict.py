@@ -12,7 +12,7 @@ from sublora import config
 from sublora.config.marks import claim_settings, premises
 from sublora.data.base_and_target import base_data, open_text_keys
 from sublora.data.dataset import TokenDataset, dataset_folder
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import META_FILE
 from sublora.runs.message import Message
 from sublora.runs.verify.checks import Check, environment_facts
 from sublora.runs.verify.files import Claim, Options

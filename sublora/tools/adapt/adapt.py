@@ -31,7 +31,6 @@ from sublora.system.device import claim_device, peak_memory_mib
 from sublora.system.errors import UserError
 from sublora.system.files import read_json, write_bytes
 from sublora.system.names import BOUNDS_NAME
-from sublora.tools.adapt.card import card, readme
 from sublora.tools.adapt.display import Display
 from sublora.tools.adapt.folder import AdaptFolder
 from sublora.tools.adapt.plan import (
@@ -42,17 +41,20 @@ from sublora.tools.adapt.plan import (
     make_adapt_plan,
     shortfall,
 )
-from sublora.tools.adapt.request import AdaptRequest, fixed_revision, in_options, located
 from sublora.tools.adapt.settings import (
+    AdaptRequest,
     DocumentFacts,
     ModelFacts,
     adapt_settings,
     count_documents,
+    fixed_revision,
+    in_options,
+    located,
     model_facts,
 )
 from sublora.tools.expected_bound import KnownData
 from sublora.tools.plan import make_plan
-from sublora.tools.statement import NOT_STATED, independence_in_words
+from sublora.tools.statement import NOT_STATED, card, independence_in_words, readme
 from sublora.tools.throughput import measure_throughput
 from sublora.training.resumable import BeforeStep, Interrupted
 

@@ -30,8 +30,7 @@ from sublora.system.names import (
 )
 from sublora.system.versions import NUMERICS_VERSIONS
 from sublora.tools.adapt.plan import AdaptPlan
-from sublora.tools.adapt.request import AdaptRequest
-from sublora.tools.adapt.settings import independence, write_settings_file
+from sublora.tools.adapt.settings import AdaptRequest, independence, write_settings_file
 from sublora.training import checkpoint
 from sublora.yardsticks.record import YARDSTICKS_PATH
 
@@ -113,7 +112,7 @@ class AdaptFolder:
         """
         found = open_reader(settings.data.corpus, self.root).provenance()
         try:
-            made = open_target(settings, self.root).meta["provenance"]
+            made = open_target(settings, self.root).meta.provenance.model_dump()
         except UserError:
             return None
         return any(made.get(key) != value for key, value in found.items())

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.system.errors import UserError
-from sublora.tools.adapt.request import AdaptRequest
-from sublora.tools.adapt.settings import STEPS
+from sublora.tools.adapt.settings import STEPS, AdaptRequest
 from sublora.tools.expected_bound import Guess, KnownData, Prediction, predict
 from sublora.tools.plan import Plan
 from sublora.tools.statement import grouped_by, units_in_words
