@@ -16,7 +16,7 @@ from sublora.runs.base_files import NAME_IT, base_weights_for_reader, own_base_w
 from sublora.runs.build import adaptable
 from sublora.runs.message import Message, read_message
 from sublora.runs.networks import AnyBase, random_base, read_base
-from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
+from sublora.subspace.hashes import SubspaceHashes
 from sublora.system.errors import UserError
 from sublora.system.names import BASE_FOLDER, CERTIFICATE_NAME
 
@@ -133,15 +133,10 @@ def decode_message(message: Message, files: CertificateFiles, device: torch.devi
     network, subspace = adaptable(
         settings, message.spec, base, header.vocab_size, device, scale_points=header.scale_points
     )
-    hashes = {
-        "space of trained parameters": (header.space_sha256, space_sha256(network.space)),
-        "LoRA initialization": (header.lora_init_sha256, lora_init_sha256(subspace)),
-        "projection": (header.projection_sha256, projection_sha256(subspace)),
-    }
-    for what, (named, found) in hashes.items():
+    for what, named, found in SubspaceHashes.of(network.space, subspace).beside(header):
         if named != found:
             raise UserError(
-                f"{files.certificate}: its {what} hashes to {named[:12]}..., here to {found[:12]}...; "
+                f"{files.certificate}: the sha256 of its {what} is {named[:12]}..., here {found[:12]}...; "
                 "decode it with the release of sublora that wrote it"
             )
     contents = message.contents

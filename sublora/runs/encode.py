@@ -24,7 +24,7 @@ from sublora.losses.documents import score_documents
 from sublora.runs.build import RunFolder
 from sublora.runs.message import Header, SourceFacts, charged_bits, payload_context
 from sublora.runs.starts import announce, record_start
-from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
+from sublora.subspace.hashes import SubspaceHashes
 from sublora.system.device import claim_device
 from sublora.system.locks import Presence, sole_writer
 from sublora.system.names import CERTIFICATE_NAME
@@ -122,7 +122,7 @@ def val_losses_of(run: Run, judged_UA: np.ndarray, chosen: int) -> np.ndarray:
 
 def certificate_header(run: Run, provenance: Provenance) -> Header:
     """Return what a decoder needs beside the payload: facts fixed before the data, and the name of the arm."""
-    dataset = run.dataset
+    dataset, hashes = run.dataset, SubspaceHashes.of(run.network.space, run.subspace)
     optional: dict[str, Any] = {"parameters": run.subspace.shape.space.size} if run.spec.budget == config.ALL else {}
     if run.scale_points is not None:
         optional["scale_points"] = {name: list(values) for name, values in run.scale_points.items()}
@@ -137,9 +137,9 @@ def certificate_header(run: Run, provenance: Provenance) -> Header:
         longest_targets=dataset.longest_targets,
         base_sha256=run.network.base_sha256,
         seen_base_sha256=run.seen_base_sha256,
-        space_sha256=space_sha256(run.network.space),
-        lora_init_sha256=lora_init_sha256(run.subspace),
-        projection_sha256=projection_sha256(run.subspace),
+        space_sha256=hashes.space_sha256,
+        lora_init_sha256=hashes.lora_init_sha256,
+        projection_sha256=hashes.projection_sha256,
         numerics_versions=NUMERICS_VERSIONS,
         environment={**provenance.versions_of("sublora"), "torch": torch_build(), **provenance.versions_of("numpy")},
         **optional,

@@ -5,7 +5,8 @@ does not import torch.
 """
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sublora.system.digests import json_sha256, tensors_sha256
 
@@ -13,6 +14,36 @@ if TYPE_CHECKING:
     from sublora.subspace.parameters import ParameterSpace
     from sublora.subspace.scales import Points
     from sublora.subspace.subspace import Subspace
+
+
+class NamesSubspace(Protocol):
+    """A header that names a subspace by its hashes."""
+
+    @property
+    def space_sha256(self) -> str: ...
+    @property
+    def lora_init_sha256(self) -> str: ...
+    @property
+    def projection_sha256(self) -> str: ...
+
+
+class SubspaceHashes(NamedTuple):
+    """The three hashes of a subspace, hexadecimal, by their names in the header of a certificate."""
+
+    space_sha256: str
+    lora_init_sha256: str
+    projection_sha256: str
+
+    @classmethod
+    def of(cls, space: "ParameterSpace", subspace: "Subspace") -> "SubspaceHashes":
+        """Return the hashes of a network's trained parameters and of the subspace in which they move."""
+        return cls(space_sha256(space), lora_init_sha256(subspace), projection_sha256(subspace))
+
+    def beside(self, header: NamesSubspace) -> Iterator[tuple[str, str, str]]:
+        """Yield what is hashed, the hash that a header names, and this one."""
+        yield "trained parameters", header.space_sha256, self.space_sha256
+        yield "LoRA initialization", header.lora_init_sha256, self.lora_init_sha256
+        yield "projection", header.projection_sha256, self.projection_sha256
 
 
 def lora_init_sha256(subspace: "Subspace") -> str:

@@ -4,7 +4,7 @@ import torch
 
 from sublora.data.base_and_target import base_data
 from sublora.data.dataset import TokenDataset, dataset_folder
-from sublora.data.meta import META_FILE
+from sublora.data.dataset_files import META_FILE
 from sublora.runs.message import Message
 from sublora.runs.networks import AnyBase
 from sublora.runs.scales import measured_points

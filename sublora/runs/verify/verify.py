@@ -38,7 +38,7 @@ from sublora.runs.verify.verdict import (
     trusted_premises,
     unchecked_facts,
 )
-from sublora.subspace.hashes import lora_init_sha256, projection_sha256, space_sha256
+from sublora.subspace.hashes import SubspaceHashes
 from sublora.system.device import claim_device
 from sublora.system.errors import UserError
 from sublora.system.names import BOUNDS_NAME, BOUNDS_PT_NAME, LOSSES_NAME
@@ -171,9 +171,7 @@ def verify_claim(claim: Claim, options: Options | None = None) -> Verdict:
         verdict = dataclasses.replace(verdict, trusted=(*verdict.trusted, *trusted_scales))
         verdict = verdict.with_checks(
             Check("base as far as the documents see it", header.seen_base_sha256, run.seen_base_sha256),
-            Check("trained parameters", header.space_sha256, space_sha256(run.network.space)),
-            Check("LoRA initialization", header.lora_init_sha256, lora_init_sha256(run.subspace)),
-            Check("projection", header.projection_sha256, projection_sha256(run.subspace)),
+            *(Check(*each) for each in SubspaceHashes.of(run.network.space, run.subspace).beside(header)),
             *scales,
             *_parameters_checks(message, run),
         )
