@@ -35,7 +35,7 @@ FILE_SOURCE, FIELD_SOURCE = "file ", "unit "
 """Prefixes of the names of the two kinds of sources."""
 BOM = b"\xef\xbb\xbf"
 LARGEST_BYTES = 1 << 30
-"""The largest .txt file, line or cell, unpacked. A line or file beyond this is no document, or a bomb."""
+"""The largest .txt file, line or cell, unpacked. A larger one is no document, or was made to exhaust memory."""
 ROWS = 256
 """Rows of a .parquet file that are in memory at once."""
 NAMED = 5

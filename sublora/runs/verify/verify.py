@@ -61,7 +61,7 @@ OWN_NUMBERS = (
 LARGEST_BATCH_TOKENS = 1 << 14
 """Tokens that go through the network at once, whatever the claim's own machine could take."""
 HELD_OUT = ("test_loss_bits", "bound_held_out")
-"""What it names apart: numbers from test documents, which hold only if the prover chose nothing on them."""
+"""What it states separately: numbers from test documents, which hold only if the prover chose nothing on them."""
 TESTED_SHARE = 0.03
 """Share of the scored windows that are tested for causality at least; more than in scoring, which is the prover's."""
 LOOKS_AHEAD = "positions whose predictions depend on later tokens or the length"
