@@ -129,8 +129,7 @@ def pack_tokens(dataset: Path, archive: Path) -> None:
 
     Raises UserError for damaged files and for an archive above MOST_BYTES_OF_TOKENS.
     """
-    from sublora.data.dataset_files import check_hashes, dataset_files, read_checked_meta
-    from sublora.data.meta import META_FILE
+    from sublora.data.dataset_files import META_FILE, check_hashes, dataset_files, read_checked_meta
 
     meta = read_checked_meta(dataset, None)
     check_hashes(dataset, meta)
@@ -141,8 +140,7 @@ def pack_tokens(dataset: Path, archive: Path) -> None:
 
 def unpack_tokens(archive: Path, dataset: Path) -> None:
     """Unpack a dataset, unless it is there already; UserError if a file is not the one that meta.json names."""
-    from sublora.data.dataset_files import check_hashes, read_checked_meta
-    from sublora.data.meta import META_FILE
+    from sublora.data.dataset_files import META_FILE, check_hashes, read_checked_meta
 
     if (dataset / META_FILE).exists():
         check_hashes(dataset, read_checked_meta(dataset, None))
