@@ -136,11 +136,11 @@ def test_a_record_that_says_it_has_no_anchor_is_as_before(folders):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda r: r.update(bound_direct=1.0), f"{NAME}/bounds.json: bound_direct is 1, but bounds.betting_subsampled is"),
-        (lambda r: r.update(bound_value=1.0), f"{NAME}/bounds.json: bound_value is 1, but the bounds on the base's loss and"),
-        (lambda r: r["anchor"].pop("excess_bound"), f"{NAME}/bounds.json: bound_value is .* sum to nan"),
-        (lambda r: r["anchor"].update(excess=None), f"{NAME}/bounds.json: key anchor.excess of bounds.json is None"),
-        (lambda r: r.update(certified_gain_bits=None), f"{NAME}/bounds.json: key certified_gain_bits of bounds.json is None"),
+        (lambda r: r.update(bound_direct=1.0), "bounds.json: bound_direct is 1, but bounds.betting_subsampled is"),
+        (lambda r: r.update(bound_value=1.0), "bounds.json: bound_value is 1, but the bounds on the base's loss and"),
+        (lambda r: r["anchor"].pop("excess_bound"), "bounds.json: bound_value is .* sum to nan"),
+        (lambda r: r["anchor"].update(excess=None), "bounds.json: key anchor.excess of bounds.json is None"),
+        (lambda r: r.update(certified_gain_bits=None), "bounds.json: key certified_gain_bits of bounds.json is None"),
         (lambda r: r["anchor"].update(delta_base=0.02), "anchor_delta_base is .* runs of different settings"),
         (lambda r: r["anchor"].pop("k0"), f"run {NAME} has no value for anchor_k0"),
     ],
