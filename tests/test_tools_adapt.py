@@ -120,8 +120,11 @@ def test_the_command_ends_with_a_card_and_a_readme_that_say_what_the_bound_says(
     assert gain > 0.0 and 0.0 <= record["certified_gain_bits"] - gain < 1e-3
     n, bits = record["n_units"], math.ceil(record["code_bits"])
     assert "(95 %)" in sentence and f"n = {n:,} texts, message {bits:,} bits." in sentence
+    held_out = out.splitlines()[1]
+    (gain,) = (float(each) for each in re.findall(r"at least ([\d.]+\d)", held_out))
+    assert 0.0 <= record["anchor"]["base_bound"] - record["bound_held_out"] - gain < 2e-3
     page = (folder / "README.md").read_text()
-    assert sentence in page and f"fixed without these documents: {STATED}." in page
+    assert sentence in page and held_out in page and f"fixed without these documents: {STATED}." in page
     assert "Verified on this machine" in page
     # Plain lines, each with its stage.
     lines = err.splitlines()

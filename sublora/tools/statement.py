@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sublora import config
+from sublora.bounds.anchor import certified_gain_bits
 from sublora.bounds.record import BoundRecord, read_record
 from sublora.runs.message import Message
 from sublora.system.errors import UserError, printable
@@ -41,6 +42,30 @@ def sentence(record: dict[str, Any], settings: config.Settings) -> str:
     return (
         f"On new documents like these, the adapted model (mixed with its base) needs at most {bound} bits per token "
         f"({confidence}); the frozen model at most {base}; {gains}. {_sizes(record, settings)}"
+    )
+
+
+def held_out_sentence(record: dict[str, Any], settings: config.Settings) -> str | None:
+    """Return what the test documents certify about the gain over the base; None without an anchor.
+
+    record: the content of bounds.json.
+    """
+    if not record["anchor"]:
+        return None
+    anchor, unit = record["anchor"], grouped_by(settings)
+    excess_bits = record["bound_held_out"] - anchor["base_bound"]
+    gain = certified_gain_bits(excess_bits, anchor["k0"], settings.data.min_tokens + 1)
+    confidence = f"{100 * (1 - record['delta'] + anchor['delta_base']):g} %"
+    tested = (
+        f"{record['test_units']:,} test documents"
+        if unit is None
+        else f"{record['test_units']:,} test values of {unit}"
+    )
+    if gain <= 0.0:
+        return f"Its {tested} alone certify no gain."
+    return (
+        f"From its {tested} alone, adapting gains at least {decimals_down(gain)} ({confidence}), if nothing was trained "
+        "or chosen on them, which no file shows."
     )
 
 
@@ -181,7 +206,13 @@ def card(record: dict[str, Any], settings: config.Settings, folder: Path, run: s
     """
     check = shlex.join(["sublora", "verify", str(folder / run), "--config", str(folder / "config/config.yaml")])
     listed = "\n".join(f"  - {each}" for each in premises_in_words(settings))
-    return f"{sentence(record, settings)}\nPremises:\n{listed}\n{verified}\nTo check it: {check}"
+    stated = "\n".join(_statements(record, settings))
+    return f"{stated}\nPremises:\n{listed}\n{verified}\nTo check it: {check}"
+
+
+def _statements(record: dict[str, Any], settings: config.Settings) -> list[str]:
+    found = [sentence(record, settings), held_out_sentence(record, settings)]
+    return [each for each in found if each is not None]
 
 
 def readme(record: dict[str, Any], settings: config.Settings, root: Path, run: str, *, verified: str) -> str:
@@ -201,10 +232,11 @@ def readme(record: dict[str, Any], settings: config.Settings, root: Path, run: s
         ("guessing", f"{record['vacuous_bits']:.3f}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    stated = "\n\n".join(_statements(record, settings))
     return f"""\
 # An adapted model and its certificate
 
-{sentence(record, settings)}
+{stated}
 
 | | bits per token |
 |---|---|
