@@ -64,8 +64,8 @@ def held_out_sentence(record: dict[str, Any], settings: config.Settings) -> str 
     if gain <= 0.0:
         return f"Its {tested} alone certify no gain."
     return (
-        f"From its {tested} alone, adapting gains at least {decimals_down(gain)} ({confidence}), if nothing was trained "
-        "or chosen on them, which no file shows."
+        f"From its {tested} alone, adapting gains at least {decimals_down(gain)} ({confidence}), if nothing was "
+        "trained or chosen on them, which no file shows."
     )
 
 
