@@ -1,7 +1,6 @@
 """Grids that compare what is trained, or sizes of the network: their table and figures."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,17 +140,20 @@ def test_labels_say_what_is_trained():
 )
 def test_the_script_writes_the_same_figure_each_time(results, tmp_path, figure, name):
     inputs = files(yardsticks=str(results[name].yardsticks_json), runs=str(results[name].csv))
-    outputs = [files(png=str(tmp_path / f"{i}.png"), pdf=str(tmp_path / f"{i}.pdf")) for i in range(2)]
-    for output in outputs:
-        run("figure", inputs, output, tmp_path / "job.log", results[name].settings_file, f"figures.networks.{figure}")
-    assert Path(outputs[0].png).read_bytes() == Path(outputs[1].png).read_bytes()
+    lines = [f"figures.networks.{figure} yardsticks"]
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path in paths:
+        outputs = {f"{figure}_png": str(path), f"{figure}_pdf": str(path.with_suffix(".pdf"))}
+        run("figures", inputs, files(**outputs), tmp_path / "job.log", results[name].settings_file, lines)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_the_table_s_script(results, tmp_path):
     csv = tmp_path / "networks.csv"
     runs = files(runs=str(results["both"].csv))
     settings_file = results["both"].settings_file
-    run("table", runs, files(csv=str(csv)), tmp_path / "job.log", settings_file, "tables.network_table")
+    lines = ["networks tables.network_table"]
+    run("tables", runs, files(networks_csv=str(csv)), tmp_path / "job.log", settings_file, lines)
     table = pd.read_csv(csv)
     assert (
         list(table.columns[:5]) == ["size", "model_parameters", "trained", "budget", "allocation"] and len(table) == 4

@@ -1,5 +1,6 @@
 """From a prepared dataset to yardsticks.json."""
 
+import hashlib
 import json
 from collections import Counter
 
@@ -10,7 +11,7 @@ from sublora.bounds.inequalities import betting, betting_subsampled
 from sublora.bounds.premises import BoundedLoss, Premises
 from sublora.bounds.smoothing import SCORE_TOLERANCE_BITS, DocumentMixture, TokenSmoothing
 from sublora.data.dataset import TokenDataset
-from sublora.data.dataset_files import FILES
+from sublora.data.dataset_files import FILES, Meta
 from sublora.system.errors import UserError
 from sublora.yardsticks import targets
 from sublora.yardsticks.compute import compute_yardsticks
@@ -55,12 +56,21 @@ def make_dataset(folder, splits, vocab_size=VOCAB_SIZE):
     lengths = np.array([len(document) for document in splits["train"]])
     np.save(folder / "doc_lengths.npy", lengths)
     np.save(folder / "eot_indices.npy", np.cumsum(lengths + 1) - 1)
-    files = {name: {"sha256": f"{folder.name} {name}"} for name in FILES}
-    meta = {"tokenizer": "bytes", "vocab_size": vocab_size, "eot_id": vocab_size - 1, "splits": counts, "files": files}
     shortest = min(len(document) for documents in splits.values() for document in documents)
-    return TokenDataset(
-        folder, meta | {"settings": {"min_tokens": shortest, "unit": "document"}, "excluded_texts": None}
-    )
+    meta = {
+        "tokenizer": "bytes",
+        "vocab_size": vocab_size,
+        "eot_id": vocab_size - 1,
+        "splits": counts,
+        "files": {
+            name: {"bytes": 0, "sha256": hashlib.sha256(f"{folder.name} {name}".encode()).hexdigest()} for name in FILES
+        },
+        "documents": {},
+        "excluded_texts": None,
+        "provenance": {},
+        "settings": {"min_tokens": shortest, "unit": "document"},
+    }
+    return TokenDataset(folder, Meta.model_validate(meta))
 
 
 def markov_dataset(folder, seed=1, documents=1500):
