@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -30,8 +29,6 @@ from sublora.coding.quantizer import EntropyWeights, nearest_step_index, quantiz
 from sublora.models.linear_maps import Attachment, ParameterReads
 from sublora.models.lora import Adapters, Pair
 from sublora.subspace.allocations import parse_allocation, soft_width
-from sublora.subspace.parameters import ParameterSpace
-from sublora.subspace.scales import entry_scales
 from sublora.subspace.subspace import Subspace, SubspaceShape
 from sublora.system.streams import generator
 from sublora.system.validation import describe
@@ -123,7 +120,7 @@ class Wrapped(nn.Module):
         self.arguments = arguments
         self._required_grad = {name for name, p in module.named_parameters() if p.requires_grad}
         check_values(module)
-        self.space, self._maps, origin_D = lay_out(module, arguments)
+        self.space, self._maps, origin_D, scale_D = lay_out(module, arguments)
         # Build the subspace, and the trained numbers.
         shape = SubspaceShape(
             space=self.space,
@@ -131,7 +128,7 @@ class Wrapped(nn.Module):
             budget=arguments.budget,
             projection=arguments.projection,
             sharing=arguments.sharing,
-            scale_D=None if arguments.scales is None else _entry_scales(self.space, arguments.scales),
+            scale_D=scale_D,
         )
         self.subspace = Subspace(shape, origin_D, functools.partial(generator, arguments.seed, "projection"))
         self.log_step = nn.Parameter(torch.zeros(()))
@@ -397,10 +394,6 @@ class Wrapped(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         rounding, self.mask_width = state.tolist()
         self.rounding = bool(rounding)
-
-
-def _entry_scales(space: ParameterSpace, scales: Mapping[str, float]) -> NDArray[np.float32]:
-    return entry_scales(space, {name: [scale] for name, scale in scales.items()})
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -12,6 +12,7 @@ from sublora.models.linear_maps import LinearMap, group_of, linear_map_space, li
 from sublora.models.lora import initial_theta
 from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.projections import PROJECTIONS
+from sublora.subspace.scales import entry_scales
 from sublora.system.validation import PositiveFloat, PositiveInt, Strict
 
 ROLE = "weight"
@@ -47,6 +48,8 @@ class Layout(NamedTuple):
     """The adapted linear maps; none if parameters move themselves."""
     origin_D: NDArray[np.float32]
     """Theta at w = 0."""
+    scale_D: NDArray[np.float32] | None
+    """Scale of every entry of theta; None: 1."""
 
 
 def lay_out(module: nn.Module, arguments: WrapArguments) -> Layout:
@@ -56,9 +59,10 @@ def lay_out(module: nn.Module, arguments: WrapArguments) -> Layout:
     """
     if arguments.projection not in PROJECTIONS:
         raise ValueError(f"projection '{arguments.projection}' is not one of {', '.join(PROJECTIONS)}")
+    maps: tuple[LinearMap, ...]
     if arguments.rank is None:
         space = parameter_space(module, arguments.targets)
-        layout = Layout(space, (), np.zeros(space.size, dtype=np.float32))
+        maps, origin_D = (), np.zeros(space.size, dtype=np.float32)
         if arguments.allocation != "uniform":
             raise ValueError(f"allocation {arguments.allocation} divides w between A and B: it needs a rank")
     else:
@@ -67,13 +71,16 @@ def lay_out(module: nn.Module, arguments: WrapArguments) -> Layout:
         if arguments.rank > largest:
             raise ValueError(f"rank {arguments.rank} exceeds that of every chosen map, at most {largest}")
         space = linear_map_space(maps, arguments.rank)
-        layout = Layout(space, maps, initial_theta(space, arguments.seed, arguments.init))
+        origin_D = initial_theta(space, arguments.seed, arguments.init)
     if arguments.budget > space.size:
         raise ValueError(
             f"budget {arguments.budget} exceeds the {space.size} numbers that it would move; lower it, or choose more "
             "targets or a higher rank"
         )
-    return layout
+    scale_D = None
+    if arguments.scales is not None:
+        scale_D = entry_scales(space, {name: [scale] for name, scale in arguments.scales.items()})
+    return Layout(space, maps, origin_D, scale_D)
 
 
 def parameter_space(module: nn.Module, patterns: Iterable[str]) -> ParameterSpace:
