@@ -31,9 +31,9 @@ from sublora.system.streams import generator
 REPOSITORY = Path(__file__).resolve().parents[1]
 VOCABULARY = REPOSITORY / ".cache" / "tiktoken"
 CHARACTERS_PER_TOKEN = 3.6
-"""Of this text, about."""
+"""Mean of this text, about."""
 COPY_EVERY = 20
-"""Of so many documents one is a copy of another."""
+"""One document in this number is a copy of another."""
 RATE_TOKENS = 1_000_000
 REPETITIONS = 5
 HELD_OUT_DOCUMENTS = 20
@@ -61,7 +61,7 @@ print(json.dumps({
 
 
 def run(machine: Machine, sizes: list[int]) -> dict[str, Any]:
-    """Rates of tokenization, then time and memory of preparing corpora of about so many tokens."""
+    """Rates of tokenization, then time and memory of preparing corpora of about these numbers of tokens."""
     load_vocabulary()
     rates = _rates(machine)
     return {"workers": machine.threads, "rates": rates, "sizes": [_prepared(size, machine.threads) for size in sizes]}
@@ -138,7 +138,7 @@ def _prepared(tokens: int, workers: int) -> dict[str, Any]:
 
 
 def documents(tokens: int) -> Iterator[str]:
-    """Texts of about so many tokens together, copies not counted; the same ones for the same number."""
+    """Texts of about this number of tokens together, copies not counted; the same ones for the same number."""
     count = max(4 * HELD_OUT_DOCUMENTS, round(tokens / OPENWEBTEXT_MEAN_TOKENS / (1.0 - 1.0 / COPY_EVERY)))
     for index in range(count):
         # An even index is never that of a copy.

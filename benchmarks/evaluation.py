@@ -26,7 +26,7 @@ from sublora.system.streams import generator
 from sublora.training.run import Run
 
 STANDARD_DEVIATION_OF_W = 0.3
-"""Of the order that trained runs reach, so that the adapters matter in the comparison of losses."""
+"""The order that trained runs reach, so that the adapters matter in the comparison of losses."""
 
 
 FEWEST_DOCUMENTS = 1000

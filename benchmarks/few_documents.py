@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 
+from benchmarks.tables import read_study_rows
 from sublora import config
 from sublora.bounds.anchor import AnchoredMixture, FailureShare, certified_gain_bits, excess_bound
 from sublora.bounds.premises import BoundedLoss
@@ -360,7 +361,7 @@ def all_tasks() -> Iterator[Task]:
 
 def run_study(study: Study, path: Path, *, cpu_minutes: float) -> None:
     """Compute the rows that `path` does not hold yet, until the runs of the study have taken that much CPU time."""
-    rows = read_rows(path)
+    rows = read_study_rows(path, COLUMNS, fix="give another")
     done = {(row["cell"], row["arm"], row["d"], row["seed"]) for row in rows}
     spent = sum(float(row["cpu_seconds"]) for row in rows)
     for task in all_tasks():
@@ -379,18 +380,6 @@ def run_study(study: Study, path: Path, *, cpu_minutes: float) -> None:
         rows.append({key: _in_text(row.get(key, "")) for key in COLUMNS})
         write_rows(path, rows)
         print(f"{' '.join(task.key)}: gain {row['gain']:.4f}, {seconds:.0f} s of {spent:.0f} s", flush=True)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a file, none if it is not there. UserError if it has other columns."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise UserError(f"{path}: not a file of this study, its columns differ; give another")
-    return rows
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:

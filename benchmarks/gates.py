@@ -36,6 +36,7 @@ import torch
 
 from benchmarks import gate_summary
 from benchmarks.gate_variants import OneGate, Variant, VariantTrainer
+from benchmarks.tables import read_study_rows
 from sublora import config
 from sublora.bounds.premises import headline_bound
 from sublora.data.base_and_target import open_target
@@ -93,7 +94,7 @@ class Study:
     """What all runs share."""
 
     settings: config.Settings
-    """Of the demo, from both_random."""
+    """Those of the demo, from both_random."""
     root: Path
     """The folder that holds data/ and results/base/."""
     seeds: tuple[int, ...]
@@ -101,7 +102,7 @@ class Study:
 
     @classmethod
     def of(cls, path: Path, root: Path | None, seeds: Sequence[int], budgets: Sequence[int] = BUDGETS) -> "Study":
-        """Of a settings file. UserError if it does not train for the message, or a seed is given twice."""
+        """Return the study of a settings file. UserError if it does not train for the message or repeats a seed."""
         settings = config.load_settings(path)
         if settings.message.quantizer != "entropy":
             raise UserError(f"{path}: message.quantizer is {settings.message.quantizer}, expected entropy")
@@ -208,13 +209,7 @@ def shares(groups: Sequence[str], gamma: Sequence[float]) -> str:
 
 def finished_rows(path: Path, study: Study) -> list[dict[str, str]]:
     """Rows that are there; UserError if they are of other columns, of a grid of another size, or of other seeds."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise UserError(f"{path}: not a file of this study, its columns differ; give another --out")
+    rows = read_study_rows(path, COLUMNS, fix="give another --out")
     known = {str(seed) for seed in study.seeds}
     if any(row["grid_runs"] != str(study.grid_runs) or row["seed"] not in known for row in rows):
         raise UserError(f"{path}: has rows of other --seeds, whose grid is another; give those seeds or another --out")

@@ -60,7 +60,7 @@ class Point:
 def curve(
     settings: config.Settings, spec: config.RunSpec, dataset: TokenDataset, root: Path, every: int
 ) -> list[Point]:
-    """A training of w by the settings' optimizer, looked at before the first step and then every so many."""
+    """A training of w by the settings' optimizer, looked at before the first step and then at regular intervals."""
     training, context = settings.training, settings.model.context_length
     run = build_run(settings, spec, dataset, root, torch.device("cpu"))
     rows = training.tokens_per_step // context

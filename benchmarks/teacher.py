@@ -74,7 +74,7 @@ class Task:
     seed: int
     init: str = "both_random"
     sharing: str = "shared"
-    """Of a teacher in the subspace: whether its groups use all of w*, or coordinates of their own."""
+    """For a teacher in the subspace: whether its groups use all of w*, or coordinates of their own."""
     steps: int = STEPS
 
     @property
@@ -106,7 +106,7 @@ class Gates:
 class Outcome:
     loss_bits: float
     gamma: tuple[float, ...] = ()
-    """Of the hard split at the end; empty without gates."""
+    """Shares of the hard split at the end; empty without gates."""
     snr: tuple[float, ...] = ()
     """Median over gates of the gradient's signal-to-noise ratio, a window of steps each."""
 

@@ -11,6 +11,7 @@ from test_data_units import grouped_data, sample_rows, write_authors
 
 from benchmarks import few_documents as study
 from benchmarks import few_documents_figure as figure
+from benchmarks.tables import read_study_rows
 from sublora import config
 from sublora.bounds.anchor import AnchoredMixture
 from sublora.bounds.full_sample import betting
@@ -124,10 +125,10 @@ def test_figure_and_table_hold_every_cell():
 
 def test_rows_of_another_file_are_refused(tmp_path):
     path = tmp_path / "runs.csv"
-    assert study.read_rows(path) == []
+    assert read_study_rows(path, study.COLUMNS, fix="give another") == []
     study.write_rows(path, [dict.fromkeys(study.COLUMNS, "1")])
-    assert study.read_rows(path) == [dict.fromkeys(study.COLUMNS, "1")]
+    assert read_study_rows(path, study.COLUMNS, fix="give another") == [dict.fromkeys(study.COLUMNS, "1")]
     with open(path, "w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerow(["cell"])
     with pytest.raises(UserError, match="its columns differ"):
-        study.read_rows(path)
+        read_study_rows(path, study.COLUMNS, fix="give another")

@@ -7,7 +7,7 @@ so that the choice costs no bits. What adapting will gain nobody knows beforehan
 
 for a base with loss L, where G = 0.17 and H = 600 are those of the demo (gains of 0.25, 0.36 and 0.42 bits at d = 500,
 1,000 and 2,000 where the base needs 3.2). With it the gain certified from 100 to 72,354 of the demo's documents was
-predicted to within 0.02 (docs/studies/few_documents.md). SmolLM2 on service documentation gained 1.40 bits at
+predicted to within 0.03 (docs/studies/few_documents.md). SmolLM2 on service documentation gained 1.40 bits at
 d = 1,000, twice what is assumed here.
 """
 
