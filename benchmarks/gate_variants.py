@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sublora.bounds.smoothing import parse_smoothing
 from sublora.losses.documents import DocumentWeights, document_loss, score_documents
-from sublora.losses.windows import DocumentSampler
+from sublora.losses.windows import BatchShape, DocumentSampler
 from sublora.subspace.allocations import Allocation, Gate, Part, hard_split
 from sublora.subspace.parameters import ParameterSpace
 from sublora.subspace.subspace import Subspace
@@ -106,24 +106,25 @@ def set_logits(subspace: Subspace, logits: list[float] | Logits) -> None:
 
 def start_gradients(run: Run) -> Tensor:
     """Gradients (N x D) of the training loss at theta_0, of batches of training windows that no step sees."""
-    settings = run.settings
+    settings, rows = run.settings, run.settings.training.micro_batch_sequences
     sampler = DocumentSampler(
         run.dataset.tokens("train"),
         run.dataset.eot_indices,
         run.windows,
         units=run.dataset.units("train"),
         eot_id=run.dataset.eot_id,
-        windows_per_step=settings.training.micro_batch_sequences,
+        shape=BatchShape(rows, rows, one_width=True),
         seed_parts=(run.spec.seed, "start of the gates"),
     )
     smoothing = parse_smoothing(settings.rate_phase.smoothing)
     gradients = []
     for batch in range(START_BATCHES):
-        inputs_NT, targets_NT, *windows = (torch.from_numpy(part).to(run.device) for part in sampler.batch(batch))
+        (windows,) = sampler.micro_batches(batch)
+        inputs_NT, targets_NT, *weights = (torch.from_numpy(part).to(run.device) for part in windows)
         leaf = run.subspace.origin_D.detach().clone().requires_grad_()
         model = run.network.at(leaf)
         hidden_KC = model.hidden(inputs_NT, training=True).flatten(0, 1)
-        loss, _ = document_loss(model, hidden_KC, targets_NT, DocumentWeights(*windows), smoothing)
+        loss, _ = document_loss(model, hidden_KC, targets_NT, DocumentWeights(*weights), smoothing)
         gradients.append(torch.autograd.grad(loss, leaf)[0])
     return torch.stack(gradients)
 

@@ -76,12 +76,12 @@ def test_document_losses_equal_those_of_the_cpu():
 
 def test_prefetched_batches_are_those_asked_for():
     def of(scale: int):
-        return lambda step: (np.full((2, 3), scale * step), np.full(2, float(step)))
+        return lambda step: [(np.full((2, 3), scale * step), np.full(2, float(step)))]
 
     first, second = of(1), of(10)
     prefetcher = Prefetcher(GPU)
     for assemble, step, expected in ((first, 4, 4), (first, 5, 5), (first, 2, 2), (second, 3, 30), (second, 4, 40)):
-        inputs, weights = prefetcher.batch(assemble, step)
+        ((inputs, weights),) = prefetcher.micro_batches(assemble, step)
         assert inputs.device.type == "cuda" and torch.equal(inputs.cpu(), torch.full((2, 3), expected))
         assert torch.equal(weights.cpu(), torch.full((2,), float(step)).double())
 

@@ -132,4 +132,4 @@ def test_the_settings_that_are_shipped_are_complete_and_every_command_is_on_the_
         "verify",
     }
     marked = set(re.findall(r"^ *(\w+):.*# change", (REPOSITORY / SETTINGS).read_text(encoding="utf-8"), re.MULTILINE))
-    assert {"path", "text_field", "unit_field", "independence", "n_layer", "targets", "extra_bits"} <= marked
+    assert {"corpus", "unit", "path", "independence", "model", "lora", "compute", "message"} == marked

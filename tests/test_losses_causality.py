@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sublora import config
 from sublora.losses.causality import FEWEST_TESTS, CausalityTest, ScoredText, SecondReading
-from sublora.losses.documents import ScoringRule, TargetScores, _fixed_batches, padded_widths, score_documents
-from sublora.losses.windows import WindowRule, sliding_windows
+from sublora.losses.documents import ScoringRule, TargetScores, _fixed_batches, score_documents
+from sublora.losses.windows import WindowRule, padded_widths, sliding_windows
 from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.lora import Adapters

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sublora.data.units import Units
-from sublora.losses.windows import ChunkSampler, DocumentSampler, WindowRule, evaluation_chunks
+from sublora.losses.windows import BatchShape, ChunkSampler, DocumentSampler, WindowRule, evaluation_chunks
 from sublora.system.errors import UserError
 
 TOKENS = np.random.default_rng(0).permutation(5000).astype(np.uint16)  # each value once: a chunk tells its place
@@ -79,8 +79,14 @@ def documents(tokens, ends, *, windows=6, starts=None) -> DocumentSampler:
     """A context of 4 that moves on by 3."""
     units = Units(len(ends), None if starts is None else np.array(starts))
     return DocumentSampler(
-        tokens, ends, WindowRule(4, 3), units=units, eot_id=99, windows_per_step=windows, seed_parts=(1, "x")
+        tokens, ends, WindowRule(4, 3), units=units, eot_id=99, shape=BatchShape(windows, windows), seed_parts=(1, "x")
     )
+
+
+def whole(sampler, step):
+    """The only micro-batch of a step."""
+    (batch,) = sampler.micro_batches(step)
+    return batch
 
 
 def test_batches_weigh_every_target_by_its_share_of_its_document():
@@ -94,7 +100,7 @@ def test_batches_weigh_every_target_by_its_share_of_its_document():
     drawn, steps = documents(np.array(tokens, dtype=np.uint16), ends, windows=32), 600
     share, document_of = np.zeros(100), np.repeat([0, 1, 2], lengths)
     for step in range(steps):
-        inputs, targets, weights, counts = drawn.batch(step)
+        inputs, targets, weights, counts = whole(drawn, step)
         assert weights.sum() == pytest.approx(1.0, abs=1e-5)
         assert weights.sum(1) == pytest.approx(np.full(32, 1 / 32), rel=1e-5)
         assert counts.dtype == weights.dtype == np.float32 and counts.shape == (32,)
@@ -121,7 +127,7 @@ def test_batches_weigh_every_unit_alike():
     ends = np.cumsum(np.array(lengths) + 1) - 1
     drawn, steps, share = documents(tokens, ends, windows=32, starts=starts), 800, np.zeros(100)
     for step in range(steps):
-        _, targets, weights, _ = drawn.batch(step)
+        _, targets, weights, _ = whole(drawn, step)
         np.add.at(share, targets, weights / steps)
     expected = [1 / (3 * units_of.count(units_of[i]) * (n + 1)) for i, n in enumerate(lengths) for _ in range(n)]
     assert share[: len(expected)] == pytest.approx(np.array(expected), rel=0.15)
@@ -129,7 +135,64 @@ def test_batches_weigh_every_unit_alike():
 
 def test_batches_depend_on_the_step_alone():
     tokens, ends = np.arange(40, dtype=np.uint16), np.array([19, 39])
-    ahead = [documents(tokens, ends).batch(step) for step in range(3)]
-    again = documents(tokens, ends).batch(2)
+    ahead = [whole(documents(tokens, ends), step) for step in range(3)]
+    again = whole(documents(tokens, ends), 2)
     assert all(np.array_equal(a, b) for a, b in zip(ahead[2], again, strict=True))
     assert not np.array_equal(ahead[1][1], again[1])
+
+
+CONTEXT = 256
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("longest", [30, 100, 256])
+def test_micro_batches_hold_each_window_once_and_no_more_positions_than_before(longest, processes):
+    shape = BatchShape(24, 4, processes=processes)
+    for seed in range(20):
+        lengths = np.random.default_rng(seed).integers(1, longest + 1, size=24)
+        pieces = shape.micro_batches(lengths, CONTEXT)
+        assert sorted(np.concatenate([rows for rows, _ in pieces])) == list(range(24))
+        assert all(lengths[rows].max() <= width <= CONTEXT for rows, width in pieces)
+        assert all(len(rows) * width <= 4 * CONTEXT for rows, width in pieces)
+        assert all(width >= np.minimum(CONTEXT, BatchShape.NARROWEST) for _, width in pieces)
+        if longest <= 100:
+            assert sum(len(rows) * width for rows, width in pieces) <= 12 * CONTEXT
+
+
+def test_windows_as_long_as_the_context_are_cut_in_the_order_of_the_draw():
+    """So it is where little would be saved, and for a compiled network, whatever the lengths."""
+    for lengths, shape in (
+        (np.full(12, CONTEXT), BatchShape(12, 4)),
+        (np.where(np.arange(12) % 4 == 0, 100, CONTEXT), BatchShape(12, 4)),
+        (np.full(12, 5), BatchShape(12, 4, one_width=True)),
+    ):
+        pieces = shape.micro_batches(lengths, CONTEXT)
+        assert [width for _, width in pieces] == [CONTEXT] * 3
+        np.testing.assert_array_equal(np.concatenate([rows for rows, _ in pieces]), np.arange(12))
+
+
+def test_narrow_micro_batches_hold_the_targets_and_weights_of_wide_ones():
+    rng = np.random.default_rng(5)
+    ends = np.cumsum(rng.integers(2, 90, size=40)) - 1
+    tokens = rng.integers(1000, size=ends[-1] + 1)
+    tokens[ends] = 9999
+
+    def by_document(one_width):
+        sampler = DocumentSampler(
+            tokens,
+            ends,
+            WindowRule(CONTEXT, CONTEXT),
+            units=Units(len(ends), None),
+            eot_id=9999,
+            shape=BatchShape(16, 4, one_width=one_width),
+            seed_parts=(3,),
+        )
+        pieces = sampler.micro_batches(0)
+        widths = {inputs.shape[1] for inputs, *_ in pieces}
+        rows = [row for piece in pieces for row in zip(*piece, strict=True)]
+        scored = [(x[w > 0].tolist(), y[w > 0].tolist(), w[w > 0].tolist(), float(n)) for x, y, w, n in rows]
+        return widths, sorted(scored)
+
+    wide, narrow = by_document(True), by_document(False)
+    assert wide[0] == {CONTEXT} and max(narrow[0]) <= 128 and len(narrow[0]) > 1
+    assert wide[1] == narrow[1]

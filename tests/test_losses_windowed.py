@@ -281,11 +281,12 @@ def test_responsibilities_from_windows_are_near_those_of_whole_documents(trained
     sampler = training_documents(trained)
     estimated = []
     for step in range(20):
-        inputs, targets, weights, counts = map(torch.from_numpy, sampler.batch(step))
-        with torch.no_grad():
-            log_p_K, _ = model.target_scores(model.hidden(inputs).flatten(0, 1), targets.flatten())
-        window_N = (log_p_K.view_as(weights) * weights).sum(1) / weights.sum(1) * counts
-        estimated.append(mixture.responsibility(window_N.numpy(), counts.numpy(), dataset.vocab_size))
+        for piece in sampler.micro_batches(step):
+            inputs, targets, weights, counts = map(torch.from_numpy, piece)
+            with torch.no_grad():
+                log_p_K, _ = model.target_scores(model.hidden(inputs).flatten(0, 1), targets.flatten())
+            window_N = (log_p_K.view_as(weights) * weights).sum(1) / weights.sum(1) * counts
+            estimated.append(mixture.responsibility(window_N.numpy(), counts.numpy(), dataset.vocab_size))
     documents = [dataset.document("train", i) for i in range(dataset.n_documents)]
     scores = score_documents(model, documents, trained.scoring_rule, trained.device)
     exact_D = mixture.responsibility(scores.document_log_p_D(), scores.counts_D, dataset.vocab_size)
@@ -295,13 +296,17 @@ def test_responsibilities_from_windows_are_near_those_of_whole_documents(trained
     assert abs(r_N.mean() - exact_D.mean()) < 0.02
 
 
-def test_the_objective_is_the_document_loss_at_the_smoothing_in_force(tiny_root):
-    """The gradient of a step of the run itself, by autograd through logits of whole documents that fit a window."""
+@pytest.mark.parametrize(("context", "widths"), [(128, {128}), (256, {128})])
+def test_the_objective_is_the_document_loss_at_the_smoothing_in_force(tiny_root, context, widths):
+    """The gradient of a step of the run itself, by autograd through logits of whole documents that fit a window.
+
+    A context twice as long as every document is left half out, which changes nothing.
+    """
     changes = {
         "message": {"quantizer": "entropy"},
-        "model": {"context_length": 128, "init_std": 0.2},
-        "training": {"tokens_per_step": 1024},
-        "scoring": {"sliding_window": 128},
+        "model": {"context_length": context, "init_std": 0.2},
+        "training": {"tokens_per_step": 8 * context},
+        "scoring": {"sliding_window": context},
         "rate_phase": {"smoothing": "document(3)"},
     }
     from sublora.training.rate_phase import RatePhase
@@ -312,17 +317,21 @@ def test_the_objective_is_the_document_loss_at_the_smoothing_in_force(tiny_root)
     w_d = run.subspace.subspace_params
     w_d.data.copy_(torch.from_numpy(generator("objective").standard_normal(40).astype(np.float32)))
     rate = RatePhase(run)
-    value = Objective(run, rate.sampler.batch, rate=rate).gradient(0, 0.0, [w_d])
+    value = Objective(run, rate.sampler.micro_batches, rate=rate).gradient(0, 0.0, [w_d])
     found = w_d.grad.clone()
-    inputs, targets, weights, counts = map(torch.from_numpy, rate.sampler.batch(0))
-    assert (counts <= 128).all()
-    model = run.model_at(w_d)
-    logits = model.differentiable_logits(model.hidden(inputs).flatten(0, 1)).double()
-    log_p_NT = logits.log_softmax(-1).gather(-1, targets.flatten()[:, None]).view_as(weights)
-    log_p_N = (log_p_NT * (weights > 0)).sum(1)
-    network_N = log_p_N + math.log(1 - 2.0**-3)
-    guessing_N = -3 * math.log(2) - counts.double() * math.log(257)
-    loss = (-torch.logaddexp(network_N, guessing_N) / counts).mean()
+    model, losses, seen = run.model_at(w_d), [], set()
+    for piece in rate.sampler.micro_batches(0):
+        inputs, targets, weights, counts = map(torch.from_numpy, piece)
+        assert (counts <= inputs.shape[1]).all()
+        seen.add(inputs.shape[1])
+        logits = model.differentiable_logits(model.hidden(inputs).flatten(0, 1)).double()
+        log_p_NT = logits.log_softmax(-1).gather(-1, targets.flatten()[:, None]).view_as(weights)
+        log_p_N = (log_p_NT * (weights > 0)).sum(1)
+        network_N = log_p_N + math.log(1 - 2.0**-3)
+        guessing_N = -3 * math.log(2) - counts.double() * math.log(257)
+        losses.append(-torch.logaddexp(network_N, guessing_N) / counts)
+    assert seen == widths
+    loss = torch.cat(losses).mean()
     (expected,) = torch.autograd.grad(loss, w_d)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()))
     assert float(value) == pytest.approx(float(loss.detach()), rel=1e-5)

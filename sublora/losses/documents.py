@@ -16,7 +16,7 @@ from torch import Tensor
 from sublora.bounds.smoothing import DocumentMixture, Smoothing, document_losses_bits
 from sublora.losses import TOP_K
 from sublora.losses.causality import Batch, CausalityTest, ScoredText, SecondReading
-from sublora.losses.windows import WindowRule, sliding_windows, window_tokens
+from sublora.losses.windows import WindowRule, padded_widths, sliding_windows, window_tokens
 from sublora.models.protocol import LanguageModel
 from sublora.system.device import to_device
 
@@ -152,22 +152,6 @@ def _fixed_batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
         members, rows = np.flatnonzero(width_N == width), max(1, rule.batch_tokens // width)
         for start in range(0, len(members), rows):
             yield members[start : start + rows], (rows, width)
-
-
-NARROWEST = 16
-"""Windows of at most this many positions all have one shape when shapes are fixed."""
-
-
-def padded_widths(length_N: np.ndarray, context_length: int) -> np.ndarray:
-    """Return the positions that windows take when shapes are fixed, int64 (N).
-
-    These are the context length or the smallest of its repeated halves that holds the window.
-    """
-    widths = [context_length]
-    while widths[-1] > NARROWEST:
-        widths.append(-(-widths[-1] // 2))
-    widths_W = np.array(widths[::-1])
-    return widths_W[np.searchsorted(widths_W, length_N)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,7 +4,8 @@ A document of T - 1 tokens is read as inputs EOT, x_1, ..., x_{T-1} and targets 
 targets, the closing end-of-text among them. Nothing crosses documents.
 
 A batch of training is made of windows of documents, weighted as the bound weights them, or of chunks of contiguous
-text. It depends only on the seed and the step, so a resumed training sees the same batches.
+text. It depends only on the seed and the step, so a resumed training sees the same batches. Short windows go through
+the network beside others of about their length, not beside padding up to the context.
 
 Shape legend: D documents, N windows or sequences, T positions, S tokens of all documents.
 """
@@ -110,6 +111,54 @@ def window_tokens(
     )
 
 
+NARROWEST = 16
+"""Windows of at most this many positions all have one shape when shapes are fixed."""
+
+
+def padded_widths(length_N: np.ndarray, context_length: int, narrowest: int = NARROWEST) -> np.ndarray:
+    """Return the positions that windows take when few widths are allowed, int64 (N).
+
+    These are the context length or the smallest of its repeated halves that holds the window; the halving ends with the
+    first width of at most `narrowest` positions.
+    """
+    widths = [context_length]
+    while widths[-1] > narrowest:
+        widths.append(-(-widths[-1] // 2))
+    widths_W = np.array(widths[::-1])
+    return widths_W[np.searchsorted(widths_W, length_N)]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """How the windows of a step are divided into micro-batches."""
+
+    windows: int
+    """Windows of a step."""
+    micro_batch_windows: int
+    """Windows of a micro-batch as wide as the context; narrower ones hold more."""
+    processes: int = 1
+    """Processes that share the micro-batches of a step."""
+    one_width: bool = False
+    """Whether every window is padded to the context, for a compiled network, which is fastest with one shape."""
+
+    NARROWEST = 32
+    """Windows of at most this many positions share a width. Narrower products use a processor badly."""
+    WORTHWHILE_SHARE = 0.75
+    """Widths differ in a step where its positions fall to at most this share: each micro-batch has costs of its own."""
+
+    def micro_batches(self, length_N: np.ndarray, context_length: int) -> list[tuple[np.ndarray, int]]:
+        """Return which windows each micro-batch holds, and its positions per window; widest first."""
+        width_N = padded_widths(length_N, context_length, self.NARROWEST)
+        if self.one_width or width_N.sum() > self.WORTHWHILE_SHARE * context_length * len(width_N):
+            width_N = np.full(len(width_N), context_length)
+        found = []
+        for width in np.unique(width_N)[::-1].tolist():
+            members_M = np.flatnonzero(width_N == width)
+            rows = min(self.micro_batch_windows * context_length // width, -(-len(members_M) // self.processes))
+            found += [(members_M[start : start + rows], width) for start in range(0, len(members_M), rows)]
+        return found
+
+
 class DocumentSampler:
     """Draws a unit, then one of its documents, then one of its targets, and takes the window that scores this target.
 
@@ -126,7 +175,7 @@ class DocumentSampler:
         *,
         units: Units,
         eot_id: int,
-        windows_per_step: int,
+        shape: BatchShape,
         seed_parts: tuple[int | str, ...],
     ) -> None:
         """Sample from the tokens of a split.
@@ -137,31 +186,33 @@ class DocumentSampler:
             rule: how documents are cut into windows.
             units: how the documents are grouped.
             eot_id: the end-of-text token.
-            windows_per_step: N.
+            shape: the number of windows, and how they are divided.
             seed_parts: name the random stream.
         """
         # As a plain array: indexing a memory map would create another memory map each time.
         self._tokens_S, self._eot_id, self._rule = np.asarray(tokens_S), eot_id, rule
-        self._windows, self._seed_parts, self._units = windows_per_step, seed_parts, units
+        self._shape, self._seed_parts, self._units = shape, seed_parts, units
         self._first_D = np.concatenate([[0], np.asarray(ends_D[:-1], dtype=np.int64) + 1])
         self._count_D = np.asarray(ends_D, dtype=np.int64) + 1 - self._first_D
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return inputs, targets, weights (N x T) and lengths (N) of a step: int64, int64, float32, float32.
+    def micro_batches(self, step: int) -> list[tuple[np.ndarray, ...]]:
+        """Return inputs, targets, weights (M x T) and lengths (M) of a step's micro-batches, the last two float32.
 
-        The weights of all positions sum to 1, those of each window to 1 / N; lengths are the numbers of targets of the
-        whole documents.
+        The weights of all positions of the step sum to 1, those of each of its N windows to 1 / N; lengths are the
+        numbers of targets of the whole documents.
         """
-        rng = generator(*self._seed_parts, "document batch of step", step)
-        document_N = self._units.documents_of(rng.integers(len(self._units), size=self._windows), rng)
-        target_N = (rng.random(self._windows) * self._count_D[document_N]).astype(np.int64)
+        rng, n_windows = generator(*self._seed_parts, "document batch of step", step), self._shape.windows
+        document_N = self._units.documents_of(rng.integers(len(self._units), size=n_windows), rng)
         count_N = self._count_D[document_N]
+        target_N = (rng.random(n_windows) * count_N).astype(np.int64)
         windows = windows_of_targets(document_N, target_N, count_N, self._rule)
-        batch = window_tokens(
-            self._tokens_S, self._first_D, windows, eot_id=self._eot_id, width=self._rule.context_length
-        )
-        weights_NT = np.where(batch.scored_NT, 1.0 / (windows.scored[:, None] * self._windows), 0.0)
-        return batch.inputs_NT, batch.targets_NT, weights_NT.astype(np.float32), count_N.astype(np.float32)
+        pieces = self._shape.micro_batches(windows.length, self._rule.context_length)
+        return [self._micro_batch(windows[rows_M], count_N[rows_M], width) for rows_M, width in pieces]
+
+    def _micro_batch(self, windows: Windows, count_M: np.ndarray, width: int) -> tuple[np.ndarray, ...]:
+        text = window_tokens(self._tokens_S, self._first_D, windows, eot_id=self._eot_id, width=width)
+        weights_MT = np.where(text.scored_NT, 1.0 / (windows.scored[:, None] * self._shape.windows), 0.0)
+        return text.inputs_NT, text.targets_NT, weights_MT.astype(np.float32), count_M.astype(np.float32)
 
 
 class ChunkSampler:

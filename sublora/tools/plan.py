@@ -16,8 +16,7 @@ from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.losses import TOP_K
-from sublora.losses.documents import padded_widths
-from sublora.losses.windows import WindowRule, sliding_windows
+from sublora.losses.windows import WindowRule, padded_widths, sliding_windows
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message_cost import MessageCost, message_cost
 from sublora.runs.networks import trained_parameters

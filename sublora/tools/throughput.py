@@ -1,6 +1,7 @@
 """How many tokens per second this machine trains on and scores, measured for some seconds on random tokens."""
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from sublora.runs.build import assemble_run
 from sublora.runs.networks import random_base
 from sublora.system.device import claim_device, gpu_name
 from sublora.system.errors import UserError
+from sublora.training.exchange import in_rows
+from sublora.training.rate_phase import training_documents
 from sublora.training.run import Run
 from sublora.training.step import AdamW, Objective
 
@@ -51,10 +54,12 @@ class RandomTokens:
 
 
 def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
-    """Time the network of these settings on this machine for some seconds, on random tokens.
+    """Time the network of these settings on this machine for some seconds.
 
-    Training is timed in whole steps (micro-batches, projection, AdamW) of at most four micro-batches, scoring in full
-    windows.
+    Training is timed in whole steps (micro-batches, projection, AdamW) of at most four micro-batches, on windows of the
+    documents if they are prepared: padded positions count as tokens, as in training.tokens_per_step, though a step
+    leaves most of them out where documents are short. Without documents the tokens are random, as in scoring, which is
+    timed in full windows.
     """
     dataset = dataset_if_prepared(settings, root)
     vocab_size = dataset.vocab_size if dataset else _vocab_size(settings)
@@ -68,20 +73,21 @@ def measure_throughput(settings: config.Settings, root: Path) -> Throughput:
         else:
             base = random_base(settings, vocab_size, seed=0)
         # Train in the settings' type, and score in float32.
+        documents = dataset if settings.message.quantizer == "entropy" else None
         training = _training_rate(
-            assemble_run(settings, spec, random_tokens, base, device, dtype=settings.compute.dtype)
+            assemble_run(settings, spec, documents or random_tokens, base, device, dtype=settings.compute.dtype)
         )
         run = assemble_run(settings, spec, random_tokens, base, device)
         context = settings.model.context_length
         rng = np.random.Generator(np.random.Philox(0))
         size = (max(1, settings.compute.scoring_batch_tokens // context), context - 1)
-        documents = list(rng.integers(vocab_size - 1, size=size))
+        texts = list(rng.integers(vocab_size - 1, size=size))
         with torch.no_grad():
             model = run.model_at(run.subspace.subspace_params)
 
         def score_once() -> int:
-            score_documents(model, documents, run.scoring_rule, device)
-            return len(documents) * context
+            score_documents(model, texts, run.scoring_rule, device)
+            return len(texts) * context
 
         scoring = _rate(score_once, device)
         where = gpu_name(device) or f"{settings.compute.threads} CPU thread{'s' * (settings.compute.threads > 1)}"
@@ -103,16 +109,21 @@ def _training_rate(run: Run) -> float:
     training, context = run.settings.training, run.settings.model.context_length
     rows, processes = training.micro_batch_sequences, run.settings.compute.gpus_per_training
     pieces = min(4, training.tokens_per_step // (rows * context * processes))
-    rng = np.random.Generator(np.random.Philox(0))
-    tokens = rng.integers(run.dataset.vocab_size, size=(pieces * rows, context + 1))
-    objective = Objective(run, lambda step: (tokens[:, :-1], tokens[:, 1:]))
+    if isinstance(run.dataset, RandomTokens):
+        rng = np.random.Generator(np.random.Philox(0))
+        tokens = rng.integers(run.dataset.vocab_size, size=(pieces * rows, context + 1))
+        objective = Objective(run, in_rows(lambda step: (tokens[:, :-1], tokens[:, 1:]), rows))
+    else:
+        objective = Objective(run, training_documents(run, pieces * rows).micro_batches)
     trained = list(run.subspace.parameters())
     optimizer = AdamW([{"params": trained}], lr=1e-4, betas=training.betas, eps=training.epsilon)
     # Soft masks if there are gates, since that part of a training is slower.
     width = float(bool(run.subspace.gates))
 
+    steps = itertools.count()
+
     def step_once() -> int:
-        objective.gradient(0, width, trained)
+        objective.gradient(next(steps), width, trained)
         optimizer.step()
         return pieces * rows * context
 

@@ -14,7 +14,7 @@ from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
 from sublora.models.weights import random_weights
 from sublora.training.evaluation import BITS_PER_NAT
-from sublora.training.exchange import Prefetcher
+from sublora.training.exchange import Prefetcher, in_rows
 from sublora.training.reporting import Progress, Trackers, write_csv
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
 from sublora.training.step import learning_rate, warmup_steps
@@ -70,7 +70,8 @@ class BaseTrainer(ResumableTraining):
         )
         context = gpt.shape.context_length
         sequences = base.tokens_per_step // context
-        self._sampler = ChunkSampler(dataset.tokens("train"), context, sequences, base.seed, "base batches")
+        sampler = ChunkSampler(dataset.tokens("train"), context, sequences, base.seed, "base batches")
+        self._assemble = in_rows(sampler.batch, base.micro_batch_sequences)
         self._prefetcher = Prefetcher(self.device)
         self._loss_sum, self._loss_steps = torch.zeros((), device=self.device), 0
 
@@ -85,23 +86,19 @@ class BaseTrainer(ResumableTraining):
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        inputs_NT, targets_NT = self._prefetcher.batch(self._sampler.batch, step)
-        self._loss_sum += self._gradient(inputs_NT, targets_NT)
+        self._loss_sum += self._gradient(self._prefetcher.micro_batches(self._assemble, step))
         self._loss_steps += 1
         norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), base.gradient_clip)
         self.optimizer.step()
         return norm
 
-    def _gradient(self, inputs_NT: Tensor, targets_NT: Tensor) -> Tensor:
+    def _gradient(self, micro_batches: list[list[Tensor]]) -> Tensor:
         """Put the gradient of the mean loss into the weights, micro-batch by micro-batch; return the loss, nats ()."""
-        rows = self.base.micro_batch_sequences
-        pieces = inputs_NT.shape[0] // rows
         sums = [torch.zeros_like(value) for value in self.weights.values()]
         total = torch.zeros((), device=self.device)
-        for piece in range(pieces):
-            part = slice(piece * rows, (piece + 1) * rows)
+        for inputs_NT, targets_NT in micro_batches:
             used = self._place()
-            loss = self._loss(inputs_NT[part], targets_NT[part]) / pieces
+            loss = self._loss(inputs_NT, targets_NT) / len(micro_batches)
             gradients = torch.autograd.grad(loss, list(used.values()))
             for summed, gradient in zip(sums, gradients, strict=True):
                 summed += gradient

@@ -94,34 +94,46 @@ def joined(compute: config.Compute) -> Iterator[Peers]:
         torch.distributed.destroy_process_group()
 
 
-Assemble = Callable[[int], tuple[np.ndarray, ...]]
-"""Returns the batch of a step, which depends on nothing but the step."""
+MicroBatch = tuple[np.ndarray, ...]
+
+Assemble = Callable[[int], list[MicroBatch]]
+"""Returns the micro-batches of a step, which depend on nothing but the step."""
+
+
+def in_rows(batch: Callable[[int], MicroBatch], rows: int) -> Assemble:
+    """Return what cuts the batch of a step, a multiple of `rows`, into micro-batches of that many rows."""
+
+    def assemble(step: int) -> list[MicroBatch]:
+        parts = batch(step)
+        return [tuple(part[start : start + rows] for part in parts) for start in range(0, len(parts[0]), rows)]
+
+    return assemble
 
 
 class Prefetcher:
-    """The batch of each step on the device; for a GPU a thread assembles the next batch ahead, in pinned memory."""
+    """The micro-batches of each step on the device; for a GPU a thread assembles the next step's, in pinned memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = ThreadPoolExecutor(1, "batches") if device.type == "cuda" else None
-        self._ahead: dict[tuple[Assemble, int], Future[list[Tensor]]] = {}
+        self._ahead: dict[tuple[Assemble, int], Future[list[list[Tensor]]]] = {}
 
-    def batch(self, assemble: Assemble, step: int) -> list[Tensor]:
-        """Return the tensors of `assemble(step)`; another `assemble` than before discards what was assembled ahead."""
+    def micro_batches(self, assemble: Assemble, step: int) -> list[list[Tensor]]:
+        """Return `assemble(step)` as tensors; another `assemble` than before discards what was assembled ahead."""
         if self._pool is None:
             return _tensors(assemble, step)
         ready = self._ahead.pop((assemble, step), None)
         self._ahead = {(assemble, step + 1): self._pool.submit(_pinned, assemble, step + 1)}
-        parts = ready.result() if ready else _pinned(assemble, step)
-        return [part.to(self._device, non_blocking=True) for part in parts]
+        pieces = ready.result() if ready else _pinned(assemble, step)
+        return [[part.to(self._device, non_blocking=True) for part in piece] for piece in pieces]
 
 
-def _tensors(assemble: Assemble, step: int) -> list[Tensor]:
-    return [torch.from_numpy(part) for part in assemble(step)]
+def _tensors(assemble: Assemble, step: int) -> list[list[Tensor]]:
+    return [[torch.from_numpy(part) for part in piece] for piece in assemble(step)]
 
 
-def _pinned(assemble: Assemble, step: int) -> list[Tensor]:
-    return [part.pin_memory() for part in _tensors(assemble, step)]
+def _pinned(assemble: Assemble, step: int) -> list[list[Tensor]]:
+    return [[part.pin_memory() for part in piece] for piece in _tensors(assemble, step)]
 
 
 class HostCopy:

@@ -13,7 +13,7 @@ from sublora.system.names import CHECKPOINT_NAME, GATES_NAME, METRICS_NAME
 from sublora.system.provenance import Provenance
 from sublora.training import checkpoint
 from sublora.training.evaluation import BITS_PER_NAT, Facts, GateSignal, look, token_losses
-from sublora.training.exchange import Assemble, Peers
+from sublora.training.exchange import Assemble, Peers, in_rows
 from sublora.training.rate_phase import RatePhase
 from sublora.training.reporting import Progress, Trackers, write_csv
 from sublora.training.resumable import BeforeStep, NonFinite, ResumableTraining
@@ -85,10 +85,11 @@ class Trainer(ResumableTraining):
     def _batches(self) -> Assemble:
         """Return the batches: windows of documents if the run trains for its message, else chunks of tokens."""
         if self.rate is not None:
-            return self.rate.sampler.batch
+            return self.rate.sampler.micro_batches
         context, training = self.run.settings.model.context_length, self.run.settings.training
         sequences, tokens = training.tokens_per_step // context, self.run.dataset.tokens("train")
-        return ChunkSampler(tokens, context, sequences, self.run.spec.seed, "train batches").batch
+        sampler = ChunkSampler(tokens, context, sequences, self.run.spec.seed, "train batches")
+        return in_rows(sampler.batch, training.micro_batch_sequences)
 
     # One optimizer step
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from sublora.coding.bits import index_bits
 from sublora.coding.quantizer import EntropyWeights, ideal_message_bits, nearest_step_index, quantize_entropy, step_of
 from sublora.losses.estimate import Estimate
-from sublora.losses.windows import DocumentSampler
+from sublora.losses.windows import BatchShape, DocumentSampler
 from sublora.models.protocol import LanguageModel
 from sublora.system.device import to_device
 from sublora.system.errors import UserError
@@ -161,14 +161,21 @@ class RatePhase:
             self._frozen_step = step_of(nearest_step_index(math.exp(float(state["log_step"].double()))))
 
 
-def training_documents(run: Run) -> DocumentSampler:
-    """Return the sampler of batches of a run that trains for its message."""
+def training_documents(run: Run, windows: int | None = None) -> DocumentSampler:
+    """Return the sampler of the windows of a run that trains for its message; `windows` of a step, if not all."""
+    training, compute, context = run.settings.training, run.settings.compute, run.settings.model.context_length
+    shape = BatchShape(
+        windows or training.tokens_per_step // context,
+        training.micro_batch_sequences,
+        processes=compute.gpus_per_training,
+        one_width=compute.compile,
+    )
     return DocumentSampler(
         run.dataset.tokens("train"),
         run.dataset.eot_indices,
         run.windows,
         units=run.dataset.units("train"),
         eot_id=run.dataset.eot_id,
-        windows_per_step=run.settings.training.tokens_per_step // run.settings.model.context_length,
+        shape=shape,
         seed_parts=(run.spec.seed, "train documents"),
     )

@@ -28,9 +28,8 @@ class Objective:
     def __init__(
         self, run: Run, assemble: Assemble, *, rate: RatePhase | None = None, peers: Peers | None = None
     ) -> None:
-        """`assemble` gives inputs and targets (N x T) of a step; windows of documents also have weights and lengths."""
+        """`assemble` gives inputs and targets (N x T) of micro-batches; windows also have weights and lengths."""
         self._run, self._assemble, self._rate, self._peers = run, assemble, rate, peers or Peers()
-        self._rows = run.settings.training.micro_batch_sequences
         self._prefetcher = Prefetcher(run.device)
 
     def gradient(self, step: int, mask_width: float, trained: list[torch.nn.Parameter]) -> Tensor:
@@ -40,12 +39,12 @@ class Objective:
             NonFinite: the coefficients cannot be priced, since one is infinite or not a number.
         """
         subspace = self._run.subspace
-        batch = self._prefetcher.batch(self._assemble, step)
+        micro_batches = self._prefetcher.micro_batches(self._assemble, step)
         w, price = self._rate.forward(step) if self._rate else (subspace.subspace_params, None)
         theta = subspace.theta(w, subspace.masks(mask_width))
         # Through the network, which sees theta as a leaf: the gradient accumulates over micro-batches.
         leaf = theta.detach().requires_grad_()
-        loss, gradient_D = self._accumulate(leaf, step, batch)
+        loss, gradient_D = self._accumulate(leaf, step, micro_batches)
         for parameter in trained:
             parameter.grad = None
         # Through the projection, once. theta.backward(gradient_D) is the same but imports the compiler's algebra.
@@ -56,17 +55,15 @@ class Objective:
             self._add_price(price)
         return loss
 
-    def _accumulate(self, leaf_D: Tensor, step: int, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _accumulate(self, leaf_D: Tensor, step: int, micro_batches: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
         """Go backward through the network for this process's micro-batches; return their loss and its gradient (D)."""
-        pieces = batch[0].shape[0] // self._rows
         total = torch.zeros((), device=self._run.device)
-        for piece in self._peers.share(pieces):
+        for piece in self._peers.share(len(micro_batches)):
             if self._run.settings.lora.dropout:
                 # One stream per micro-batch, so that it does not matter which process computes it.
                 torch.manual_seed(stream_key(self._run.spec.seed, "dropout", step, piece) % 2**63)
             model = self._run.network.at(leaf_D)
-            rows = slice(piece * self._rows, (piece + 1) * self._rows)
-            inputs_NT, targets_NT, *windows = (part[rows] for part in batch)
+            inputs_NT, targets_NT, *windows = micro_batches[piece]
             hidden_KC = model.hidden(inputs_NT, training=True).flatten(0, 1)
             if windows:
                 # With a network as anchor, responsibilities stay near 1 and are dropped: the loss is the plain one.
@@ -74,7 +71,7 @@ class Objective:
                 smoothing = parse_smoothing(self._rate.state.smoothing) if self._rate and mixes else None
                 loss, value = document_loss(model, hidden_KC, targets_NT, DocumentWeights(*windows), smoothing)
             else:
-                loss = model.cross_entropy(hidden_KC, targets_NT.flatten(), training=True) / pieces
+                loss = model.cross_entropy(hidden_KC, targets_NT.flatten(), training=True) / len(micro_batches)
                 value = loss.detach()
             loss.backward()
             total += value
