@@ -46,13 +46,13 @@ class Size:
 
     micro_batch_sequences: int
     micro_batches: int
-    """In a step."""
+    """Micro-batches of a step."""
     reference_micro_batch_sequences: int
     """The reference holds the logits of a whole micro-batch, so it may need smaller ones."""
     warmup_steps: int
-    """Of the product; the reference, which compiles nothing, has one."""
+    """Warm-up steps of the product; the reference, which compiles nothing, takes one."""
     product_steps: int
-    """In a repetition."""
+    """Steps of one repetition."""
     reference_steps: int
     repetitions: int
     context_length: int = 1024
@@ -60,7 +60,7 @@ class Size:
     held_out_documents: int = 64
     """Val, and as many test documents."""
     variants: tuple[str, ...] = ()
-    """Of VARIANTS."""
+    """Names in VARIANTS."""
 
 
 CPU = Size(

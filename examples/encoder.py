@@ -23,7 +23,7 @@ from sublora.bounds.smoothing import TokenSmoothing
 LINES, HELD_OUT = 3000, 1000
 STEPS, BATCH = 400, 64
 SMOOTHING = TokenSmoothing(2.0**-5)
-"""Of the two classes, fixed beforehand: (1 - a) p + a / 2."""
+"""Fixed beforehand: (1 - a) p + a / 2 over the two classes."""
 
 
 def network() -> nn.Module:

@@ -11,7 +11,7 @@ import numpy as np
 
 PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "multiprocessing", "unittest")
 BYTES = 32
-"""Of each line so many bytes from its first letter on; shorter ones are left out."""
+"""Length of an example: this many bytes of a line, from its first letter on. Shorter lines are left out."""
 
 
 def _source_lines() -> Iterator[str]:

@@ -95,7 +95,7 @@ def test_the_three_verdicts_of_h1(tmp_path, differences, verdict):
 
 
 def test_the_mixed_model_agrees_with_differences_of_a_balanced_design(demo):
-    """Of complete blocks the fixed effect is the mean difference, whatever the intercepts."""
+    """With complete blocks the fixed effect is the mean difference, whatever the intercepts."""
     table = hypothesis_table(demo)
     for arm in ("fixed-0.2", "fixed-0.8"):
         check = row_of(table, f"{arm} - fixed-0.5", "bound_value", role="check")

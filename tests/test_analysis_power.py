@@ -21,7 +21,7 @@ MOST_ABOVE = 0.1
 
 
 def share_decided(effect: float, seeds: int, *, alpha: float, alternative: str, name: str) -> float:
-    """Of experiments whose differences are normal with this mean, in standard deviations."""
+    """Share of decided experiments, whose differences are normal with this mean, in standard deviations."""
     samples_ER = generator("test power", name, seeds).normal(size=(EXPERIMENTS, seeds)) + effect
     return float(np.mean([inference.sign_flip_p(values_R, alternative) <= alpha for values_R in samples_ER]))
 

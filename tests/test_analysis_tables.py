@@ -74,7 +74,7 @@ def test_latex_table_is_well_formed_and_agrees_with_the_csv(runs, tmp_path):
 
 
 def with_bounds(runs: pd.DataFrame, added: dict[str, list[float]]) -> pd.DataFrame:
-    """Bounds of one budget: those of a seed are alike but for what is added to an allocation, seed by seed."""
+    """Bounds of one budget: a seed's are all equal, plus what is added to an allocation, seed by seed."""
     runs = runs[runs["budget"] == 1000].sort_values("seed").copy()
     runs["bound_value"] = runs["seed"] / 100.0
     for allocation, differences in added.items():

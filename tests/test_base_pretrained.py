@@ -218,7 +218,7 @@ def test_damage_is_refused_by_the_file_s_name(root: Path, damage: Callable[[Path
 
 
 def test_a_download_that_breaks_off_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an error of the hub's HTTP library, which is none of Python's own."""
+    """The error is one of the hub's HTTP library, not one of Python's own."""
     import huggingface_hub
 
     kinds = [error for error in huggingface_hub.errors.HTTPError.__subclasses__() if error.__name__ == "RequestError"]

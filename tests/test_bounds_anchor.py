@@ -20,7 +20,7 @@ from sublora.bounds.smoothing import DocumentMixture, LossRange, TokenSmoothing
 
 BASE_SHARE = FailureShare(0.10, 0.06)
 EXCESS_SHARE = FailureShare(0.20, 0.12)
-"""Of simulations: large, so that few experiments say much."""
+"""Large shares, so that a few simulated experiments say much."""
 
 
 def world(rng: np.random.Generator, vocab_size: int, targets: int) -> np.ndarray:

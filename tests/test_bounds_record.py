@@ -290,7 +290,7 @@ def test_what_does_not_fit_is_refused(changes, complaint):
 
 
 def test_every_bound_on_a_loss_allows_for_rounding_once():
-    """Of the same losses and C: exactly the constant more than the inequality, or the upper end of the range."""
+    """From the same losses and C: exactly the constant more than the inequality, or the upper end of the range."""
     given = inputs(settings=SettingsCharge("full", 20.0, None))
     record, loss_range = computed(**given), TokenSmoothing(0.1).loss_range_bits(257, 17)
     losses, alternatives = given["scored"].losses_D, DRAWN.for_all_alternatives(2.5)

@@ -70,7 +70,7 @@ def test_the_order_hangs_on_the_key_and_the_text_alone():
 
 @pytest.mark.parametrize("permute", ["words", "tokens"])
 def test_every_document_stays_in_its_split(tmp_path, permute):
-    """Of a folder of texts whose words are all distinct: each document holds the words of one text."""
+    """The folder's texts share no word, so each document must hold the words of one text."""
     (tmp_path / "text").mkdir()
     texts = [" ".join(f"w{i}x{j}" for j in range(30)) for i in range(70)]
     for i, text in enumerate(texts):
@@ -111,7 +111,7 @@ def test_the_base_is_trained_on_text_in_order(tmp_path):
 
 @pytest.mark.slow
 def test_a_bound_is_worse_on_permuted_documents(tmp_path):
-    """One training on a chain, where each symbol hangs on the one before, and on its documents permuted.
+    """One training on a chain, where each symbol depends on the one before, and on its documents permuted.
 
     In order the bound lies below the entropy of a single symbol, which no model of the permuted documents can beat.
     """

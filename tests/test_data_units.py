@@ -320,7 +320,7 @@ def test_single_documents_are_units_as_they_are():
 
 
 def test_token_shares_are_means_over_units(tmp_path, monkeypatch):
-    """Of units of the means over their documents; the same read in blocks that cut documents and units."""
+    """Means over units of the means over their documents; the same if blocks cut documents and units."""
     write_authors(tmp_path, sample_rows())
     prepare_dataset(grouped_data(), tmp_path)
     dataset = TokenDataset.open(tmp_path, grouped_data())

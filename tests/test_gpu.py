@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none."""
+"""What only a GPU can show; skipped on machines without a GPU."""
 
 from pathlib import Path
 

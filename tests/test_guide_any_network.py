@@ -1,4 +1,4 @@
-"""The guide to any network runs as it stands."""
+"""The guide to any network runs unchanged."""
 
 import re
 

@@ -20,7 +20,7 @@ FLAGS = (
 )
 WIDTHS = (400, 1400)
 SMALLEST_LETTER_POINTS = 5.5
-"""Of a figure at its printed size, 300 pixels an inch (test_analysis_figures.py asserts it)."""
+"""In a figure at its printed size, 300 pixels an inch (test_analysis_figures.py asserts it)."""
 SMALLEST_LETTER_PIXELS = 7.0
 SMALLEST_TEXT_PIXELS = 12.0
 

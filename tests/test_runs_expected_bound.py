@@ -54,7 +54,7 @@ def test_a_finished_run_has_the_predicted_message_and_bound(tiny_root: Path, tmp
 
 
 def test_losses_at_the_ends_of_their_range_give_the_inequality_of_coins() -> None:
-    """Betting on coins is the Chernoff bound but for the price of the grid of bets."""
+    """Betting on coins is the Chernoff bound plus the price of the grid of bets."""
     settings = changed(changed(DEMO, "scoring", documents="all", smoothing=("document(1)",)), "grid", budgets=(1000,))
     (prediction,) = expected(Guess(3.0), dataclasses.replace(BYTES, targets=1e9), settings)
     upper = np.log2(257) + 1 / (settings.data.min_tokens + 1)

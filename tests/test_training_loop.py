@@ -115,7 +115,7 @@ def test_sigterm_saves_and_exits(tiny_root, tmp_path):
 
 @pytest.mark.parametrize("init", ["zero_b", "both_random"])
 def test_arms_start_alike(tiny_root, tmp_path, monkeypatch, init):
-    """Of one seed every arm has the same base, LoRA init, batches and optimizer steps, and starts from w = 0.
+    """For one seed every arm has the same base, LoRA init, batches and optimizer steps, and starts from w = 0.
 
     Batches are those that reach the network, the init is what it is given with the first of them.
     """

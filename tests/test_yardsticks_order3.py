@@ -10,7 +10,7 @@ from sublora.yardsticks.targets import TargetBatch
 
 
 def log_probabilities(documents, vocab_size):
-    """Of each document's targets, a list of arrays."""
+    """Log-probabilities of the targets of each document, a list of arrays."""
     batch = TargetBatch.of([np.array(document) for document in documents], vocab_size - 1)
     return np.split(Order3(vocab_size).log_probabilities(batch), batch.offsets[1:-1])
 

@@ -50,7 +50,7 @@ def small_files() -> Iterator[None]:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """What is written does not reach the disk, but for the records of the start: the results are what does not fit."""
+    """Nothing that is written reaches the disk except the records of the start: the results are what does not fit."""
     import os
 
     def full(number: int) -> None:
@@ -100,7 +100,7 @@ def losses(edit: Callable[[dict[str, np.ndarray]], object]) -> Break:
 
 
 def one_bit_of_a_checksum(scene: Scene) -> None:
-    """Of the first array: a bit of its data would be found by the checksum or by zlib, depending on the data."""
+    """Flip a bit of the first array's checksum. One of its data would be found by the checksum or by zlib, as it falls."""
     directory = (scene.root / LOSSES).read_bytes().index(b"PK\x01\x02")
     scene.flip(LOSSES, 8 * (directory + 16))
 

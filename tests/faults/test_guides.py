@@ -23,7 +23,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Of the tutorial."""
+    """Commands of the tutorial, in order."""
     return [line for block in blocks(TUTORIAL, "sh") for line in block.splitlines()]
 
 

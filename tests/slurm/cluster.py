@@ -29,7 +29,7 @@ PROGRAMS = (
 START_SECONDS = 30
 NODES = ("node1", "node2")
 GPUS = 2
-"""Of each node."""
+"""GPUs of each node."""
 GRACE_SECONDS = 4
 ACCOUNT, DATABASE_USER = "sublora", "slurm"
 
