@@ -45,7 +45,7 @@ class Machine:
 
 
 def this_machine(threads: int | None = None, *, use_gpu: bool = True) -> Machine:
-    """The GPU if there is one, else the CPU with so many threads; default: one for each core this process may use."""
+    """The GPU if there is one, else the CPU with this number of threads; default: one for each core this process may use."""
     device = torch.device("cuda", 0) if use_gpu and torch.cuda.is_available() else torch.device("cpu")
     return Machine(device, threads or len(os.sched_getaffinity(0)))
 
@@ -55,7 +55,7 @@ def cpu_model() -> str:
 
 
 def _cpu_info(*keys: str) -> str:
-    """The first value in /proc/cpuinfo under one of the keys, '' where there is none."""
+    """The first value in /proc/cpuinfo under one of the keys, '' where neither is there."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     pairs = (line.partition(":") for line in lines)

@@ -23,7 +23,7 @@ from killing import exit_status, outcome, start_in_child  # noqa: E402
 ALLOCATIONS = ("uniform", "fixed-0.2", "fixed-0.5", "fixed-0.8", "learned")
 QUANTIZERS = ("plain", "entropy")
 STEPS = (0, 3, 4, 9, 14, 17, 19)
-"""Of 20 steps, with saves after 4, 8, 12 and 16; 0 is the first step."""
+"""Steps, of 20, at which a training is killed, with saves after 4, 8, 12 and 16; 0 is the first step."""
 SAVED = (5, 14)
 """In the save that follows this step: the new state is written and has not yet taken the old one's name."""
 MARKERS = ("<!-- kill matrix: python benchmarks/kill_matrix.py docs/cluster.md -->", "<!-- end of kill matrix -->")

@@ -100,7 +100,7 @@ def losses(edit: Callable[[dict[str, np.ndarray]], object]) -> Break:
 
 
 def one_bit_of_a_checksum(scene: Scene) -> None:
-    """Flip a bit of the first array's checksum. One of its data would be found by the checksum or by zlib, as it falls."""
+    """Flip a bit of the first array's checksum; one of its data would be found by the checksum or by zlib."""
     directory = (scene.root / LOSSES).read_bytes().index(b"PK\x01\x02")
     scene.flip(LOSSES, 8 * (directory + 16))
 
