@@ -45,7 +45,7 @@ class Machine:
 
 
 def this_machine(threads: int | None = None, *, use_gpu: bool = True) -> Machine:
-    """The GPU if there is one, else the CPU with this number of threads; default: one for each core this process may use."""
+    """The GPU if there is one, else the CPU with this number of threads; default: one for each core of this process."""
     device = torch.device("cuda", 0) if use_gpu and torch.cuda.is_available() else torch.device("cpu")
     return Machine(device, threads or len(os.sched_getaffinity(0)))
 
