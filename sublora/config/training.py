@@ -16,7 +16,7 @@ class Optimization(Section):
     tokens_per_step: PositiveInt
     """A multiple of model.context_length x micro_batch_sequences (for runs, also x compute.gpus_per_training)."""
     micro_batch_sequences: PositiveInt
-    """Sequences that go through the model at once; gradients accumulate over a step."""
+    """Sequences of full length that go through the model at once; gradients accumulate over a step."""
     learning_rate: PositiveFloat
     """Peak learning rate."""
     final_learning_rate: NonNegativeFloat = 0.0
