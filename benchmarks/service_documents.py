@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--config", type=Path, default=Path("config/smollm2.yaml"))
     parser.add_argument("--root", type=Path, default=Path("smollm2"), help="the folder with documents/")
-    parser.add_argument("--per-service", type=int, default=4)
+    parser.add_argument("--per-service", type=int, default=2)
     arguments = parser.parse_args()
     services = chosen_texts(config.load_settings(arguments.config), arguments.root, arguments.per_service)
     lines = [
