@@ -126,14 +126,11 @@ class ReferenceTrainer:
                 warmup_steps=round(training.warmup_fraction * training.steps),
             )
         self.optimizer.zero_grad()
-        arrays = self.sampler.batch(step)
-        inputs, targets, weights, counts = (torch.from_numpy(part).to(self.device) for part in arrays)
-        rows = training.micro_batch_sequences
-        for start in range(0, len(inputs), rows):
-            part = slice(start, start + rows)
-            logits = self.model(inputs[part], self.subspace())
-            losses = F.cross_entropy(logits.flatten(0, 1), targets[part].flatten(), reduction="none")
-            loss = batch_loss(-losses.view_as(weights[part]), weights[part], counts[part], smoothing, logits.shape[-1])
+        for arrays in self.sampler.micro_batches(step):
+            inputs, targets, weights, counts = (torch.from_numpy(part).to(self.device) for part in arrays)
+            logits = self.model(inputs, self.subspace())
+            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            loss = batch_loss(-losses.view_as(weights), weights, counts, smoothing, logits.shape[-1])
             loss.backward()
             self.loss_sum += loss.detach()
         nn.utils.clip_grad_norm_(self.subspace.parameters(), training.gradient_clip)

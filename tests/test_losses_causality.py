@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sublora import config
 from sublora.losses.causality import FEWEST_TESTS, CausalityTest, ScoredText, SecondReading
-from sublora.losses.documents import ScoringRule, TargetScores, _fixed_batches, score_documents
+from sublora.losses.documents import NARROWEST, ScoringRule, TargetScores, _fixed_batches, score_documents
 from sublora.losses.windows import WindowRule, padded_widths, sliding_windows
 from sublora.models.adapted import AdaptedModel
 from sublora.models.gpt import GPT
@@ -64,7 +64,7 @@ def test_the_tests_change_no_score_and_an_honest_network_passes_exactly(honest, 
     assert test.largest_nats < 1e-5
     # Every width has its tests, even where no row of a batch is free.
     windows = sliding_windows(plain.counts_D, WindowRule(CONTEXT, STRIDE))
-    _, sizes = np.unique(padded_widths(windows.length, CONTEXT), return_counts=True)
+    _, sizes = np.unique(padded_widths(windows.length, CONTEXT, NARROWEST), return_counts=True)
     assert len(sizes) == 3
     assert test.tested >= np.minimum(sizes, FEWEST_TESTS).sum()
 
@@ -100,7 +100,7 @@ def test_every_window_and_every_scored_target_is_as_likely_to_be_tested(document
     counts_D = np.array([len(document) + 1 for document in documents])
     windows = sliding_windows(counts_D, WindowRule(CONTEXT, STRIDE))
     stop_N = (np.cumsum(counts_D) - counts_D)[windows.document] + windows.start + windows.length
-    width_N = padded_widths(windows.length, CONTEXT)
+    width_N = padded_widths(windows.length, CONTEXT, NARROWEST)
     draws = np.array([each for seed in range(300) for each in chosen(documents, seed, 64)])
     for width in np.unique(width_N):
         _, window_K, place_K = draws[draws[:, 0] == width].T

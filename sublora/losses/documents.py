@@ -140,6 +140,10 @@ def _batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
             start = stop
 
 
+NARROWEST = 16
+"""Windows of at most this many positions all have one shape when shapes are fixed."""
+
+
 def _fixed_batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
     """Yield windows padded to a shape (N, T) that depends only on the window's own length and the rule, widest first.
 
@@ -147,7 +151,7 @@ def _fixed_batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
     product or an attention kernel may sum in another order if its shape differs; with one shape, its result for a row
     does not depend on the other rows.
     """
-    width_N = padded_widths(length_N, rule.windows.context_length)
+    width_N = padded_widths(length_N, rule.windows.context_length, NARROWEST)
     for width in np.unique(width_N)[::-1].tolist():
         members, rows = np.flatnonzero(width_N == width), max(1, rule.batch_tokens // width)
         for start in range(0, len(members), rows):

@@ -111,11 +111,7 @@ def window_tokens(
     )
 
 
-NARROWEST = 16
-"""Windows of at most this many positions all have one shape when shapes are fixed."""
-
-
-def padded_widths(length_N: np.ndarray, context_length: int, narrowest: int = NARROWEST) -> np.ndarray:
+def padded_widths(length_N: np.ndarray, context_length: int, narrowest: int) -> np.ndarray:
     """Return the positions that windows take when few widths are allowed, int64 (N).
 
     These are the context length or the smallest of its repeated halves that holds the window; the halving ends with the

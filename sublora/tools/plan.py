@@ -16,6 +16,7 @@ from sublora import config
 from sublora.data.dataset import TokenDataset
 from sublora.data.tokenizers import TOKENIZERS
 from sublora.losses import TOP_K
+from sublora.losses.documents import NARROWEST
 from sublora.losses.windows import WindowRule, padded_widths, sliding_windows
 from sublora.runs.losses_file import read_losses
 from sublora.runs.message_cost import MessageCost, message_cost
@@ -113,7 +114,7 @@ def scoring_tokens(settings: config.Settings, dataset: TokenDataset) -> float:
     rule = WindowRule(settings.model.context_length, settings.scoring.sliding_window)
 
     def through_the_network(lengths: np.ndarray) -> float:
-        return float(padded_widths(sliding_windows(lengths + 1, rule).length, rule.context_length).sum())
+        return float(padded_widths(sliding_windows(lengths + 1, rule).length, rule.context_length, NARROWEST).sum())
 
     # Whole val and test documents; of train the expected number per drawn unit.
     train = dataset.document_lengths("train")
