@@ -140,12 +140,12 @@ class BatchShape:
     NARROWEST = 32
     """Windows of at most this many positions share a width. Narrower products use a processor badly."""
     WORTHWHILE_SHARE = 0.75
-    """Widths differ in a step where its positions fall to at most this share: each micro-batch has costs of its own."""
+    """Widths differ in a step where its positions fall below this share: each micro-batch has costs of its own."""
 
     def micro_batches(self, length_N: np.ndarray, context_length: int) -> list[tuple[np.ndarray, int]]:
         """Return which windows each micro-batch holds, and its positions per window; widest first."""
         width_N = padded_widths(length_N, context_length, self.NARROWEST)
-        if self.one_width or width_N.sum() > self.WORTHWHILE_SHARE * context_length * len(width_N):
+        if self.one_width or width_N.sum() >= self.WORTHWHILE_SHARE * context_length * len(width_N):
             width_N = np.full(len(width_N), context_length)
         found = []
         for width in np.unique(width_N)[::-1].tolist():
