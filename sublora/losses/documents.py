@@ -16,7 +16,7 @@ from torch import Tensor
 from sublora.bounds.smoothing import DocumentMixture, Smoothing, document_losses_bits
 from sublora.losses import TOP_K
 from sublora.losses.causality import Batch, CausalityTest, ScoredText, SecondReading
-from sublora.losses.windows import WindowRule, padded_widths, sliding_windows, window_tokens
+from sublora.losses.windows import WindowRule, grouped_by_width, padded_widths, sliding_windows, window_tokens
 from sublora.models.protocol import LanguageModel
 from sublora.system.device import to_device
 
@@ -152,10 +152,8 @@ def _fixed_batches(length_N: np.ndarray, rule: ScoringRule) -> Iterator[Batch]:
     does not depend on the other rows.
     """
     width_N = padded_widths(length_N, rule.windows.context_length, NARROWEST)
-    for width in np.unique(width_N)[::-1].tolist():
-        members, rows = np.flatnonzero(width_N == width), max(1, rule.batch_tokens // width)
-        for start in range(0, len(members), rows):
-            yield members[start : start + rows], (rows, width)
+    for members, width in grouped_by_width(width_N, rule.batch_tokens):
+        yield members, (max(1, rule.batch_tokens // width), width)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -124,6 +124,19 @@ def padded_widths(length_N: np.ndarray, context_length: int, narrowest: int) -> 
     return widths_W[np.searchsorted(widths_W, length_N)]
 
 
+def grouped_by_width(width_N: np.ndarray, positions: int, parts: int = 1) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield windows of one width that go through the network together, and the width, widest first.
+
+    A group takes at most `positions`, a single window excepted, and holds at most one of `parts` equal shares of the
+    windows of its width.
+    """
+    for width in np.unique(width_N)[::-1].tolist():
+        members_M = np.flatnonzero(width_N == width)
+        rows = max(1, min(positions // width, -(-len(members_M) // parts)))
+        for start in range(0, len(members_M), rows):
+            yield members_M[start : start + rows], width
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
     """How the windows of a step are divided into micro-batches."""
@@ -147,12 +160,7 @@ class BatchShape:
         width_N = padded_widths(length_N, context_length, self.NARROWEST)
         if self.one_width or width_N.sum() >= self.WORTHWHILE_SHARE * context_length * len(width_N):
             width_N = np.full(len(width_N), context_length)
-        found = []
-        for width in np.unique(width_N)[::-1].tolist():
-            members_M = np.flatnonzero(width_N == width)
-            rows = min(self.micro_batch_windows * context_length // width, -(-len(members_M) // self.processes))
-            found += [(members_M[start : start + rows], width) for start in range(0, len(members_M), rows)]
-        return found
+        return list(grouped_by_width(width_N, self.micro_batch_windows * context_length, self.processes))
 
 
 class DocumentSampler:

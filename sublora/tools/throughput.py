@@ -1,4 +1,4 @@
-"""How many tokens per second this machine trains on and scores, measured for some seconds on random tokens."""
+"""How many tokens per second this machine trains on and scores, measured for some seconds."""
 
 import dataclasses
 import itertools
