@@ -12,7 +12,7 @@ import torch
 from huggingface_samples import SIZES, TARGETS, tiny_model
 
 from sublora import config
-from sublora.models.adapted import LoraNetwork, lora_network
+from sublora.models.adapted import LoraNetwork, cores_network, lora_network
 from sublora.models.huggingface import (
     HuggingFaceBackbone,
     HuggingFaceBase,
@@ -106,6 +106,34 @@ def test_an_adapted_model_is_the_one_with_merged_weights(kind: str, folders: dic
             logits = merged_model(kind, net, theta_D)(input_ids=tokens_NT).logits.flatten(0, 1)
             expected_K = logits.log_softmax(1).gather(1, targets_K[:, None])[:, 0]
             torch.testing.assert_close(scores(net.at(theta_D), tokens_NT, targets_K), expected_K, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cores_move_a_model_between_the_singular_vectors_of_its_weights(kind: str, folders: dict[str, Path]) -> None:
+    """The largest R of each weight that transformers has, whichever way round it stores it."""
+    targets = tuple(name for name in lora(kind).targets if name != "dt_proj")  # one column has no three of them
+    settings = lora(kind).model_copy(update={"targets": targets})
+    backbone = network(folders[kind], settings).backbone
+    net, start_D = cores_network(backbone, backbone.space, settings, base_sha256="")
+    assert net.lift is not None and net.lift.space.size == len(backbone.maps) * RANK**2
+    moved_C = 0.3 * torch.randn(net.lift.space.size, generator=torch.Generator().manual_seed(3))
+    theta_D = torch.from_numpy(start_D) + net.lift.apply(tuple(map(torch.from_numpy, net.lift.arrays)), moved_C)
+    plain, tokens_NT = tiny_model(kind, VOCABULARY), torch.arange(20).view(1, 20)
+    merged = merged_model(kind, net, theta_D)
+    with torch.no_grad():
+        expected = merged(input_ids=tokens_NT).logits
+        model = net.at(theta_D)
+        torch.testing.assert_close(
+            model.logits(model.hidden(tokens_NT).flatten(0, 1)), expected.flatten(0, 1), atol=2e-5, rtol=1e-4
+        )
+        assert not torch.allclose(expected, plain(input_ids=tokens_NT).logits)  # type: ignore[operator]
+    for name, weight in merged_weights(plain, net, theta_D).items():
+        frozen, changed = plain.get_parameter(name).detach().double(), weight.detach().double()
+        left, _, right = torch.linalg.svd(frozen)
+        update = changed - frozen
+        within = left[:, :RANK] @ left[:, :RANK].T @ update @ right[:RANK].T @ right[:RANK]
+        assert int(torch.linalg.matrix_rank(update, rtol=1e-3)) == RANK
+        torch.testing.assert_close(within, update, rtol=0.02, atol=2e-3 * float(update.abs().max()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
