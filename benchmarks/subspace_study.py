@@ -2,6 +2,7 @@
 
     python -m benchmarks.subspace_study tune --jobs 2         # docs/studies/subspace/rates.csv
     python -m benchmarks.subspace_study run --jobs 2          # docs/studies/subspace/runs.csv
+    python -m benchmarks.subspace_study gates                 # gates.csv, from the runs' own files
     python -m benchmarks.subspace_study summarize             # table.csv, splits.csv, subspaces.png and .pdf
 
 Needs the demo's data, base and yardsticks (`snakemake --profile profiles/demo -- data base yardsticks`). Each candidate
@@ -15,7 +16,6 @@ import csv
 import dataclasses
 import functools
 import io
-import json
 import multiprocessing
 import os
 import time
@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.subspace_summary import CANDIDATES, RANDOM, SCALED, summarize
+from benchmarks.tables import read_study_rows
 from sublora import config
+from sublora.analysis.arms import LEARNED
 from sublora.runs.bound import bound_run
 from sublora.runs.scales import make_scales
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.system.errors import UserError
-from sublora.system.files import atomic_path
+from sublora.system.files import atomic_path, read_json
 from sublora.system.names import BASE_FOLDER, BASE_LOSSES_PATH, BOUNDS_NAME, CHECKPOINT_NAME, SCALES_PATH
 from sublora.training import checkpoint
 
@@ -44,7 +46,7 @@ TUNING_SEED = 4001
 COARSE_RATES = (0.0125, 0.05, 0.2, 0.8)
 FINER = (0.5, 2.0)
 """Factors on the best coarse rate: every candidate and budget has six trainings."""
-SPLITS = ("fixed-0.2", "fixed-0.5", "fixed-0.8", "learned")
+SPLITS = ("fixed-0.2", "fixed-0.5", "fixed-0.8", LEARNED)
 SPLIT_CELLS = ((SCALED, 500), (RANDOM, 500), (SCALED, 2000), (RANDOM, 2000))
 """In this order, so that what time leaves out is the last."""
 RATE_COLUMNS = ("candidate", "budget", "learning_rate", "estimated_bound_bits", "code_bits", "seconds")
@@ -52,7 +54,10 @@ RUN_COLUMNS = (
     *("candidate", "budget", "allocation", "seed", "learning_rate", "bound_value", "code_bits"),
     *("empirical_bpd", "test_loss_bits", "certified_gain_bits", "bound_direct", "seconds"),
 )
+GATE_COLUMNS = ("candidate", "budget", "seed", "group", "gamma")
 KEYS = {RATE_COLUMNS: RATE_COLUMNS[:3], RUN_COLUMNS: RUN_COLUMNS[:4]}
+
+REMOVE = "move it away and run the study again"
 
 Row = dict[str, Any]
 
@@ -134,7 +139,7 @@ def measured(task: Task, *, study: Path = STUDY) -> Row:
     with contextlib.redirect_stderr(io.StringIO()):
         score_run(out, root=root)
         bound_run(out)
-    record = json.loads((out / BOUNDS_NAME).read_text(encoding="utf-8"))
+    record = read_json(out / BOUNDS_NAME, missing="", fix="run the study again")
     row = dataclasses.asdict(task) | {name: record[name] for name in RUN_COLUMNS if name in record}
     return {name: row.get(name) for name in RUN_COLUMNS} | {"seconds": time.monotonic() - started}
 
@@ -149,29 +154,25 @@ def _trained(task: Task, root: Path, out: Path) -> Path:
     return path
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a file, none if there is no such file."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
 def add_rows(
     path: Path, columns: Sequence[str], tasks: Sequence[Task], measure: Callable[[Task], Row], jobs: int
 ) -> None:
     """Measure the tasks that the file does not hold, and add each row when it is there."""
     keys = KEYS[tuple(columns)]
-    rows: list[Row] = list(read_rows(path))
+    rows: list[Row] = list(read_study_rows(path, columns, fix=REMOVE))
     done = {tuple(row[key] for key in keys) for row in rows}
     missing = [task for task in tasks if tuple(_text(getattr(task, key)) for key in keys) not in done]
     for count, row in enumerate(_results(missing, measure, jobs), start=1):
         rows.append({key: _text(value) for key, value in row.items()})
-        with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(path, columns, rows)
         print(f"{count} of {len(missing)}: {', '.join(f'{k} {v}' for k, v in rows[-1].items())}", flush=True)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _results(tasks: Sequence[Task], measure: Callable[[Task], Row], jobs: int) -> Iterator[Row]:
@@ -212,7 +213,7 @@ def tune(path: Path, jobs: int, *, study: Path = STUDY) -> None:
     add_rows(path, RATE_COLUMNS, coarse, measure, jobs)
     # Of the coarse rates alone, so that a second start finds the same.
     known = {_text(rate) for rate in COARSE_RATES}
-    best = best_rates([row for row in read_rows(path) if row["learning_rate"] in known])
+    best = best_rates([row for row in read_study_rows(path, RATE_COLUMNS, fix=REMOVE) if row["learning_rate"] in known])
     finer = [Task(*cell, "uniform", TUNING_SEED, best[cell] * factor) for cell in cells for factor in FINER]
     add_rows(path, RATE_COLUMNS, finer, measure, jobs)
 
@@ -236,7 +237,7 @@ def tasks_of_the_study(rates: dict[tuple[str, int], float]) -> list[Task]:
 
 def run(path: Path, rates_path: Path, jobs: int, *, study: Path = STUDY) -> None:
     """Train, score and bound what `path` does not hold. UserError before the learning rates have been tuned."""
-    rates = best_rates(read_rows(rates_path))
+    rates = best_rates(read_study_rows(rates_path, RATE_COLUMNS, fix=REMOVE))
     lacking = [f"{c} at d = {d}" for c in CANDIDATES for d in BUDGETS if (c, d) not in rates]
     if lacking:
         raise UserError(f"{rates_path}: no learning rate of {', '.join(lacking)}; tune first")
@@ -245,9 +246,27 @@ def run(path: Path, rates_path: Path, jobs: int, *, study: Path = STUDY) -> None
     add_rows(path, RUN_COLUMNS, tasks_of_the_study(rates), functools.partial(measured, study=study), jobs)
 
 
+def write_gates(path: Path, runs_path: Path, *, study: Path = STUDY) -> None:
+    """Write what the learned runs of `runs_path` ended with, a row for each group, in the order of these runs.
+
+    UserError if a run's folder is not there.
+    """
+    rows = []
+    for row in read_study_rows(runs_path, RUN_COLUMNS, fix=REMOVE):
+        if row["allocation"] != LEARNED:
+            continue
+        spec = config.RunSpec(budget=int(row["budget"]), allocation=LEARNED, seed=int(row["seed"]))
+        bounds = study / row["candidate"] / "results/runs" / spec.name / BOUNDS_NAME
+        gates = read_json(bounds, missing="", fix="run the study again")["gamma"]
+        rows += [
+            {key: row[key] for key in GATE_COLUMNS[:3]} | {"group": g, "gamma": _text(v)} for g, v in gates.items()
+        ]
+    write_rows(path, GATE_COLUMNS, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.subspace_study", description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("tune", "run", "summarize"))
+    parser.add_argument("step", choices=("tune", "run", "gates", "summarize"))
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, a thread each (default: 1)")
     given = parser.parse_args(arguments)
     try:
@@ -255,6 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tune(PAGE / "rates.csv", given.jobs)
         elif given.step == "run":
             run(PAGE / "runs.csv", PAGE / "rates.csv", given.jobs)
+        elif given.step == "gates":
+            write_gates(PAGE / "gates.csv", PAGE / "runs.csv")
         else:
             summarize(PAGE / "runs.csv", PAGE)
     except UserError as error:

@@ -1,6 +1,7 @@
 """The study of subspaces: its learning rates and runs, resumed where it stopped, and its tests on made-up bounds."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ import pytest
 from benchmarks import subspace_study as study
 from benchmarks import subspace_summary as summary
 from sublora.system.errors import UserError
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
 
 
 def made_up_bounds(effects: dict[str, float], splits: dict[str, float] | None = None) -> pd.DataFrame:
@@ -67,7 +73,7 @@ def test_every_candidate_has_as_many_trainings_for_its_learning_rate(tmp_path, m
     monkeypatch.setattr(study, "tuned", tuned)
     study.tune(tmp_path / "rates.csv", 1)
     assert len(tried) == 6 * len(study.CANDIDATES) * len(study.BUDGETS)
-    rows = study.read_rows(tmp_path / "rates.csv")
+    rows = read_rows(tmp_path / "rates.csv")
     assert set(study.best_rates(rows).values()) == {0.1}
     study.tune(tmp_path / "rates.csv", 1)
     assert len(tried) == len(rows)
@@ -98,9 +104,9 @@ def test_runs_that_are_there_are_not_run_again(tmp_path, monkeypatch):
         writer.writerows(rates)
     with pytest.raises(KeyboardInterrupt):
         study.run(tmp_path / "runs.csv", tmp_path / "rates.csv", 1)
-    assert len(study.read_rows(tmp_path / "runs.csv")) == 2
+    assert len(read_rows(tmp_path / "runs.csv")) == 2
     study.run(tmp_path / "runs.csv", tmp_path / "rates.csv", 1)
-    rows = study.read_rows(tmp_path / "runs.csv")
+    rows = read_rows(tmp_path / "runs.csv")
     assert len(rows) == 216 and len(done) == 217
 
 
@@ -123,6 +129,28 @@ def test_the_plan_s_tests_find_a_gain_and_the_lack_of_one(tmp_path):
     assert found.loc[("random", "fixed-0.2 - fixed-0.5"), "mean_bits"] == pytest.approx(0.03)
     assert found.loc[("random", "learned - uniform"), "mean_bits"] == pytest.approx(0.01)
     assert (tmp_path / "subspaces.png").stat().st_size > 10_000
+
+
+def test_the_gates_of_learned_runs_are_read_from_their_bounds(tmp_path):
+    """A line of runs.csv for each, in its order; what others and other seeds hold is left out."""
+    runs = [("gradient", "learned", 5202), ("random", "learned", 5201), ("gradient", "fixed-0.2", 5201)]
+    found = {"candidate": "", "budget": 500, "allocation": "", "seed": 0}
+    rows = [found | {"candidate": c, "allocation": a, "seed": seed} for c, a, seed in runs]
+    study.write_rows(tmp_path / "runs.csv", study.RUN_COLUMNS, rows)
+    for candidate, gamma in (("gradient", 0.25), ("random", 0.75)):
+        for seed in (5201, 5202):
+            folder = tmp_path / candidate / f"results/runs/d500_learned_seed{seed}"
+            folder.mkdir(parents=True)
+            gates = {"0": gamma, "head": seed / 10_000}
+            (folder / "bounds.json").write_text(json.dumps({"gamma": gates}), encoding="utf-8")
+    study.write_gates(tmp_path / "gates.csv", tmp_path / "runs.csv", study=tmp_path)
+    found = [tuple(row.values()) for row in read_rows(tmp_path / "gates.csv")]
+    assert found == [
+        ("gradient", "500", "5202", "0", "0.25"),
+        ("gradient", "500", "5202", "head", "0.5202"),
+        ("random", "500", "5201", "0", "0.75"),
+        ("random", "500", "5201", "head", "0.5201"),
+    ]
 
 
 def test_without_runs_there_is_no_summary(tmp_path):
