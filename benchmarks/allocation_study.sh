@@ -1,22 +1,22 @@
 #!/bin/sh
 # The allocation study, from the repository's root: allocation_study.sh CELL... (make study sets up what it needs).
-# Each cell is the demo with the settings of one small file, in a folder of its own below study/; those on the trained
-# base share the demo's documents and base. Stopped anywhere, it goes on from there.
+# Each cell is the demo as it was then, with the settings of one small file, in a folder of its own below study/; those on
+# the trained base share the demo's documents and base. Stopped anywhere, it goes on from there.
 set -eu
 page=docs/studies/allocation
 bin=$(dirname "$(command -v snakemake)")
 
 snakemake --profile profiles/demo -- data base
 for cell in "$@"; do
-  folder=study/$cell settings=config
-  [ "$cell" != random_base ] || settings=random_base
+  folder=study/$cell settings=$page/settings/demo.yaml
+  [ "$cell" != random_base ] || settings=demo/config/random_base.yaml
   mkdir -p "$folder/config" "$folder/results"
   # A random base has no corpus whose texts would have to be left out: its documents are its own.
-  if [ "$settings" = config ]; then
+  if [ "$cell" != random_base ]; then
     ln -sfn "$PWD/demo/data" "$folder/data"
     ln -sfn "$PWD/demo/results/base" "$folder/results/base"
   fi
-  cp "demo/config/$settings.yaml" "$folder/config/config.yaml"
+  cp "$settings" "$folder/config/config.yaml"
   cp "$page/settings/$cell.yaml" "$folder/config/"
   snakemake --profile profiles/demo --directory "$folder" \
     --configfile "$folder/config/config.yaml" "$folder/config/$cell.yaml" -- bounds runs

@@ -58,6 +58,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "eval_sequences": 16,
         "save_interval_steps": 10,
     },
+    "message": {"extra_bits": 0.0},
     "scoring": {"sliding_window": 20, "documents": 60, "val_documents": 30, "test_documents": 30},
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -91,6 +92,7 @@ def write_settings(repository: Path, folder: Path, device: str) -> list[str]:
         # The loader resolves the demo first, so that a key is there whether the file gives it or a default does.
         values = load_settings(repository / "demo/config/config.yaml").model_dump(mode="json")
         values["base"] = {"kind": "random"}
+        values["subspace"].pop("scale", None)  # which only a trained base has
         if "sources" in values["scoring"]:
             values["scoring"]["sources"] = None  # the documents below have none
         values["compute"] |= {"device": device}

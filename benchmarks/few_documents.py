@@ -9,7 +9,6 @@ benchmarks/few_documents_figure.py; benchmarks/few_documents_prediction.py print
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import io
 import json
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.tables import read_study_rows
+from benchmarks.study_rows import read_rows, write_rows
 from sublora import config
 from sublora.bounds.anchor import AnchoredMixture, FailureShare, certified_gain_bits, excess_bound
 from sublora.bounds.premises import BoundedLoss
@@ -361,7 +360,7 @@ def all_tasks() -> Iterator[Task]:
 
 def run_study(study: Study, path: Path, *, cpu_minutes: float) -> None:
     """Compute the rows that `path` does not hold yet, until the runs of the study have taken that much CPU time."""
-    rows = read_study_rows(path, COLUMNS, fix="give another")
+    rows = read_rows(path, COLUMNS, fix="give another")
     done = {(row["cell"], row["arm"], row["d"], row["seed"]) for row in rows}
     spent = sum(float(row["cpu_seconds"]) for row in rows)
     for task in all_tasks():
@@ -378,16 +377,8 @@ def run_study(study: Study, path: Path, *, cpu_minutes: float) -> None:
         spent += seconds
         row |= {"cell": task.cell.name, "unit": task.cell.unit, "cpu_seconds": seconds}
         rows.append({key: _in_text(row.get(key, "")) for key in COLUMNS})
-        write_rows(path, rows)
+        write_rows(path, COLUMNS, rows)
         print(f"{' '.join(task.key)}: gain {row['gain']:.4f}, {seconds:.0f} s of {spent:.0f} s", flush=True)
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write the file whole."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _in_text(value: object) -> str:

@@ -19,7 +19,6 @@ message holds k, however it was found.
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import functools
 import io
@@ -36,7 +35,7 @@ import torch
 
 from benchmarks import gate_summary
 from benchmarks.gate_variants import OneGate, Variant, VariantTrainer
-from benchmarks.tables import read_study_rows
+from benchmarks.study_rows import read_rows, write_rows
 from sublora import config
 from sublora.bounds.premises import headline_bound
 from sublora.data.base_and_target import open_target
@@ -48,12 +47,13 @@ from sublora.runs.score import score_run
 from sublora.subspace import allocations
 from sublora.system.device import use_device
 from sublora.system.errors import UserError
-from sublora.system.files import atomic_path
 from sublora.system.names import BOUNDS_NAME, CERTIFICATE_NAME, CHECKPOINT_NAME, LOSSES_NAME
 from sublora.training import checkpoint
 from sublora.training.reporting import Progress
 
-CONFIG = Path(__file__).resolve().parents[1] / "demo" / "config" / "config.yaml"
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIG = REPOSITORY / "docs/studies/allocation/settings/demo.yaml"
+ROOT = REPOSITORY / "demo"
 BUDGETS = (500, 1000)
 ALLOCATIONS = ("uniform", *gate_summary.FIXED, "learned")
 VARIANTS = {
@@ -94,14 +94,14 @@ class Study:
     """What all runs share."""
 
     settings: config.Settings
-    """Those of the demo, from both_random."""
+    """Those of the demo at the time of the study, from both_random."""
     root: Path
     """The folder that holds data/ and results/base/."""
     seeds: tuple[int, ...]
     budgets: tuple[int, ...] = BUDGETS
 
     @classmethod
-    def of(cls, path: Path, root: Path | None, seeds: Sequence[int], budgets: Sequence[int] = BUDGETS) -> "Study":
+    def of(cls, path: Path, root: Path, seeds: Sequence[int], budgets: Sequence[int] = BUDGETS) -> "Study":
         """Return the study of a settings file. UserError if it does not train for the message or repeats a seed."""
         settings = config.load_settings(path)
         if settings.message.quantizer != "entropy":
@@ -110,7 +110,7 @@ class Study:
             raise UserError(f"--seeds: expected different numbers of at least 0, found {' '.join(map(str, seeds))}")
         lora = settings.lora.model_copy(update={"init": "both_random"})
         settings = settings.model_copy(update={"lora": lora})
-        return cls(settings, root or config.root_of(path), tuple(seeds), tuple(budgets))
+        return cls(settings, root, tuple(seeds), tuple(budgets))
 
     def settings_of(self, variant: Variant) -> config.Settings:
         """With the study's grid; an allocation that is not in it takes the place of `learned`."""
@@ -209,18 +209,11 @@ def shares(groups: Sequence[str], gamma: Sequence[float]) -> str:
 
 def finished_rows(path: Path, study: Study) -> list[dict[str, str]]:
     """Rows that are there; UserError if they are of other columns, of a grid of another size, or of other seeds."""
-    rows = read_study_rows(path, COLUMNS, fix="give another --out")
+    rows = read_rows(path, COLUMNS, fix="give another --out")
     known = {str(seed) for seed in study.seeds}
     if any(row["grid_runs"] != str(study.grid_runs) or row["seed"] not in known for row in rows):
         raise UserError(f"{path}: has rows of other --seeds, whose grid is another; give those seeds or another --out")
     return rows
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def measured(study: Study, tasks: Sequence[Task], jobs: int) -> Iterator[Row]:
@@ -244,7 +237,7 @@ def run_study(study: Study, tasks: Sequence[Task], path: Path, *, jobs: int = 1)
     missing = [task for task in tasks if task.key not in done]
     for count, row in enumerate(measured(study, missing, jobs), start=1):
         rows.append({key: f"{value:.8g}" if isinstance(value, float) else value for key, value in row.items()})
-        write_rows(path, rows)
+        write_rows(path, COLUMNS, rows)
         facts = f"bound {row['bound_value']:.4f}, test {row['test_loss_bits']:.4f}, {row['seconds']:.0f} s"
         name = f"{row['variant']} d{row['budget']} seed{row['seed']}"
         print(f"{count} of {len(missing)}: {name}: {facts} {row['gamma']}", flush=True)
@@ -263,8 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--budgets", type=int, nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, a thread each (default: 1)")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="settings (default: the demo's)")
-    parser.add_argument("--root", type=Path, help="folder of data/ and results/base/ (default: above the settings')")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="settings (default: those of the study)")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of data/ and results/base/ (default: demo/)")
     given = parser.parse_args(arguments)
     try:
         if given.summarize:

@@ -12,7 +12,6 @@ demo's files. docs/studies/subspace/plan.md says what is compared.
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import functools
 import io
@@ -24,8 +23,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study_rows import read_rows, write_rows
 from benchmarks.subspace_summary import CANDIDATES, RANDOM, SCALED, summarize
-from benchmarks.tables import read_study_rows
 from sublora import config
 from sublora.analysis.arms import LEARNED
 from sublora.runs.bound import bound_run
@@ -33,7 +32,7 @@ from sublora.runs.scales import make_scales
 from sublora.runs.score import score_run
 from sublora.runs.train import train_run
 from sublora.system.errors import UserError
-from sublora.system.files import atomic_path, read_json
+from sublora.system.files import read_json
 from sublora.system.names import BASE_FOLDER, BASE_LOSSES_PATH, BOUNDS_NAME, CHECKPOINT_NAME, SCALES_PATH
 from sublora.training import checkpoint
 
@@ -57,8 +56,6 @@ RUN_COLUMNS = (
 GATE_COLUMNS = ("candidate", "budget", "seed", "group", "gamma")
 KEYS = {RATE_COLUMNS: RATE_COLUMNS[:3], RUN_COLUMNS: RUN_COLUMNS[:4]}
 
-REMOVE = "move it away and run the study again"
-
 Row = dict[str, Any]
 
 
@@ -74,11 +71,12 @@ class Task:
 
 
 def settings_of(task: Task, demo: Path = DEMO) -> config.Settings:
-    """Return the settings of a training: the demo's with the candidate's, the study's grid and the rate."""
+    """Return the settings of a training: the demo's with the candidate's, the study's grid, charge and rate."""
     values: Any = config.read_values(demo / "config/config.yaml")
     changes: Any = config.read_values(PAGE / "settings" / f"{task.candidate}.yaml")
     for section, keys in changes.items():
         values[section] = values.get(section, {}) | keys
+    values["message"]["extra_bits"] = 7.0  # the demo's before it paid for this study
     # Grids of nearly equal size, since their indices are charged: 4 x 24 and 5 x 2 x 12 runs take 7 bits each.
     splits = task.allocation != "uniform"
     budgets = sorted({budget for _, budget in SPLIT_CELLS}) if splits else list(BUDGETS)
@@ -159,20 +157,13 @@ def add_rows(
 ) -> None:
     """Measure the tasks that the file does not hold, and add each row when it is there."""
     keys = KEYS[tuple(columns)]
-    rows: list[Row] = list(read_study_rows(path, columns, fix=REMOVE))
+    rows: list[Row] = list(read_rows(path, columns))
     done = {tuple(row[key] for key in keys) for row in rows}
     missing = [task for task in tasks if tuple(_text(getattr(task, key)) for key in keys) not in done]
     for count, row in enumerate(_results(missing, measure, jobs), start=1):
         rows.append({key: _text(value) for key, value in row.items()})
         write_rows(path, columns, rows)
         print(f"{count} of {len(missing)}: {', '.join(f'{k} {v}' for k, v in rows[-1].items())}", flush=True)
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _results(tasks: Sequence[Task], measure: Callable[[Task], Row], jobs: int) -> Iterator[Row]:
@@ -213,7 +204,7 @@ def tune(path: Path, jobs: int, *, study: Path = STUDY) -> None:
     add_rows(path, RATE_COLUMNS, coarse, measure, jobs)
     # Of the coarse rates alone, so that a second start finds the same.
     known = {_text(rate) for rate in COARSE_RATES}
-    best = best_rates([row for row in read_study_rows(path, RATE_COLUMNS, fix=REMOVE) if row["learning_rate"] in known])
+    best = best_rates([row for row in read_rows(path, RATE_COLUMNS) if row["learning_rate"] in known])
     finer = [Task(*cell, "uniform", TUNING_SEED, best[cell] * factor) for cell in cells for factor in FINER]
     add_rows(path, RATE_COLUMNS, finer, measure, jobs)
 
@@ -237,7 +228,7 @@ def tasks_of_the_study(rates: dict[tuple[str, int], float]) -> list[Task]:
 
 def run(path: Path, rates_path: Path, jobs: int, *, study: Path = STUDY) -> None:
     """Train, score and bound what `path` does not hold. UserError before the learning rates have been tuned."""
-    rates = best_rates(read_study_rows(rates_path, RATE_COLUMNS, fix=REMOVE))
+    rates = best_rates(read_rows(rates_path, RATE_COLUMNS))
     lacking = [f"{c} at d = {d}" for c in CANDIDATES for d in BUDGETS if (c, d) not in rates]
     if lacking:
         raise UserError(f"{rates_path}: no learning rate of {', '.join(lacking)}; tune first")
@@ -252,7 +243,7 @@ def write_gates(path: Path, runs_path: Path, *, study: Path = STUDY) -> None:
     UserError if a run's folder is not there.
     """
     rows = []
-    for row in read_study_rows(runs_path, RUN_COLUMNS, fix=REMOVE):
+    for row in read_rows(runs_path, RUN_COLUMNS):
         if row["allocation"] != LEARNED:
             continue
         spec = config.RunSpec(budget=int(row["budget"]), allocation=LEARNED, seed=int(row["seed"]))

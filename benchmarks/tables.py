@@ -1,29 +1,9 @@
-"""The results as tables, and the rows that a study has written so far."""
+"""The results as tables."""
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-from sublora.system.errors import UserError
-
-
-def read_study_rows(path: Path, columns: Sequence[str], *, fix: str) -> list[dict[str, str]]:
-    """Return the rows of a study's CSV file, none if it is not there.
-
-    UserError, ending in `fix`, if it has other columns.
-    """
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != tuple(columns):
-        raise UserError(f"{path}: not a file of this study, its columns differ; {fix}")
-    return rows
 
 
 def print_machine(console: Console, machine: dict[str, Any]) -> None:

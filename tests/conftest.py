@@ -102,6 +102,7 @@ def demo_values() -> dict:
     """The demo's settings as plain values, every key of them and free to be changed, on a random base."""
     demo = copy.deepcopy(_demo_values())
     demo["scoring"]["anchor"] = "guessing"  # for tests that put another base in
+    del demo["subspace"]["scale"]  # which only a trained base has
     return demo | {"base": {"kind": "random"}}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import subspace_study as study
 from benchmarks import subspace_summary as summary
+from benchmarks.study_rows import write_rows
 from sublora.system.errors import UserError
 
 
@@ -136,7 +137,7 @@ def test_the_gates_of_learned_runs_are_read_from_their_bounds(tmp_path):
     runs = [("gradient", "learned", 5202), ("random", "learned", 5201), ("gradient", "fixed-0.2", 5201)]
     found = {"candidate": "", "budget": 500, "allocation": "", "seed": 0}
     rows = [found | {"candidate": c, "allocation": a, "seed": seed} for c, a, seed in runs]
-    study.write_rows(tmp_path / "runs.csv", study.RUN_COLUMNS, rows)
+    write_rows(tmp_path / "runs.csv", study.RUN_COLUMNS, rows)
     for candidate, gamma in (("gradient", 0.25), ("random", 0.75)):
         for seed in (5201, 5202):
             folder = tmp_path / candidate / f"results/runs/d500_learned_seed{seed}"

@@ -35,7 +35,7 @@ def test_the_four_ways_are_the_demo_but_for_what_is_trained():
     demo, four = (
         load_settings(REPOSITORY / "demo/config" / name).model_dump() for name in ("config.yaml", "four_ways.yaml")
     )
-    differing = {f"{s}.{key}" for s, keys in demo.items() for key, value in keys.items() if four[s][key] != value}
+    differing = {f"{s}.{key}" for s, keys in demo.items() for key, value in keys.items() if four[s].get(key) != value}
     assert differing == {
         *("grid.budgets", "grid.allocations", "grid.seeds", "grid.trained"),
         *("training.learning_rates", "data.near_duplicates", "scoring.sources"),
@@ -44,6 +44,7 @@ def test_the_four_ways_are_the_demo_but_for_what_is_trained():
         *("scoring.documents", "scoring.test_documents", "lora.rank", "rate_phase.rate_factor"),
         *(f"training.{key}" for key in ("steps", "learning_rate", "eval_interval_steps", "save_interval_steps")),
         *("bound.delta_base", "bound.delta_base_sample", "bound.delta_excess_sample"),
+        *("subspace.scale", "message.extra_bits"),
     }
     runs = load_settings(REPOSITORY / "demo/config/four_ways.yaml").grid.runs()
     assert len({run.trained for run in runs}) == 4 and len(runs) == 8

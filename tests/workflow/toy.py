@@ -161,6 +161,7 @@ class Toy:
         values = yaml.safe_load((self.root / "demo/config/config.yaml").read_text()) | {"base": {"kind": "random"}}
         values["scoring"]["anchor"] = "guessing"  # for tests that put another base in
         values["message"]["quantizer"] = "plain"
+        del values["subspace"]  # scales, which only a trained base has
         corpus = {"kind": "docstrings", "packages": ["stdlib"]}
         values["data"] |= {"name": "docstrings", "corpus": corpus, "near_duplicates": False}
         for section, keys in sections.items():
