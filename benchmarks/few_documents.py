@@ -55,6 +55,8 @@ MOST_HELD_OUT = 1000
 """Units held out: half of the n, and no more than these."""
 HELD_OUT_DOCUMENTS = 1500
 """Documents of them that are scored, about: as many of each unit, drawn at random."""
+CHANGED_SINCE = ("subspace", "message")
+"""Sections of settings.yaml that say how the demo was when the study ran."""
 COLUMNS = (
     *("cell", "unit", "n", "arm", "d", "seed", "n_trained", "m", "code_bits", "extra_bits", "smoothing"),
     *("gain", "gain_choice_paid", "gain_untuned", "test_gain", "excess", "excess_sd", "bound", "base_bound"),
@@ -99,7 +101,7 @@ CELLS = (
     Cell("source", None, (1000,), 150),
 )
 OF_ALL_DOCUMENTS = Cell("document", None, (2000, 1000), 400)
-"""Not computed again: the runs of the demo."""
+"""Six runs of the demo, with the settings that it had when the study ran."""
 
 
 def cell_values(demo: dict[str, Any], cell: Cell, *, n_train: int | None, arm: Arm) -> dict[str, Any]:
@@ -164,6 +166,15 @@ class Experiment:
         out = self.root / "results/runs" / spec.name
         if not (out / CHECKPOINT_NAME).exists():
             train_run(self.settings, spec, root=self.root, out=out, settings_file=self.config_path)
+        return out
+
+    def bounded(self, budget: int, seed: int) -> Path:
+        """Train, score and bound a run, as far as that is not done; return its folder."""
+        self.write_base_losses()
+        out = self.trained(budget, seed)
+        if not (out / BOUNDS_NAME).exists():
+            score_run(out, config_path=self.config_path, root=self.root)
+            bound_run(out, config_path=self.config_path)
         return out
 
     def write_base_losses(self) -> None:
@@ -315,6 +326,18 @@ class Study:
         root = self.work / (cell.name if arm == "message" else f"{cell.name}_held_out")
         return Experiment.make(self.demo, root, cell_values(demo, cell, n_train=n_train, arm=arm))
 
+    def demo_at_the_time(self) -> Experiment:
+        """Return the demo with the settings of settings.yaml that have changed in it since, in a folder of its own."""
+        values = yaml.safe_load((self.demo / "config/config.yaml").read_text(encoding="utf-8"))
+        changes = yaml.safe_load(CHANGES.read_text(encoding="utf-8"))
+        for section in CHANGED_SINCE:
+            values[section] = values.get(section, {}) | changes[section]
+        root, data = self.work / OF_ALL_DOCUMENTS.name, f"data/{values['data']['name']}"
+        if not (root / data).exists():
+            (root / data).parent.mkdir(parents=True, exist_ok=True)
+            (root / data).symlink_to((self.demo / data).resolve())
+        return Experiment.make(self.demo, root, values)
+
     def row(self, task: Task) -> Row:
         """Compute a row."""
         cell = task.cell
@@ -322,18 +345,14 @@ class Study:
             return self._row_of_the_demo(task)
         whole = self.experiment(cell, "message", cell.n)
         if task.arm == "message":
-            whole.write_base_losses()
-            out = whole.trained(task.budget, task.seed)
-            score_run(out, config_path=whole.config_path, root=whole.root)
-            bound_run(out, config_path=whole.config_path)
-            return message_row(out)
+            return message_row(whole.bounded(task.budget, task.seed))
         dataset = whole.dataset
         n_train = dataset.n_units - min(dataset.n_units // 2, MOST_HELD_OUT)
         part = self.experiment(cell, "held out", n_train)
         return held_out_row(part, part.trained(task.budget, task.seed), dataset)
 
     def _row_of_the_demo(self, task: Task) -> Row:
-        out = self.demo / "results/runs" / f"d{task.budget}_uniform_seed{task.seed}"
+        out = self.demo_at_the_time().bounded(task.budget, task.seed)
         row = message_row(out)
         if task.arm == "message":
             return row

@@ -183,8 +183,8 @@ def hypotheses(folder: Path, runs: int) -> None:
 
 
 def figures(folder: Path, runs: int) -> None:
-    """Draw the figures of one budget that read nothing but the runs table and the yardsticks."""
-    from sublora.analysis.figures import allocation, bounds, gating, tradeoff
+    """Draw figures that read nothing but the runs table and the yardsticks."""
+    from sublora.analysis.figures import allocation, bounds, tradeoff, training
     from sublora.analysis.figures.style import save_figure
     from sublora.analysis.runs_table import read_runs_csv
     from sublora.analysis.yardsticks import load_yardsticks
@@ -194,9 +194,9 @@ def figures(folder: Path, runs: int) -> None:
     drawn = {
         "pareto": tradeoff.pareto(table, BUDGETS[0], trivial),
         "bound_decomposition": allocation.bound_decomposition(table, BUDGETS[0], trivial),
-        "bound_by_inequality": bounds.bound_by_inequality(table, BUDGETS[0]),
+        "bound_by_inequality": bounds.bound_by_inequality(table),
         "compression": tradeoff.compression(table, BUDGETS[0]),
-        "gating_heatmap": gating.gating_heatmap(table, BUDGETS[0]),
+        "gating_heatmap": training.gating_heatmap(table, BUDGETS[0]),
     }
     for name, figure in drawn.items():
         save_figure(figure, png=folder / f"{name}.png", pdf=folder / f"{name}.pdf")

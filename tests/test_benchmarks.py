@@ -200,6 +200,14 @@ def test_growth_is_measured_above_what_a_process_takes_anyway(capsys):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["hypotheses", "figures", "report"])
+def test_what_grows_with_the_runs_is_measured(part, capsys):
+    """These parts call the analysis by its own names, which may change."""
+    growth.main([f"{part}=10"])
+    assert capsys.readouterr().out.startswith(f"{part}: 10 take ")
+
+
 def test_the_exponent_of_growth():
     points = [{"size": size, "cpu_seconds_above_tiny": 1e-6 * size**2} for size in (1000, 3000)]
     assert growth.exponent(*points) == pytest.approx(2.0)
