@@ -2,6 +2,7 @@
 
     python -m benchmarks.subspace_study tune --jobs 2         # docs/studies/subspace/rates.csv
     python -m benchmarks.subspace_study run --jobs 2          # docs/studies/subspace/runs.csv
+    python -m benchmarks.subspace_study afterwards --jobs 2   # afterwards.csv, what the plan did not have
     python -m benchmarks.subspace_study gates                 # gates.csv, from the runs' own files
     python -m benchmarks.subspace_study summarize             # table.csv, splits.csv, subspaces.png and .pdf
 
@@ -41,6 +42,8 @@ DEMO, PAGE, STUDY = REPOSITORY / "demo", REPOSITORY / "docs/studies/subspace", R
 BUDGETS = (25, 125, 500, 2000)
 SEEDS = {budget: tuple(range(5001 + 100 * i, 5007 + 100 * i)) for i, budget in enumerate(BUDGETS)}
 """Six for each budget and none twice, so that 24 seeds are independent."""
+SEEDS_AFTERWARDS = {1000: tuple(range(5401, 5407))}
+"""Of the demo's other budget, which the plan did not have."""
 TUNING_SEED = 4001
 COARSE_RATES = (0.0125, 0.05, 0.2, 0.8)
 FINER = (0.5, 2.0)
@@ -79,11 +82,11 @@ def settings_of(task: Task, demo: Path = DEMO) -> config.Settings:
     values["message"]["extra_bits"] = 7.0  # the demo's before it paid for this study
     # Grids of nearly equal size, since their indices are charged: 4 x 24 and 5 x 2 x 12 runs take 7 bits each.
     splits = task.allocation != "uniform"
-    budgets = sorted({budget for _, budget in SPLIT_CELLS}) if splits else list(BUDGETS)
+    budgets = sorted({budget for _, budget in SPLIT_CELLS} if splits else {*BUDGETS, task.budget})
     values["grid"] = {
         "budgets": budgets,
         "allocations": ["uniform", *SPLITS] if splits else ["uniform"],
-        "seeds": [seed for budget in budgets for seed in SEEDS[budget]],
+        "seeds": [seed for budget in budgets for seed in (SEEDS | SEEDS_AFTERWARDS)[budget]],
     }
     if task.seed == TUNING_SEED:
         values["grid"]["seeds"] = [TUNING_SEED]
@@ -237,6 +240,17 @@ def run(path: Path, rates_path: Path, jobs: int, *, study: Path = STUDY) -> None
     add_rows(path, RUN_COLUMNS, tasks_of_the_study(rates), functools.partial(measured, study=study), jobs)
 
 
+def run_afterwards(path: Path, jobs: int, *, study: Path = STUDY) -> None:
+    """Random at d = 500 with a smaller learning rate than its tuned one, and both subspaces of the demo at d = 1,000."""
+    root = study / "afterwards"
+    for candidate in (RANDOM, SCALED):
+        prepare_root(candidate, study=root)
+    tasks = [Task(RANDOM, 500, "uniform", seed, 0.1) for seed in SEEDS[500]]
+    for budget, seeds in SEEDS_AFTERWARDS.items():
+        tasks += [Task(candidate, budget, "uniform", seed, 0.05) for seed in seeds for candidate in (RANDOM, SCALED)]
+    add_rows(path, RUN_COLUMNS, tasks, functools.partial(measured, study=root), jobs)
+
+
 def write_gates(path: Path, runs_path: Path, *, study: Path = STUDY) -> None:
     """Write what the learned runs of `runs_path` ended with, a row for each group, in the order of these runs.
 
@@ -257,7 +271,7 @@ def write_gates(path: Path, runs_path: Path, *, study: Path = STUDY) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.subspace_study", description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("tune", "run", "gates", "summarize"))
+    parser.add_argument("step", choices=("tune", "run", "afterwards", "gates", "summarize"))
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, a thread each (default: 1)")
     given = parser.parse_args(arguments)
     try:
@@ -265,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tune(PAGE / "rates.csv", given.jobs)
         elif given.step == "run":
             run(PAGE / "runs.csv", PAGE / "rates.csv", given.jobs)
+        elif given.step == "afterwards":
+            run_afterwards(PAGE / "afterwards.csv", given.jobs)
         elif given.step == "gates":
             write_gates(PAGE / "gates.csv", PAGE / "runs.csv")
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sublora.system.errors import UserError
 
-NUMERICS_VERSIONS = {"data": 1, "base": 2, "train": 4, "score": 5, "yardsticks": 5, "bound": 4, "figures": 5}
+NUMERICS_VERSIONS = {"data": 1, "base": 2, "train": 4, "score": 5, "yardsticks": 5, "bound": 5, "figures": 5}
 
 UNITS_VERSION = 2
 """Version of the rule by which sources become units and units are split, with data.unit: source. It is written into

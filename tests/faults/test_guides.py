@@ -46,6 +46,7 @@ def small(folder: Path) -> dict:
     corpus = {"kind": "folder", "path": str(folder), "text_field": "text", "unit_field": None}
     values = merged(demo_values(), TINY) | {"grid": demo_values()["grid"], "base": TRAINED | {"corpus": corpus}}
     values["lora"] = values["lora"] | {"rank": 4}
+    values["subspace"] = values["subspace"] | {"scale": "gradient(-0.5)"}
     return values
 
 

@@ -43,9 +43,8 @@ def test_the_full_reproduction_is_thirty_runs(toy: Toy) -> None:
 
 def test_the_demo_is_the_same_workflow_in_its_own_folder(toy: Toy) -> None:
     in_demo = ("--profile", "profiles/demo")
-    kind = yaml.safe_load((toy.root / "demo/config/config.yaml").read_text())["base"]["kind"]
-    base = {} if kind == "random" else {"base": 1}
-    assert stages(toy.plan(*in_demo)) == base | {"prepare": 1, "yardsticks": 1, "train": 30, "score": 30, "bound": 30}
+    once = {"prepare": 1, "base": 1, "scales": 1, "yardsticks": 1}
+    assert stages(toy.plan(*in_demo)) == once | {"train": 30, "score": 30, "bound": 30}
     target = "results/runs/d1000_learned_seed42/best_ckpt.pt"
     assert toy.snakemake(*in_demo, target).exit_code == 0
     assert (toy.root / "demo" / target).exists()

@@ -23,6 +23,8 @@ MOST_EXACT_VALUES = 16
 MOST_EXACT_LAYERS = 8
 """Up to this number of layers Page's L is computed over all orders, beyond it orders are drawn."""
 MONTE_CARLO_DRAWS = 99_999
+BATCH_DRAWS = 4096
+"""Sign assignments that are in memory as floats at once."""
 FEWEST_PLANNED = 3
 CLEAR_EFFECT = 2.5
 """In standard deviations: so few values as can reach a level at all show it."""
@@ -83,7 +85,9 @@ def _flip(n: int, statistic: Callable[[np.ndarray], Any], alternative: Alternati
         return 1.0 if is_extreme or alternative == "two-sided" else 0.5
     # p as scipy's permutation_test computes it, which would draw the same sign vectors anew for every test.
     observed = statistic(np.ones(n))
-    null_S = statistic(_sign_vectors(n).astype(np.float64))
+    signs_SR = _sign_vectors(n)
+    batches = (signs_SR[start : start + BATCH_DRAWS] for start in range(0, len(signs_SR), BATCH_DRAWS))
+    null_S = np.concatenate([statistic(batch_SR.astype(np.float64)) for batch_SR in batches])
     tolerance = abs(100.0 * np.finfo(np.float64).eps * observed)
     counted = 0 if n <= MOST_EXACT_VALUES else 1  # among drawn assignments the observed one counts as well
     total = len(null_S) + counted
@@ -112,6 +116,7 @@ def _sign_vectors(n: int) -> np.ndarray:
         permutation_type="samples",
         vectorized=True,
         n_resamples=np.inf if n <= MOST_EXACT_VALUES else MONTE_CARLO_DRAWS,
+        batch=BATCH_DRAWS,
         rng=generator("sign flips", n),
     )
     return np.concatenate(visited)
