@@ -241,7 +241,7 @@ def run(path: Path, rates_path: Path, jobs: int, *, study: Path = STUDY) -> None
 
 
 def run_afterwards(path: Path, jobs: int, *, study: Path = STUDY) -> None:
-    """Random at d = 500 with a smaller learning rate than its tuned one, and both subspaces of the demo at d = 1,000."""
+    """Random at d = 500 with a smaller learning rate than its tuned one, and two subspaces at the demo's d = 1,000."""
     root = study / "afterwards"
     for candidate in (RANDOM, SCALED):
         prepare_root(candidate, study=root)
