@@ -12,7 +12,7 @@ from sublora import config
 from sublora.config.corpus import Unit
 from sublora.data.tokenizers import TOKENIZER_FILE, TOKENIZERS, token_type
 from sublora.system.errors import UserError, printable
-from sublora.system.files import UNREADABLE, read_json, sha256_of_file, write_json
+from sublora.system.files import UNREADABLE, read_json, reason_of, sha256_of_file, write_json
 from sublora.system.validation import describe
 from sublora.system.versions import UNITS_VERSION
 
@@ -130,7 +130,7 @@ def load_index(path: Path) -> np.ndarray:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         array.shape  # noqa: B018 - an archive of arrays has no shape
     except UNREADABLE as error:
-        raise UserError(f"{path}: damaged ({printable(error, 100)}); {PREPARE_AGAIN}") from None
+        raise UserError(f"{path}: damaged ({printable(reason_of(error), 100)}); {PREPARE_AGAIN}") from None
     return array
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sublora.system.errors import UserError, printable
-from sublora.system.files import UNREADABLE, check_regular, read_regular, write_bytes
+from sublora.system.files import UNREADABLE, check_regular, read_regular, reason_of, write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class Archive:
             # From memory: where a damaged archive points outside itself, a file would blame the operating system.
             self._zip = zipfile.ZipFile(io.BytesIO(data))
         except (*UNREADABLE, OSError) as error:
-            raise ValueError(_reason(error)) from None
+            raise ValueError(reason_of(error)) from None
         members = self._zip.infolist()
         if len(members) > MOST_MEMBERS:
             raise ValueError(f"it holds {len(members)} members, expected at most {MOST_MEMBERS}")
@@ -91,7 +91,7 @@ class Archive:
         except zipfile.BadZipFile:
             raise ValueError(f"{member.filename} has another checksum") from None
         except (*UNREADABLE, OSError) as error:
-            raise ValueError(f"{member.filename}: {_reason(error)}") from None
+            raise ValueError(f"{member.filename}: {reason_of(error)}") from None
         # Small numbers count as large as what is computed from them.
         self._bytes_left -= max(member.file_size, 8 * values.size)
         if self._bytes_left < 0:
@@ -138,10 +138,6 @@ def read_npz(path: Path, *, missing: str, fix: str) -> "dict[str, NDArray[Any]]"
         raise UserError(f"{path}: {missing}") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged ({printable(error, 100)}); {fix}") from None
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 PICKLE_PROTOCOL = 2

@@ -236,6 +236,13 @@ RecursionError is a RuntimeError.
 """
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error of a damaged file says, in one line that is the same in every version of Python."""
+    if isinstance(error, tokenize.TokenError | SyntaxError):
+        return "the header of an array cannot be read"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def sha256_of_file(path: Path, block_bytes: int = 1 << 20) -> str:
     """Return the sha256 of a file, in hexadecimal; `block_bytes` of it are in memory at a time."""
     digest = hashlib.sha256()
