@@ -111,10 +111,10 @@ gpu: ## tests, speed and the runs of gpt2-small on one GPU in MINUTES=9, by torc
 # Two workers; the tests of a file stay together in one of them, since they share costly fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rs
 
-test: $(INSTALLED) ## the tests, those of minutes left out; says which were skipped, and why
+test: $(INSTALLED) ## the tests, the slow ones left out; says which were skipped, and why
 	$(PYTEST) -m "not slow"
 
-test-slow: $(INSTALLED) ## long simulations, and every way to be killed
+test-slow: $(INSTALLED) ## simulations, whole commands and workflows, and every way to be killed
 	$(PYTEST) -m slow
 
 # The only target that installs outside this folder, and only as root on Debian.

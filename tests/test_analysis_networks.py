@@ -135,6 +135,7 @@ def test_labels_say_what_is_trained():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("figure", "name"), [("bound_against_compressed_size", "four ways"), ("bound_against_model_size", "sizes")]
 )

@@ -112,6 +112,7 @@ def test_the_table_of_figures_was_read():
     assert FIGURES["pareto"] == ("figures.tradeoff.pareto", ["yardsticks"], True)
 
 
+@pytest.mark.slow
 def test_the_script_of_figures_writes_both_files_of_each(inputs, tmp_path):
     run_figures(FIGURES, inputs, tmp_path, tmp_path / "logs" / "job.log")
     for name in FIGURES:

@@ -158,6 +158,7 @@ def test_an_honest_claim_is_verified_with_a_draw_of_the_verifiers_own_as_well(ho
     assert {"bound_value", "bound_direct", "bound_redraw"} <= verdict.bounds.keys()
 
 
+@pytest.mark.slow
 def test_the_true_risk_on_fresh_text_of_the_same_chain_is_below_the_sum(honest):
     """Base, excess and their sum on 2,000 new documents of the Markov chain, each with a 99 % interval."""
     out = honest / "results/runs" / SPEC.name

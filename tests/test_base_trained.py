@@ -281,6 +281,7 @@ def test_the_process_that_waits_for_another_base_makes_its_own(base_root: Path, 
     assert outcome(out) == outcome(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_base_learns_in_either_type_and_its_weights_are_float32(
     base_root: Path, tmp_path: Path, dtype: str

@@ -37,6 +37,7 @@ def first_part(session: Session) -> None:
 # The session
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_is_stopped_leaves_what_it_had_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_session, "GRACE_SECONDS", 2.0)
     saving = "signal.signal(signal.SIGUSR1, lambda *_: exit(print('saved')))"
@@ -195,6 +196,7 @@ def test_runs_travel_there_and_back(tmp_path):
     assert (there / state.relative_to(here)).read_bytes() == b"newer"
 
 
+@pytest.mark.slow
 def test_packages_that_are_lacking_come_from_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_folder, "CARRIED", {"toy-package": ("toy-package",)})
     monkeypatch.setattr(gpu_folder, "_minimum", lambda name: "1.2")

@@ -111,6 +111,7 @@ def test_runs_that_are_there_are_not_run_again(tmp_path, monkeypatch):
     assert len(rows) == 216 and len(done) == 217
 
 
+@pytest.mark.slow
 def test_the_plan_s_tests_find_a_gain_and_the_lack_of_one(tmp_path):
     effects = {"random": 0.0, "gradient": -0.03, "fisher": 0.05, "cores": -0.001}
     splits = {"fixed-0.2": 0.05, "fixed-0.5": 0.02, "fixed-0.8": -0.02, "learned": 0.01}

@@ -128,6 +128,7 @@ RUNS = 3
 PLACES = [*(pytest.param(place, marks=pytest.mark.slow) for place in ("nowhere", "elsewhere")), "there too"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rare", [0.0, 0.004, 0.03])
 @pytest.mark.parametrize("network_fails_where", PLACES)
 def test_level_of_the_sum_with_rare_bad_documents_and_a_shared_base_bound(rare, network_fails_where):
@@ -195,6 +196,7 @@ def test_a_memorizer_pays_with_its_message_and_is_caught_where_it_does_not():
 # Wrong forms.
 
 
+@pytest.mark.slow
 def test_a_draw_that_is_known_while_the_network_is_chosen_fails_and_the_test_sees_it():
     """The best of 2^16 networks without any gain: on a draw that was known beforehand, and on one made afterwards."""
     bits, n, m, experiments, failure = 16, 5000, 100, 20, 0.1

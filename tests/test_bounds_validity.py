@@ -248,6 +248,7 @@ def misses_of_the_record(key, *, documents, charged_bits, tests=20, replications
     return misses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["bound_value", "bound_all_runs", "bound_held_out"])
 def test_the_full_sample_record_of_a_memorizer_stays_within_delta(key):
     assert misses_of_the_record(key, documents=400, charged_bits=CODE_BITS) <= binom.ppf(0.999, 1000, DELTA)

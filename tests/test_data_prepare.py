@@ -118,6 +118,7 @@ def test_the_same_bytes_whatever_the_workers_the_batches_and_the_order(tmp_path,
     assert all_bytes(prepare_dataset(folder_data(), tmp_path)) == first
 
 
+@pytest.mark.slow
 def test_docstrings_do_not_depend_on_the_workers(tmp_path):
     corpus = config.DocstringCorpus(kind="docstrings", packages=("numpy",))
     folders = []
@@ -354,6 +355,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     """Peak memory of a corpus of 110 MB of tokens is that of one a third as large, within 10 MB."""
     for name, documents in (("small", 18_000), ("large", 54_000)):

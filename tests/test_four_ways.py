@@ -72,6 +72,7 @@ def test_a_run_s_settings_are_its_own_and_stay_so():
     assert own["lora-identity"].training == base.model_copy(update={"learning_rates": None})
 
 
+@pytest.mark.slow
 def test_all_four_are_trained_coded_bounded_and_verified(four):
     root, settings = four
     for spec in settings.grid.runs():

@@ -2,12 +2,14 @@
 
 import re
 
+import pytest
 import torch
 from conftest import REPOSITORY
 
 GUIDE = REPOSITORY / "docs/guide/any_network.md"
 
 
+@pytest.mark.slow
 def test_its_code_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

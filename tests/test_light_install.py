@@ -100,6 +100,7 @@ COMMAND_LINE = "from sublora.cli import main; main()"
 OPTIONS = ["--code-bits", 10, "--n", 500, "--lower", 0, "--upper", 1]
 
 
+@pytest.mark.slow
 def test_certify_runs_in_a_light_installation(tmp_path) -> None:
     np.save(tmp_path / "losses.npy", np.linspace(0.1, 0.3, 500))
     outcome = run_with(CORE, COMMAND_LINE, "certify", tmp_path / "losses.npy", *OPTIONS)

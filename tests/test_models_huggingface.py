@@ -200,6 +200,7 @@ def test_dropout_acts_in_training_alone(folders: dict[str, Path]) -> None:
         assert not torch.equal(model.hidden(tokens_NT, training=True), model.hidden(tokens_NT, training=True))
 
 
+@pytest.mark.slow
 def test_a_base_comes_back_from_its_file_with_its_hash(folders: dict[str, Path], tmp_path: Path) -> None:
     for kind in KINDS:
         base = read_pretrained(folders[kind])

@@ -76,7 +76,10 @@ def look(page: Path, folder: Path) -> tuple[dict[str, dict[str, float]], list[st
     return json.loads(html.unescape(result[1])), re.findall(r"CONSOLE.*", outcome.stderr)
 
 
-@pytest.mark.parametrize(("grid", "layers", "images"), [(SMALL, 4, 17), (LARGE, 12, 31)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("grid", "layers", "images"),
+    [pytest.param(SMALL, 4, 17, id="small"), pytest.param(LARGE, 12, 31, id="large", marks=pytest.mark.slow)],
+)
 def test_the_report_is_whole_and_readable(grid, layers, images, tmp_path):
     found, console = look(write_page(tmp_path, grid, layers=layers), tmp_path)
     assert console == []

@@ -108,6 +108,7 @@ def test_the_anchored_bound_is_that_of_the_demo_s_runs() -> None:
     assert large.bound_smallest < large.bound < large.bound_largest
 
 
+@pytest.mark.slow
 def test_an_anchor_needs_the_base_s_loss_and_takes_the_measured_one() -> None:
     assert "guess it with --base-loss" in complaint(lambda: expected(Guess(2.9), settings=ANCHORED))
     losses_U = 3.2 + 0.4 * np.random.default_rng(0).standard_normal(6000)
@@ -120,6 +121,7 @@ def test_an_anchor_needs_the_base_s_loss_and_takes_the_measured_one() -> None:
     assert all(each.target == each.guessing for each in expected(Guess(2.9), worse, ANCHORED))
 
 
+@pytest.mark.slow
 def test_with_an_anchor_a_gain_pays_from_far_fewer_documents_on() -> None:
     guess = Guess(2.9, base_loss_bits=3.2)
     for direct, anchored in zip(expected(guess), expected(guess, settings=ANCHORED), strict=True):
@@ -128,6 +130,7 @@ def test_with_an_anchor_a_gain_pays_from_far_fewer_documents_on() -> None:
     assert [each.n_needed for each in expected(Guess(3.2, base_loss_bits=3.2), settings=ANCHORED)] == [None, None]
 
 
+@pytest.mark.slow
 def test_the_verdict_is_printed_with_what_was_assumed(capsys: pytest.CaptureFixture) -> None:
     few = dataclasses.replace(BYTES, n_units=100)
     cases = {

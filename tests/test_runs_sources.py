@@ -175,6 +175,7 @@ def test_sources_are_asked_for_only_where_they_are_known():
             config.parse_settings(values, source="x.yaml")
 
 
+@pytest.mark.slow
 def test_one_document_stands_for_its_source_validly():
     """The bound over sources fails no more often than delta, with documents of a source that differ as they can.
 

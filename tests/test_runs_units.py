@@ -81,6 +81,7 @@ def unit_losses(root, path, split, indices_U):
     return np.array([losses[u] for u in indices_U.tolist()])
 
 
+@pytest.mark.slow
 def test_losses_and_bound_are_those_of_units(honest):
     path = honest / "results/runs" / SPEC.name
     record = json.loads((path / "bounds.json").read_text())

@@ -307,6 +307,7 @@ def large_settings(**arguments) -> config.Settings:
 SOME_BUDGETS = (25, 250, 2000)
 
 
+@pytest.mark.slow
 def test_more_documents_get_a_larger_budget() -> None:
     settings = large_settings()
     chosen = []
@@ -318,6 +319,7 @@ def test_more_documents_get_a_larger_budget() -> None:
     assert chosen[0] < chosen[1]
 
 
+@pytest.mark.slow
 def test_the_n_that_would_do_is_the_smallest_at_which_some_budget_pays() -> None:
     settings = large_settings()
     data = known(4.0, 40)

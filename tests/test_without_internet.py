@@ -30,6 +30,7 @@ class Pretended:
         return texts
 
 
+@pytest.mark.slow
 def test_training_scoring_and_verifying_need_no_vocabulary_and_no_network(tmp_path: Path, monkeypatch) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()

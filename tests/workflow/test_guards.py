@@ -147,6 +147,7 @@ def test_looking_needs_no_gpu(gpu_toy: Toy) -> None:
     assert gpu_toy.calls == []
 
 
+@pytest.mark.slow
 def test_data_and_bounds_need_no_gpu(gpu_toy: Toy) -> None:
     assert gpu_toy.snakemake("data").exit_code == 0
     target = "results/runs/d40_uniform_seed1/bounds.json"
@@ -237,6 +238,7 @@ def test_data_and_figures_are_not_submitted(finished: Toy) -> None:
         assert outcome.jobs == {rule: 1}
 
 
+@pytest.mark.slow
 def test_time_grows_up_to_a_day_and_resubmissions_wait(gpu_toy: Toy) -> None:
     """An always failing job runs retries + 1 times, and no rule retries by itself."""
     gpu_toy.add_command("nvidia-smi", NVIDIA_SMI)

@@ -54,6 +54,7 @@ def test_the_config_of_the_parent_counts(parent: Toy) -> None:
     assert parent.plan(FIGURE) == {}
 
 
+@pytest.mark.slow
 def test_the_parent_reruns_what_its_settings_reach(parent: Toy) -> None:
     assert parent.snakemake("results/runs_d40.csv").exit_code == 0
     parent.write_settings(grid=SMALL_GRID, bound={"delta": 0.07})
@@ -80,6 +81,7 @@ def test_everything_of_the_module_is_found_from_the_parent(parent: Toy) -> None:
     assert (parent.root / "report.zip").exists()
 
 
+@pytest.mark.slow
 def test_names_and_a_folder_of_its_own(toy: Toy) -> None:
     parent = parent_of(toy, prefix='prefix: "inner"', name=" as sublora_*")
     outcome = parent.snakemake("inner/" + FIGURE)

@@ -37,6 +37,7 @@ def test_make_targets_exist() -> None:
     assert {"demo", "test"} <= {words[0] for words in commands("make", GUIDES)} | named <= targets
 
 
+@pytest.mark.slow
 def test_snakemake_commands_plan(toy: Toy) -> None:
     toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
     found = [words for words in commands("snakemake") if not {"--report", "--touch"} & set(words)]

@@ -34,6 +34,7 @@ def stages(plan: dict[str, int]) -> dict[str, int]:
     return {rule: count for rule, count in plan.items() if rule in rules}
 
 
+@pytest.mark.slow
 def test_the_full_reproduction_is_thirty_runs(toy: Toy) -> None:
     toy.write("config/config.yaml", (REPOSITORY / "config/config.yaml").read_text())
     assert stages(toy.plan()) == {"prepare": 1, "yardsticks": 1, "train": 30, "score": 30, "bound": 30}
@@ -219,6 +220,7 @@ def test_another_name_of_the_settings_file_is_no_change(finished: Toy) -> None:
     assert finished.plan("--configfile", "config/mine.yaml") == {}
 
 
+@pytest.mark.slow
 def test_preparing_the_same_data_again_retrains_nothing(finished: Toy) -> None:
     again = ("--forcerun", "prepare", "--until", "prepare")
     assert finished.snakemake(*again).exit_code == 0
@@ -303,6 +305,7 @@ def test_other_settings_of_the_base_reach_its_stages(finished_on_a_base) -> None
     assert plan_of_runs(on_a_base(toy, base), numerics={"base": 1000}) == everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished_on_a_base_once", ["trained"], indirect=True)
 def test_scales_are_measured_once_for_all_exponents(finished_on_a_base) -> None:
     """Another exponent trains again without measuring again; other matrices or another kind are measured again."""
@@ -323,6 +326,7 @@ def test_scales_are_measured_once_for_all_exponents(finished_on_a_base) -> None:
     assert plan_with("gradient(-0.5)", rank=2) == {"scales": 1} | YARDSTICKS | EVERY_RUN
 
 
+@pytest.mark.slow
 def test_the_hash_of_the_base_decides_whether_runs_are_trained_again(finished_on_a_base) -> None:
     """base.json says it; a base that is made again and is the same one retrains nothing, nor does its file's date."""
     toy, _ = finished_on_a_base
