@@ -8,11 +8,13 @@ bin=$(dirname "$(command -v snakemake)")
 
 snakemake --profile profiles/demo -- data base
 for cell in "$@"; do
-  folder=study/$cell settings=$page/settings/demo.yaml
-  [ "$cell" != random_base ] || settings=demo/config/random_base.yaml
+  folder=study/$cell
   mkdir -p "$folder/config" "$folder/results"
   # A random base has no corpus whose texts would have to be left out: its documents are its own.
-  if [ "$cell" != random_base ]; then
+  if [ "$cell" = random_base ]; then
+    settings=demo/config/random_base.yaml
+  else
+    settings=$page/settings/demo.yaml
     ln -sfn "$PWD/demo/data" "$folder/data"
     ln -sfn "$PWD/demo/results/base" "$folder/results/base"
   fi

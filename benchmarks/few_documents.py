@@ -134,15 +134,16 @@ class Experiment:
 
     @classmethod
     def make(cls, demo: Path, root: Path, values: dict[str, Any]) -> "Experiment":
-        """Write the settings and prepare the data, unless they are there; the base is the demo's."""
+        """Write the settings and prepare the data, unless they are there; what the demo has is linked."""
         path = root / "config/config.yaml"
         for folder in ("config", "data", "results"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         settings = config.load_settings(path)
         assert isinstance(settings.base, config.TrainedBase)
-        for shared in (f"data/{settings.base.name}", "results/base"):
-            if not (root / shared).exists():
+        # The demo has the documents of no cell but the one of all of them.
+        for shared in (f"data/{settings.base.name}", f"data/{settings.data.name}", "results/base"):
+            if (demo / shared).exists() and not (root / shared).exists():
                 (root / shared).symlink_to((demo / shared).resolve())
         experiment = cls(root, settings)
         with contextlib.suppress(UserError):
@@ -332,11 +333,7 @@ class Study:
         changes = yaml.safe_load(CHANGES.read_text(encoding="utf-8"))
         for section in CHANGED_SINCE:
             values[section] = values.get(section, {}) | changes[section]
-        root, data = self.work / OF_ALL_DOCUMENTS.name, f"data/{values['data']['name']}"
-        if not (root / data).exists():
-            (root / data).parent.mkdir(parents=True, exist_ok=True)
-            (root / data).symlink_to((self.demo / data).resolve())
-        return Experiment.make(self.demo, root, values)
+        return Experiment.make(self.demo, self.work / OF_ALL_DOCUMENTS.name, values)
 
     def row(self, task: Task) -> Row:
         """Compute a row."""

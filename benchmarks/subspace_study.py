@@ -43,7 +43,7 @@ BUDGETS = (25, 125, 500, 2000)
 SEEDS = {budget: tuple(range(5001 + 100 * i, 5007 + 100 * i)) for i, budget in enumerate(BUDGETS)}
 """Six for each budget and none twice, so that 24 seeds are independent."""
 SEEDS_AFTERWARDS = {1000: tuple(range(5401, 5407))}
-"""Of the demo's other budget, which the plan did not have."""
+"""Seeds of the demo's other budget, which the plan did not have."""
 TUNING_SEED = 4001
 COARSE_RATES = (0.0125, 0.05, 0.2, 0.8)
 FINER = (0.5, 2.0)

@@ -27,7 +27,7 @@ from rich.text import Text
 from sublora.bounds.certify import Certified, certify
 from sublora.system.archives import LARGEST_FILE, Archive, most_unpacked, read_array
 from sublora.system.errors import UserError
-from sublora.system.files import UNREADABLE, read_regular, write_json
+from sublora.system.files import UNREADABLE, read_regular, reason_of, write_json
 
 Columns = dict[str, Callable[[], NDArray]]
 """Columns or arrays: what reads each of them, by name. Those that are not used may hold anything."""
@@ -138,8 +138,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except (*UNREADABLE, OSError, csv.Error) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: not a readable {what}: {reason}") from error
+        raise UserError(f"{path}: not a readable {what}: {reason_of(error)}") from error
 
 
 def _npy(path: Path) -> NDArray:
